@@ -1,0 +1,52 @@
+"""The training objective of the study, for any trainer: replace `F.cross_entropy` by `shaped_cross_entropy`.
+
+`objective` (the knobs and the five named settings; no torch), `loss` (the exact closed form), `statistics`
+(entropy, head and tail mass, rank), `estimators` (rewards and the policy gradient by sampling), `theory` (what training
+converges to). Imports torch and nothing else of this project; torch itself is loaded when a function is first asked
+for, so that reading a setting's name stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from shaping.objective import NAMED, Objective
+
+if TYPE_CHECKING:
+    from shaping.estimators import policy_gradient_variance, sampled_policy_gradient_loss, token_rewards
+    from shaping.loss import shaped_cross_entropy
+    from shaping.statistics import TokenStatistics, entropy, head_tail_mass, target_rank
+    from shaping.theory import effective_temperature, stationary_distribution
+
+_HOMES = {
+    "shaped_cross_entropy": "loss",
+    "token_rewards": "estimators",
+    "sampled_policy_gradient_loss": "estimators",
+    "policy_gradient_variance": "estimators",
+    "stationary_distribution": "theory",
+    "effective_temperature": "theory",
+    "TokenStatistics": "statistics",
+    "entropy": "statistics",
+    "head_tail_mass": "statistics",
+    "target_rank": "statistics",
+}
+
+__all__ = [
+    "NAMED",
+    "Objective",
+    "TokenStatistics",
+    "effective_temperature",
+    "entropy",
+    "head_tail_mass",
+    "policy_gradient_variance",
+    "sampled_policy_gradient_loss",
+    "shaped_cross_entropy",
+    "stationary_distribution",
+    "target_rank",
+    "token_rewards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shaping' has no attribute {name!r}")
+    return getattr(import_module(f"shaping.{_HOMES[name]}"), name)

@@ -1,0 +1,60 @@
+"""The objective as the study writes it: rewards of tokens, and the policy gradient by sampling.
+
+This is the definition that the exact form in `shaping.loss` agrees with in the mean. It is here to be checked against
+and to show what sampling would cost, not to train with.
+"""
+
+import torch
+from torch import Tensor
+
+from shaping.loss import FLOOR
+from shaping.objective import Objective
+from shaping.statistics import head_mask
+
+
+def token_rewards(log_probs: Tensor, targets: Tensor, objective: Objective, floor: float = FLOOR) -> Tensor:
+    """Rewards of all tokens as the action (Eq. 11-13), [N, V] without gradient, for log_probs [N, V] and targets [N].
+
+    The true token x earns `(1 - p_x)^beta / p_x`, with 1 - p_x at least `floor`; a token in the head K earns `lam_head`
+    and one in the tail `lam_tail`.
+    """
+    log_probs = log_probs.detach()
+    head = head_mask(log_probs, objective.top_k)
+    rewards = torch.full_like(log_probs, objective.lam_tail).masked_fill_(head, objective.lam_head)
+    log_p = log_probs.gather(-1, targets[:, None])
+    positive = (-torch.expm1(log_p)).clamp(min=floor) ** objective.beta * torch.exp(-log_p)
+    return rewards.scatter_(-1, targets[:, None], positive)
+
+
+def sampled_policy_gradient_loss(
+    logits: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    num_samples: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A loss [N] whose gradient estimates that of `shaped_cross_entropy` from `num_samples` tokens a row (Eq. 5).
+
+    For logits [N, V], targets [N]: minus the mean over samples a of r(a) log pi(a). Unbiased; its variance is
+    `policy_gradient_variance`, and large wherever the true token is unlikely, since that one is paid 1/p when drawn.
+    The value itself means nothing.
+    """
+    log_probs = logits.log_softmax(-1)
+    rewards = token_rewards(log_probs, targets, objective)
+    samples = torch.multinomial(log_probs.detach().exp(), num_samples, replacement=True, generator=generator)
+    return -(rewards.gather(-1, samples) * log_probs.gather(-1, samples)).mean(-1)
+
+
+def policy_gradient_variance(logits: Tensor, targets: Tensor, objective: Objective, num_samples: int) -> Tensor:
+    """Total variance [N] of the sampled gradient with respect to a row's logits (the trace of its covariance).
+
+    One sample a gives the gradient r(a) (onehot(a) - pi), so E|g|^2 = sum_a pi_a r_a^2 (1 - 2 pi_a + |pi|^2); samples
+    are independent.
+    """
+    log_probs = logits.detach().log_softmax(-1)
+    probs = log_probs.exp()
+    rewards = token_rewards(log_probs, targets, objective)
+    length = 1 - 2 * probs + (probs**2).sum(-1, keepdim=True)
+    second = (probs * rewards**2 * length).sum(-1)
+    mean = probs * rewards - probs * (probs * rewards).sum(-1, keepdim=True)
+    return (second - (mean**2).sum(-1)) / num_samples

@@ -1,0 +1,138 @@
+"""The fixed point against gradient descent, the study's closed forms, and temperature."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shaping import NAMED, Objective, shaped_cross_entropy
+from shaping.estimators import policy_gradient_variance, sampled_policy_gradient_loss, token_rewards
+from shaping.theory import effective_temperature, expected_gradient, stationary_distribution
+
+SETTINGS = [
+    *NAMED.values(),
+    Objective(-0.6),
+    Objective(3.0),
+    Objective(0.5, 0.1, -0.1, 3),
+    Objective(0.0, 0.1, 0.0, 3),
+    Objective(0.0, 0.0, -0.3, 2),
+]
+
+
+def data(rows: int = 3, vocabulary: int = 8, seed: int = 0, spread: float = 1.5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(rows, vocabulary, dtype=torch.float64, generator=generator)).softmax(-1)
+
+
+def fitted(objective: Objective) -> Objective:
+    return Objective(objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", SETTINGS, ids=str)
+def test_gradient_descent_ends_there(objective: Objective) -> None:
+    """A table of logits trained by the library's own loss, every target weighted by its probability."""
+    q, objective = data(), fitted(objective)
+    logits = q.log().clone().requires_grad_()
+    rows, vocabulary = q.shape
+    targets = torch.arange(vocabulary).repeat(rows)
+    for _ in range(2500):
+        spread = logits.repeat_interleave(vocabulary, 0)
+        loss = shaped_cross_entropy(spread, targets, objective, reduction="sum", weight=q.flatten())
+        (gradient,) = torch.autograd.grad(loss, logits)
+        with torch.no_grad():
+            logits -= gradient
+    torch.testing.assert_close(logits.softmax(-1).detach(), stationary_distribution(q, objective), atol=1e-6, rtol=1e-5)
+
+
+def test_cross_entropy_reaches_the_data() -> None:
+    q = data(4, 50)
+    torch.testing.assert_close(stationary_distribution(q, Objective()), q, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [-0.9, -0.25, 0.5, 2.0])
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.95])
+def test_two_tokens_in_closed_form(beta: float, p: float) -> None:
+    """logit p = logit q / (1 + beta)."""
+    found = stationary_distribution(torch.tensor([p, 1 - p], dtype=torch.float64), Objective(beta))
+    logit = math.log(p / (1 - p)) / (1 + beta)
+    assert found[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    beta=st.floats(-0.9, 4),
+    lam_head=st.floats(-0.2, 0.3),
+    lam_tail=st.floats(-0.5, 0.0),
+    vocabulary=st.integers(2, 60),
+    seed=st.integers(0, 99),
+)
+def test_nothing_pulls_at_the_fixed_point(
+    beta: float, lam_head: float, lam_tail: float, vocabulary: int, seed: int
+) -> None:
+    q = data(2, vocabulary, seed)
+    objective = Objective(beta, lam_head, lam_tail, vocabulary)  # a head of all: the set cannot cycle
+    p = stationary_distribution(q, objective)
+    assert (p.sum(-1) - 1).abs().max() < 1e-9
+    assert expected_gradient(p, q, objective).abs().max() < 1e-10
+
+
+def test_the_lambdas_move_as_much_as_predicted() -> None:
+    """lam_tail = -0.1 lowers a tail token's odds by about 9 %, lam_head = 0.1 raises a rare one by at most 11 %."""
+    q = torch.tensor([0.6, 0.3, 0.05, 0.03, 0.02], dtype=torch.float64)
+    tail = stationary_distribution(q, Objective(lam_tail=-0.1, top_k=2))
+    ratio = (tail[2] / tail[0]) / (q[2] / q[0])
+    assert 0.90 < ratio < 0.925
+    head = stationary_distribution(q, Objective(lam_head=0.1, top_k=4))
+    ratio = (head[3] / head[0]) / (q[3] / q[0])
+    assert 1.0 < ratio < 1.12
+
+
+def test_bad_distributions_are_refused() -> None:
+    with pytest.raises(ValueError, match="sum to 1"):
+        stationary_distribution(torch.tensor([0.5, 0.6]), Objective())
+
+
+def test_a_pure_temperature_is_found_and_leaves_nothing() -> None:
+    q = data(3, 20)
+    tempered = (q.log() / 0.7).softmax(-1)
+    found = effective_temperature(q, tempered)
+    torch.testing.assert_close(found.temperature, torch.full((3,), 0.7, dtype=torch.float64))
+    assert found.divergence.abs().max() < 1e-9
+
+
+def test_beta_is_nearly_a_temperature() -> None:
+    q = data(5, 30)
+    for beta, above in ((-0.25, False), (0.5, True)):
+        found = effective_temperature(q, stationary_distribution(q, Objective(beta)))
+        assert ((found.temperature > 1) == above).all()
+        assert (found.divergence >= -1e-12).all()
+        assert (found.divergence < 0.05).all()
+    with pytest.raises(ValueError, match="no temperature"):
+        effective_temperature(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]))
+
+
+def test_rewards_are_those_of_the_study() -> None:
+    log_probs = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64).log()
+    rewards = token_rewards(log_probs, torch.tensor([1]), Objective(0.5, 0.2, -0.3, 2))
+    expected = [0.2, 0.7**0.5 / 0.3, -0.3, -0.3]
+    torch.testing.assert_close(rewards, torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("objective", [Objective(0.5), Objective(-0.25, 0.1, -0.1, 3)], ids=str)
+def test_the_sampled_gradient_is_unbiased_and_its_variance_known(objective: Objective) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([4, 1])
+    exact = torch.autograd.grad(shaped_cross_entropy(logits, targets, objective, reduction="sum"), logits)[0]
+    draws = []
+    for _ in range(3000):
+        loss = sampled_policy_gradient_loss(logits, targets, objective, 8, generator).sum()
+        draws.append(torch.autograd.grad(loss, logits)[0])
+    sample = torch.stack(draws)
+    error = sample.std(0) / len(draws) ** 0.5
+    assert ((sample.mean(0) - exact).abs() < 4 * error).all()
+    measured = sample.var(0).sum(-1)
+    torch.testing.assert_close(measured, policy_gradient_variance(logits, targets, objective, 8), rtol=0.2, atol=0)
