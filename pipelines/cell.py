@@ -1,0 +1,446 @@
+"""A cell: the complete, typed configuration of one model taken through all stages.
+
+Every key that a user can set stands here, once, with its default and its check. The dataclasses are what Hydra
+composes `conf/` into; turning a composed configuration into these objects (`Cell.from_config`) runs every check,
+before anything is written. No torch at import: composing and planning a study must not load it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pipelines.errors import UserError, nearest, require
+from pipelines.tasks import FAMILIES
+
+STAGES = ("pretrain", "midtrain", "grpo")
+"""The training stages in their order; evaluations hang off their checkpoints."""
+
+STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 1, "evaluate": 1}
+"""Version of each stage's code, part of its signature: raised by hand when a change alters results."""
+
+
+def _positive(prefix: str, owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        require(math.isfinite(value) and value > 0, f"{prefix}.{name}", value, "it must be finite and above 0")
+
+
+def _fraction(prefix: str, owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        require(0 <= value <= 1, f"{prefix}.{name}", value, "it must lie between 0 and 1")
+
+
+@dataclass
+class ModelConfig:
+    """Architecture of a `Qwen3ForCausalLM`; the vocabulary comes from the tokenizer in `data`."""
+
+    name: str = MISSING
+    layers: int = MISSING
+    d_model: int = MISSING
+    ffn: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int = MISSING
+    tied_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("model", self, "layers", "d_model", "ffn", "heads", "kv_heads", "head_dim")
+        require(
+            self.heads % self.kv_heads == 0,
+            "model.kv_heads",
+            self.kv_heads,
+            f"it must divide model.heads={self.heads}",
+        )
+        require(
+            self.head_dim % 2 == 0,
+            "model.head_dim",
+            self.head_dim,
+            "it must be even: rotary embeddings pair channels",
+        )
+
+
+@dataclass
+class ObjectiveConfig:
+    """The knobs of the training objective: beta, the two lambdas, and the size k of the head."""
+
+    name: str = "custom"
+    beta: float = 0.0
+    lam_head: float = 0.0
+    lam_tail: float = 0.0
+    top_k: int = 100
+
+    def __post_init__(self) -> None:
+        for key in ("beta", "lam_head", "lam_tail"):
+            value = getattr(self, key)
+            require(math.isfinite(value), f"objective.{key}", value, "it must be a finite number")
+        require(
+            self.beta > -1,
+            "objective.beta",
+            self.beta,
+            "it must be above -1, where the gradient would no longer vanish at a sure prediction",
+        )
+        require(self.top_k >= 1, "objective.top_k", self.top_k, "the head holds at least one token")
+
+
+@dataclass
+class DataConfig:
+    """Text, generated tasks and the tokenizer trained on them."""
+
+    name: str = MISSING
+    text: list[str] = field(default_factory=lambda: ["sympy", "networkx"])
+    """Installed packages whose docstrings are the text."""
+    tasks: list[str] = MISSING
+    """Families of generated reasoning tasks (names of `pipelines.tasks.FAMILIES`)."""
+    tasks_per_family: int = MISSING
+    """Distinct questions generated for each family, before they are split by hash."""
+    worked_share: float = MISSING
+    """Share of training answers that show their steps; the others state the answer outright."""
+    vocab_size: int = MISSING
+    top_k: int = MISSING
+    """Size of the head at this vocabulary; objectives take it unless they name their own."""
+    seed: int = 0
+    """Seed of the generated tasks: one data set for all cells, whatever their own seed."""
+
+    def __post_init__(self) -> None:
+        for package in self.text:
+            require(
+                find_spec(package) is not None, "data.text", package, "no such package is installed; pip install it"
+            )
+        for task in self.tasks:
+            require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
+        _positive("data", self, "tasks_per_family", "vocab_size", "top_k")
+        _fraction("data", self, "worked_share")
+        require(
+            257 < self.vocab_size <= 65536,
+            "data.vocab_size",
+            self.vocab_size,
+            "it must hold the 256 bytes and the special tokens, and fit 16 bits: 258 to 65536",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """What pre-training and mid-training share: budget, batch, optimizer, mixture and milestones."""
+
+    key: ClassVar[str] = "train"
+    tokens: int = MISSING
+    """Budget in tokens."""
+    batch_tokens: int = MISSING
+    """Tokens in one optimizer step."""
+    sequence_length: int = MISSING
+    learning_rate: float = MISSING
+    rope_base: float = MISSING
+    mixture: dict[str, float] = MISSING
+    """Weight of each source: `text`, or a family of `data.tasks`."""
+    milestones: int = MISSING
+    """Checkpoints kept and evaluated, equally far apart, the last at the end."""
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(
+            self.key,
+            self,
+            "tokens",
+            "batch_tokens",
+            "sequence_length",
+            "learning_rate",
+            "rope_base",
+            "milestones",
+            "gradient_clip",
+        )
+        require(
+            self.batch_tokens % self.sequence_length == 0,
+            f"{self.key}.batch_tokens",
+            self.batch_tokens,
+            f"it must be a multiple of {self.key}.sequence_length={self.sequence_length}",
+        )
+        require(
+            self.steps >= self.milestones,
+            f"{self.key}.milestones",
+            self.milestones,
+            f"a budget of {self.tokens} tokens has only {self.steps} steps of {self.batch_tokens}",
+        )
+        require(self.weight_decay >= 0, f"{self.key}.weight_decay", self.weight_decay, "it must be 0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{self.key}.{name}",
+                getattr(self, name),
+                "it must lie in [0, 1)",
+            )
+        for source, weight in self.mixture.items():
+            require(
+                math.isfinite(weight) and weight >= 0,
+                f"{self.key}.mixture.{source}",
+                weight,
+                "a weight must be finite and 0 or more",
+            )
+        require(
+            sum(self.mixture.values()) > 0,
+            f"{self.key}.mixture",
+            self.mixture,
+            "at least one weight must be above 0",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the budget (whole batches)."""
+        return self.tokens // self.batch_tokens
+
+    def checkpoints(self) -> list[int]:
+        """Steps at which a checkpoint is kept, ascending, the last one at the end."""
+        return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
+
+
+@dataclass
+class PretrainConfig(TrainConfig):
+    """Pre-training: warm-up, then a constant rate."""
+
+    key: ClassVar[str] = "pretrain"
+    warmup_steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.warmup_steps <= self.steps,
+            "pretrain.warmup_steps",
+            self.warmup_steps,
+            f"it must lie between 0 and the {self.steps} steps of the budget",
+        )
+
+
+@dataclass
+class MidtrainConfig(TrainConfig):
+    """Mid-training: the rate decays to `final_learning_rate` on another mixture and longer sequences."""
+
+    key: ClassVar[str] = "midtrain"
+    final_learning_rate: float = MISSING
+    decay: str = "cosine"
+    objective: str = "inherit"
+    """`inherit`: the cell's objective; `ce`: plain cross-entropy in this stage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.decay in DECAYS, "midtrain.decay", self.decay, nearest(self.decay, DECAYS))
+        require(
+            self.objective in ("inherit", "ce"),
+            "midtrain.objective",
+            self.objective,
+            nearest(self.objective, ("inherit", "ce")),
+        )
+        require(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "midtrain.final_learning_rate",
+            self.final_learning_rate,
+            f"the rate decays, so it must lie between 0 and midtrain.learning_rate={self.learning_rate}",
+        )
+
+
+DECAYS = ("cosine", "linear", "1-sqrt")
+
+
+@dataclass
+class GRPOConfig:
+    """RL with verifiable rewards: on-policy GRPO, no KL term, clip-higher, dynamic sampling."""
+
+    steps: int = MISSING
+    prompts: int = 128
+    """Prompts a step; each is a group."""
+    samples: int = 16
+    """Responses sampled for each prompt."""
+    temperature: float = 1.0
+    learning_rate: float = 1e-6
+    max_new_tokens: int = MISSING
+    tasks: list[str] = MISSING
+    """Families of `data.tasks` whose questions are asked, in equal shares."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    resample_rounds: int = 2
+    """Dynamic sampling: at most this many extra rounds replace groups whose rewards are all equal."""
+    milestones: int = MISSING
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(
+            "grpo",
+            self,
+            "steps",
+            "prompts",
+            "temperature",
+            "learning_rate",
+            "max_new_tokens",
+            "milestones",
+            "gradient_clip",
+        )
+        require(
+            self.samples >= 2,
+            "grpo.samples",
+            self.samples,
+            "a group needs at least 2 samples to have an advantage",
+        )
+        require(self.resample_rounds >= 0, "grpo.resample_rounds", self.resample_rounds, "it must be 0 or more")
+        require(
+            self.milestones <= self.steps,
+            "grpo.milestones",
+            self.milestones,
+            f"there are only grpo.steps={self.steps} steps",
+        )
+        require(len(self.tasks) > 0, "grpo.tasks", self.tasks, "name at least one family of data.tasks")
+        require(0 < self.clip_low < 1, "grpo.clip_low", self.clip_low, "it must lie between 0 and 1")
+        require(self.clip_high > 0, "grpo.clip_high", self.clip_high, "it must be above 0")
+
+    def checkpoints(self) -> list[int]:
+        """Steps at which a checkpoint is kept, ascending, the last one at the end."""
+        return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
+
+
+CHOICE_TASKS = ("module", "continuation")
+"""Multiple-choice tasks; `pipelines.evaluation` builds their items."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """One row of the evaluation table."""
+
+    kind: str = MISSING
+    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`."""
+    group: str = MISSING
+    """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
+    task: str = MISSING
+    """What is asked: a family of tasks, a multiple-choice builder, or a source of held-out text."""
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    """Stages whose milestone checkpoints are measured on it."""
+    items: int = MISSING
+    samples: int = 1
+    """Samples an item (`sampled` only)."""
+
+    def __post_init__(self) -> None:
+        kinds = ("sampled", "choice", "text")
+        require(self.kind in kinds, "evaluation.benchmarks.*.kind", self.kind, nearest(self.kind, kinds))
+        _positive("evaluation.benchmarks.*", self, "items", "samples")
+        for stage in self.stages:
+            require(stage in STAGES, "evaluation.benchmarks.*.stages", stage, nearest(stage, STAGES))
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured at every milestone checkpoint."""
+
+    name: str = MISSING
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_new_tokens: int = MISSING
+    text_length: int = MISSING
+    """Tokens of a row of held-out text, the same for every stage."""
+    pass_k: list[int] = MISSING
+    """The k of Pass@k that are reported."""
+    benchmarks: dict[str, BenchmarkConfig] = MISSING
+
+    def __post_init__(self) -> None:
+        _positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
+        require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, "it must lie in (0, 1]")
+        for k in self.pass_k:
+            require(k >= 1, "evaluation.pass_k", k, "it must be 1 or more")
+
+
+@dataclass
+class TrackingConfig:
+    """Where metrics are mirrored; the ledger in the store is the source of truth whatever is chosen."""
+
+    mode: str = "offline"
+    project: str = "shaping"
+    entity: str | None = None
+
+    def __post_init__(self) -> None:
+        modes = ("offline", "online", "off")
+        require(self.mode in modes, "tracking.mode", self.mode, nearest(self.mode, modes))
+
+
+@dataclass
+class SweepConfig:
+    """A named list of cells: points, a product grid, or both (every point at every place of the grid)."""
+
+    name: str = ""
+    points: list[dict[str, Any]] = field(default_factory=list)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Cell:
+    """One model's way through the study: what it is, what it learns from and how it is measured.
+
+    The parts have no defaults here (a part made from defaults alone would fail its own checks); the groups of `conf/`
+    fill them.
+    """
+
+    model: ModelConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+    data: DataConfig = MISSING
+    pretrain: PretrainConfig = MISSING
+    midtrain: MidtrainConfig = MISSING
+    grpo: GRPOConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = 1
+    scale: str = "nano"
+    until: str = "grpo"
+    """The last stage: `pretrain`, `midtrain` or `grpo`."""
+    store: str = "store"
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "it must be 0 or more")
+        require(self.until in STAGES, "until", self.until, nearest(self.until, STAGES))
+        require(
+            self.objective.top_k <= self.data.vocab_size,
+            "objective.top_k",
+            self.objective.top_k,
+            f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
+        )
+        for stage in (self.pretrain, self.midtrain):
+            for source in stage.mixture:
+                known = ["text", *self.data.tasks]
+                require(source in known, f"{stage.key}.mixture", source, nearest(source, known))
+        for name, benchmark in self.evaluation.benchmarks.items():
+            asked = {"text": ["text"], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
+            key = f"evaluation.benchmarks.{name}.task"
+            require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
+        for task in self.grpo.tasks:
+            require(task in self.data.tasks, "grpo.tasks", task, nearest(task, self.data.tasks))
+        require(
+            self.midtrain.sequence_length >= self.pretrain.sequence_length,
+            "midtrain.sequence_length",
+            self.midtrain.sequence_length,
+            f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
+        )
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> "Cell":
+        """The typed cell of a composed configuration; raises `UserError` where a value is impossible."""
+        for key, known in _added(config, ""):
+            raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
+        cell = OmegaConf.to_object(config)
+        assert isinstance(cell, cls)
+        return cell
+
+
+def _added(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Keys that `+key=value` put into a typed part of the configuration, each with the keys that there are."""
+    kind = OmegaConf.get_type(config)
+    known = [prefix + f.name for f in fields(kind)] if is_dataclass(kind) else []
+    for key in map(str, config):
+        if known and prefix + key not in known:
+            yield prefix + key, known
+        elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            yield from _added(config[key], f"{prefix}{key}.")

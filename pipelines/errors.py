@@ -1,0 +1,34 @@
+"""The two ways in which a command can end badly, as exceptions that carry one plain sentence.
+
+`UserError` is a mistake that the person at the keyboard can mend: exit code 2. `StageFailure` is work that
+went wrong though the request was sound: exit code 1. Commands print the sentence and no traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user asked for cannot be done; the message names the key, the value and the way out."""
+
+    exit_code = 2
+
+
+class StageFailure(Exception):
+    """A stage run or a part of the machine failed; the message names it and where its log lies."""
+
+    exit_code = 1
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """A phrase that names the allowed words, the one nearest to `word` first: `did you mean 'ce'? (ce, ...)`."""
+    options = list(allowed)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    listing = ", ".join(options)
+    return f"did you mean {close[0]!r}? (one of: {listing})" if close else f"it is one of: {listing}"
+
+
+def require(condition: bool, key: str, value: object, way_out: str) -> None:
+    """Raise the `UserError` "key=value: way_out" unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{key}={value}: {way_out}")

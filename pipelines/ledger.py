@@ -1,0 +1,87 @@
+"""The ledger: every metric of a stage run as one JSON line, flushed, and mirrored to Weights & Biases.
+
+The file is the source of truth; W&B keeps up to 32 KiB back when a process is killed, a flushed line is kept.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import wandb
+
+from pipelines.cell import TrackingConfig
+
+AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": "step"}
+"""What a stage's metrics are drawn against."""
+
+
+class Ledger:
+    """Writes `ledger.jsonl` in a stage run's folder, anew, and one W&B run unless tracking is off."""
+
+    def __init__(self, spec: dict[str, Any], folder: Path, root: Path, tracking: TrackingConfig) -> None:
+        self._file = (folder / "ledger.jsonl").open("w")
+        self._run = None if tracking.mode == "off" else _wandb_run(spec, root, tracking)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row; its `time` (Unix seconds) is added. NaN and infinities become null."""
+        row = row | {"time": time.time()}
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        if self._run:
+            self._run.log(row)
+
+    def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Show sampled responses as a W&B table; keys of the first row are its columns."""
+        if self._run and rows:
+            columns: list[str | int] = list(rows[0])
+            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+            self._run.log({name: table})
+
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Set the W&B run's summary."""
+        if self._run:
+            self._run.summary.update(metrics)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._run:
+            self._run.finish(exit_code=0 if kind is None else 1)
+
+
+def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "wandb.Run":
+    labels, stage = spec["labels"], spec["stage"]
+    cell = f"{labels['model']}/{labels['objective']}/seed{labels['seed']}"
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    (root / "wandb").mkdir(exist_ok=True)
+    run = wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        dir=root,
+        mode="online" if tracking.mode == "online" else "offline",
+        name=" ".join(filter(None, [stage, cell, spec["checkpoint"] if stage == "evaluate" else None])),
+        group=f"{labels['sweep']}/{cell}" if labels["sweep"] else cell,
+        job_type=stage,
+        tags=[tag for tag in (labels["objective"], labels["model"], labels["scale"], labels["sweep"]) if tag],
+        config={
+            "stage_run": spec["signature"],
+            "parent": spec["parent"],
+            "checkpoint": spec["checkpoint"],
+            **labels,
+            **spec["config"],
+        },
+        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=False),
+    )
+    axis = AXES[stage]
+    run.define_metric(axis)
+    run.define_metric("*", step_metric=axis)
+    return run

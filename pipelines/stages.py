@@ -1,0 +1,126 @@
+"""What a worker runs: one stage run, from its spec to its outcome.
+
+Importing this module brings torch, transformers, lightning and wandb; the fork server does it once for all workers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.cell import (
+    BenchmarkConfig,
+    DataConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    MidtrainConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrackingConfig,
+)
+from pipelines.data import Corpus, prepare
+from pipelines.evaluation import evaluate
+from pipelines.grpo import train_grpo
+from pipelines.ledger import Ledger
+from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.training import train
+from shaping.objective import Objective
+
+Outcome = dict[str, Any]
+"""`metrics` (the numbers that sum the stage run up) and `measurements` (benchmark results of an evaluation)."""
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every stage is given."""
+
+    spec: dict[str, Any]
+    folder: Path
+    parent: Path | None
+    corpus: Corpus
+    ledger: Ledger
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.spec["config"]
+
+    @property
+    def source(self) -> Path:
+        """The parent's checkpoint that this stage run starts from, or measures."""
+        assert self.parent is not None
+        return self.parent / "checkpoints" / self.spec["checkpoint"]
+
+    def keep(self, model: Any, step: int) -> None:
+        """Save a milestone checkpoint."""
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        save_checkpoint(model, self.corpus.tokenizer, self.folder / "checkpoints" / f"step-{step:06d}")
+
+
+def run_stage(spec: dict[str, Any], folder: Path, parent: Path | None, root: Path, tracking: TrackingConfig) -> Outcome:
+    """Do the work of `spec` in `folder` of the store at `root`; `parent` is the folder of the stage run before.
+
+    Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine.
+    """
+    corpus = prepare(DataConfig(name="", **spec["config"]["data"]), root / "cache")
+    torch.manual_seed(spec["config"]["seed"])
+    with Ledger(spec, folder, root, tracking) as ledger:
+        outcome = STAGES[spec["stage"]](_Context(spec, folder, parent, corpus, ledger))
+        ledger.summarize(outcome["metrics"])
+    return outcome
+
+
+def _pretrain(context: _Context) -> Outcome:
+    config, corpus = context.config, context.corpus
+    budget = PretrainConfig(**config["pretrain"])
+    model = build_model(ModelConfig(name="", **config["model"]), corpus.tokenizer, budget.rope_base, config["seed"])
+    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
+
+
+def _midtrain(context: _Context) -> Outcome:
+    config, corpus = context.config, context.corpus
+    budget = MidtrainConfig(**config["midtrain"])
+    model = load_model(context.source, budget.rope_base)
+    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    return {"metrics": metrics, "measurements": []}
+
+
+def _grpo(context: _Context) -> Outcome:
+    model = load_model(context.source)
+    metrics = train_grpo(
+        model,
+        GRPOConfig(**context.config["grpo"]),
+        context.corpus,
+        context.config["seed"],
+        context.ledger,
+        context.keep,
+    )
+    return {"metrics": metrics, "measurements": []}
+
+
+def _evaluate(context: _Context) -> Outcome:
+    config = dict(context.config["evaluation"])
+    benchmarks = {name: BenchmarkConfig(**b, stages=[]) for name, b in config.pop("benchmarks").items()}
+    return evaluate(
+        load_model(context.source),
+        EvaluationConfig(name="", **config, benchmarks=benchmarks),
+        context.corpus,
+        context.config["data"]["top_k"],
+        context.ledger,
+        context.folder,
+    )
+
+
+def _objective(config: dict[str, Any], corpus: Corpus) -> Objective:
+    knobs = config["objective"]
+    return Objective(**{**knobs, "top_k": knobs["top_k"] or min(100, len(corpus.tokenizer))})
+
+
+STAGES: dict[str, Callable[[_Context], Outcome]] = {
+    "pretrain": _pretrain,
+    "midtrain": _midtrain,
+    "grpo": _grpo,
+    "evaluate": _evaluate,
+}

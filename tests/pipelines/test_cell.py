@@ -1,0 +1,58 @@
+"""What a cell refuses, in sentences that name key, value and way out."""
+
+import pytest
+
+from pipelines.errors import UserError, nearest
+from sweeps.composition import compose_cell
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.beta=nan", "objective.beta=nan: it must be a finite number"),
+        ("objective.lam_tail=inf", "objective.lam_tail=inf: it must be a finite number"),
+        ("objective.beta=-1.5", "objective.beta=-1.5: it must be above -1"),
+        ("objective.top_k=100000", "objective.top_k=100000: the head cannot be larger than the vocabulary"),
+        ("objective.top_k=0", "objective.top_k=0"),
+        ("pretrain.tokens=0", "pretrain.tokens=0: it must be finite and above 0"),
+        ("midtrain.tokens=-5", "midtrain.tokens=-5"),
+        ("grpo.steps=0", "grpo.steps=0"),
+        ("grpo.samples=1", "grpo.samples=1: a group needs at least 2"),
+        ("model.kv_heads=3", "model.kv_heads=3: it must divide model.heads=4"),
+        ("model.head_dim=7", "model.head_dim=7: it must be even"),
+        ("pretrain.batch_tokens=100", "pretrain.batch_tokens=100: it must be a multiple"),
+        ("pretrain.milestones=99999", "pretrain.milestones=99999: a budget of"),
+        ("pretrain.warmup_steps=99999", "pretrain.warmup_steps=99999"),
+        ("midtrain.final_learning_rate=1", "midtrain.final_learning_rate=1.0: the rate decays"),
+        ("midtrain.sequence_length=32", "midtrain.sequence_length=32: mid-training does not shorten"),
+        ("midtrain.decay=cosin", "did you mean 'cosine'"),
+        ("grpo.tasks=[chian3]", "grpo.tasks=chian3: did you mean 'chain3'"),
+        ("+pretrain.mixture.txt=1", "pretrain.mixture=txt: did you mean 'text'"),
+        ("data.tasks=[chain9]", "data.tasks=chain9: did you mean 'chain"),
+        ("data.text=[numpyy]", "data.text=numpyy: no such package is installed"),
+        ("data.vocab_size=100", "data.vocab_size=100"),
+        ("data.worked_share=1.5", "data.worked_share=1.5: it must lie between 0 and 1"),
+        ("until=rl", "until=rl: it is one of: pretrain, midtrain, grpo"),
+        ("seed=-1", "seed=-1"),
+        ("evaluation.benchmarks.Chain-3.items=0", "evaluation.benchmarks.*.items=0"),
+        ("evaluation.benchmarks.Chain-3.kind=sample", "did you mean 'sampled'"),
+        ("evaluation.benchmarks.Chain-3.task=chain", "evaluation.benchmarks.Chain-3.task=chain: did you mean 'chain"),
+        ("tracking.mode=onlin", "tracking.mode=onlin: did you mean 'online'"),
+        # types and names, found by the structured configuration
+        ("objective.beta=flat", "objective.beta=flat: it must be a number"),
+        ("seed=x", "seed=x: it must be a whole number"),
+        ("pretrain.tokenz=5", "pretrain.tokenz: there is no such key; did you mean 'pretrain.tokens'"),
+        ("+grpo.kl=0.1", "grpo.kl: there is no such key"),
+        ("objective=precison", "objective=precison: there is no such option; did you mean 'precision'"),
+        ("sweep=nano", r"write \+sweep=NAME"),
+    ],
+)
+def test_mistakes_are_found_at_composition(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        compose_cell([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_nearest_offers_what_there_is() -> None:
+    assert nearest("cee", ["ce", "precision"]) == "did you mean 'ce'? (one of: ce, precision)"
+    assert nearest("zzz", ["ce", "precision"]) == "it is one of: ce, precision"

@@ -1,0 +1,159 @@
+"""The corpus: rows, mixture, splits, and a cache that notices when it was changed."""
+
+import ast
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.cell import DataConfig
+from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_starts, schedule
+from pipelines.errors import StageFailure
+from pipelines.tasks import Problem, split_of
+
+
+def config(**changes: object) -> DataConfig:
+    values = {
+        "name": "test",
+        "text": ["networkx"],
+        "tasks": ["chain3", "order"],
+        "tasks_per_family": 200,
+        "worked_share": 0.5,
+        "vocab_size": 300,
+        "top_k": 8,
+    }
+    return DataConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return prepare(config(), tmp_path_factory.mktemp("cache"))
+
+
+def test_rows_hold_the_documents_in_order(corpus: Corpus) -> None:
+    end = corpus.tokenizer.eos_token_id
+    for source in ("text", "chain3"):
+        rows = corpus.rows(source, "train", 32)
+        assert rows.shape[1] == 33
+        if source == "chain3":
+            assert (rows[:, 0] == end).all()  # a row begins where a task begins
+    text = corpus.tokenizer.decode(corpus.rows("chain3", "train", 32)[0])
+    first = corpus.problems("chain3", "train")[0]
+    assert text.startswith("<|endoftext|>" + first.prompt)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    length=st.integers(2, 10),
+)
+def test_rows_lose_nothing_and_begin_at_documents(lengths: list[int], length: int) -> None:
+    documents = np.cumsum([0, *lengths[:-1]])
+    size = sum(lengths) + 1
+    starts = row_starts(documents, size, length)
+    covered = set()
+    for previous, start in zip([None, *starts], starts, strict=False):
+        assert start in documents or (previous is not None and start == previous + length)
+        covered |= set(range(start, start + length))
+    assert covered >= set(range(int(starts[-1]) + length if len(starts) else 0))
+    # What is left over at the end is less than a row beyond the document that the last row cut.
+    assert size - (int(starts[-1]) + length if len(starts) else 0) <= length + max(lengths)
+
+
+def test_mixture_follows_weights_and_passes() -> None:
+    order = schedule([1], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
+    share = sum(source == "a" for source, _ in order) / 6000
+    assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 6000) ** 0.5
+    rows_of_a = [row for source, row in order if source == "a"]
+    assert sorted(rows_of_a[:50]) == list(range(50))
+    assert sorted(rows_of_a[50:100]) == list(range(50))
+    assert rows_of_a[:50] != rows_of_a[50:100]
+    assert order == schedule([1], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
+    assert order != schedule([2], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
+
+
+def test_digits_are_tokens_and_text_survives(corpus: Corpus) -> None:
+    text = "Q: 12+345\nA: éß #### 9"
+    ids = corpus.encode(text)
+    assert ids[0] == corpus.tokenizer.eos_token_id
+    assert corpus.tokenizer.decode(ids[1:]) == text
+    pieces = [corpus.tokenizer.decode([i]) for i in ids]
+    assert all(len(p.strip()) == 1 for p in pieces if any(c.isdigit() for c in p))
+
+
+def test_prompt_and_response_meet_at_a_token_boundary(corpus: Corpus) -> None:
+    """What is trained on is what a prompt followed by sampled tokens looks like."""
+    for problem in corpus.problems("chain3", "train")[:20]:
+        for response in (problem.worked, problem.outright):
+            apart = corpus.encode(problem.prompt) + corpus.encode(response)[1:]
+            assert corpus.encode(problem.prompt + response) == apart
+
+
+def test_the_splits_share_nothing(corpus: Corpus) -> None:
+    assert corpus.manifest["overlap"] == 0
+    questions = {split: {p.question for p in corpus.problems("order", split)} for split in ("train", "rl", "test")}
+    assert all(questions.values())
+    assert not questions["train"] & questions["test"]
+    assert not questions["rl"] & (questions["test"] | questions["train"])
+
+
+def test_an_overlap_would_be_counted() -> None:
+    question = "1+1"
+    same = Problem("chain3", question, (), "2")
+    other = next(t for t in map(str, range(99)) if split_of(t) == "test")
+    assert overlap([same, same], []) == 0
+
+    class Misplaced(Document):
+        split = "validation"
+
+    assert overlap([], [Document("m", other), Misplaced("m", other)]) == 1
+
+
+def test_both_modes_are_there_in_their_shares(tmp_path: Path) -> None:
+    corpus = prepare(config(text=[], worked_share=0.25, tasks=["chain4"], tasks_per_family=2000), tmp_path)
+    rows = corpus.rows("chain4", "train", 64)
+    text = corpus.tokenizer.decode(rows.ravel())
+    parts = [part.split("\nA:") for part in text.split("Q: ") if "####" in part]
+    worked = {question: "=" in answer for question, answer in parts}  # a cut question stands in two rows
+    assert len(worked) > 1000
+    assert abs(sum(worked.values()) / len(worked) - 0.25) < 4 * (0.25 * 0.75 / len(worked)) ** 0.5
+
+
+def test_docstrings_are_those_of_ast() -> None:
+    found = docstrings("networkx")
+    assert len({d.text for d in found}) == len(found) > 500
+    import networkx.algorithms.dag as dag
+
+    module = ast.parse(Path(dag.__file__).read_text())
+    function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "topological_sort")
+    assert Document("networkx.algorithms.dag", ast.get_docstring(function) or "") in found
+
+
+def _prepare(folder: Path) -> str:
+    return str(prepare(config(text=[], tasks_per_family=50), folder).folder)
+
+
+def test_two_that_start_together_build_it_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        first, second = pool.map(_prepare, [tmp_path, tmp_path])
+    assert first == second
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [Path(first).name]
+
+
+def test_a_changed_cache_is_noticed(tmp_path: Path) -> None:
+    corpus = prepare(config(text=[], tasks_per_family=50), tmp_path)
+    with (corpus.folder / "tokens.npz").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(StageFailure, match=r"tokens\.npz: its sha256 is .* delete the folder"):
+        prepare(config(text=[], tasks_per_family=50), tmp_path)
+
+
+def test_another_configuration_is_another_folder(tmp_path: Path) -> None:
+    folders = {
+        prepare(config(text=[], tasks_per_family=50, **c), tmp_path).folder
+        for c in ({}, {"vocab_size": 310}, {"seed": 1})
+    }
+    assert len(folders) == 3
+    assert prepare(config(text=[], tasks_per_family=50, name="else"), tmp_path).folder in folders

@@ -1,0 +1,115 @@
+"""Evaluation against fresh computations on the same checkpoint."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.cell import CHOICE_TASKS as CHOICE_NAMES
+from pipelines.cell import BenchmarkConfig, DataConfig, EvaluationConfig, ModelConfig, TrackingConfig
+from pipelines.data import Corpus, prepare
+from pipelines.evaluation import CHOICE_TASKS, evaluate
+from pipelines.ledger import Ledger
+from pipelines.metrics import pass_at_k
+from pipelines.models import build_model
+from pipelines.tasks import verify
+
+BENCHMARKS = {
+    "Text": BenchmarkConfig("text", "text", "text", items=12),
+    "Modules": BenchmarkConfig("choice", "knowledge", "module", items=10),
+    "Continuations": BenchmarkConfig("choice", "commonsense", "continuation", items=10),
+    "Chains": BenchmarkConfig("sampled", "math", "chain3", items=6, samples=5),
+}
+CONFIG = EvaluationConfig("t", 1.0, 1.0, 6, 24, [1, 2, 4, 9], BENCHMARKS)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    folder = tmp_path_factory.mktemp("evaluation")
+    model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=0).eval()
+    with Ledger({"stage": "evaluate"}, folder, folder, TrackingConfig(mode="off")) as ledger:
+        outcome = evaluate(model, CONFIG, corpus, 8, ledger, folder)
+    return model, outcome, folder
+
+
+def value(outcome: dict, benchmark: str, metric: str) -> dict:
+    (found,) = [m for m in outcome["measurements"] if (m["benchmark"], m["metric"]) == (benchmark, metric)]
+    return found
+
+
+def test_text_is_what_a_forward_pass_says(corpus: Corpus, evaluated: tuple) -> None:
+    model, outcome, _ = evaluated
+    rows = corpus.rows("text", "test", 24)
+    chosen = rows[np.linspace(0, len(rows) - 1, 12).round().astype(int)].astype(np.int64)
+    with torch.no_grad():
+        log_probs = model(torch.from_numpy(chosen[:, :-1])).logits.double().log_softmax(-1)
+    loss = -log_probs.gather(-1, torch.from_numpy(chosen[:, 1:, None]))[..., 0]
+    assert value(outcome, "Text", "perplexity")["value"] == pytest.approx(math.exp(loss.mean()), rel=1e-5)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    found = value(outcome, "Text", "entropy")
+    assert found["value"] == pytest.approx(float(entropy.mean()), rel=1e-5)
+    assert found["stderr"] == pytest.approx(float(entropy.mean(1).std() / math.sqrt(12)), rel=1e-4)
+    head = log_probs.exp().topk(8).values.sum(-1).mean()
+    assert value(outcome, "Text", "head_mass")["value"] == pytest.approx(float(head), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Modules", "Continuations"])
+def test_choice_is_the_likeliest_of_four(corpus: Corpus, evaluated: tuple, name: str) -> None:
+    model, outcome, _ = evaluated
+    items = CHOICE_TASKS[BENCHMARKS[name].task](corpus, 10)
+    right = 0
+    for item in items:
+        assert len(item) == 4
+        totals = []
+        for context, continuation in item:
+            with torch.no_grad():
+                logits = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
+            places = range(len(context) - 1, len(context) + len(continuation) - 1)
+            totals.append(sum(float(logits[p, t]) for p, t in zip(places, continuation, strict=True)))
+        right += totals[0] == max(totals)
+    assert value(outcome, name, "accuracy")["value"] == right / len(items)
+
+
+def test_every_choice_task_has_items() -> None:
+    assert set(CHOICE_TASKS) == set(CHOICE_NAMES)
+
+
+def test_choices_differ_and_come_from_where_they_should(corpus: Corpus) -> None:
+    for name in ("module", "continuation"):
+        for item in CHOICE_TASKS[name](corpus, 20):
+            assert len({tuple(context + continuation) for context, continuation in item}) == 4
+    tested = " ".join(d.training_text for d in corpus.documents("test"))
+    for item in CHOICE_TASKS["continuation"](corpus, 5):
+        assert corpus.tokenizer.decode(item[0][0][1:] + item[0][1]) in tested
+
+
+def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tuple) -> None:
+    _, outcome, folder = evaluated
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 6 * 5
+    problems = {p.question: p.answer for p in corpus.problems("chain3", "test")[:6]}
+    assert {s["question"] for s in samples} == set(problems)
+    for sample in samples:
+        assert sample["right"] <= verify(sample["response"], problems[sample["question"]])
+    right = np.array([s["right"] for s in samples]).reshape(6, 5)
+    assert value(outcome, "Chains", "avg@5")["value"] == right.mean()
+    for k in (2, 4):
+        assert value(outcome, "Chains", f"pass@{k}")["value"] == pass_at_k(right.sum(1), 5, k).mean()
+    metrics = {m["metric"] for m in outcome["measurements"] if m["benchmark"] == "Chains"}
+    assert metrics == {"avg@5", "cons@5", "pass@2", "pass@4", "response_length"}  # k = 1 is Avg, k = 9 > n
+
+
+def test_the_same_checkpoint_gives_the_same_numbers(corpus: Corpus, evaluated: tuple, tmp_path: Path) -> None:
+    model, outcome, _ = evaluated
+    with Ledger({"stage": "evaluate"}, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+        assert evaluate(model, CONFIG, corpus, 8, ledger, tmp_path) == outcome
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [row["benchmark"] for row in rows] == list(BENCHMARKS)

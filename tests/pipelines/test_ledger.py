@@ -1,0 +1,51 @@
+"""The ledger file, and what the real W&B client writes offline, read back with W&B's own reader."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cell import TrackingConfig
+from pipelines.ledger import Ledger
+
+SPEC: dict[str, Any] = {
+    "stage": "pretrain",
+    "signature": "abc123",
+    "parent": None,
+    "checkpoint": None,
+    "config": {"seed": 3, "pretrain": {"tokens": 4096}},
+    "labels": {"model": "nano", "objective": "precision", "scale": "nano", "seed": 3, "sweep": "nano"},
+}
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    with Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+        ledger.log({"step": 1, "loss": 2.5})
+        ledger.log({"step": 2, "loss": float("nan")})
+        rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+        assert [(row["step"], row["loss"]) for row in rows] == [(1, 2.5), (2, None)]
+        assert rows[0]["time"] <= rows[1]["time"]
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.slow
+def test_wandb_holds_the_same_rows(tmp_path: Path) -> None:
+    with Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="offline", project="test")) as ledger:
+        ledger.log({"step": 1, "tokens": 512, "loss": 2.5})
+        ledger.log({"step": 2, "tokens": 1024, "loss": 2.25})
+        ledger.samples("rollouts", [{"question": "1+1", "response": " #### 2", "reward": 1.0}])
+        ledger.summarize({"loss": 2.25})
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    leet = Path(sys.executable).parent / "wandb"
+    read = [
+        subprocess.run(
+            [leet, "leet", "inspect", *flags, "--json", str(file)], capture_output=True, text=True, check=True
+        ).stdout
+        for flags in ([], ["--summary"])
+    ]
+    everything = "".join(read)
+    for expected in ("precision", "nano/nano/precision/seed3", "pretrain", "2.25", "1024", "abc123", "rollouts"):
+        assert expected in everything

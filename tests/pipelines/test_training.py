@@ -1,0 +1,128 @@
+"""Lightning training against a plain loop, and the schedules against their formulas."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.cell import DataConfig, MidtrainConfig, ModelConfig, PretrainConfig, TrackingConfig
+from pipelines.data import Corpus, prepare
+from pipelines.ledger import Ledger
+from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.training import Rows, adamw, learning_rate, train
+from shaping import Objective, shaped_cross_entropy
+
+MODEL = ModelConfig("tiny", layers=1, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
+BUDGET: dict[str, Any] = {
+    "tokens": 64 * 6,
+    "batch_tokens": 64,
+    "sequence_length": 16,
+    "learning_rate": 1e-2,
+    "rope_base": 1e4,
+    "mixture": {"chain3": 2.0, "boolean": 1.0},
+    "milestones": 2,
+}
+SPEC = {"stage": "pretrain", "labels": {}, "config": {}}
+OFF = TrackingConfig(mode="off")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    config = DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 300, 8)
+    return prepare(config, tmp_path_factory.mktemp("cache"))
+
+
+def test_warm_up_then_constant() -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=4)
+    assert [learning_rate(budget, s) for s in range(6)] == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2])
+
+
+@pytest.mark.parametrize(
+    ("decay", "middle"), [("cosine", 5.5e-3), ("linear", 5.5e-3), ("1-sqrt", 1e-3 + 9e-3 * (1 - math.sqrt(0.5)))]
+)
+def test_decay_runs_from_first_to_final_rate(decay: str, middle: float) -> None:
+    budget = MidtrainConfig(**BUDGET | {"tokens": 64 * 5}, final_learning_rate=1e-3, decay=decay)
+    assert learning_rate(budget, 0) == pytest.approx(1e-2)
+    assert learning_rate(budget, 2) == pytest.approx(middle)
+    assert learning_rate(budget, 4) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(0.5), Objective(lam_tail=-0.1, top_k=8)], ids=str)
+def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective: Objective) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    kept: dict[int, torch.Tensor] = {}
+    ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger:
+        metrics = train(
+            ours, objective, budget, corpus, 7, ledger, lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()})
+        )
+
+    theirs = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    rows = Rows(corpus, budget, 7)
+    optimizer = adamw(theirs, 1e-2, 0.1, (0.9, 0.95))
+    losses = []
+    for step in range(6):
+        batch = torch.stack([rows[i] for i in range(4 * step, 4 * step + 4)])
+        loss = shaped_cross_entropy(theirs(batch[:, :-1]).logits, batch[:, 1:], objective)
+        losses.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1, (step + 1) / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in kept:
+            torch.testing.assert_close(kept[step + 1], theirs.lm_head.weight.detach())
+    assert sorted(kept) == [3, 6]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    ledger_rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in ledger_rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in ledger_rows] == pytest.approx(losses, rel=1e-5)
+    assert [row["tokens"] for row in ledger_rows] == [64, 128, 192, 256, 320, 384]
+    if objective.is_cross_entropy:
+        assert [row["cross_entropy"] for row in ledger_rows] == pytest.approx(losses, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def test_objectives_see_the_same_rows(corpus: Corpus) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    a, b = Rows(corpus, budget, 1), Rows(corpus, budget, 1)
+    assert all(torch.equal(a[i], b[i]) for i in range(len(a)))
+    assert len(a) == 24
+    assert any(not torch.equal(a[i], Rows(corpus, budget, 2)[i]) for i in range(4))
+
+
+def test_a_loss_that_blows_up_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
+        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s: None)
+
+
+def test_checkpoints_are_hugging_face_folders(corpus: Corpus, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    save_checkpoint(model, corpus.tokenizer, tmp_path / "step-000001")
+    ids = torch.tensor([corpus.encode("Q: 1+2")])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
+    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "step-000001").encode("Q: 1+2") == corpus.encode("Q: 1+2")[1:]
+    raised = load_model(tmp_path / "step-000001", rope_base=1e6)
+    assert raised.config.rope_parameters["rope_theta"] == 1e6
+    assert not torch.allclose(raised(ids).logits[:, -1], model(ids).logits[:, -1])
+    torch.testing.assert_close(raised(ids).logits[:, 0], model(ids).logits[:, 0])  # position 0 is not turned
+
+
+def test_one_seed_one_initialisation(corpus: Corpus) -> None:
+    first, again, other = (build_model(MODEL, corpus.tokenizer, 1e4, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    counted = sum(np.prod(p.shape) for name, p in first.named_parameters() if name != "lm_head.weight")
+    assert parameter_count(first) == counted
