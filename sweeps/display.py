@@ -1,0 +1,184 @@
+"""What a running sweep shows: a live table in a terminal, plain lines where there is none."""
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.plan import Plan, StageRun
+from sweeps.store import Store
+
+if TYPE_CHECKING:
+    from sweeps.executor import Outcome
+
+PLAIN_INTERVAL = 15.0
+"""Seconds between progress lines where there is no terminal."""
+
+STAGE_ORDER = ("pretrain", "midtrain", "grpo", "evaluate")
+
+
+class Display:
+    """Follows one `execute` through ledgers and states; everything shown is read from the store."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._running: list[str] = []
+        self._last_line = 0.0
+        self._note = ""
+
+    def start(self, plan: Plan, store: Store, outcome: "Outcome") -> None:
+        """Print the plan and begin to follow it."""
+        self._plan, self._store, self._outcome = plan, store, outcome
+        self._began = time.time()
+        self.console.print(plan_table(plan, set(outcome.skipped)))
+        missing = len(plan.runs) - len(outcome.skipped)
+        if not missing:
+            self.console.print(f"Nothing to do: all {len(plan.runs)} stage runs are in {store.root}")
+            return
+        self.console.print(f"{missing} stage runs to do in {store.root}; warming up the workers ...")
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+            self._live.start()
+
+    def started(self, run: StageRun) -> None:
+        """A worker has taken `run`."""
+        if not self._live and run.stage != "evaluate":
+            self.console.print(f"[{self._clock()}] start  {title(run)}")
+
+    def ended(self, run: StageRun, outcome: "Outcome") -> None:
+        """The worker of `run` has ended."""
+        if run.signature in outcome.failed:
+            self.console.print(f"[{self._clock()}] FAILED {title(run)}: {outcome.failed[run.signature]}", markup=False)
+        elif not self._live or run.stage != "evaluate":
+            result = self._store.run(run.stage, run.signature).result or {}
+            self.console.print(
+                f"[{self._clock()}] done   {title(run)}  {_seconds(result.get('seconds', 0.0))}  "
+                f"{_metrics(result.get('metrics', {}))}",
+                markup=False,
+            )
+
+    def refresh(self, running: list[str]) -> None:
+        """Show how far the running stage runs are; called often."""
+        self._running = running
+        if not self._live and time.time() - self._last_line > PLAIN_INTERVAL:
+            self._last_line = time.time()
+            parts = [f"{title(run)} {self._progress(run)}" for run in self._current()]
+            self.console.print(f"[{self._clock()}] {self._counts()}; " + "; ".join(parts), markup=False)
+
+    def stopping(self, running: list[str]) -> None:
+        """The person asked to stop."""
+        self.console.print(
+            f"Stopping {len(running)} stage runs (Ctrl-C again: at once). What is done is kept; "
+            "type the same command again to go on."
+        )
+
+    def stop(self, outcome: "Outcome") -> None:
+        """End the live view and print the summary."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+        if outcome.seconds:
+            busy = outcome.stage_seconds / outcome.seconds
+            self.console.print(
+                f"{len(outcome.done)} stage runs done in {_seconds(outcome.seconds)} "
+                f"({busy:.1f} at a time), {len(outcome.skipped)} were done before, "
+                f"{len(outcome.failed)} failed, {len(outcome.blocked)} blocked"
+            )
+        for signature, error in outcome.failed.items():
+            self.console.print(f"FAILED {title(self._plan.runs[signature])}: {error}", markup=False)
+
+    def _current(self) -> list[StageRun]:
+        return [self._plan.runs[s] for s in self._running]
+
+    def _clock(self) -> str:
+        return _seconds(time.time() - self._began)
+
+    def _counts(self) -> str:
+        finished = len(self._outcome.done) + len(self._outcome.skipped)
+        return f"{finished}/{len(self._plan.runs)} stage runs"
+
+    def _progress(self, run: StageRun) -> str:
+        row = self._store.run(run.stage, run.signature).last_row()
+        return f"step {row.get('step', 0)}/{run.steps} {_metrics(row)}"
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("stage", "cell", "step", "", "now", "left"):
+            table.add_column(column, no_wrap=True)
+        for run in self._current():
+            stored = self._store.run(run.stage, run.signature)
+            row = stored.last_row()
+            step = int(row.get("step", 0)) if run.stage != "evaluate" else 0
+            table.add_row(
+                run.stage,
+                cell_of(run),
+                f"{step}/{run.steps}" if step else "starting",
+                ProgressBar(run.steps, step, width=20),
+                Text(_metrics(row)),
+                self._time_left(stored.state.get("attempts"), step, run.steps),
+            )
+        finished = len(self._outcome.done) + len(self._outcome.skipped)
+        head = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        head.add_row(
+            Text(f"{self._clock()}  {self._counts()}", style="bold"),
+            ProgressBar(len(self._plan.runs), finished, width=40),
+        )
+        return Group(head, table)
+
+    @staticmethod
+    def _time_left(attempts: list[dict[str, Any]] | None, step: int, steps: int) -> str:
+        if not attempts or not step:
+            return ""
+        return _seconds((time.time() - attempts[-1]["started"]) / step * (steps - step))
+
+
+def cell_of(run: StageRun) -> str:
+    """The cell's name for people: `nano/precision/seed1`."""
+    return f"{run.labels['model']}/{run.labels['objective']}/seed{run.labels['seed']}"
+
+
+def title(run: StageRun) -> str:
+    """What a line calls the stage run: `grpo nano/ce/seed1`, with the checkpoint that an evaluation measures."""
+    if run.stage == "evaluate" and run.parent:
+        return f"evaluate {cell_of(run)} {run.parent[0]} {run.checkpoint}"
+    return f"{run.stage} {cell_of(run)}"
+
+
+def plan_table(plan: Plan, done: set[str]) -> Table:
+    """Stage runs by stage: how many the cells name, how many those are once shared ones are counted once."""
+    asked = Counter(plan.runs[s].stage for signatures in plan.cells.values() for s in signatures)
+    unique = Counter(run.stage for run in plan.runs.values())
+    finished = Counter(plan.runs[s].stage for s in done)
+    table = Table(title=f"Plan: {len(plan.cells)} cells", box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for column in ("stage", "asked for", "stage runs", "done", "to do"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in STAGE_ORDER:
+        if asked[stage]:
+            counts = (asked[stage], unique[stage], finished[stage], unique[stage] - finished[stage])
+            table.add_row(stage, *map(str, counts))
+    return table
+
+
+def _metrics(row: dict[str, Any]) -> str:
+    """The few numbers of a ledger row or a result that tell how it goes."""
+    shown = {
+        "loss": "loss {:.3f}",
+        "perplexity": "ppl {:.2f}",
+        "entropy": "entropy {:.2f}",
+        "reward": "reward {:.2f}",
+        "response_length": "length {:.0f}",
+        "tokens_per_second": "{:,.0f} tok/s",
+    }
+    return "  ".join(form.format(row[key]) for key, form in shown.items() if isinstance(row.get(key), int | float))
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

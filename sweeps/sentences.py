@@ -1,0 +1,90 @@
+"""Hydra's and OmegaConf's errors as one sentence that names the key, the value and the way out."""
+
+import re
+from dataclasses import fields, is_dataclass
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from pipelines.cell import Cell
+from pipelines.errors import StageFailure, UserError, nearest
+from sweeps.options import LocalLauncherConfig
+
+KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
+
+
+def sentence(error: BaseException, keys: list[str] | None = None) -> str:
+    """What went wrong in one sentence; the text of the error itself where there is nothing to add.
+
+    `keys` are the keys that there are, where they are not those of a cell.
+    """
+    links = _chain(error)
+    for link in links:
+        if isinstance(link, UserError | StageFailure):
+            return str(link)
+    cause = links[-1]
+    text = " ".join(str(error).split())
+    if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = missing.groups()
+        offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
+        options = [word for word in offered.group(1).split() if word != "basic"] if offered else []
+        return f"{group}={option}: there is no such option; {nearest(option, options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: it is not of the form key=value ({_first_clause(text)})"
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(unknown.group(1), keys)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause.full_key or str(cause.key), keys)
+    if isinstance(cause, ValidationError):
+        message = (cause.msg or text).split("\n")[0]
+        kind = re.search(r"could not be converted to (\w+)", message)
+        wanted = f"it must be {KINDS.get(kind.group(1), kind.group(1))}" if kind else message
+        value = re.search(r"Value '(.*)' of type", message)
+        shown = value.group(1) if value else cause.value
+        return f"{cause.full_key}={shown}: {wanted}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key}: it has no value; choose an option of its group or set it"
+    if "Config group override must be a string" in text:
+        return "a group's option must be a word; put a word that reads as a number in quotes: group='\"nan\"'"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and its causes, the first cause last."""
+    links = [error]
+    while links[-1].__cause__ is not None:
+        links.append(links[-1].__cause__)
+    return links
+
+
+def _first_clause(text: str) -> str:
+    return text.split(" See https")[0]
+
+
+def _unknown_key(key: str, keys: list[str] | None) -> str:
+    """`sweep=NAME` without the plus is the one key that is there and cannot be chosen so."""
+    if key == "sweep" and keys is None:
+        return "sweep: a named sweep is added to a cell, so write +sweep=NAME"
+    return f"{key}: there is no such key; {nearest(key, keys or _known_keys(key))}"
+
+
+def _known_keys(key: str) -> list[str]:
+    """The keys that stand beside `key` in the configuration, with their full names."""
+    if key.startswith("hydra.launcher."):
+        return [f"hydra.launcher.{f.name}" for f in fields(LocalLauncherConfig) if f.name != "_target_"]
+    group: object = Cell
+    parents = key.split(".")[:-1]
+    for name in parents:
+        types = {f.name: f.type for f in fields(group)} if is_dataclass(group) else {}
+        group = types.get(name)
+    if not is_dataclass(group):
+        return [f.name for f in fields(Cell)]
+    return [".".join([*parents, f.name]) for f in fields(group)]

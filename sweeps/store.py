@@ -1,0 +1,202 @@
+"""The store: plain folders of stage runs by signature, and what can be read from them.
+
+A stage run is done when its `result.json` is there, which is written last. Files are written beside and renamed,
+so that a reader never sees half a file; a lock that the kernel releases keeps two writers apart.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import StageFailure, UserError
+
+FORMAT = 1
+"""Version of the store's layout, in `STORE.json` and in every file of it."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _disk_trouble(path, error) from error
+
+
+def _disk_trouble(path: Path, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageFailure(f"store={path}: {error.strerror}; free some space and type the same command again")
+    return UserError(f"store={path}: it cannot be written ({error.strerror}); name another with store=PATH")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`; raises `UserError` naming the file where it is not one."""
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: it is not readable JSON ({error}); delete the folder {path.parent} and run the sweep again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: it holds no JSON object; delete the folder {path.parent} and run the sweep again")
+    return content
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One stage run's folder, read when asked."""
+
+    stage: str
+    signature: str
+    folder: Path
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The configuration, parent and environment; raises `UserError` where the file is corrupt."""
+        return read_json(self.folder / "spec.json")
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """Status and attempts; empty before the first attempt."""
+        path = self.folder / "state.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        """Metrics, measurements and file hashes of a finished stage run, else None."""
+        path = self.folder / "result.json"
+        return read_json(path) if path.exists() else None
+
+    @property
+    def status(self) -> str:
+        """`done`, `failed`, `running`, `interrupted` (its writer is gone) or `missing`."""
+        if (self.folder / "result.json").exists():
+            return "done"
+        if not self.state:
+            return "missing"
+        if self.state["status"] == "running" and not is_locked(self.folder):
+            return "interrupted"
+        return str(self.state["status"])
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every metric row in order. A last line that a kill cut short is left out; any other broken line is a
+        `UserError` naming file and line."""
+        path = self.folder / "ledger.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        lines = path.read_text(errors="replace").split("\n")
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}: line {number} is not readable JSON ({error.msg}); "
+                    f"delete the folder {path.parent} and run the sweep again"
+                ) from error
+        return rows
+
+    def last_row(self) -> dict[str, Any]:
+        """The newest finished ledger row, read from the file's end: cheap enough to poll."""
+        try:
+            with (self.folder / "ledger.jsonl").open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 8192))
+                lines = file.read().split(b"\n")[:-1]
+            row = json.loads(lines[-1]) if lines else {}
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return row if isinstance(row, dict) else {}
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of stage runs."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Store":
+        """The store at `root`; raises `UserError` where there is none or it is of another format."""
+        path = Path(root).expanduser().absolute()
+        if not path.is_dir():
+            raise UserError(f"store={root}: there is no such folder; run a sweep first, or name another store")
+        marker = path / "STORE.json"
+        if not marker.exists():
+            raise UserError(
+                f"store={root}: the folder is no store (it has no STORE.json); name a store or an empty folder"
+            )
+        found = read_json(marker).get("format")
+        if found != FORMAT:
+            raise UserError(
+                f"store={root}: its format is {found!r} and this version reads {FORMAT}; "
+                "use the version of shaping that wrote it, or another store"
+            )
+        return cls(path)
+
+    @classmethod
+    def create(cls, root: str | Path) -> "Store":
+        """The store at `root`, made if the folder is new or empty; raises `UserError` where it cannot be one."""
+        path = Path(root).expanduser().absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            fresh = not any(path.iterdir())
+        except FileExistsError as error:
+            raise UserError(f"store={root}: it is a file; name a folder") from error
+        except OSError as error:
+            raise _disk_trouble(path, error) from error
+        if fresh:
+            write_json(path / "STORE.json", {"format": FORMAT})
+        store = cls.open(path)
+        if not os.access(path, os.W_OK):
+            raise UserError(f"store={root}: it cannot be written; name another with store=PATH")
+        return store
+
+    def run(self, stage: str, signature: str) -> StoredRun:
+        """The stage run of that signature, whether its folder is there or not."""
+        return StoredRun(stage, signature, self.root / stage / signature)
+
+    def runs(self) -> Iterator[StoredRun]:
+        """Every stage run that has a spec, ordered by stage and signature."""
+        for spec in sorted(self.root.glob("*/*/spec.json")):
+            yield StoredRun(spec.parent.parent.name, spec.parent.name, spec.parent)
+
+    @property
+    def cache(self) -> Path:
+        """Tokenizers and tokens by content hash."""
+        return self.root / "cache"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the stage run's folder for one writer; waits while another holds it.
+
+    The kernel releases the lock when the writer dies, however it dies."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living writer holds the folder."""
+    try:
+        with (folder / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

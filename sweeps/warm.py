@@ -1,0 +1,82 @@
+"""A submitit executor whose jobs start in a moment: each is forked from a process that has imported torch already.
+
+submitit's own local executor starts a fresh interpreter for every job, which pays 10 to 20 s of imports; a nano
+stage is shorter than that. Here the standard library's fork server imports the libraries once (it has one thread
+and no CUDA context, so forking it is safe) and every job is a fork of it. Job files, logs and results are
+submitit's own.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from submitit.core.submission import process_job
+from submitit.core.utils import JobPaths
+from submitit.local.local import LocalExecutor, LocalJob
+
+PRELOAD = ["__main__", "sweeps.work", "pipelines.stages"]
+"""Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class _Forked:
+    """The part of `subprocess.Popen` that submitit's `LocalJob` uses, over a multiprocessing process."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.pid and self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class WarmExecutor(LocalExecutor):
+    """submitit's local executor with warm workers of one thread each."""
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        super().__init__(folder)
+        self._throttling = 0.0  # submitit spaces submissions for the sake of a cluster's scheduler
+        # Read when the libraries are first imported, which happens in the fork server; it inherits this.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        process = self._context.Process(target=_job, args=(str(self.folder),), daemon=False)
+        process.start()
+        return LocalJob(self.folder, str(process.pid), process=_Forked(process))  # type: ignore[arg-type]
+
+
+def _job(folder: str) -> None:
+    """What a forked worker does: become submitit's task 0, with its logs, and run the pickled submission."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing is left running if the command is killed
+    os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers in order
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    identity = str(os.getpid())
+    os.environ.update(
+        SUBMITIT_EXECUTOR="local",
+        SUBMITIT_LOCAL_JOB_ID=identity,
+        SUBMITIT_LOCAL_NTASKS="1",
+        SUBMITIT_LOCAL_JOB_NUM_NODES="1",
+        SUBMITIT_LOCAL_NODEID="0",
+        SUBMITIT_LOCAL_GLOBALID="0",
+        SUBMITIT_LOCAL_LOCALID="0",
+    )
+    paths = JobPaths(folder, identity, 0)
+    for path, descriptor in ((paths.stdout, 1), (paths.stderr, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, descriptor)
+    while not paths.submitted_pickle.exists():  # submitit moves it into place just after it starts the job
+        time.sleep(0.002)
+    process_job(folder)

@@ -1,0 +1,71 @@
+"""What several test files share: a study small enough to train through every stage in seconds, and its store."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "data.text=[networkx]",
+    "data.tasks_per_family=300",
+    "data.vocab_size=300",
+    "data.top_k=8",
+    "model.layers=1",
+    "model.d_model=16",
+    "model.ffn=32",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=8",
+    "pretrain.tokens=8192",
+    "pretrain.warmup_steps=2",
+    "pretrain.milestones=2",
+    "midtrain.tokens=4096",
+    "midtrain.milestones=1",
+    "grpo.steps=2",
+    "grpo.prompts=4",
+    "grpo.samples=4",
+    "grpo.max_new_tokens=8",
+    "grpo.milestones=1",
+    "evaluation.max_new_tokens=8",
+    "evaluation.benchmarks.Docstrings.items=8",
+    *(
+        f"evaluation.benchmarks.{name}.items=4"
+        for name in ("Modules", "Continuations", "Boolean", "Order", "Chain-3", "Chain-4", "Chain-5", "Python")
+    ),
+]
+"""Overrides that make the nano study tiny: every stage and every benchmark, nothing learned."""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shaping_run() -> Command:
+    """`shaping-run` in a process of its own, as a user types it; output is captured."""
+
+    def run(
+        *arguments: str, cwd: Path, module: str = "sweeps.run", timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if k != "SHAPING_DEBUG"}
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory, shaping_run: Command) -> Path:
+    """A folder whose `store` holds the tiny study for two settings, really trained; W&B wrote offline."""
+    folder = tmp_path_factory.mktemp("study")
+    finished = shaping_run("-m", "objective=ce,precision", *SMALL, cwd=folder)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder

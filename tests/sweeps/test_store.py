@@ -1,0 +1,114 @@
+"""The store's files: whole or not there, and corruption named."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from sweeps.store import Store, is_locked, locked, read_json, write_json
+
+
+def test_a_store_is_made_and_opened_again(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "a" / "store")
+    assert Store.open(tmp_path / "a" / "store") == store
+    assert Store.create(tmp_path / "a" / "store") == store
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        Store.open(tmp_path / "nothing")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="the folder is no store"):
+        Store.create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError, match="it is a file"):
+        Store.create(tmp_path / "notes.txt")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "STORE.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="its format is 99"):
+        Store.open(other)
+
+
+def test_an_unwritable_place_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        Store.create("/proc/store")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.errors import StageFailure
+
+    path = tmp_path / "state.json"
+    write_json(path, {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StageFailure, match="No space left"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_corrupt_files_are_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "spec.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"spec\.json: .* delete the folder"):
+        read_json(path)
+
+
+def test_ledger_lines(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    run = store.run("pretrain", "abc")
+    run.folder.mkdir(parents=True)
+    ledger = run.folder / "ledger.jsonl"
+    ledger.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the last line was cut by a kill
+    assert [row["step"] for row in run.ledger()] == [1, 2]
+    assert run.last_row() == {"step": 2}
+    ledger.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"ledger\.jsonl: line 2"):
+        run.ledger()
+
+
+def test_status(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+
+    def status() -> str:
+        return store.run("grpo", "abc").status
+
+    assert status() == "missing"
+    folder = store.run("grpo", "abc").folder
+    folder.mkdir(parents=True)
+    write_json(folder / "state.json", {"status": "running"})
+    assert status() == "interrupted"
+    with locked(folder):
+        assert status() == "running"
+    write_json(folder / "state.json", {"status": "failed"})
+    assert status() == "failed"
+    write_json(folder / "result.json", {})
+    assert status() == "done"
+
+
+def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with locked(folder):
+        ready.set()
+        signal.pause()
+
+
+def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(30)
+    assert is_locked(tmp_path)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not is_locked(tmp_path)
