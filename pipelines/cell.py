@@ -428,11 +428,19 @@ class Cell:
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
         """The typed cell of a composed configuration; raises `UserError` where a value is impossible."""
-        for key, known in _added(config, ""):
-            raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
-        cell = OmegaConf.to_object(config)
+        cell = typed(config)
         assert isinstance(cell, cls)
         return cell
+
+
+def typed(config: DictConfig, prefix: str = "") -> Any:
+    """The object of a composed configuration, or of the part of one whose keys begin with `prefix`.
+
+    Raises `UserError` for a key that there is not, and where a value is impossible.
+    """
+    for key, known in _added(config, prefix):
+        raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
+    return OmegaConf.to_object(config)
 
 
 def _added(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:

@@ -26,6 +26,8 @@ class LocalLauncherConfig:
     """Stage runs at a time; 0 means one a core."""
 
 
+LAUNCHERS = (LocalLauncherConfig,)
+
 store = ConfigStore.instance()
 store.store(name="cell", node=Cell, provider="shaping")
 store.store(group="hydra/sweeper", name="graph", node=GraphSweeperConfig, provider="shaping")
