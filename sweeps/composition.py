@@ -31,7 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cell import Cell, SweepConfig, typed
 from pipelines.errors import UserError
-from sweeps import options  # noqa: F401  (makes the typed options known to Hydra)
+from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra
+from sweeps.plan import plan
 from sweeps.sentences import sentence
 
 PARTS = tuple(field.name for field in fields(Cell))
@@ -252,3 +253,28 @@ def _texts(node: Node) -> Iterable[str]:
         yield OmegaConf.to_yaml(node)
     elif isinstance(node._value(), str):
         yield str(node._value())
+
+
+def compose_launcher(overrides: Sequence[str]) -> LocalLauncherConfig | SlurmLauncherConfig:
+    """The launcher's options that `hydra/launcher=...` and `hydra.launcher.*` among `overrides` name."""
+    try:
+        with _hydra():
+            config = compose(config_name="config", overrides=list(overrides), return_hydra_config=True)
+            launcher = OmegaConf.to_object(config.hydra.launcher)
+    except Exception as error:
+        raise UserError(sentence(error)) from error
+    assert isinstance(launcher, LocalLauncherConfig | SlurmLauncherConfig)
+    return launcher
+
+
+def plan_named_sweeps() -> set[str]:
+    """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
+    with _hydra():
+        names = GlobalHydra.instance().config_loader().get_group_options("sweep")
+        found: set[str] = set()
+        for name in names:
+            try:
+                found |= set(plan(compose_cells([f"+sweep={name}"])).runs)
+            except UserError:
+                continue
+    return found

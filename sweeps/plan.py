@@ -20,6 +20,7 @@ from pipelines.cell import (
     DataConfig,
     EvaluationConfig,
     MidtrainConfig,
+    ModelConfig,
     ObjectiveConfig,
 )
 from shaping.objective import NAMED
@@ -193,6 +194,12 @@ def _json(content: Any) -> str:
     return json.dumps(content, sort_keys=True)
 
 
+def cell_of(labels: Mapping[str, Any]) -> str:
+    """The cell's name for people, from a stage run's labels, with the keys in which cells of one name differ."""
+    name = "/".join(str(labels.get(key, "?")) for key in ("model", "objective")) + f"/seed{labels.get('seed', '?')}"
+    return f"{name}/{labels['variant']}" if labels.get("variant") else name
+
+
 def checkpoint_name(step: int) -> str:
     """The folder of the checkpoint after `step` steps: `step-000128`."""
     return f"step-{step:06d}"
@@ -304,6 +311,13 @@ def _nameless(part: Any) -> dict[str, Any]:
     return content
 
 
+def _model(model: ModelConfig) -> dict[str, Any]:
+    content = _nameless(model)
+    if not model.experts:
+        del content["experts"], content["active_experts"]
+    return content
+
+
 def _midtrain_objective(objective: ObjectiveConfig, midtrain: MidtrainConfig) -> dict[str, Any]:
     return canonical_objective(objective if midtrain.objective == "inherit" else ObjectiveConfig())
 
@@ -322,6 +336,7 @@ def _text_versions(data: DataConfig) -> dict[str, str]:
 def _evaluation(evaluation: EvaluationConfig, stage: str) -> dict[str, Any]:
     """The part of the evaluation table that is measured at the checkpoints of `stage`."""
     content = _nameless(evaluation)
+    content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
     content["benchmarks"] = {
         name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
     }
@@ -331,7 +346,7 @@ def _evaluation(evaluation: EvaluationConfig, stage: str) -> dict[str, Any]:
 _CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "data": _nameless,
     "text_versions": _text_versions,
-    "model": _nameless,
+    "model": _model,
     "objective": canonical_objective,
     "pretrain": _nameless,
     "midtrain_objective": _midtrain_objective,

@@ -155,7 +155,11 @@ def test_a_key_is_on_its_side(key: str) -> None:
 
 def test_no_launcher_key_is_part_of_a_cell() -> None:
     """Workers, partitions, time limits and devices are Hydra's launcher node, which no cell holds."""
-    assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *(f.name for c in LAUNCHERS for f in fields(c))}
+    assert not {f.name for f in fields(Cell)} & {
+        "hydra",
+        "launcher",
+        *(f.name for c in LAUNCHERS.values() for f in fields(c)),
+    }
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
     assert not any(word in content for word in ("workers", "partition", "device", "precision", "store"))
 
