@@ -3,6 +3,7 @@
 Importing this module brings torch, transformers, lightning and wandb; the fork server does it once for all workers.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ class _Context:
     """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage asks between steps; when it is true the
     stage saves its trainer state (`pipelines.resume`) in `resume` and raises `pipelines.errors.Interrupted`."""
 
+    rank: int = 0
+    """Of several processes at one stage run, which this is; the first alone writes."""
+    tasks: int = 1
+    nodes: int = 1
+
     @property
     def resume(self) -> Path:
         """The folder of the trainer state, for exact resume; not published. A stage that finds a state there goes on
@@ -74,18 +80,27 @@ def run_stage(
     root: Path,
     tracking: TrackingConfig,
     interrupted: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    tasks: int = 1,
+    nodes: int = 1,
 ) -> Outcome:
     """Do the work of `spec` in `folder` of the store at `root`; `parent` is the folder of the stage run before.
 
     Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine, also
     when the work was interrupted and goes on from `folder / "resume"`. Raises `Interrupted` soon after
-    `interrupted()` turns true.
+    `interrupted()` turns true. Pre-training and mid-training may be shared by `tasks` processes on `nodes` nodes; what
+    those of a `rank` above 0 would write goes nowhere.
     """
     corpus = prepare(DataConfig(name="", **spec["config"]["data"]), root / "cache")
     torch.manual_seed(spec["config"]["seed"])
-    with Ledger(spec, folder, root, tracking) as ledger:
-        outcome = STAGES[spec["stage"]](_Context(spec, folder, parent, corpus, ledger, interrupted))
-        ledger.summarize(outcome["metrics"])
+    with tempfile.TemporaryDirectory() as nowhere:
+        ledger = (
+            Ledger(spec, Path(nowhere), root, TrackingConfig("off")) if rank else Ledger(spec, folder, root, tracking)
+        )
+        with ledger:
+            context = _Context(spec, folder, parent, corpus, ledger, interrupted, rank, tasks, nodes)
+            outcome = STAGES[spec["stage"]](context)
+            ledger.summarize(outcome["metrics"])
     return outcome
 
 
@@ -103,6 +118,9 @@ def _pretrain(context: _Context) -> Outcome:
         context.keep,
         context.resume,
         context.interrupted,
+        context.rank,
+        context.tasks,
+        context.nodes,
     )
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
@@ -121,6 +139,9 @@ def _midtrain(context: _Context) -> Outcome:
         context.keep,
         context.resume,
         context.interrupted,
+        context.rank,
+        context.tasks,
+        context.nodes,
     )
     return {"metrics": metrics, "measurements": []}
 

@@ -23,7 +23,7 @@ from transformers import Qwen3ForCausalLM
 
 from pipelines.cell import MidtrainConfig, PretrainConfig
 from pipelines.data import Corpus, schedule
-from pipelines.errors import Interrupted
+from pipelines.errors import Interrupted, StageFailure
 from pipelines.ledger import Ledger
 from pipelines.resume import SAVE_SECONDS, every, load_state, save_state
 from shaping.loss import shaped_cross_entropy
@@ -74,11 +74,13 @@ class NextToken(L.LightningModule):
         keep: Callable[[Qwen3ForCausalLM, int], None],
         resume: Path | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        tasks: int = 1,
     ) -> None:
         super().__init__()
         self.model = model.train()
         self.objective, self.budget, self.ledger, self._keep = objective, budget, ledger, keep
         self._resume, self._interrupted, self._save_is_due = resume, interrupted, every(SAVE_SECONDS)
+        self._tasks = tasks
         self._state = load_state(resume) if resume else None
         self.first: int = self._state["step"] if self._state else 0
         """Steps that earlier attempts have done."""
@@ -105,13 +107,23 @@ class NextToken(L.LightningModule):
         loss, stats = shaped_cross_entropy(logits, batch[:, 1:], self.objective, return_stats=True)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.done + 1}; lower the learning rate")
-        self.row = {
-            "loss": loss.item(),
-            "cross_entropy": -stats.target_probability.log().mean().item(),
-            "entropy": stats.entropy.mean().item(),
-            "head_mass": stats.head_mass.mean().item(),
-        }
+        self.row = self._over_tasks(
+            {
+                "loss": loss.item(),
+                "cross_entropy": -stats.target_probability.log().mean().item(),
+                "entropy": stats.entropy.mean().item(),
+                "head_mass": stats.head_mass.mean().item(),
+            }
+        )
         return loss
+
+    def _over_tasks(self, row: dict[str, float]) -> dict[str, float]:
+        """The mean of each number over the tasks, which have equal shares of the batch."""
+        if self._tasks == 1:
+            return row
+        mean = self.trainer.strategy.reduce(torch.tensor(list(row.values()), device=self.device), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return dict(zip(row, mean.tolist(), strict=True))
 
     def _is_due(self) -> bool:
         step = self.done + 1
@@ -147,10 +159,12 @@ class NextToken(L.LightningModule):
                 }
             )
             self._clock, self.last, self.row = (now, step), self.row, {}
-        if step in self._milestones:
+        if step in self._milestones and self.trainer.is_global_zero:
             self._keep(self.model, step)
         interrupted = self._interrupted()
-        if self._resume and (interrupted or self._save_is_due()):
+        if self._tasks > 1:  # a signal may reach them at different steps
+            interrupted = self.trainer.strategy.reduce_boolean_decision(interrupted, all=False)
+        if self._resume and self.trainer.is_global_zero and (interrupted or self._save_is_due()):
             save_state(self._resume, self._trainer_state(step))
         if interrupted:
             raise Interrupted(f"told to stop after step {step} of {self.budget.steps}")
@@ -204,21 +218,35 @@ def train(
     keep: Callable[[Qwen3ForCausalLM, int], None],
     resume: Path | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    tasks: int = 1,
+    nodes: int = 1,
 ) -> dict[str, float]:
     """Train `model` in place for the whole budget; returns the last ledger row's statistics and the throughput.
 
     Goes on from the trainer state in `resume` where there is one, to the same weights, bit for bit on a CPU, and leaves
     one there from time to time. Raises `Interrupted`, with the state saved, soon after `interrupted()` turns true, and
     `FloatingPointError` where the loss stops being finite.
+
+    With several `tasks` (processes that Slurm started on `nodes` nodes, this one being `rank`) each takes an equal
+    share of every batch and gradients are averaged: the same training up to the order of summation. Raises
+    `StageFailure` where a batch cannot be shared out.
     """
-    module = NextToken(model, objective, budget, ledger, keep, resume, interrupted)
+    module = NextToken(model, objective, budget, ledger, keep, resume, interrupted, tasks)
     rows, batch = Rows(corpus, budget, seed), budget.batch_tokens // budget.sequence_length
-    loader = DataLoader(Subset(rows, range(module.first * batch, len(rows))), batch_size=batch)
+    if batch % tasks:
+        raise StageFailure(f"{budget.key}.batch_tokens={budget.batch_tokens}: {batch} rows for {tasks} tasks")
+    share = batch // tasks
+    mine = [step * batch + rank * share + i for step in range(module.first, budget.steps) for i in range(share)]
+    loader = DataLoader(Subset(rows, mine), batch_size=share)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = L.Trainer(
         max_steps=budget.steps - module.first,
         accelerator="auto",
-        devices=1,
+        devices=tasks // nodes,
+        num_nodes=nodes,
+        strategy="ddp" if tasks > 1 else "auto",
+        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

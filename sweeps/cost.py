@@ -214,7 +214,7 @@ def room(launcher: LocalLauncherConfig | SlurmLauncherConfig, devices: int) -> R
     asked = {stage: resources(launcher, stage) for stage in (*STAGES, "evaluate")}
     return Room(
         devices,
-        {stage: found["nodes"] * max(1, found["gpus"]) for stage, found in asked.items()},
+        {stage: found["nodes"] * found["tasks"] for stage, found in asked.items()},
         {stage: found["time"] / 60 for stage, found in asked.items()},
     )
 

@@ -12,7 +12,7 @@ from pipelines.cell import Cell, unsupported
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
-from sweeps.options import SlurmLauncherConfig
+from sweeps.options import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, plan
 from sweeps.records import record
 from sweeps.slurm import Submission, submit
@@ -59,16 +59,18 @@ def launch_on_slurm(cells: list[Cell], jobs: Jobs, options: SlurmLauncherConfig,
 
 def _check(options: SlurmLauncherConfig) -> None:
     for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES_WITH_RESOURCES)):
-        for name in ("nodes", "cpus", "time", "mem_gb"):
+        for name in ("nodes", "tasks", "cpus", "time", "mem_gb"):
             value = getattr(part, name)
             require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
         require(part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, "it must be 0 or more")
-        tasks = (part.nodes or options.nodes) * max(1, options.gpus if part.gpus is None else part.gpus)
+    for stage in ("grpo", "evaluate"):
+        asked = resources(options, stage)
         require(
-            tasks == 1,
-            f"hydra.launcher.{prefix}nodes",
-            f"{part.nodes or options.nodes} with gpus={options.gpus if part.gpus is None else part.gpus}",
-            "the pipelines train a stage on one device so far, so more can be planned and not launched",
+            asked["nodes"] * asked["tasks"] == 1,
+            f"hydra.launcher.{stage}.tasks",
+            f"{asked['nodes'] * asked['tasks']} on {asked['nodes']} nodes",
+            f"{stage} works in one task so far, so more can be planned and not launched; set "
+            f"hydra.launcher.{stage}.nodes=1 and hydra.launcher.{stage}.gpus=1",
         )
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)

@@ -33,6 +33,7 @@ class StageResources:
 
     nodes: int | None = None
     gpus: int | None = None
+    tasks: int | None = None
     cpus: int | None = None
     mem_gb: float | None = None
     time: int | None = None
@@ -50,7 +51,9 @@ class SlurmLauncherConfig:
     _target_: str = f"{PLUGIN_MODULE}.SlurmLauncher"
     nodes: int = 1
     gpus: int = 0
-    """GPUs of a node; one task is launched for each."""
+    """GPUs of a node."""
+    tasks: int | None = None
+    """Tasks of a node; null: one for each GPU, or one."""
     cpus: int = 1
     """Cores of a task."""
     mem_gb: float | None = None
@@ -79,9 +82,10 @@ class SlurmLauncherConfig:
 
 def resources(options: SlurmLauncherConfig, stage: str) -> dict[str, Any]:
     """What the jobs of `stage` ask for: the launcher's values, and over them the stage's own."""
-    names = ("nodes", "gpus", "cpus", "mem_gb", "time", "partition", "account", "qos", "constraint")
+    names = ("nodes", "gpus", "tasks", "cpus", "mem_gb", "time", "partition", "account", "qos", "constraint")
     own = getattr(options, stage)
     found = {name: getattr(options, name) if getattr(own, name) is None else getattr(own, name) for name in names}
+    found["tasks"] = found["tasks"] or max(1, found["gpus"])
     return found | {"extra": {**options.extra, **own.extra}}
 
 

@@ -164,7 +164,7 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch, at_once: int) -> di
     parameters = {
         "job_name": f"shaping-{batch.stage}",
         "nodes": asked["nodes"],
-        "ntasks_per_node": max(1, asked["gpus"]),
+        "ntasks_per_node": asked["tasks"],
         "gpus_per_node": asked["gpus"] or None,
         "cpus_per_task": asked["cpus"],
         "mem": None if asked["mem_gb"] is None else f"{round(asked['mem_gb'] * 1024)}M",
@@ -176,6 +176,7 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch, at_once: int) -> di
         "dependency": batch.dependency,
         "signal_delay_s": options.signal_seconds,
         "setup": options.setup or None,
+        "srun_args": ["--kill-on-bad-exit=1"],  # of several tasks, none goes on alone
         "wckey": None,
         "additional_parameters": extra,
     }

@@ -52,6 +52,10 @@ def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues:
     with _told_to_stop() as stop:
         store = Store.open(root)
         run = store.run(spec["stage"], spec["signature"])
+        environment = JobEnvironment()
+        if environment.global_rank:
+            _follow(store, run, spec, tracking, environment, stop)
+            return False
         lease = _lease(run, stop)
         if lease is None:
             return False
@@ -100,6 +104,50 @@ def _lease(run: StoredRun, stop: Callable[[], bool]) -> Lease | None:
     return None
 
 
+def _together(environment: JobEnvironment) -> str:
+    """A name that all tasks of one life of a job share."""
+    return f".tasks-{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+
+
+def _follow(
+    store: Store,
+    run: StoredRun,
+    spec: dict[str, Any],
+    tracking: TrackingConfig,
+    environment: JobEnvironment,
+    stop: Callable[[], bool],
+) -> None:
+    """Do the share of a task that is not the job's first: that one has the lease, says when to begin, and writes."""
+    while not (begun := list(run.folder.glob(f"work-*/{_together(environment)}"))):
+        if (run.folder / "result.json").exists() or stop():
+            return
+        time.sleep(WAIT_SECONDS)
+    with contextlib.suppress(Interrupted):
+        _run_stage(store, spec, begun[0].parent, tracking, stop, environment)
+
+
+def _run_stage(
+    store: Store,
+    spec: dict[str, Any],
+    work: Path,
+    tracking: TrackingConfig,
+    interrupted: Callable[[], bool],
+    environment: JobEnvironment,
+) -> dict[str, Any]:
+    from pipelines.stages import run_stage
+
+    parent = spec["parent"]
+    source = parent and store.run(parent["stage"], parent["signature"]).folder
+    shared: dict[str, int] = {}
+    if environment.num_tasks > 1:
+        shared = {
+            "rank": environment.global_rank,
+            "tasks": environment.num_tasks,
+            "nodes": environment.num_nodes,
+        }
+    return run_stage(spec, work, source, store.root, tracking, interrupted, **shared)
+
+
 class _Attempt:
     """One worker's way through a stage run."""
 
@@ -115,7 +163,7 @@ class _Attempt:
     ) -> None:
         self.store, self.stored, self.spec, self.tracking = store, run, spec, tracking
         self.requeues, self.lease, self.stop = requeues, lease, stop
-        environment = JobEnvironment()
+        self.environment = environment = JobEnvironment()
         self.record: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -153,16 +201,16 @@ class _Attempt:
             raise
 
     def _work(self, work: Path) -> None:
-        from pipelines.stages import run_stage
-
         keep = RESUMED if (work / "resume").exists() else set()
         for path in work.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        parent = self.spec["parent"]
-        source = parent and self.store.run(parent["stage"], parent["signature"]).folder
+        together = work / _together(self.environment)
+        if self.environment.num_tasks > 1:
+            together.touch()
         interrupted = lambda: self.stop() or self.lease.lost  # noqa: E731
-        outcome = run_stage(self.spec, work, source, self.store.root, self.tracking, interrupted)
+        outcome = _run_stage(self.store, self.spec, work, self.tracking, interrupted, self.environment)
+        together.unlink(missing_ok=True)
         shutil.rmtree(work / "resume", ignore_errors=True)
         files = sorted(path for path in work.rglob("*") if path.is_file())
         hashes = {str(path.relative_to(work)): _settled(path) for path in files}
