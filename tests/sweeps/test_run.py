@@ -32,7 +32,7 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
+def until(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, "it did not happen in time"
@@ -205,7 +205,7 @@ def test_the_menu_and_the_composed_cell(tmp_path: Path, shaping_run: Command) ->
         "objective: ce, diversity, head_reward, precision, tail_penalty",
         "+sweep=nano",
         "hydra/launcher",
-        "model: nano",
+        "model: 10B-A0.5B, 1B, 4B, 5B-A0.3B, nano",
     ):
         assert expected in menu
     composed = shaping_run("--cfg", "job", "objective=precision", cwd=tmp_path).stdout
