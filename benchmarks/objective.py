@@ -27,11 +27,13 @@ def main() -> int:
     return report(rows, f"The objective, forward and backward; torch {torch.__version__}, {machine}")
 
 
-def problem(n: int, d: int, v: int, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+def problem(
+    n: int, d: int, v: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states [N, D] of unit scale, an output matrix [V, D] that gives logits of scale 2, and targets [N]."""
-    hidden = torch.randn(n, d, **options).requires_grad_()  # type: ignore[arg-type]
-    weight = (2 * d**-0.5 * torch.randn(v, d, **options)).requires_grad_()  # type: ignore[arg-type]
-    return hidden, weight, torch.randint(0, v, (n,), device=hidden.device)
+    hidden = torch.randn(n, d, device=device, dtype=dtype).requires_grad_()
+    weight = (2 * d**-0.5 * torch.randn(v, d, device=device, dtype=dtype)).requires_grad_()
+    return hidden, weight, torch.randint(0, v, (n,), device=device)
 
 
 def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], None]:

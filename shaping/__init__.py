@@ -3,8 +3,8 @@
 `objective` (the knobs and the five named settings; no torch), `loss` (the two functions to train with), `closed_form`
 and `triton_kernels` (what they compute, in PyTorch and on a GPU), `statistics` (entropy, head and tail mass, rank),
 `estimators` (rewards and the policy gradient by sampling), `theory` (what training converges to), `adapters` (other
-people's trainers). Imports torch and nothing else of this project; torch itself is loaded when a function is first asked
-for, so that reading a setting's name stays cheap.
+people's trainers). Imports torch and nothing else of this project; torch itself is loaded when a function is first
+asked for, so that reading a setting's name stays cheap.
 """
 
 from importlib import import_module
