@@ -6,6 +6,7 @@ layer too: logits exist for one chunk of rows at a time, and the chunk's gradien
 nothing is computed twice and nothing of size [N, V] is ever held.
 """
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, overload
@@ -404,7 +405,15 @@ def _settings(
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f"backend={backend!r}: it is one of auto, torch, triton")
     if backend == "auto":
-        backend = "triton" if device == "cuda" and find_spec("triton") else "torch"
+        fits = device == "cuda" and inputs.dtype != torch.float64 and find_spec("triton")
+        backend = "triton" if fits else "torch"
+    elif backend == "triton":
+        if not find_spec("triton"):
+            raise ValueError("backend='triton': it is not installed; pip install triton, or take backend='torch'")
+        if inputs.dtype == torch.float64:
+            raise ValueError("backend='triton': it computes in float32; for float64 take backend='torch'")
+        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError("backend='triton': it needs a GPU; on the CPU take backend='torch'")
     product = inputs.dtype
     if torch.is_autocast_enabled(device) and product != torch.float64:
         product = torch.get_autocast_dtype(device)
