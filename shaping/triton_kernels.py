@@ -1,10 +1,12 @@
 """The objective on rows of logits as two Triton kernels: the `triton` backend, for CUDA.
 
-It offers what `shaping.closed_form` offers, with the same formulas; one program works on one row. The k-th largest logit
-is found without sorting: as an unsigned number whose order is that of the floats, its digits are settled four bits at a
-time, from the top, by counting how many logits reach each of the sixteen candidates. With TRITON_INTERPRET=1 in the
-environment before Triton is first imported, both run on the CPU.
+It offers what `shaping.closed_form` offers, with the same formulas; one program works on one row. The k-th largest
+logit is found without sorting: as an unsigned number whose order is that of the floats, its digits are settled four bits
+at a time, from the top, by counting how many logits reach each of the sixteen candidates. With TRITON_INTERPRET=1 in
+the environment before Triton is first imported, both run on the CPU.
 """
+
+# mypy: allow-untyped-defs
 
 import torch
 import triton
@@ -122,8 +124,8 @@ def _forward(
     own = tl.load(logits + target).to(tl.float32)
     lanes = tl.arange(0, BLOCK)
 
-    # Sums over the other tokens of exp(x - largest), and of that times x - largest, rescaled as `largest` grows. Leaving
-    # the target out gives 1 - p without a difference.
+    # Sums over the other tokens of exp(x - largest), and of that times x - largest, rescaled as `largest` grows.
+    # Leaving the target out gives 1 - p without a difference.
     largest = own * 0 - 3.0e38
     others = own * 0
     weighted = own * 0
@@ -135,7 +137,9 @@ def _forward(
         factor = tl.exp(largest - grown)
         e = tl.where(ids == target, 0.0, tl.exp(x - grown))
         if STATISTICS:
-            weighted = (weighted + others * (largest - grown)) * factor + tl.sum(tl.where(e > 0, e * (x - grown), 0.0), 0)
+            weighted = (weighted + others * (largest - grown)) * factor + tl.sum(
+                tl.where(e > 0, e * (x - grown), 0.0), 0
+            )
             before += tl.sum(((x > own) | ((x == own) & (ids < target))).to(tl.int64), 0)
         others = others * factor + tl.sum(e, 0)
         largest = grown
@@ -153,7 +157,7 @@ def _forward(
         digits = tl.arange(0, 1 << DIGIT).to(tl.uint32)
         few = tl.arange(0, COUNTED)
         for step in tl.static_range(SIGNIFICANT // DIGIT):
-            shift: tl.constexpr = 32 - DIGIT * (step + 1)
+            shift = 32 - DIGIT * (step + 1)
             candidates = kth + (digits << shift)
             reached = tl.zeros((1 << DIGIT,), tl.int32)
             for start in range(0, vocabulary, COUNTED):
