@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from shaping import closed_form
 from shaping.objective import Objective
@@ -240,8 +239,12 @@ class _ShapedLoss(torch.autograd.Function):
         return losses.sum() if settings.summed else losses, statistics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the shaped loss has no second derivative (its weights are constants to the gradient): "
+                "call backward or grad without create_graph=True"
+            )
         if ctx.at_once:
             gradients = [gradient * upstream for gradient in ctx.saved_tensors]
         else:

@@ -1,9 +1,9 @@
 """The objective on rows of logits as two Triton kernels: the `triton` backend, for CUDA.
 
 It offers what `shaping.closed_form` offers, with the same formulas; one program works on one row. The k-th largest
-logit is found without sorting: as an unsigned number whose order is that of the floats, its digits are settled four bits
-at a time, from the top, by counting how many logits reach each of the sixteen candidates. With TRITON_INTERPRET=1 in
-the environment before Triton is first imported, both run on the CPU.
+logit is found without sorting: as an unsigned number whose order is that of the floats, its digits are settled four
+bits at a time, from the top, by counting how many logits reach each of the sixteen candidates. With TRITON_INTERPRET=1
+in the environment before Triton is first imported, both run on the CPU.
 """
 
 # mypy: allow-untyped-defs
