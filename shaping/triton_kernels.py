@@ -168,7 +168,8 @@ def _forward(
                 reached += tl.sum((key[:, None] >= candidates[None, :]).to(tl.int32), 0)
             digit = tl.sum((reached >= top_k).to(tl.int32), 0) - 1
             kth += digit.to(tl.uint32) << shift
-        threshold = tl.where(kth >> 31 == 1, kth & 0x7FFFFFFF, ~kth).to(tl.float32, bitcast=True)
+        bits = tl.where(kth >> 31 == 1, kth & 0x7FFFFFFF, ~kth) & ((0xFFFFFFFF << (32 - SIGNIFICANT)) & 0xFFFFFFFF)
+        threshold = bits.to(tl.float32, bitcast=True)
 
         above = own * 0
         mass = own * 0
