@@ -19,7 +19,7 @@ from torch import Tensor
 from shaping.objective import Objective
 from shaping.statistics import head_ids, working
 
-BLOCK_BYTES = 2**21
+BLOCK_BYTES = 2**20
 """Rows are worked on a few at a time, so that every step finds them in the processor's cache (on a GPU all at once)."""
 
 
@@ -64,8 +64,8 @@ def forward(
         state[rows] = torch.cat([log_p, w, c + w], -1)
         if len(statistics):
             head_mass = head_probs.sum(-1, keepdim=True).clamp(max=1)
-            columns = (_entropy(log_probs), head_mass, 1 - head_mass, log_p.exp(), _rank(scores, own))
-            statistics[rows] = torch.cat(columns, -1)
+            entropy, rank = _entropy_and_rank(scores, log_probs, own)
+            statistics[rows] = torch.cat([entropy, head_mass, 1 - head_mass, log_p.exp(), rank], -1)
 
 
 def backward(
@@ -93,21 +93,17 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _entropy(log_probs: Tensor) -> Tensor:
-    probs = log_probs.exp()
-    entropy = -(probs * log_probs).sum(-1, keepdim=True)
+def _entropy_and_rank(scores: Tensor, log_probs: Tensor, own_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy and the target's rank, [N, 1] each, with one buffer for every pass. What `shaping.statistics` computes,
+    without its masks of bytes, which are slow to sum. `log_probs` is overwritten."""
+    buffer = log_probs.exp()
+    entropy = -log_probs.mul_(buffer).sum(-1, keepdim=True)
     if bool(entropy.isnan().any()):  # 0 times the -inf of a forbidden token
-        entropy = -torch.special.xlogy(probs, probs).sum(-1, keepdim=True)
-    return entropy
-
-
-def _rank(scores: Tensor, own_ids: Tensor) -> Tensor:
-    """Rank of each target, [N, 1], as `statistics.target_rank` but without masks of bytes, which are slow to sum."""
+        entropy = -log_probs.masked_fill_(buffer == 0, 0.0).sum(-1, keepdim=True)
     own = scores.gather(-1, own_ids)
-    buffer = torch.empty_like(scores)
     rank = torch.gt(scores, own, out=buffer).sum(-1, keepdim=True) + 1
     tied = (torch.ge(scores, own, out=buffer).sum(-1, keepdim=True) > rank)[:, 0]
-    if bool(tied.any()):
+    if bool(tied.any()):  # look at the ids there alone
         ids = torch.arange(scores.shape[-1], device=scores.device)
         rank[tied] += ((scores[tied] == own[tied]) & (ids < own_ids[tied])).sum(-1, keepdim=True)
-    return rank
+    return entropy, rank
