@@ -1,7 +1,7 @@
 """Draw docs/images/objective.png: what each knob does to a distribution, from `stationary_distribution`.
 
-The data distribution falls as rank^-1.5 over 1,000 tokens; each line is what a tabular model trained on it ends at. Run from the
-root of the repository: python docs/objective_picture.py
+The data distribution falls as rank^-1.5 over 1,000 tokens; each line is what a tabular model trained on it ends at.
+Run from the root of the repository: python docs/objective_picture.py
 """
 
 from pathlib import Path
@@ -38,8 +38,8 @@ def main() -> None:
             )
             knob = {"beta": objective.beta, "lam_tail": objective.lam_tail, "lam_head": objective.lam_head}
             axis.plot(rank, p / q, label=f"{knob[title.split(',')[0]]:+g}")
-        axis.set(xscale="log", yscale="log", title=title, xlabel="rank of the token in the data")
-        axis.legend(fontsize=8)
+        axis.set(xscale="log", ylim=(0.65, 1.3), title=title, xlabel="rank of the token in the data")
+        axis.legend(fontsize=8, loc="lower right" if title == "beta" else "lower left")
     axes[0].set_ylabel("probability, model / data")
     path = Path(__file__).parent / "images" / "objective.png"
     figure.savefig(path, dpi=110)
