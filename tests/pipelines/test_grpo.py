@@ -58,7 +58,7 @@ def test_on_policy_the_gradient_is_that_of_the_log_probability() -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 270, 8), tmp_path_factory.mktemp("cache"))
+    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 0.0, 270, 8), tmp_path_factory.mktemp("cache"))
 
 
 MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
