@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from pipelines import gym
 from pipelines.errors import UserError, nearest, require
 from pipelines.tasks import FAMILIES
 
 STAGES = ("pretrain", "midtrain", "grpo")
 """The training stages in their order; evaluations hang off their checkpoints."""
 
-STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 1, "evaluate": 1}
+STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 1}
 """Version of each stage's code, part of its signature: raised by hand when a change alters results."""
 
 
@@ -112,7 +114,10 @@ class DataConfig:
                 find_spec(package) is not None, "data.text", package, "no such package is installed; pip install it"
             )
         for task in self.tasks:
-            require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
+            if gym.is_gym(task):
+                gym.check(task)
+            else:
+                require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
         _positive("data", self, "tasks_per_family", "vocab_size", "top_k")
         _fraction("data", self, "worked_share")
         require(
@@ -353,7 +358,9 @@ class GRPOConfig:
             ("collapse", COLLAPSE),
             ("engine", ENGINES),
         ):
-            require(getattr(self, key) in options, f"grpo.{key}", getattr(self, key), nearest(getattr(self, key), options))
+            require(
+                getattr(self, key) in options, f"grpo.{key}", getattr(self, key), nearest(getattr(self, key), options)
+            )
         _fraction("grpo", self, "pass_rate_low", "pass_rate_high", "collapse_entropy", "collapse_length")
         require(
             self.samples >= 2,
@@ -520,7 +527,10 @@ class Cell:
             key = f"evaluation.benchmarks.{name}.task"
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
         for task in self.grpo.tasks:
-            require(task in self.data.tasks, "grpo.tasks", task, nearest(task, self.data.tasks))
+            if task.endswith(".jsonl"):
+                require(Path(task).is_file(), "grpo.tasks", task, "there is no such file")
+            else:
+                require(task in self.data.tasks, "grpo.tasks", task, nearest(task, self.data.tasks))
         require(
             self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",

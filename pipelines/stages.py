@@ -114,6 +114,8 @@ def _grpo(context: _Context) -> Outcome:
         context.config["seed"],
         context.ledger,
         context.keep,
+        context.folder,
+        context.interrupted,
     )
     return {"metrics": metrics, "measurements": []}
 

@@ -9,7 +9,7 @@ Both take the weights of a `Qwen3ForCausalLM` as they are and agree with its own
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,26 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
-def supports(model: PreTrainedModel) -> bool:
-    """Whether `model` is a Qwen3 of the plain kind: full attention, SiLU, no biases, RoPE without rescaling."""
+def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
+    """Whether `model` is a Qwen3 of the plain kind: full attention, SiLU, no biases, RoPE without rescaling.
+
+    A model that checkpoints its activations is left to its own forward pass, which knows how.
+    """
     if not isinstance(model, Qwen3ForCausalLM):
         return False
-    config = model.config
+    config: Any = model.config
     return (
         set(config.layer_types) == {"full_attention"}
         and config.hidden_act == "silu"
         and not config.attention_bias
+        and not model.is_gradient_checkpointing
         and config.rope_parameters["rope_type"] == "default"
     )
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Query heads, key-value heads and the size of a head."""
+    return config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
 
 def _angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,17 +62,15 @@ class Decoder:
         """
         config = model.config
         self._model, self._eps = model, config.rms_norm_eps
-        self._kv_heads, self._head_dim = config.num_key_value_heads, config.head_dim
-        self._groups = config.num_attention_heads // config.num_key_value_heads
-        self._heads = config.num_attention_heads + config.num_key_value_heads
+        heads, self._kv_heads, self._head_dim = _heads(config)
+        self._groups = heads // self._kv_heads
+        self._heads = heads + self._kv_heads
         """Heads that are normalised and rotated: the queries' and the keys'."""
         self._layers = [self._fuse(layer) for layer in model.model.layers]
         self._head = (model.lm_head.weight * model.model.norm.weight).T
         self._filled = cache.layers[0].keys.shape[2]
         self._capacity = capacity
-        self._buffers = [
-            [self._buffer(old, source) for old in (layer.keys, layer.values)] for layer in cache.layers
-        ]
+        self._buffers = [[self._buffer(old, source) for old in (layer.keys, layer.values)] for layer in cache.layers]
         self._position = lengths[source]
         self._bias: Tensor | None = None
         if mask is not None:
@@ -148,7 +155,7 @@ class _Norm(torch.autograd.Function):
         return (x * inverse).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         x, scale, inverse = ctx.saved_tensors
         normalised = x * inverse
         product = upstream * normalised
@@ -167,8 +174,9 @@ class _Rotary(torch.autograd.Function):
         return _turn(x, cosine, sine, 1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _turn(upstream, *ctx.saved_tensors, -1), None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turn(upstream, cosine, sine, -1), None, None
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
@@ -189,7 +197,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         sigmoid = gate.sigmoid()
         silu = gate * sigmoid
@@ -215,7 +223,7 @@ def hidden_states(
     origin[rows[filled]] = filled.flatten().nonzero()[:, 0]
     place, origin = place.clamp(min=0), origin.to(device)
     cosine, sine = (part[:, None] for part in _angles(model, positions.to(device)))
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    heads, kv_heads, dim = _heads(config)
     eps = config.rms_norm_eps
     x = model.model.embed_tokens(flat.to(device))
     for layer in model.model.layers:

@@ -90,9 +90,7 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, upstream: Tensor, *_: Tensor
-    ) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, targets, normalisers = ctx.saved_tensors
         for_hidden, for_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in _chunks(len(hidden), len(weight)):

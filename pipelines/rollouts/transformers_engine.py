@@ -157,8 +157,8 @@ def _run(
     )
     capacity = width + min(limit, FIRST_COLUMNS)
     logits = output.logits[source, -1]
-    kind = qwen3.Decoder if qwen3.supports(model) else _ForwardPass
-    decode: _Decoder = kind(model, output.past_key_values, source, lengths, real, capacity)
+    place = (output.past_key_values, source, lengths, real, capacity)
+    decode: _Decoder = qwen3.Decoder(model, *place) if qwen3.supports(model) else _ForwardPass(model, *place)
 
     tokens = torch.full((len(source), limit), end, device=device)
     log_probs = torch.zeros(len(source), limit, device=device)
