@@ -43,7 +43,7 @@ FORMATS: dict[str, Format] = {
     "marked": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "exact"),
     "boxed": Format(
         "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n",
-        r"(?s)(?:^|</think>)((?:(?!</think>).)*\\boxed.*)$",
+        r"(?s)(?:.*</think>)?(.*\\boxed.*)$",
         "math",
     ),
     "python": Format("{question}\nWrite the program between ```python and ```.\n", r"(?s)```python\n(.*?)```", "code"),

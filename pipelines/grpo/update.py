@@ -93,6 +93,7 @@ class Updater:
     ) -> None:
         self._model, self._optimizer, self._config = model, optimizer, config
         self._reference, self._exact = reference, exact_sampler
+        optimizer.zero_grad()  # whoever trained the model before may have left gradients
 
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """All epochs and minibatches over `groups`; returns what the ledger shows.

@@ -12,9 +12,9 @@ def equivalent(answer: str, reference: str) -> float:
 
     What stands in the last \\boxed{} counts where there is one; a reference may be bare LaTeX, with or without dollars.
     """
-    gold = parse(reference, parsing_timeout=None)
-    if not gold or isinstance(gold[0], str):
-        gold = parse(f"${reference}$", parsing_timeout=None)
+    # Bare LaTeX goes between dollars, or math-verify would read `2\sqrt{2}` as the number 2.
+    marked = "$" in reference or "\\boxed" in reference
+    gold = parse(reference if marked else f"${reference}$", parsing_timeout=None)
     if not gold:
         raise ValueError(f"the reference {reference!r} holds no expression that math-verify reads")
     found = parse(answer, parsing_timeout=None)
