@@ -77,10 +77,10 @@ class _Run:
         self.judge = judge
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = adamw(model, config.learning_rate, config.weight_decay, (config.adam_beta1, config.adam_beta2))
-        self.engine = _engine(model, config)
-        self.updater = Updater(model, self.optimizer, config, self.reference, self.engine.exact)
         self.asked = [load_questions(task, "rl", corpus) for task in config.tasks]
         self.held_out = self._held_out()
+        self.engine = self._engine()
+        self.updater = Updater(model, self.optimizer, config, self.reference, self.engine.exact)
         self.step = 0
         self.history: list[dict[str, float]] = []
         """Reward, entropy and length of every step."""
@@ -92,6 +92,16 @@ class _Run:
         longest = max(map(len, sets))
         mixed = [questions[i] for i in range(longest) for questions in sets if i < len(questions)]
         return mixed[: self.config.held_out_problems]
+
+    def _engine(self) -> Engine:
+        if self.config.engine == "transformers":
+            return TransformersEngine(self.model)
+        from pipelines.rollouts.vllm_engine import VLLMEngine
+
+        prompts = [question.prompt for questions in (*self.asked, self.held_out) for question in questions]
+        longest = 1 + max(map(len, self.corpus.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
+        limit = max(self.config.response_limit(1), self.config.response_limit(self.config.steps))
+        return VLLMEngine(self.model, longest + limit)
 
     def train(self) -> dict[str, Any]:
         config = self.config
@@ -287,11 +297,3 @@ class _Run:
     def _families(self) -> list[str]:
         """Every family that earlier stages may have trained on."""
         return self.corpus.manifest["content"]["tasks"]
-
-
-def _engine(model: PreTrainedModel, config: GRPOConfig) -> Engine:
-    if config.engine == "vllm":
-        from pipelines.rollouts.vllm_engine import VLLMEngine
-
-        return VLLMEngine(model, config.max_new_tokens)
-    return TransformersEngine(model)

@@ -70,8 +70,15 @@ def config(**changes: object) -> GRPOConfig:
     return GRPOConfig(**{"steps": 1, "tasks": ["t"], "milestones": 1, "prompts": 8, "samples": 4, **changes})  # type: ignore[arg-type]  # fmt: skip
 
 
-def collector(settings: GRPOConfig, chances: Sequence[float], tokenizer: PreTrainedTokenizerFast, seed: int = 0, engine: Scripted | None = None, judge: Judge | None = None) -> Collector:  # fmt: skip
-    return Collector(settings, engine or Scripted(), judge or Judge(), tokenizer, Questions([questions(chances)], seed), seed)  # fmt: skip
+def collector(
+    settings: GRPOConfig,
+    chances: Sequence[float],
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+    engine: Scripted | None = None,
+) -> Collector:
+    asked = Questions([questions(chances)], seed)
+    return Collector(settings, engine or Scripted(), Judge(), tokenizer, asked, seed)
 
 
 def test_kept_groups_are_a_fair_sample_of_the_mixed_ones(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -129,7 +136,7 @@ def test_questions_come_in_shuffled_passes_and_go_on_from_a_number() -> None:
     sets = [questions([0.1, 0.2, 0.3]), questions([0.5, 0.6])]
     source = Questions(sets, 1)
     drawn = [source.draw().question for _ in range(24)]
-    assert {q for q in drawn[::2]} == {"0.1", "0.2", "0.3"}
+    assert set(drawn[::2]) == {"0.1", "0.2", "0.3"}
     for start in range(0, 24, 6):
         assert len(set(drawn[start : start + 6 : 2])) == 3
     assert len({tuple(drawn[start : start + 6 : 2]) for start in range(0, 24, 6)}) > 1
@@ -178,7 +185,8 @@ def real_groups(n: int = 64, temperature: float = 1.0) -> list[Group]:
         rewards = torch.tensor([float(len(responses[r]) % 2) for r in rows])
         logs = [rollouts.log_probs[r, : len(responses[r])] for r in rows]
         stopped = rollouts.stopped[list(rows)]
-        groups.append(Group(questions([0.5])[0], list(prompt), [responses[r] for r in rows], logs, [""] * n, rewards, stopped, 1))  # fmt: skip
+        own = [responses[r] for r in rows]
+        groups.append(Group(questions([0.5])[0], list(prompt), own, logs, [""] * n, rewards, stopped, 1))
     return groups
 
 
@@ -239,7 +247,7 @@ def test_length_against_correctness_is_taken_inside_groups() -> None:
 
 
 def history(*parts: tuple[int, float, float, float]) -> list[dict[str, float]]:
-    return [{"reward": r, "entropy": e, "response_length": l} for n, r, e, l in parts for _ in range(n)]
+    return [{"reward": r, "entropy": e, "response_length": size} for n, r, e, size in parts for _ in range(n)]
 
 
 def test_collapse_is_told_from_success() -> None:
