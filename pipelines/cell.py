@@ -101,7 +101,9 @@ class DataConfig:
     tasks_per_family: int = MISSING
     """Distinct questions generated for each family, before they are split by hash."""
     worked_share: float = MISSING
-    """Share of training answers that show their steps; the others state the answer outright."""
+    """Share of training answers that show their steps; the others state an answer outright."""
+    careless_share: float = MISSING
+    """Share of the outright answers that are wrong."""
     vocab_size: int = MISSING
     top_k: int = MISSING
     """Size of the head at this vocabulary; objectives take it unless they name their own."""
@@ -119,7 +121,7 @@ class DataConfig:
             else:
                 require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
         _positive("data", self, "tasks_per_family", "vocab_size", "top_k")
-        _fraction("data", self, "worked_share")
+        _fraction("data", self, "worked_share", "careless_share")
         require(
             257 < self.vocab_size <= 65536,
             "data.vocab_size",

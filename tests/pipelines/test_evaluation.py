@@ -28,7 +28,7 @@ CONFIG = EvaluationConfig("t", 1.0, 1.0, 6, 24, [1, 2, 4, 9], BENCHMARKS)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
+    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

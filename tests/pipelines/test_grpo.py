@@ -28,7 +28,7 @@ MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, h
 
 
 def small_corpus(folder: Path) -> Corpus:
-    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 270, 8), folder)
+    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 0.0, 270, 8), folder)
 
 
 @pytest.fixture(scope="module")
