@@ -1,7 +1,8 @@
-"""The two ways in which a command can end badly, as exceptions that carry one plain sentence.
+"""The ways in which a command can end badly, as exceptions that carry one plain sentence.
 
 `UserError` is a mistake that the person at the keyboard can mend: exit code 2. `StageFailure` is work that
-went wrong though the request was sound: exit code 1. Commands print the sentence and no traceback.
+went wrong though the request was sound: exit code 1. Commands print the sentence and no traceback. `Interrupted` is
+no failure: a stage that was asked to stop has saved its trainer state and goes on from it later.
 """
 
 import difflib
@@ -18,6 +19,10 @@ class StageFailure(Exception):
     """A stage run or a part of the machine failed; the message names it and where its log lies."""
 
     exit_code = 1
+
+
+class Interrupted(Exception):
+    """A stage was asked to stop between two steps; its trainer state is saved, and the next attempt goes on there."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

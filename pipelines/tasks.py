@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipelines import gym
+
 MARK = "####"
 SPLITS = {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}
 """Shares of the questions, by hash: what is trained on, watched, rewarded in RL, and measured."""
@@ -130,8 +132,14 @@ FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
 
 def generate(family: str, count: int, seed: int) -> list[Problem]:
     """Up to `count` problems with distinct questions, in a fixed order; fewer where the family has fewer."""
-    rng = random.Random(f"{family}/{seed}")
     problems: dict[str, Problem] = {}
+    if gym.is_gym(family):
+        slip = "0"
+        for question, answer in gym.items(family, 2 * count, seed):
+            problems.setdefault(question, Problem(family, question, (), answer, slip))
+            slip = answer  # careless: what was asked before
+        return list(problems.values())[:count]
+    rng = random.Random(f"{family}/{seed}")
     for _ in range(20 * count):
         if len(problems) == count:
             break
