@@ -1,7 +1,8 @@
-"""The two ways in which a command can end badly, as exceptions that carry one plain sentence.
+"""The ways in which a command can end badly, as exceptions that carry one plain sentence.
 
 `UserError` is a mistake that the person at the keyboard can mend: exit code 2. `StageFailure` is work that
-went wrong though the request was sound: exit code 1. Commands print the sentence and no traceback.
+went wrong though the request was sound: exit code 1. Commands print the sentence and no traceback. `Interrupted` is
+no failure: a stage that was asked to stop has saved its trainer state and goes on from it later.
 """
 
 import difflib
@@ -20,9 +21,15 @@ class StageFailure(Exception):
     exit_code = 1
 
 
+class Interrupted(Exception):
+    """A stage was asked to stop between two steps; its trainer state is saved, and the next attempt goes on there."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A phrase that names the allowed words, the one nearest to `word` first: `did you mean 'ce'? (ce, ...)`."""
     options = list(allowed)
+    if word in options:
+        return ""  # nothing to mend: checks word their way out before they know that all is well
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     listing = ", ".join(options)
     return f"did you mean {close[0]!r}? (one of: {listing})" if close else f"it is one of: {listing}"

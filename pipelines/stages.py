@@ -41,6 +41,15 @@ class _Context:
     parent: Path | None
     corpus: Corpus
     ledger: Ledger
+    interrupted: Callable[[], bool]
+    """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage asks between steps; when it is true the
+    stage saves its trainer state (`pipelines.resume`) in `resume` and raises `pipelines.errors.Interrupted`."""
+
+    @property
+    def resume(self) -> Path:
+        """The folder of the trainer state, for exact resume; not published. A stage that finds a state there goes on
+        from it; rows of the ledger for steps that are done again replace the old ones by themselves."""
+        return self.folder / "resume"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -58,15 +67,24 @@ class _Context:
         save_checkpoint(model, self.corpus.tokenizer, self.folder / "checkpoints" / f"step-{step:06d}")
 
 
-def run_stage(spec: dict[str, Any], folder: Path, parent: Path | None, root: Path, tracking: TrackingConfig) -> Outcome:
+def run_stage(
+    spec: dict[str, Any],
+    folder: Path,
+    parent: Path | None,
+    root: Path,
+    tracking: TrackingConfig,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Do the work of `spec` in `folder` of the store at `root`; `parent` is the folder of the stage run before.
 
-    Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine.
+    Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine, also
+    when the work was interrupted and goes on from `folder / "resume"`. Raises `Interrupted` soon after
+    `interrupted()` turns true.
     """
     corpus = prepare(DataConfig(name="", **spec["config"]["data"]), root / "cache")
     torch.manual_seed(spec["config"]["seed"])
     with Ledger(spec, folder, root, tracking) as ledger:
-        outcome = STAGES[spec["stage"]](_Context(spec, folder, parent, corpus, ledger))
+        outcome = STAGES[spec["stage"]](_Context(spec, folder, parent, corpus, ledger, interrupted))
         ledger.summarize(outcome["metrics"])
     return outcome
 
@@ -75,7 +93,17 @@ def _pretrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
     model = build_model(ModelConfig(name="", **config["model"]), corpus.tokenizer, budget.rope_base, config["seed"])
-    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    metrics = train(
+        model,
+        _objective(config, corpus),
+        budget,
+        corpus,
+        config["seed"],
+        context.ledger,
+        context.keep,
+        context.resume,
+        context.interrupted,
+    )
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
 
@@ -83,7 +111,17 @@ def _midtrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = MidtrainConfig(**config["midtrain"])
     model = load_model(context.source, budget.rope_base)
-    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    metrics = train(
+        model,
+        _objective(config, corpus),
+        budget,
+        corpus,
+        config["seed"],
+        context.ledger,
+        context.keep,
+        context.resume,
+        context.interrupted,
+    )
     return {"metrics": metrics, "measurements": []}
 
 
@@ -96,6 +134,8 @@ def _grpo(context: _Context) -> Outcome:
         context.config["seed"],
         context.ledger,
         context.keep,
+        context.folder,
+        context.interrupted,
     )
     return {"metrics": metrics, "measurements": []}
 
