@@ -110,9 +110,9 @@ def _rl(study: Study, model: str) -> Chart | None:
     if rows.empty:
         return None
     columns = {"reward": "reward", "entropy": "entropy (nats)", "response_length": "response length (tokens)"}
-    passes = [column for column in rows if str(column).startswith("pass@") and rows[column].notna().any()]
+    passes = [name for name in map(str, rows.columns) if name.startswith("pass@") and rows[name].notna().any()]
     if passes:
-        largest = max(passes, key=lambda column: int(column.removeprefix("pass@")))
+        largest = max(passes, key=lambda name: int(name.removeprefix("pass@")))
         columns[largest] = f"{largest} of the training groups"
     if "held_out_reward" in rows and rows["held_out_reward"].notna().any():
         columns["held_out_reward"] = "reward on held-out problems"
