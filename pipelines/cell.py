@@ -25,6 +25,10 @@ STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 1}
 """Version of each stage's code, part of its signature: raised by hand when a change alters results."""
 
 
+TRAINABLE_VOCABULARY = 65536
+"""Tokens are kept in 16 bits."""
+
+
 def _positive(prefix: str, owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
@@ -39,7 +43,8 @@ def _fraction(prefix: str, owner: object, *names: str) -> None:
 
 @dataclass
 class ModelConfig:
-    """Architecture of a `Qwen3ForCausalLM`; the vocabulary comes from the tokenizer in `data`."""
+    """Architecture of a `Qwen3ForCausalLM`, or with `experts` of a `MiniMaxM2ForCausalLM`, which the pipelines cannot
+    train yet; the vocabulary comes from the tokenizer in `data`."""
 
     name: str = MISSING
     layers: int = MISSING
@@ -49,6 +54,10 @@ class ModelConfig:
     kv_heads: int = MISSING
     head_dim: int = MISSING
     tied_embeddings: bool = True
+    experts: int = 0
+    """Experts of a layer, each with a hidden size of `ffn`; 0: a dense model."""
+    active_experts: int = 0
+    """Experts that a token is sent to."""
 
     def __post_init__(self) -> None:
         _positive("model", self, "layers", "d_model", "ffn", "heads", "kv_heads", "head_dim")
@@ -63,6 +72,13 @@ class ModelConfig:
             "model.head_dim",
             self.head_dim,
             "it must be even: rotary embeddings pair channels",
+        )
+        require(self.experts >= 0, "model.experts", self.experts, "it must be 0 or more")
+        require(
+            (1 if self.experts else 0) <= self.active_experts <= self.experts,
+            "model.active_experts",
+            self.active_experts,
+            f"it must lie between 1 and model.experts={self.experts}" if self.experts else "a dense model has none",
         )
 
 
@@ -123,10 +139,10 @@ class DataConfig:
         _positive("data", self, "tasks_per_family", "vocab_size", "top_k")
         _fraction("data", self, "worked_share", "careless_share")
         require(
-            257 < self.vocab_size <= 65536,
+            self.vocab_size > 257,
             "data.vocab_size",
             self.vocab_size,
-            "it must hold the 256 bytes and the special tokens, and fit 16 bits: 258 to 65536",
+            "it must hold the 256 bytes and the special tokens: 258 or more",
         )
 
 
@@ -426,7 +442,8 @@ class BenchmarkConfig:
     """One row of the evaluation table."""
 
     kind: str = MISSING
-    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`."""
+    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`, or `harness` (a task
+    of an evaluation harness, which can be planned and not run yet)."""
     group: str = MISSING
     """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
     task: str = MISSING
@@ -438,7 +455,7 @@ class BenchmarkConfig:
     """Samples an item (`sampled` only)."""
 
     def __post_init__(self) -> None:
-        kinds = ("sampled", "choice", "text")
+        kinds = ("sampled", "choice", "text", "harness")
         require(self.kind in kinds, "evaluation.benchmarks.*.kind", self.kind, nearest(self.kind, kinds))
         _positive("evaluation.benchmarks.*", self, "items", "samples")
         for stage in self.stages:
@@ -453,6 +470,8 @@ class EvaluationConfig:
     temperature: float = 0.7
     top_p: float = 0.95
     max_new_tokens: int = MISSING
+    stage_max_new_tokens: dict[str, int] = field(default_factory=dict)
+    """Longest answer of the models of a stage, where it is another."""
     text_length: int = MISSING
     """Tokens of a row of held-out text, the same for every stage."""
     pass_k: list[int] = MISSING
@@ -462,6 +481,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
         require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, "it must lie in (0, 1]")
+        for stage, limit in self.stage_max_new_tokens.items():
+            require(stage in STAGES, "evaluation.stage_max_new_tokens", stage, nearest(stage, STAGES))
+            require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, "it must be above 0")
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, "it must be 1 or more")
 
@@ -525,6 +547,8 @@ class Cell:
                 known = ["text", *self.data.tasks]
                 require(source in known, f"{stage.key}.mixture", source, nearest(source, known))
         for name, benchmark in self.evaluation.benchmarks.items():
+            if benchmark.kind == "harness":
+                continue
             asked = {"text": ["text"], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
             key = f"evaluation.benchmarks.{name}.task"
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
@@ -543,11 +567,41 @@ class Cell:
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
         """The typed cell of a composed configuration; raises `UserError` where a value is impossible."""
-        for key, known in _added(config, ""):
-            raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
-        cell = OmegaConf.to_object(config)
+        cell = typed(config)
         assert isinstance(cell, cls)
         return cell
+
+
+def unsupported(cell: Cell) -> str | None:
+    """Why the pipelines cannot train a cell that can be planned, in one sentence; None where they can."""
+    model, data = cell.model, cell.data
+    if model.experts:
+        return (
+            f"model={model.name}: a mixture of experts can be planned but not trained yet (the pipelines build dense "
+            "models alone); choose a dense model"
+        )
+    if data.vocab_size > TRAINABLE_VOCABULARY:
+        return (
+            f"data={data.name}: it stands for the study's own corpus, which is not public, so it can be planned but "
+            "not trained on; choose data=nano"
+        )
+    for name, benchmark in cell.evaluation.benchmarks.items():
+        if benchmark.kind == "harness":
+            return (
+                f"evaluation.benchmarks.{name}: benchmarks of the evaluation harness can be planned but not run yet; "
+                "choose evaluation=nano"
+            )
+    return None
+
+
+def typed(config: DictConfig, prefix: str = "") -> Any:
+    """The object of a composed configuration, or of the part of one whose keys begin with `prefix`.
+
+    Raises `UserError` for a key that there is not, and where a value is impossible.
+    """
+    for key, known in _added(config, prefix):
+        raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
+    return OmegaConf.to_object(config)
 
 
 def _added(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:

@@ -28,6 +28,8 @@ class Interrupted(Exception):
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A phrase that names the allowed words, the one nearest to `word` first: `did you mean 'ce'? (ce, ...)`."""
     options = list(allowed)
+    if word in options:
+        return ""  # nothing to mend: checks word their way out before they know that all is well
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     listing = ", ".join(options)
     return f"did you mean {close[0]!r}? (one of: {listing})" if close else f"it is one of: {listing}"

@@ -20,20 +20,40 @@ AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": 
 
 
 class Ledger:
-    """Writes `ledger.jsonl` in a stage run's folder, anew, and one W&B run unless tracking is off."""
+    """Writes `ledger.jsonl` in a stage run's folder and one W&B run unless tracking is off.
+
+    Where a trainer state is there to go on from, the rows of the steps before it are kept: the first new row says
+    which those are.
+    """
 
     def __init__(self, spec: dict[str, Any], folder: Path, root: Path, tracking: TrackingConfig) -> None:
-        self._file = (folder / "ledger.jsonl").open("w")
+        path = folder / "ledger.jsonl"
+        self._before = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
+        beside = folder / ".ledger.jsonl"  # a file of its own: an attempt that was given up may still hold the old one
+        self._file = beside.open("w")
+        self._file.writelines(line + "\n" for line in self._before)
+        self._file.flush()
+        beside.rename(path)
         self._run = None if tracking.mode == "off" else _wandb_run(spec, root, tracking)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row; its `time` (Unix seconds) is added. NaN and infinities become null."""
+        if self._before:
+            self._rewind(int(row["step"]))
         row = row | {"time": time.time()}
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
         if self._run:
             self._run.log(row)
+
+    def _rewind(self, step: int) -> None:
+        """Drop the rows of `step` and after, which are about to be written again."""
+        kept = [line for line in self._before if json.loads(line)["step"] < step]
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.writelines(line + "\n" for line in kept)
+        self._before = []
 
     def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Show sampled responses as a W&B table; keys of the first row are its columns."""

@@ -1,5 +1,6 @@
 """Models: built from a configuration, saved and loaded in Hugging Face format."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -50,6 +51,8 @@ def save_checkpoint(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
     beside = folder.with_name(f".{folder.name}")
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
+    if folder.exists():  # from an attempt before, which saved its trainer state earlier than this
+        shutil.rmtree(folder)
     beside.rename(folder)
 
 

@@ -93,7 +93,17 @@ def _pretrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
     model = build_model(ModelConfig(name="", **config["model"]), corpus.tokenizer, budget.rope_base, config["seed"])
-    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    metrics = train(
+        model,
+        _objective(config, corpus),
+        budget,
+        corpus,
+        config["seed"],
+        context.ledger,
+        context.keep,
+        context.resume,
+        context.interrupted,
+    )
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
 
@@ -101,7 +111,17 @@ def _midtrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = MidtrainConfig(**config["midtrain"])
     model = load_model(context.source, budget.rope_base)
-    metrics = train(model, _objective(config, corpus), budget, corpus, config["seed"], context.ledger, context.keep)
+    metrics = train(
+        model,
+        _objective(config, corpus),
+        budget,
+        corpus,
+        config["seed"],
+        context.ledger,
+        context.keep,
+        context.resume,
+        context.interrupted,
+    )
     return {"metrics": metrics, "measurements": []}
 
 

@@ -10,18 +10,22 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Qwen3ForCausalLM
 
 from pipelines.cell import MidtrainConfig, PretrainConfig
 from pipelines.data import Corpus, schedule
+from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
+from pipelines.resume import SAVE_SECONDS, every, load_state, save_state
 from shaping.loss import shaped_cross_entropy
 from shaping.objective import Objective
 
@@ -68,17 +72,30 @@ class NextToken(L.LightningModule):
         budget: Budget,
         ledger: Ledger,
         keep: Callable[[Qwen3ForCausalLM, int], None],
+        resume: Path | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.model = model.train()
         self.objective, self.budget, self.ledger, self._keep = objective, budget, ledger, keep
+        self._resume, self._interrupted, self._save_is_due = resume, interrupted, every(SAVE_SECONDS)
+        self._state = load_state(resume) if resume else None
+        self.first: int = self._state["step"] if self._state else 0
+        """Steps that earlier attempts have done."""
+        if self._state:
+            self.model.load_state_dict(self._state["model"])
         self.row: dict[str, float] = {}
         self.last: dict[str, float] = {}
         """The statistics of the newest ledger row."""
         self._every = max(1, budget.steps // LEDGER_ROWS)
         self._milestones = set(budget.checkpoints())
         self._gradient_norm: Tensor | None = None
-        self._clock = (time.time(), 0)
+        self._clock = (time.time(), self.first)
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps done, those of earlier attempts counted."""
+        return self.first + self.global_step
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Loss of a batch [B, length + 1]; statistics where a ledger row is due."""
@@ -87,9 +104,7 @@ class NextToken(L.LightningModule):
             return shaped_cross_entropy(logits, batch[:, 1:], self.objective)
         loss, stats = shaped_cross_entropy(logits, batch[:, 1:], self.objective, return_stats=True)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step + 1}; lower the learning rate"
-            )
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.done + 1}; lower the learning rate")
         self.row = {
             "loss": loss.item(),
             "cross_entropy": -stats.target_probability.log().mean().item(),
@@ -99,7 +114,7 @@ class NextToken(L.LightningModule):
         return loss
 
     def _is_due(self) -> bool:
-        step = self.global_step + 1
+        step = self.done + 1
         return step == 1 or step % self._every == 0 or step in self._milestones
 
     def configure_gradient_clipping(
@@ -112,8 +127,11 @@ class NextToken(L.LightningModule):
         self._gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.budget.gradient_clip)
 
     def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
-        """Write the row that was due, keep a milestone."""
-        step = self.global_step
+        """Write the row that was due, keep a milestone, save the trainer state when it is time to.
+
+        Raises `Interrupted` after that where the stage was asked to stop.
+        """
+        step = self.done
         if self.row:
             before, last = self._clock
             now = time.time()
@@ -131,6 +149,22 @@ class NextToken(L.LightningModule):
             self._clock, self.last, self.row = (now, step), self.row, {}
         if step in self._milestones:
             self._keep(self.model, step)
+        interrupted = self._interrupted()
+        if self._resume and (interrupted or self._save_is_due()):
+            save_state(self._resume, self._trainer_state(step))
+        if interrupted:
+            raise Interrupted(f"told to stop after step {step} of {self.budget.steps}")
+
+    def _trainer_state(self, step: int) -> dict[str, Any]:
+        """All that the steps to come depend on; rows are a function of the seed, and nothing else draws numbers."""
+        optimizer, rate = self.optimizers(), self.lr_schedulers()
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.optimizer.state_dict(),  # type: ignore[union-attr]
+            "rate": rate.state_dict(),  # type: ignore[union-attr]
+            "last": self.last,
+        }
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; weight decay for matrices alone."""
@@ -143,6 +177,10 @@ class NextToken(L.LightningModule):
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(self.budget, step) / self.budget.learning_rate
         )
+        if self._state:
+            optimizer.load_state_dict(self._state["optimizer"])
+            rate.load_state_dict(self._state["rate"])
+            self.last, self._state = self._state["last"], None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
@@ -164,16 +202,21 @@ def train(
     seed: int,
     ledger: Ledger,
     keep: Callable[[Qwen3ForCausalLM, int], None],
+    resume: Path | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train `model` in place for the whole budget; returns the last ledger row's statistics and the throughput.
 
-    Raises `FloatingPointError` where the loss stops being finite.
+    Goes on from the trainer state in `resume` where there is one, to the same weights, bit for bit on a CPU, and leaves
+    one there from time to time. Raises `Interrupted`, with the state saved, soon after `interrupted()` turns true, and
+    `FloatingPointError` where the loss stops being finite.
     """
-    module = NextToken(model, objective, budget, ledger, keep)
-    loader = DataLoader(Rows(corpus, budget, seed), batch_size=budget.batch_tokens // budget.sequence_length)
+    module = NextToken(model, objective, budget, ledger, keep, resume, interrupted)
+    rows, batch = Rows(corpus, budget, seed), budget.batch_tokens // budget.sequence_length
+    loader = DataLoader(Subset(rows, range(module.first * batch, len(rows))), batch_size=batch)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = L.Trainer(
-        max_steps=budget.steps,
+        max_steps=budget.steps - module.first,
         accelerator="auto",
         devices=1,
         logger=False,
@@ -184,11 +227,13 @@ def train(
     began = time.time()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(module, loader)
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+        if module.first < budget.steps:
+            trainer.fit(module, loader)
     model.eval()
     return {
         **module.last,
         "steps": budget.steps,
         "tokens": budget.steps * budget.batch_tokens,
-        "tokens_per_second": budget.steps * budget.batch_tokens / (time.time() - began),
+        "tokens_per_second": (budget.steps - module.first) * budget.batch_tokens / (time.time() - began),
     }

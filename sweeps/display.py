@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.plan import Plan, StageRun
+from sweeps.plan import Plan, StageRun, cell_of
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Display:
         elif not self._live or run.stage != "evaluate":
             result = self._store.run(run.stage, run.signature).result or {}
             self.console.print(
-                f"[{self._clock()}] done   {title(run)}  {_seconds(result.get('seconds', 0.0))}  "
+                f"[{self._clock()}] done   {title(run)}  {clock(result.get('seconds', 0.0))}  "
                 f"{_metrics(result.get('metrics', {}))}",
                 markup=False,
             )
@@ -100,7 +100,7 @@ class Display:
         if outcome.seconds:
             busy = outcome.stage_seconds / outcome.seconds
             self.console.print(
-                f"{len(outcome.done)} stage runs done in {_seconds(outcome.seconds)} "
+                f"{len(outcome.done)} stage runs done in {clock(outcome.seconds)} "
                 f"({busy:.1f} at a time), {len(outcome.skipped)} were done before, "
                 f"{len(outcome.failed)} failed, {len(outcome.blocked)} blocked"
             )
@@ -111,7 +111,7 @@ class Display:
         return [self._plan.runs[s] for s in self._running]
 
     def _clock(self) -> str:
-        return _seconds(time.time() - self._began)
+        return clock(time.time() - self._began)
 
     def _counts(self) -> str:
         finished = len(self._outcome.done) + len(self._outcome.skipped)
@@ -131,7 +131,7 @@ class Display:
             step = int(row.get("step", 0)) if run.stage != "evaluate" else 0
             table.add_row(
                 run.stage,
-                cell_of(run),
+                cell_of(run.labels),
                 f"{step}/{run.steps}" if step else "starting",
                 ProgressBar(run.steps, step, width=20),
                 Text(_metrics(row)),
@@ -149,19 +149,14 @@ class Display:
     def _time_left(attempts: list[dict[str, Any]] | None, step: int, steps: int) -> str:
         if not attempts or not step:
             return ""
-        return _seconds((time.time() - attempts[-1]["started"]) / step * (steps - step))
-
-
-def cell_of(run: StageRun) -> str:
-    """The cell's name for people: `nano/precision/seed1`."""
-    return f"{run.labels['model']}/{run.labels['objective']}/seed{run.labels['seed']}"
+        return clock((time.time() - attempts[-1]["started"]) / step * (steps - step))
 
 
 def title(run: StageRun) -> str:
     """What a line calls the stage run: `grpo nano/ce/seed1`, with the checkpoint that an evaluation measures."""
     if run.stage == "evaluate" and run.parent:
-        return f"evaluate {cell_of(run)} {run.parent[0]} {run.checkpoint}"
-    return f"{run.stage} {cell_of(run)}"
+        return f"evaluate {cell_of(run.labels)} {run.parent[0]} {run.checkpoint}"
+    return f"{run.stage} {cell_of(run.labels)}"
 
 
 def plan_table(plan: Plan, done: set[str]) -> Table:
@@ -195,7 +190,17 @@ def _metrics(row: dict[str, Any]) -> str:
     return "  ".join(form.format(row[key]) for key, form in shown.items() if isinstance(row.get(key), int | float))
 
 
-def _seconds(seconds: float) -> str:
+def amount(count: float) -> str:
+    """Bytes for people: `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people: `2:05`, `1:00:00`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,11 +1,10 @@
-"""Hydra's sweeper and launcher of this project: a multirun becomes one graph of stage runs.
+"""Hydra's sweeper and launchers of this project: a multirun becomes one graph of stage runs.
 
-`graph` expands overrides and named sweeps into jobs; `local` receives all jobs at once, plans them as one graph
-and runs what is missing on this machine.
+`graph` expands overrides and named sweeps into jobs; `local` and `slurm` receive all jobs at once and plan them as one
+graph: `local` runs what is missing on this machine, `slurm` submits it and returns.
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -16,15 +15,11 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from pipelines.errors import StageFailure, UserError, require
 from sweeps.composition import compose_jobs, expand
-from sweeps.display import Display
-from sweeps.executor import execute
-from sweeps.options import PLUGIN_MODULE
-from sweeps.plan import plan
-from sweeps.store import Store
+from sweeps.launch import launch_locally, launch_on_slurm
+from sweeps.options import PLUGIN_MODULE, SlurmLauncherConfig
 
 
 class GraphSweeper(Sweeper):
@@ -51,30 +46,39 @@ class LocalLauncher(Launcher):
     __module__ = PLUGIN_MODULE
 
     def __init__(self, workers: int) -> None:
-        require(workers >= 0, "hydra.launcher.workers", workers, "it must be 1 or more, or 0 for one a core")
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Nothing is needed of Hydra beyond the jobs."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose, plan and run; raises `UserError` before anything is written, `StageFailure` at the end."""
-        cells = compose_jobs(job_overrides)
-        stores = {cell.store for cell in cells}
-        if len(stores) > 1:
-            raise UserError(f"store={','.join(sorted(stores))}: one command writes to one store")
-        store = Store.create(stores.pop())
-        outcome = execute(plan(cells), store, cells[0].tracking, self.workers, Display())
-        if outcome.failed:
-            raise StageFailure(
-                f"{len(outcome.failed)} stage runs failed and {len(outcome.blocked)} wait for them; the logs are "
-                "named above, and the same command runs again only what is missing"
-            )
+        launch_locally(compose_jobs(job_overrides), job_overrides, self.workers)
+        return []
+
+
+class SlurmLauncher(Launcher):
+    """Submits jobs as one graph of stage runs to Slurm."""
+
+    __module__ = PLUGIN_MODULE
+
+    def __init__(self, **options: Any) -> None:
+        content = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in options.items()}
+        typed = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, content))
+        assert isinstance(typed, SlurmLauncherConfig)
+        self.options = typed
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing is needed of Hydra beyond the jobs."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose, plan and submit; raises `UserError` before anything is written, and for what Slurm refuses."""
+        launch_on_slurm(compose_jobs(job_overrides), job_overrides, self.options)
         return []
 
 
 def register() -> None:
-    """Make both known to Hydra."""
+    """Make all three known to Hydra."""
     parent, name = PLUGIN_MODULE.split(".")
     try:
         package = importlib.import_module(parent)  # there if another plugin is installed
@@ -83,5 +87,5 @@ def register() -> None:
         package.__path__ = []  # makes it a package, in which Hydra finds nothing else
     sys.modules[PLUGIN_MODULE] = sys.modules[__name__]
     setattr(package, name, sys.modules[__name__])
-    for plugin in (GraphSweeper, LocalLauncher):
+    for plugin in (GraphSweeper, LocalLauncher, SlurmLauncher):
         Plugins.instance().register(plugin)

@@ -8,11 +8,21 @@ once, whoever asks. Labels, paths, tracking, launcher and the number of workers 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from pipelines.cell import STAGE_VERSIONS, STAGES, Cell, ObjectiveConfig
+from pipelines.cell import (
+    STAGE_VERSIONS,
+    STAGES,
+    Cell,
+    DataConfig,
+    EvaluationConfig,
+    MidtrainConfig,
+    ModelConfig,
+    ObjectiveConfig,
+)
 from shaping.objective import NAMED
 
 
@@ -55,10 +65,18 @@ class Plan:
     runs: dict[str, StageRun] = field(default_factory=dict)
     cells: dict[str, list[str]] = field(default_factory=dict)
     """Cell's name -> signatures of its stage runs."""
+    _children: dict[str, list[StageRun]] = field(default_factory=dict, repr=False)
+
+    def add(self, run: StageRun) -> None:
+        """Take `run` into the graph unless it is there."""
+        if run.signature not in self.runs:
+            self.runs[run.signature] = run
+            if run.parent:
+                self._children.setdefault(run.parent[1], []).append(run)
 
     def children(self, signature: str) -> list[StageRun]:
         """The stage runs that start from `signature`, directly."""
-        return [run for run in self.runs.values() if run.parent and run.parent[1] == signature]
+        return self._children.get(signature, [])
 
     def descendants(self, signature: str) -> list[StageRun]:
         """The stage runs that need `signature`, directly or not."""
@@ -67,15 +85,28 @@ class Plan:
             found += [child, *self.descendants(child.signature)]
         return found
 
+    def part(self, signatures: Iterable[str]) -> "Plan":
+        """The graph of some of the stage runs; each cell keeps those of its own that are among them."""
+        wanted = set(signatures)
+        graph = Plan()
+        for signature, run in self.runs.items():
+            if signature in wanted:
+                graph.add(run)
+        for name, chain in self.cells.items():
+            if kept := [signature for signature in chain if signature in wanted]:
+                graph.cells[name] = kept
+        return graph
+
 
 def plan(cells: Iterable[Cell]) -> Plan:
     """The graph of stage runs that `cells` need, shared ones once."""
-    graph = Plan()
-    for cell in cells:
-        chain = _stage_runs(cell)
+    cells = list(cells)
+    graph, planner = Plan(), _Planner()
+    for cell, variant in zip(cells, _variants(cells), strict=True):
+        chain = planner.stage_runs(cell, variant)
         for run in chain:
-            graph.runs.setdefault(run.signature, run)
-        graph.cells[cell_name(cell)] = [run.signature for run in chain]
+            graph.add(run)
+        graph.cells["/".join([cell_name(cell), *_shown(variant)])] = [run.signature for run in chain]
     return graph
 
 
@@ -96,6 +127,48 @@ def objective_name(cell: Cell) -> str:
     return ",".join([*shown, f"k={objective.top_k}"] if own_head else shown)
 
 
+ACTS_FROM = {"model": 0, "data": 0, "pretrain": 0, "midtrain": 1, "grpo": 2, "evaluation": 3}
+"""The stage (by its place in the chain; evaluations last) from which a part of a cell can make a difference. The
+objective and the seed are in a cell's name anyway."""
+
+Variant = dict[str, Any]
+"""Keys in which cells of one name differ, with this cell's values."""
+
+
+def _variants(cells: list[Cell]) -> list[Variant]:
+    """For each cell, what tells it from the others of its name."""
+    named: dict[str, list[int]] = {}
+    for index, cell in enumerate(cells):
+        named.setdefault(cell_name(cell), []).append(index)
+    variants: list[Variant] = [{} for _ in cells]
+    for indices in named.values():
+        if len(indices) == 1:
+            continue
+        for part in ACTS_FROM:
+            values = {id(value): value for value in (getattr(cells[i], part) for i in indices)}
+            if len(values) == 1:
+                continue
+            flat = {key: flatten(asdict(value), f"{part}.") for key, value in values.items()}
+            everything = {key for keys in flat.values() for key in keys if key != f"{part}.name"}
+            varying = sorted(key for key in everything if len({repr(keys.get(key)) for keys in flat.values()}) > 1)
+            for i in indices:
+                mine = flat[id(getattr(cells[i], part))]
+                variants[i] |= {key: mine.get(key) for key in varying}
+    return variants
+
+
+def _shown(variant: Variant) -> list[str]:
+    return [f"{key}={value}" for key, value in variant.items()]
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def canonical_objective(objective: ObjectiveConfig) -> dict[str, Any]:
     """The knobs that act. With equal lambdas every wrong token is paid alike, so the head's size plays no part."""
     knobs = asdict(objective)
@@ -105,14 +178,26 @@ def canonical_objective(objective: ObjectiveConfig) -> dict[str, Any]:
     return knobs
 
 
-def _text_versions(cell: Cell) -> dict[str, str]:
-    """Versions of the packages whose docstrings are the text: another version is another text."""
-    return {name: importlib.metadata.version(name) for name in cell.data.text}
+def signature_of(spec: Mapping[str, Any]) -> str:
+    """The signature that a spec should carry; raises `KeyError` where it is not a spec."""
+    parent = spec["parent"] and spec["parent"]["signature"]
+    return _signature(spec["stage"], spec["version"], _json(spec["config"]), parent, spec["checkpoint"])
 
 
-def _signature(stage: str, config: dict[str, Any], parent: str | None, checkpoint: str | None) -> str:
-    content = [stage, STAGE_VERSIONS[stage], config, parent, checkpoint]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _signature(stage: str, version: int, config: str, parent: str | None, checkpoint: str | None) -> str:
+    """Hash of a stage run's content; `config` is JSON already."""
+    content = f"[{_json(stage)}, {version}, {config}, {_json(parent)}, {_json(checkpoint)}]"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def cell_of(labels: Mapping[str, Any]) -> str:
+    """The cell's name for people, from a stage run's labels, with the keys in which cells of one name differ."""
+    name = "/".join(str(labels.get(key, "?")) for key in ("model", "objective")) + f"/seed{labels.get('seed', '?')}"
+    return f"{name}/{labels['variant']}" if labels.get("variant") else name
 
 
 def checkpoint_name(step: int) -> str:
@@ -120,76 +205,153 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _stage_runs(cell: Cell) -> list[StageRun]:
-    """The chain of one cell, each training stage followed by the evaluations of its milestones."""
-    data = asdict(cell.data)
-    del data["name"]
-    common: dict[str, Any] = {"seed": cell.seed, "data": data, "text_versions": _text_versions(cell)}
-    model = asdict(cell.model)
-    del model["name"]
-    midtrain_objective = cell.objective if cell.midtrain.objective == "inherit" else ObjectiveConfig()
-    midtrain = asdict(cell.midtrain)
-    del midtrain["objective"]  # resolved just above
-    configs: dict[str, dict[str, Any]] = {
-        "pretrain": {
-            "model": model,
-            "objective": canonical_objective(cell.objective),
-            "pretrain": asdict(cell.pretrain),
-        },
-        "midtrain": {"objective": canonical_objective(midtrain_objective), "midtrain": midtrain},
-        "grpo": {"grpo": asdict(cell.grpo)},
-    }
-    labels = {
-        "model": cell.model.name,
-        "objective": objective_name(cell),
-        "scale": cell.scale,
-        "seed": cell.seed,
-        "sweep": cell.sweep.name,
-    }
-    runs: list[StageRun] = []
-    parent: tuple[str, str] | None = None
-    checkpoint: str | None = None
-    for stage in STAGES[: STAGES.index(cell.until) + 1]:
-        budget = getattr(cell, stage)
-        config = common | configs[stage]
-        trained = _stage_run(stage, config, parent, checkpoint, budget.steps, labels)
-        runs.append(trained)
-        parent = (stage, trained.signature)
-        evaluation = _evaluation(cell, stage)
-        for step in budget.checkpoints():
-            tokens = {} if stage == "grpo" else {"tokens": step * budget.batch_tokens}
-            if evaluation["benchmarks"]:
+@dataclass(frozen=True)
+class _Fragment:
+    """A part of a configuration as a plain object and as JSON."""
+
+    content: Any
+    text: str
+
+
+class _Planner:
+    """Makes the chains of cells; what their parts come to is worked out once for each part."""
+
+    def __init__(self) -> None:
+        self._fragments: dict[tuple[Any, ...], _Fragment] = {}
+        self._kept: dict[int, Any] = {}
+        """The parts whose `id` is a key of `_fragments`, so that no other object can come to have it."""
+
+    def _fragment(self, name: str, *parts: Any) -> _Fragment:
+        """What `name` comes to for these parts of a cell."""
+        key = (name, *map(id, parts))
+        if key not in self._fragments:
+            self._kept |= {id(part): part for part in parts}
+            content = _CONTENTS[name](*parts)
+            self._fragments[key] = _Fragment(content, _json(content))
+        return self._fragments[key]
+
+    def stage_runs(self, cell: Cell, variant: Variant) -> list[StageRun]:
+        """The chain of one cell, each training stage followed by the evaluations of its milestones."""
+        common = {
+            "seed": _Fragment(cell.seed, str(cell.seed)),
+            "data": self._fragment("data", cell.data),
+            "text_versions": self._fragment("text_versions", cell.data),
+        }
+        configs = {
+            "pretrain": {
+                "model": self._fragment("model", cell.model),
+                "objective": self._fragment("objective", cell.objective),
+                "pretrain": self._fragment("pretrain", cell.pretrain),
+            },
+            "midtrain": {
+                "objective": self._fragment("midtrain_objective", cell.objective, cell.midtrain),
+                "midtrain": self._fragment("midtrain", cell.midtrain),
+            },
+            "grpo": {"grpo": self._fragment("grpo", cell.grpo)},
+        }
+        labels = {
+            "model": cell.model.name,
+            "objective": objective_name(cell),
+            "scale": cell.scale,
+            "seed": cell.seed,
+            "sweep": cell.sweep.name,
+        }
+        runs: list[StageRun] = []
+        parent: tuple[str, str] | None = None
+        checkpoint: str | None = None
+        for place, stage in enumerate(STAGES[: STAGES.index(cell.until) + 1]):
+            budget = getattr(cell, stage)
+            acts = _shown({key: value for key, value in variant.items() if ACTS_FROM[key.split(".")[0]] <= place})
+            trained = _stage_run(
+                stage, common | configs[stage], parent, checkpoint, budget.steps, labels | _variant_label(acts)
+            )
+            runs.append(trained)
+            parent = (stage, trained.signature)
+            evaluation = self._fragment(f"{stage} evaluation", cell.evaluation)
+            benchmarks = len(evaluation.content["benchmarks"])
+            acts += _shown({key: value for key, value in variant.items() if key.startswith("evaluation.")})
+            for step in budget.checkpoints() if benchmarks else []:
+                tokens = {} if stage == "grpo" else {"tokens": step * budget.batch_tokens}
                 runs.append(
                     _stage_run(
                         "evaluate",
                         common | {"evaluation": evaluation},
                         parent,
                         checkpoint_name(step),
-                        len(evaluation["benchmarks"]),
-                        labels | tokens,
+                        benchmarks,
+                        labels | tokens | _variant_label(acts),
                     )
                 )
-        checkpoint = checkpoint_name(budget.checkpoints()[-1])
-    return runs
+            checkpoint = checkpoint_name(budget.checkpoints()[-1])
+        return runs
 
 
-def _evaluation(cell: Cell, stage: str) -> dict[str, Any]:
-    """The part of the evaluation table that is measured at the checkpoints of `stage`."""
-    evaluation = asdict(cell.evaluation)
-    del evaluation["name"]
-    evaluation["benchmarks"] = {
-        name: benchmark for name, benchmark in evaluation["benchmarks"].items() if stage in benchmark.pop("stages")
-    }
-    return evaluation
+def _variant_label(shown: list[str]) -> dict[str, str]:
+    return {"variant": ",".join(shown)} if shown else {}
 
 
 def _stage_run(
     stage: str,
-    config: dict[str, Any],
+    config: dict[str, _Fragment],
     parent: tuple[str, str] | None,
     checkpoint: str | None,
     steps: int,
     labels: dict[str, Any],
 ) -> StageRun:
-    signature = _signature(stage, config, parent and parent[1], checkpoint)
-    return StageRun(stage, signature, STAGE_VERSIONS[stage], config, parent, checkpoint, steps, labels)
+    version = STAGE_VERSIONS[stage]
+    text = ", ".join(f'"{key}": {config[key].text}' for key in sorted(config))
+    signature = _signature(stage, version, f"{{{text}}}", parent and parent[1], checkpoint)
+    content = {key: fragment.content for key, fragment in config.items()}
+    return StageRun(stage, signature, version, content, parent, checkpoint, steps, labels)
+
+
+def _nameless(part: Any) -> dict[str, Any]:
+    content = asdict(part)
+    content.pop("name", None)
+    return content
+
+
+def _model(model: ModelConfig) -> dict[str, Any]:
+    content = _nameless(model)
+    if not model.experts:
+        del content["experts"], content["active_experts"]
+    return content
+
+
+def _midtrain_objective(objective: ObjectiveConfig, midtrain: MidtrainConfig) -> dict[str, Any]:
+    return canonical_objective(objective if midtrain.objective == "inherit" else ObjectiveConfig())
+
+
+def _midtrain(midtrain: MidtrainConfig) -> dict[str, Any]:
+    content = asdict(midtrain)
+    del content["objective"]  # resolved in `_midtrain_objective`
+    return content
+
+
+def _text_versions(data: DataConfig) -> dict[str, str]:
+    """Versions of the packages whose docstrings are the text: another version is another text."""
+    return {name: importlib.metadata.version(name) for name in data.text}
+
+
+def _evaluation(evaluation: EvaluationConfig, stage: str) -> dict[str, Any]:
+    """The part of the evaluation table that is measured at the checkpoints of `stage`."""
+    content = _nameless(evaluation)
+    content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
+    content["benchmarks"] = {
+        name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
+    }
+    return content
+
+
+_CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "data": _nameless,
+    "text_versions": _text_versions,
+    "model": _model,
+    "objective": canonical_objective,
+    "pretrain": _nameless,
+    "midtrain_objective": _midtrain_objective,
+    "midtrain": _midtrain,
+    "grpo": _nameless,
+    **{f"{stage} evaluation": partial(_evaluation, stage=stage) for stage in STAGES},
+}
+"""Name of a fragment -> what it is made of: the part of the configuration that can change a result."""

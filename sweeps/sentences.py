@@ -14,7 +14,7 @@ from omegaconf.errors import (
 
 from pipelines.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
-from sweeps.options import LocalLauncherConfig
+from sweeps.options import LAUNCHERS
 
 KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
 
@@ -79,7 +79,8 @@ def _unknown_key(key: str, keys: list[str] | None) -> str:
 def _known_keys(key: str) -> list[str]:
     """The keys that stand beside `key` in the configuration, with their full names."""
     if key.startswith("hydra.launcher."):
-        return [f"hydra.launcher.{f.name}" for f in fields(LocalLauncherConfig) if f.name != "_target_"]
+        names = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - {"_target_"}
+        return [f"hydra.launcher.{name}" for name in sorted(names)]
     group: object = Cell
     parents = key.split(".")[:-1]
     for name in parents:

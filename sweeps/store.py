@@ -1,12 +1,11 @@
 """The store: plain folders of stage runs by signature, and what can be read from them.
 
-A stage run is done when its `result.json` is there, which is written last. Files are written beside and renamed,
-so that a reader never sees half a file; a lock that the kernel releases keeps two writers apart.
+A stage run is done when its `result.json` is there, which comes last. Files are written beside and renamed, so that a
+reader never sees half a file; leases (`sweeps.lease`) keep two writers apart, on NFS too.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailure, UserError
+from sweeps.lease import holder
 
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
@@ -74,6 +74,10 @@ class StoredRun:
         path = self.folder / "state.json"
         return read_json(path) if path.exists() else {}
 
+    def again(self) -> "StoredRun":
+        """The same stage run, to be read anew."""
+        return StoredRun(self.stage, self.signature, self.folder)
+
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """Metrics, measurements and file hashes of a finished stage run, else None."""
@@ -82,19 +86,32 @@ class StoredRun:
 
     @property
     def status(self) -> str:
-        """`done`, `failed`, `running`, `interrupted` (its writer is gone) or `missing`."""
+        """`done`, `failed`, `cancelled`, `queued`, `running`, `interrupted` (its writer is gone) or `missing`."""
         if (self.folder / "result.json").exists():
             return "done"
         if not self.state:
             return "missing"
-        if self.state["status"] == "running" and not is_locked(self.folder):
-            return "interrupted"
-        return str(self.state["status"])
+        status = str(self.state["status"])
+        if status in ("running", "interrupted"):
+            return "running" if self.is_held() else "interrupted"
+        return status
+
+    def is_held(self) -> bool:
+        """Whether a living writer holds the folder."""
+        held = holder(self.folder)
+        return held is not None and held.alive
+
+    @property
+    def work(self) -> Path:
+        """Where its files are: the folder itself once it is done, before that the folder of its newest attempt."""
+        if (self.folder / "result.json").exists():
+            return self.folder
+        return max(self.folder.glob("work-*"), default=self.folder)
 
     def ledger(self) -> list[dict[str, Any]]:
         """Every metric row in order. A last line that a kill cut short is left out; any other broken line is a
         `UserError` naming file and line."""
-        path = self.folder / "ledger.jsonl"
+        path = self.work / "ledger.jsonl"
         if not path.exists():
             return []
         rows = []
@@ -112,7 +129,7 @@ class StoredRun:
     def last_row(self) -> dict[str, Any]:
         """The newest finished ledger row, read from the file's end: cheap enough to poll."""
         try:
-            with (self.folder / "ledger.jsonl").open("rb") as file:
+            with (self.work / "ledger.jsonl").open("rb") as file:
                 file.seek(0, os.SEEK_END)
                 file.seek(max(0, file.tell() - 8192))
                 lines = file.read().split(b"\n")[:-1]
@@ -178,25 +195,3 @@ class Store:
     def cache(self) -> Path:
         """Tokenizers and tokens by content hash."""
         return self.root / "cache"
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the stage run's folder for one writer; waits while another holds it.
-
-    The kernel releases the lock when the writer dies, however it dies."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a living writer holds the folder."""
-    try:
-        with (folder / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

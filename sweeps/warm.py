@@ -6,20 +6,24 @@ and no CUDA context, so forking it is safe) and every job is a fork of it. Job f
 submitit's own.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from submitit.core.submission import process_job
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
-PRELOAD = ["__main__", "sweeps.work", "pipelines.stages"]
+PRELOAD = ["sweeps.warmed", "pipelines.stages"]
 """Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
 
 PR_SET_PDEATHSIG = 1
@@ -30,6 +34,7 @@ class _Forked:
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
+        self.sentinel = process.sentinel
         self.pid = process.pid
 
     def poll(self) -> int | None:
@@ -49,22 +54,45 @@ class WarmExecutor(LocalExecutor):
         # Read when the libraries are first imported, which happens in the fork server; it inherits this.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.environment: dict[str, str] = {}
+        """Set in the workers that are started next."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
-        process = self._context.Process(target=_job, args=(str(self.folder),), daemon=False)
-        process.start()
+        process = self._context.Process(target=_job, args=(str(self.folder), self.environment), daemon=False)
+        with _no_main():
+            process.start()
         return LocalJob(self.folder, str(process.pid), process=_Forked(process))  # type: ignore[arg-type]
 
 
-def _job(folder: str) -> None:
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Without this, every worker would run the command's own file again, imports and all: Python's fork server takes
+    `__main__` along, and does not preload it before 3.13."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def sentinel(job: LocalJob[Any]) -> int:
+    """What becomes ready when the job's process ends, for `multiprocessing.connection.wait`."""
+    process: Any = job._process
+    assert isinstance(process, _Forked)
+    return process.sentinel
+
+
+def _job(folder: str, environment: dict[str, str]) -> None:
     """What a forked worker does: become submitit's task 0, with its logs, and run the pickled submission."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing is left running if the command is killed
     os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers in order
     signal.signal(signal.SIGINT, signal.default_int_handler)
     identity = str(os.getpid())
     os.environ.update(
+        **environment,
         SUBMITIT_EXECUTOR="local",
         SUBMITIT_LOCAL_JOB_ID=identity,
         SUBMITIT_LOCAL_NTASKS="1",

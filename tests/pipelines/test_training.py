@@ -1,5 +1,6 @@
 """Lightning training against a plain loop, and the schedules against their formulas."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from pipelines.cell import DataConfig, MidtrainConfig, ModelConfig, PretrainConfig, TrackingConfig
 from pipelines.data import Corpus, prepare
+from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.training import Rows, adamw, learning_rate, train
@@ -126,3 +128,73 @@ def test_one_seed_one_initialisation(corpus: Corpus) -> None:
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     counted = sum(np.prod(p.shape) for name, p in first.named_parameters() if name != "lm_head.weight")
     assert parameter_count(first) == counted
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])  # in the warm-up; just after a milestone; before the last step
+@pytest.mark.parametrize("objective", [Objective(), Objective(-0.25, lam_tail=-0.1, top_k=8)], ids=str)
+def test_an_interrupted_training_ends_with_the_same_bits(
+    corpus: Corpus, tmp_path: Path, objective: Objective, stop_after: int
+) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+
+    def run(folder: Path, stop: bool) -> tuple[dict[str, torch.Tensor], dict[str, float], dict[int, torch.Tensor]]:
+        model, asked = build_model(MODEL, corpus.tokenizer, 1e4, seed=3), []
+        kept: dict[int, torch.Tensor] = {}
+
+        def interrupted() -> bool:
+            asked.append(1)
+            return stop and len(asked) == stop_after
+
+        with Ledger(SPEC, folder, folder, OFF) as ledger:
+            metrics = train(
+                model,
+                objective,
+                budget,
+                corpus,
+                7,
+                ledger,
+                lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()}),
+                folder / "resume",
+                interrupted,
+            )
+        return model.state_dict(), metrics, kept
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected, metrics, _ = run(whole, False)
+    with pytest.raises(Interrupted, match=f"after step {stop_after} of 6"):
+        run(broken, True)
+    with (broken / "ledger.jsonl").open("a") as file:  # rows after the saved state, from an attempt that went on
+        file.write('{"step": 6, "loss": 99}\n')
+    found, again, kept = run(broken, False)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert again["loss"] == metrics["loss"]
+    assert sorted(kept) == [step for step in (3, 6) if step > stop_after]
+    rows = [[json.loads(line) for line in (f / "ledger.jsonl").read_text().splitlines()] for f in (whole, broken)]
+    assert [(r["step"], r["loss"], r["learning_rate"]) for r in rows[0]] == [
+        (r["step"], r["loss"], r["learning_rate"]) for r in rows[1]
+    ]
+
+
+def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus, tmp_path: Path) -> None:
+    budget, asked = PretrainConfig(**BUDGET, warmup_steps=2), []
+
+    def interrupted() -> bool:
+        asked.append(1)
+        return len(asked) == budget.steps
+
+    for _ in range(2):
+        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+        with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, contextlib.suppress(Interrupted):
+            train(
+                model, Objective(), budget, corpus, 7, ledger, lambda m, s: None, tmp_path / "resume", interrupted
+            )  # fmt: skip
+    assert len(asked) == budget.steps
+
+
+def test_a_kept_checkpoint_may_be_kept_again(corpus: Corpus, tmp_path: Path) -> None:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    for _ in range(2):
+        save_checkpoint(model, corpus.tokenizer, tmp_path / "step-000001")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.errors import UserError
 from shaping import NAMED
-from sweeps.composition import compose_cell, compose_cells, expand
+from sweeps.composition import _Composer, _hydra, _OutOfTheOrdinary, compose_cell, compose_cells, compose_jobs, expand
 
 
 def test_one_cell_is_typed_and_complete() -> None:
@@ -55,12 +55,62 @@ def test_what_is_typed_wins_over_the_named_sweep() -> None:
     assert len(compose_cells(["+sweep=nano", "objective=ce"])) == 1
 
 
+ORDINARY = [
+    [],
+    ["objective=precision"],
+    ["objective=tail_penalty", "objective.top_k=3", "seed=7"],
+    ["objective.beta=0.25", "data.top_k=9"],  # the objective refers to data.top_k
+    ["+sweep=nano", "objective=ce", "objective.lam_head=0.2", "pretrain.mixture.text=0.9", "until=pretrain"],
+    ["data.vocab_size=300", "evaluation.benchmarks.Boolean.items=3", "evaluation.pass_k=[2,3]", "tracking=off"],
+    [
+        "pretrain.mixture.chain4=0.5",
+        "+tracking.entity=we",
+        "grpo.learning_rate=${pretrain.learning_rate}",
+        "scale=mine",
+    ],
+    ["grpo.steps=${midtrain.milestones}0", "store=/elsewhere", "tracking.entity=me"],
+    ["pretrain.learning_rate=${oc.env:RATE}", "midtrain.learning_rate=${pretrain.learning_rate}"],
+]
+
+
+@pytest.mark.parametrize("job", ORDINARY, ids=" ".join)
+def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "0.01")
+    with _hydra():
+        composer = _Composer()
+        composer.cell(
+            ["objective=diversity", "seed=3", "data.top_k=4", "pretrain.mixture.text=0.5"]
+        )  # fills its memory
+        assert composer.cell(job) == compose_cell(job)
+
+
+@pytest.mark.parametrize(
+    "override", ["objective@model=ce", "~sweep", "++seed=4", "hydra.verbose=true", "objective=nono"]
+)
+def test_what_is_out_of_the_ordinary_is_left_to_hydra(override: str) -> None:
+    with _hydra(), pytest.raises(_OutOfTheOrdinary):
+        _Composer().cell([override])
+
+
+def test_a_mixed_bag_of_jobs() -> None:
+    """Ordinary or not, repeated or not: every job's cell once, equal parts one object."""
+    jobs = [["++seed=4"], ["seed=4"], ["objective.beta=-0.25", "objective.name=precision"], ["objective=precision"]]
+    cells = compose_jobs(jobs)
+    assert cells == [compose_cell(["seed=4"]), compose_cell(["objective=precision"])]
+    assert cells[0].model is cells[1].model
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         compose_cells(["objective.beta=nan,-2", "pretrain.tokens=0"])
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
     assert all("[cell: objective.beta=" in line for line in lines)
+    with pytest.raises(UserError) as caught:
+        compose_cells(["seed=range(1,500)", "objective=ce,precison", "grpo.steps=1,x"])
+    assert sorted(line.split(":")[0] for line in str(caught.value).splitlines()) == [
+        "grpo.milestones=2", "grpo.steps=x", "objective=precison"
+    ]  # fmt: skip
 
 
 def test_an_unknown_sweep_names_those_there_are() -> None:

@@ -1,15 +1,20 @@
 """The store's files: whole or not there, and corruption named."""
 
 import json
-import multiprocessing
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
-from sweeps.store import Store, is_locked, locked, read_json, write_json
+from sweeps.lease import Lease, claim
+from sweeps.store import Store, read_json, write_json
+
+
+def claimed(folder: Path) -> Lease:
+    lease = claim(folder)
+    assert lease is not None
+    return lease
 
 
 def test_a_store_is_made_and_opened_again(tmp_path: Path) -> None:
@@ -87,28 +92,10 @@ def test_status(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "state.json", {"status": "running"})
     assert status() == "interrupted"
-    with locked(folder):
+    with claimed(folder):
         assert status() == "running"
+    assert status() == "interrupted"
     write_json(folder / "state.json", {"status": "failed"})
     assert status() == "failed"
     write_json(folder / "result.json", {})
     assert status() == "done"
-
-
-def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
-    with locked(folder):
-        ready.set()
-        signal.pause()
-
-
-def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(30)
-    assert is_locked(tmp_path)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert not is_locked(tmp_path)

@@ -1,0 +1,308 @@
+"""What a plan costs before anything has run: operations, GPU-hours, wall time, storage. Arithmetic alone, no torch.
+
+A token costs 2 operations for each weight that it is multiplied with (all but the embedding table; of a mixture of
+experts, the active ones), and 4 d for each position that it attends to, with d = heads x head_dim, in every layer. The
+backward pass costs twice the forward pass. So training costs the familiar 6 N D and its attention terms.
+
+What cannot be known is assumed, and the assumptions stand here and are printed with the figures: responses and prompts
+of RL and evaluation have the lengths of `RESPONSE_SHARE` and `PROMPT_TOKENS`, and half of RL's groups are dropped and
+replaced in each round of dynamic sampling.
+"""
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.cell import STAGES
+from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
+from sweeps.plan import Plan, StageRun
+
+PROMPT_TOKENS = 200
+"""Mean length of a prompt, or the limit of a response where that is less."""
+RESPONSE_SHARE = 0.5
+"""Mean length of a response as a share of its limit."""
+MIXED_SHARE = 0.5
+"""Share of RL's groups whose rewards are not all equal."""
+CHOICES = 4
+CHOICE_TOKENS = 100
+"""Options of a multiple-choice item, and tokens of one with its context."""
+
+DEVICES = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "core": 5e10}
+"""Dense bfloat16 operations a second of a GPU by its maker's sheet; `core` is a CPU core in float32, roughly."""
+
+BYTES_A_WEIGHT = 4
+"""Checkpoints and trainer states are float32."""
+PROCESS_BYTES = 7 * 2**27
+"""Of a worker with its libraries loaded: 0.9 GiB."""
+
+
+def parameters(model: Mapping[str, Any], vocabulary: int) -> int:
+    """Numbers in the model: a Qwen3ForCausalLM, or with experts a MiniMaxM2ForCausalLM. Tied ones count once."""
+    embeddings = vocabulary * model["d_model"]
+    heads = 1 if model["tied_embeddings"] else 2
+    attention, norms = _attention(model)
+    experts = model.get("experts", 0)
+    router = experts * model["d_model"]
+    ffn = 3 * model["d_model"] * model["ffn"] * max(1, experts)
+    layer = attention + norms + 2 * model["d_model"] + router + ffn
+    return int(heads * embeddings + model["layers"] * layer + model["d_model"])
+
+
+def active_parameters(model: Mapping[str, Any], vocabulary: int) -> int:
+    """Weights that one token is multiplied with: no embedding table, the output layer, the active experts."""
+    attention, _ = _attention(model)
+    experts = model.get("experts", 0)
+    ffn = 3 * model["d_model"] * model["ffn"] * (model["active_experts"] if experts else 1)
+    return int(model["layers"] * (attention + experts * model["d_model"] + ffn) + vocabulary * model["d_model"])
+
+
+def _attention(model: Mapping[str, Any]) -> tuple[int, int]:
+    """Weights of the four projections of a layer, and scales of its query and key norms."""
+    queries, keys = model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
+    norms = queries + keys if model.get("experts", 0) else 2 * model["head_dim"]
+    return model["d_model"] * (2 * queries + 2 * keys), norms
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage run does: operations of training and of sampling, and tokens through the model of each."""
+
+    training: float = 0.0
+    sampling: float = 0.0
+    """Forward passes alone; decoding token by token uses a device far less well."""
+    trained_tokens: float = 0.0
+    sampled_tokens: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def _root(plan: Plan, run: StageRun) -> StageRun:
+    while run.parent:
+        run = plan.runs[run.parent[1]]
+    return run
+
+
+def _forward(model: Mapping[str, Any], vocabulary: int, tokens: float, length: float) -> float:
+    """Operations of a forward pass over `tokens` tokens in causal rows of `length`."""
+    attended = (length + 1) / 2
+    per_token = 2 * active_parameters(model, vocabulary) + (
+        4 * model["layers"] * model["heads"] * model["head_dim"] * attended
+    )
+    return tokens * per_token
+
+
+def work(plan: Plan, run: StageRun) -> Work:
+    """Operations and tokens of one stage run."""
+    model = _root(plan, run).config["model"]
+    vocabulary = run.config["data"]["vocab_size"]
+    if run.stage in ("pretrain", "midtrain"):
+        budget = run.config[run.stage]
+        tokens = run.steps * budget["batch_tokens"]
+        return Work(training=3 * _forward(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens)
+    if run.stage == "grpo":
+        return _grpo(model, vocabulary, run.config["grpo"])
+    return _evaluation(model, vocabulary, run.config["evaluation"])
+
+
+def _response(limit: float) -> tuple[float, float]:
+    """Mean tokens of a prompt and of a response whose limit this is."""
+    return min(PROMPT_TOKENS, limit), RESPONSE_SHARE * limit
+
+
+def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) -> Work:
+    total = Work()
+    first = config.get("extended_from_step")
+    early = config["steps"] if first is None else min(config["steps"], first)
+    rounds = config["resample_rounds"] if config.get("dynamic_sampling", True) else 0
+    asked = sum((1 - MIXED_SHARE) ** i for i in range(rounds + 1))
+    for steps, limit in ((early, config["max_new_tokens"]), (config["steps"] - early, _extended(config))):
+        prompt, response = _response(limit)
+        kept = steps * config["prompts"] * config["samples"] * (prompt + response)
+        sampled = kept * asked
+        total += Work(
+            training=3 * _forward(model, vocabulary, kept * config.get("epochs", 1), prompt + response),
+            sampling=_forward(model, vocabulary, sampled, prompt + response),
+            trained_tokens=kept,
+            sampled_tokens=sampled,
+        )
+    return total
+
+
+def _extended(config: Mapping[str, Any]) -> int:
+    return int(config.get("extended_max_new_tokens", config["max_new_tokens"]))
+
+
+def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) -> Work:
+    total = Work()
+    for benchmark in config["benchmarks"].values():
+        match benchmark["kind"]:
+            case "text":
+                tokens, length = benchmark["items"] * config["text_length"], config["text_length"]
+            case "choice":
+                tokens, length = benchmark["items"] * CHOICES * CHOICE_TOKENS, CHOICE_TOKENS
+            case _:
+                length = sum(_response(config["max_new_tokens"]))
+                tokens = benchmark["items"] * benchmark["samples"] * length
+        total += Work(sampling=_forward(model, vocabulary, tokens, length), sampled_tokens=tokens)
+    return total
+
+
+def storage(plan: Plan, run: StageRun) -> int:
+    """Bytes of the checkpoints that a stage run publishes."""
+    if run.stage == "evaluate":
+        return 0
+    kept = run.config[run.stage]["milestones"]
+    return BYTES_A_WEIGHT * kept * parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+
+
+def trainer_state(plan: Plan, run: StageRun) -> int:
+    """Bytes of the trainer state while a training stage is at work: weights and AdamW's two moments."""
+    if run.stage == "evaluate":
+        return 0
+    return 3 * BYTES_A_WEIGHT * parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+
+
+def memory(plan: Plan, run: StageRun, on_gpu: bool = False) -> int:
+    """Bytes of main memory that a stage run needs, about: a worker's libraries, weights, gradients, moments, logits."""
+    weights = parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+    if on_gpu:
+        return PROCESS_BYTES + 2 * BYTES_A_WEIGHT * weights  # a checkpoint on its way in or out
+    if run.stage == "evaluate":
+        return PROCESS_BYTES + BYTES_A_WEIGHT * weights
+    rows = run.config[run.stage].get("batch_tokens", 16_384)
+    model = _root(plan, run).config["model"]
+    activations = rows * (4 * run.config["data"]["vocab_size"] + 16 * model["layers"] * model["d_model"])
+    return PROCESS_BYTES + BYTES_A_WEIGHT * (4 * weights + activations)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast a device works."""
+
+    device: str = "h100"
+    mfu: float = 0.4
+    """Share of the device's peak that training reaches."""
+    sampling_mfu: float = 0.1
+    """The same for sampling."""
+
+    def seconds(self, work: Work) -> float:
+        """Device-seconds of some work."""
+        peak = DEVICES[self.device]
+        return work.training / (peak * self.mfu) + work.sampling / (peak * self.sampling_mfu)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What may run at once, and for how long."""
+
+    devices: int = 0
+    """At once, over all stage runs; 0: as many as there is work for."""
+    per_run: Mapping[str, int] = field(default_factory=dict)
+    """Devices of one stage run, by stage; 1 where it does not say."""
+    limit: Mapping[str, float] = field(default_factory=dict)
+    """Hours after which a job of a stage is put back into the queue; none where it does not say."""
+
+
+def room(launcher: LocalLauncherConfig | SlurmLauncherConfig, devices: int) -> Room:
+    """What a launcher's options come to; `devices` at once in all."""
+    if isinstance(launcher, LocalLauncherConfig):
+        return Room(devices or launcher.workers)
+    asked = {stage: resources(launcher, stage) for stage in (*STAGES, "evaluate")}
+    return Room(
+        devices,
+        {stage: found["nodes"] * max(1, found["gpus"]) for stage, found in asked.items()},
+        {stage: found["time"] / 60 for stage, found in asked.items()},
+    )
+
+
+@dataclass
+class Estimate:
+    """The cost of some stage runs."""
+
+    runs: int = 0
+    work: Work = field(default_factory=Work)
+    device_hours: float = 0.0
+    storage: int = 0
+    """Bytes published."""
+    trainer_states: int = 0
+    """Bytes of the largest trainer state, there while its stage run is at work."""
+    jobs: int = 0
+    """Jobs, those counted that go on where a time limit cut one off."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "stage_runs": self.runs,
+            "jobs": self.jobs,
+            "training_flops": self.work.training,
+            "sampling_flops": self.work.sampling,
+            "trained_tokens": self.work.trained_tokens,
+            "sampled_tokens": self.work.sampled_tokens,
+            "device_hours": self.device_hours,
+            "storage_bytes": self.storage,
+            "trainer_state_bytes": self.trainer_states,
+        }
+
+
+def estimate(plan: Plan, missing: set[str], rate: Rate, room: Room) -> tuple[dict[str, Estimate], float]:
+    """The cost of the stage runs in `missing` by stage, and the hours until the last of them is done."""
+    stages: dict[str, Estimate] = defaultdict(Estimate)
+    hours: dict[str, float] = {}
+    known: dict[tuple[Any, ...], Work] = {}
+    for signature, run in plan.runs.items():
+        if signature not in missing:
+            continue
+        # Objectives and seeds cost the same: work is counted once for each of what it depends on.
+        budget = run.config[run.stage if run.stage != "evaluate" else "evaluation"]
+        key = (id(budget), id(_root(plan, run).config["model"]), run.stage)
+        if key not in known:
+            known[key] = work(plan, run)
+        total = stages[run.stage]
+        spent = rate.seconds(known[key]) / 3600
+        hours[signature] = spent / room.per_run.get(run.stage, 1)
+        total.runs += 1
+        total.work += known[key]
+        total.device_hours += spent
+        total.storage += storage(plan, run)
+        total.trainer_states = max(total.trainer_states, trainer_state(plan, run))
+        limit = room.limit.get(run.stage)
+        total.jobs += max(1, math.ceil(hours[signature] / limit)) if limit else 1
+    return dict(stages), _wall(plan, hours, room)
+
+
+def _wall(plan: Plan, hours: dict[str, float], room: Room) -> float:
+    """Hours of the whole graph: longest chain first, at most `room.devices` at once. Time in the queue is not in it."""
+    chain: dict[str, float] = {}
+    for signature in reversed(plan.runs):
+        if signature in hours:
+            after = max((chain.get(c.signature, 0.0) for c in plan.children(signature)), default=0.0)
+            chain[signature] = hours[signature] + after
+    if not chain:
+        return 0.0
+    if not room.devices:
+        return max(chain.values())
+    free, now = room.devices, 0.0
+    parents = {s: plan.runs[s].parent for s in hours}
+    ready = [(-chain[s], s) for s, parent in parents.items() if parent is None or parent[1] not in hours]
+    heapq.heapify(ready)
+    ends: list[tuple[float, str, int]] = []
+    while ready or ends:
+        while ready and (not ends or free >= _devices(plan, ready[0][1], room)):
+            signature = heapq.heappop(ready)[1]
+            used = min(_devices(plan, signature, room), room.devices)
+            free -= used
+            heapq.heappush(ends, (now + hours[signature], signature, used))
+        now, signature, used = heapq.heappop(ends)
+        free += used
+        for child in plan.children(signature):
+            if child.signature in hours:
+                heapq.heappush(ready, (-chain[child.signature], child.signature))
+    return now
+
+
+def _devices(plan: Plan, signature: str, room: Room) -> int:
+    return room.per_run.get(plan.runs[signature].stage, 1)

@@ -1,0 +1,94 @@
+"""From composed cells to work: plan, record the sweep, and hand the graph to an executor.
+
+Both launchers end here, and so does `shaping-sweeps retry`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from pipelines.cell import Cell, unsupported
+from pipelines.errors import StageFailure, UserError, require
+from sweeps.display import Display, plan_table, title
+from sweeps.executor import execute
+from sweeps.options import SlurmLauncherConfig
+from sweeps.plan import Plan, plan
+from sweeps.records import record
+from sweeps.slurm import Submission, submit
+from sweeps.store import Store
+
+Jobs = Sequence[Sequence[str]]
+
+
+def launch_locally(cells: list[Cell], jobs: Jobs, workers: int, only: set[str] | None = None) -> None:
+    """Run what is missing on this machine, or of it what `only` names; returns when all is done.
+
+    Raises `UserError` before anything is written, and `StageFailure` in the end where something failed.
+    """
+    require(workers >= 0, "hydra.launcher.workers", workers, "it must be 1 or more, or 0 for one a GPU or a core")
+    graph, store = _prepare(cells)
+    record(store, graph, jobs, cells[0].sweep.name, "local", {"workers": workers})
+    outcome = execute(graph.part(only) if only else graph, store, cells[0].tracking, workers, Display())
+    if outcome.failed:
+        raise StageFailure(
+            f"{len(outcome.failed)} stage runs failed and {len(outcome.blocked)} wait for them; the logs are "
+            "named above, and the same command runs again only what is missing"
+        )
+
+
+def launch_on_slurm(cells: list[Cell], jobs: Jobs, options: SlurmLauncherConfig, only: set[str] | None = None) -> None:
+    """Submit what is missing, or of it what `only` names; returns at once.
+
+    Raises `UserError` before anything is written, and for what Slurm refuses, after the rest was submitted.
+    """
+    _check(options)
+    graph, store = _prepare(cells)
+    record(store, graph, jobs, cells[0].sweep.name, "slurm", asdict(options))
+    submission = submit(graph.part(only) if only else graph, store, cells[0].tracking, options)
+    _tell(graph, store, submission)
+    if submission.refused:
+        lines = [
+            f"{words}; not submitted: {', '.join(title(graph.runs[s]) for s in signatures[:3])}"
+            + (f" and {len(signatures) - 3} more" if len(signatures) > 3 else "")
+            for words, signatures in submission.refused.items()
+        ]
+        waiting = f"; {len(submission.blocked)} stage runs wait for those" if submission.blocked else ""
+        raise UserError("hydra.launcher: " + "\n".join(lines) + waiting)
+
+
+def _check(options: SlurmLauncherConfig) -> None:
+    for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES_WITH_RESOURCES)):
+        for name in ("nodes", "cpus", "time", "mem_gb"):
+            value = getattr(part, name)
+            require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
+        require(part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, "it must be 0 or more")
+    for name in ("at_once", "requeues", "signal_seconds"):
+        value = getattr(options, name)
+        require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")
+
+
+STAGES_WITH_RESOURCES = ("pretrain", "midtrain", "grpo", "evaluate")
+
+
+def _prepare(cells: list[Cell]) -> tuple[Plan, Store]:
+    stores = {cell.store for cell in cells}
+    if len(stores) > 1:
+        raise UserError(f"store={','.join(sorted(stores))}: one command writes to one store")
+    reasons = dict.fromkeys(reason for cell in cells if (reason := unsupported(cell)))
+    if reasons:
+        raise UserError("\n".join(reasons))
+    return plan(cells), Store.create(stores.pop())
+
+
+def _tell(graph: Plan, store: Store, submission: Submission) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(plan_table(graph, set(submission.done)))
+    arrays = submission.arrays
+    named = f" as {len(arrays)} job arrays ({', '.join(arrays[:8])}{', ...' if len(arrays) > 8 else ''})"
+    console.print(
+        f"{len(submission.submitted)} stage runs submitted{named if arrays else ''}, "
+        f"{len(submission.attached)} were queued or running already, {len(submission.done)} are done in {store.root}"
+    )
+    if submission.submitted or submission.attached:
+        console.print("Nothing has to stay alive here; shaping-sweeps status --watch shows how it goes")

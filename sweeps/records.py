@@ -1,0 +1,81 @@
+"""Which sweeps were launched into a store: `sweeps/ID.json`, one a sweep, written when it is launched.
+
+A record keeps the override lists of the cells, so that the sweep can be planned again, and the graph without its
+configurations, so that `status` knows what is still to come without planning anything.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.plan import Plan, StageRun
+from sweeps.store import FORMAT, Store, read_json, write_json
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One launched sweep."""
+
+    identity: str
+    name: str
+    """The named sweep, or empty for one typed by hand."""
+    jobs: list[list[str]]
+    """Override lists of its cells."""
+    launcher: str
+    options: dict[str, Any]
+    """The launcher's own."""
+    launched: float
+    cells: dict[str, list[str]]
+    runs: dict[str, dict[str, Any]]
+    """Signature -> stage, parent, checkpoint, steps, labels."""
+
+
+def record(
+    store: Store, plan: Plan, jobs: Sequence[Sequence[str]], name: str, launcher: str, options: dict[str, Any]
+) -> SweepRecord:
+    """Write down that a sweep was launched; the same sweep again replaces its record."""
+    listed = [list(job) for job in jobs]
+    identity = hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()[:12]
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "jobs": listed,
+        "launcher": launcher,
+        "options": options,
+        "launched": time.time(),
+        "cells": plan.cells,
+        "runs": {signature: _graph_entry(run) for signature, run in plan.runs.items()},
+    }
+    folder = store.root / "sweeps"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{identity}.json", content)
+    return _read(identity, content)
+
+
+def _graph_entry(run: StageRun) -> dict[str, Any]:
+    return {
+        "stage": run.stage,
+        "parent": run.parent and run.parent[1],
+        "checkpoint": run.checkpoint,
+        "steps": run.steps,
+        "labels": run.labels,
+    }
+
+
+def _read(identity: str, content: dict[str, Any]) -> SweepRecord:
+    keys = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
+    return SweepRecord(identity, **{key: content[key] for key in keys})
+
+
+def records(store: Store) -> list[SweepRecord]:
+    """Every recorded sweep, the newest last."""
+    found = [_read(path.stem, read_json(path)) for path in (store.root / "sweeps").glob("*.json")]
+    return sorted(found, key=lambda sweep: sweep.launched)
+
+
+def needed(sweeps: Iterable[SweepRecord]) -> set[str]:
+    """Signatures of all stage runs that some sweeps need."""
+    return {signature for sweep in sweeps for signature in sweep.runs}

@@ -1,0 +1,177 @@
+"""Every configuration key is on one side: it can change a result, so it changes signatures, or it cannot, and does not.
+
+A new key without a decision here fails the first test.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from pipelines.cell import BenchmarkConfig, Cell
+from sweeps.composition import compose_cell
+from sweeps.options import LAUNCHERS
+from sweeps.plan import plan, signature_of
+
+CHANGES = {
+    "pretrain": """
+        seed
+        model.layers model.d_model model.ffn model.heads model.kv_heads model.head_dim model.tied_embeddings
+        objective.beta objective.lam_head objective.lam_tail objective.top_k
+        data.text data.tasks data.tasks_per_family data.worked_share data.vocab_size data.top_k data.seed
+        pretrain.tokens pretrain.batch_tokens pretrain.sequence_length pretrain.learning_rate pretrain.rope_base
+        pretrain.mixture pretrain.milestones pretrain.weight_decay pretrain.adam_beta1 pretrain.adam_beta2
+        pretrain.gradient_clip pretrain.warmup_steps
+    """,
+    "midtrain": """
+        midtrain.tokens midtrain.batch_tokens midtrain.sequence_length midtrain.learning_rate midtrain.rope_base
+        midtrain.mixture midtrain.milestones midtrain.weight_decay midtrain.adam_beta1 midtrain.adam_beta2
+        midtrain.gradient_clip midtrain.final_learning_rate midtrain.decay midtrain.objective
+    """,
+    "grpo": """
+        grpo.steps grpo.prompts grpo.samples grpo.temperature grpo.learning_rate grpo.max_new_tokens grpo.tasks
+        grpo.clip_low grpo.clip_high grpo.resample_rounds grpo.milestones grpo.weight_decay grpo.adam_beta1
+        grpo.adam_beta2 grpo.gradient_clip
+    """,
+    "evaluate": """
+        evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.text_length evaluation.pass_k
+        evaluation.benchmarks evaluation.benchmarks.*.kind evaluation.benchmarks.*.group evaluation.benchmarks.*.task
+        evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
+    """,
+}
+"""The first stage whose signature a key changes; those after it follow through their parents."""
+
+KEEPS = """
+    model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
+    tracking.mode tracking.project tracking.entity
+    until
+"""
+"""Names, paths, tracking; `until` says how much is run and not what it comes to."""
+
+OTHER_VALUES: dict[str, Any] = {
+    "until": "midtrain",
+    "midtrain.objective": "ce",
+    "midtrain.decay": "linear",
+    "midtrain.sequence_length": 256,
+    "data.text": ["networkx"],
+    "data.tasks": ["chain3", "chain4", "chain5", "python", "boolean", "order"][::-1],
+    "grpo.tasks": ["chain3"],
+    "tracking.mode": "off",
+    "objective.top_k": 5,
+    "evaluation.benchmarks.*.kind": "text",
+    "evaluation.benchmarks.*.stages": ["pretrain", "midtrain"],
+    "evaluation.benchmarks.*.task": "chain4",
+    "evaluation.pass_k": [2],
+    "sweep.points": [{"seed": 1}],
+    "sweep.grid": {"seed": [1]},
+}
+"""Where another valid value does not follow from the type of the one there is."""
+
+
+def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            yield from keys_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+ALL_KEYS = [*keys_of(Cell), *keys_of(BenchmarkConfig, "evaluation.benchmarks.*.")]
+DECIDED = {key: stage for stage, keys in CHANGES.items() for key in keys.split()} | dict.fromkeys(KEEPS.split())
+
+
+def test_every_key_has_a_decision() -> None:
+    assert set(ALL_KEYS) - set(DECIDED) == set(), "say in CHANGES or KEEPS whether the key can change a result"
+    assert set(DECIDED) - set(ALL_KEYS) == set(), "there are no such keys any more"
+    assert len(DECIDED) == sum(len(keys.split()) for keys in [*CHANGES.values(), KEEPS])
+
+
+def base() -> Cell:
+    """A shaped cell, so that every knob of the objective acts; several steps of everything."""
+    return compose_cell(["objective.beta=0.1", "objective.lam_head=0.1", "objective.lam_tail=-0.1"])
+
+
+BASE = base()
+BEFORE = {stage: [r.signature for r in plan([BASE]).runs.values() if r.stage == stage] for stage in CHANGES}
+
+
+def changed(key: str) -> Cell:
+    """The base cell with another valid value of `key`."""
+    content = OmegaConf.structured(BASE)
+    path = key.replace("*", "Chain-3")
+    old = OmegaConf.select(content, path)
+    if key in OTHER_VALUES:
+        new = OTHER_VALUES[key]
+    elif OmegaConf.is_dict(old):
+        new = {name: old[name] for name in list(old)[:-1]}  # one entry fewer
+    elif isinstance(old, bool):
+        new = not old
+    elif isinstance(old, int | float):
+        new = type(old)(old * 2)
+        if key.endswith(("beta1", "beta2", "top_p", "worked_share", "clip_low", "final_learning_rate", "rate")):
+            new = old / 2
+        if key.endswith((".tokens", "_tokens", "heads")) and isinstance(old, int):
+            new = old // 2 if key == "model.kv_heads" else old * 2
+        if key == "data.seed":
+            new = 3
+    else:
+        new = "other"
+    assert new != old, key
+    parent, _, name = path.rpartition(".")
+    node = OmegaConf.select(content, parent) if parent else content
+    OmegaConf.set_struct(content, False)
+    node[name] = new
+    if name == "kind":  # a kind has its own tasks
+        node.task = "text"
+    cell = OmegaConf.to_object(content)
+    assert isinstance(cell, Cell)
+    return cell
+
+
+def by_stage(cell: Cell) -> dict[str, list[str]]:
+    runs = plan([cell]).runs.values()
+    return {stage: [r.signature for r in runs if r.stage == stage] for stage in CHANGES}
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_a_key_is_on_its_side(key: str) -> None:
+    before, after = BEFORE, by_stage(changed(key))
+    first = DECIDED[key]
+    if first is None:
+        assert all(set(after[stage]) <= set(before[stage]) for stage in before)
+        return
+    stages = list(CHANGES)
+    for stage in stages:
+        if stages.index(stage) < stages.index(first):
+            assert before[stage] == after[stage]
+    assert not set(before[first]) & set(after[first]) or key.startswith("evaluation.benchmarks")
+    assert before[first] != after[first]
+    if first != "evaluate":
+        assert not set(before["grpo"]) & set(after["grpo"])
+
+
+def test_no_launcher_key_is_part_of_a_cell() -> None:
+    """Workers, partitions, time limits and devices are Hydra's launcher node, which no cell holds."""
+    assert not {f.name for f in fields(Cell)} & {
+        "hydra",
+        "launcher",
+        *(f.name for c in LAUNCHERS.values() for f in fields(c)),
+    }
+    content = json.dumps([run.config for run in plan([BASE]).runs.values()])
+    assert not any(word in content for word in ("workers", "partition", "device", "precision", "store"))
+
+
+def test_a_spec_carries_its_signature() -> None:
+    for run in plan([BASE]).runs.values():
+        spec = json.loads(json.dumps(run.spec))
+        assert signature_of(spec) == run.signature
+        spec["config"]["seed"] += 1
+        assert signature_of(spec) != run.signature
+
+
+def test_a_cell_is_plain_values() -> None:
+    assert base() == BASE
+    json.dumps(asdict(BASE))
