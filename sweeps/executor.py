@@ -109,13 +109,12 @@ class _Execution:
         self.running: dict[str, _Worker] = {}
         self.elsewhere: set[str] = set()
         """Stage runs that could start but that another command holds."""
-        done = set(outcome.skipped)
-        self.waiting = set(plan.runs) - done
+        self.waiting = set(plan.runs) - set(outcome.skipped)
         self.priority = self._chain_lengths()
         self.ready = [
             (-self.priority[s], place, s)
             for place, (s, run) in enumerate(plan.runs.items())
-            if s in self.waiting and (run.parent is None or run.parent[1] in done)
+            if s in self.waiting and not (run.parent and run.parent[1] in self.waiting)
         ]
         heapq.heapify(self.ready)
         self.places = {s: place for place, s in enumerate(plan.runs)}
