@@ -86,7 +86,7 @@ class Corpus:
     @cached_property
     def _problems(self) -> list[Problem]:
         rows = json.loads((self.folder / "problems.json").read_text())
-        return [Problem(row["family"], row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
+        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
 
     @cached_property
     def _documents(self) -> list[Document]:
@@ -217,9 +217,11 @@ def overlap(problems: list[Problem], documents: list[Document]) -> int:
 
 
 def _training_text(problem: Problem, config: DataConfig) -> str:
-    """Prompt and response; which of the two modes the response is in depends on the question alone."""
-    worked = random.Random(f"mode/{config.seed}/{problem.question}").random() < config.worked_share
-    return problem.prompt + (problem.worked if worked else problem.outright)
+    """Prompt and response; which kind of response it is depends on the question alone."""
+    rng = random.Random(f"mode/{config.seed}/{problem.question}")
+    if rng.random() < config.worked_share:
+        return problem.prompt + problem.worked
+    return problem.prompt + (problem.careless if rng.random() < config.careless_share else problem.outright)
 
 
 def docstrings(package: str) -> list[Document]:

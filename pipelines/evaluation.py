@@ -116,7 +116,7 @@ def _choice(model: Qwen3ForCausalLM, benchmark: BenchmarkConfig, corpus: Corpus)
     lengths = [len(context) + len(continuation) for context, continuation in pairs]
     totals = np.empty(len(pairs))
     for batch in length_batches(lengths, BATCH_TOKENS):
-        log_probs, _ = score(model, [pairs[i][0] for i in batch], [pairs[i][1] for i in batch])
+        log_probs = score(model, [pairs[i][0] for i in batch], [pairs[i][1] for i in batch]).log_probs
         split = log_probs.split([len(pairs[i][1]) for i in batch])
         totals[batch] = [part.sum().item() for part in split]
     by_item = totals.reshape(-1, CHOICES)

@@ -155,6 +155,8 @@ def _grpo(context: _Context) -> Outcome:
         context.config["seed"],
         context.ledger,
         context.keep,
+        context.folder,
+        context.interrupted,
     )
     return {"metrics": metrics, "measurements": []}
 

@@ -1,9 +1,9 @@
 """Generated reasoning tasks: questions with worked steps, one exact answer, and the verifier that pays for it.
 
-Every family is a pure function from a random generator to a `Problem`. An answer in the training data comes in two
-modes, as answers do in the wild: `worked` writes the steps and then the answer, `outright` states the answer at
-once. Both end in `#### answer`, and the verifier reads only what follows the last `####`: how a model gets there is
-its own affair, and what RL can discover.
+Every family is a pure function from a random generator to a `Problem`. Answers in the training data come as they do in
+the wild: `worked` rewrites the question step by step and ends in the answer, `outright` states the answer at once, and
+`careless` states a wrong one at once. All end in `#### answer`, and the verifier reads only what follows the last
+`####`: how a model gets there is its own affair, and that working pays is what RL can discover.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from pipelines import gym
 
 MARK = "####"
 SPLITS = {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}
@@ -24,7 +26,10 @@ class Problem:
     family: str
     question: str
     steps: tuple[str, ...]
+    """What is left of the question after each step; the last step is the answer, or says it."""
     answer: str
+    slip: str
+    """A wrong answer that a careless reader gives: a step left out, the wrong one of two."""
 
     @property
     def prompt(self) -> str:
@@ -34,12 +39,17 @@ class Problem:
     @property
     def worked(self) -> str:
         """The response with its steps."""
-        return f" {' '.join(self.steps)} {MARK} {self.answer}"
+        return f" {'='.join(self.steps)} {MARK} {self.answer}"
 
     @property
     def outright(self) -> str:
         """The response that states the answer at once."""
         return f" {MARK} {self.answer}"
+
+    @property
+    def careless(self) -> str:
+        """The response that states a wrong answer at once."""
+        return f" {MARK} {self.slip}"
 
 
 def extract_answer(response: str) -> str | None:
@@ -65,15 +75,15 @@ def split_of(question: str) -> str:
 
 
 def _chain(length: int, rng: random.Random) -> Problem:
-    """Digits added and subtracted from left to right, every total one digit: `7-5+3`."""
-    total = rng.randint(1, 9)
-    question, steps = str(total), []
+    """Digits added and subtracted from left to right, every total one digit: `7-5+3` -> `2+3` -> `5`."""
+    totals, moves = [rng.randint(1, 9)], []
     for _ in range(length - 1):
-        move = rng.choice([d for d in range(-9, 10) if d and 0 <= total + d <= 9])
-        steps.append(f"{total}{move:+d}={total + move}")
-        question += f"{move:+d}"
-        total += move
-    return Problem(f"chain{length}", question, tuple(steps), str(total))
+        moves.append(rng.choice([d for d in range(-9, 10) if d and 0 <= totals[-1] + d <= 9]))
+        totals.append(totals[-1] + moves[-1])
+    question, *steps = (
+        str(total) + "".join(f"{move:+d}" for move in moves[done:]) for done, total in enumerate(totals)
+    )
+    return Problem(f"chain{length}", question, tuple(steps), str(totals[-1]), slip=str(totals[-2]))
 
 
 def _python(rng: random.Random) -> Problem:
@@ -82,23 +92,21 @@ def _python(rng: random.Random) -> Problem:
     numbers = [rng.randint(0, 9), rng.randint(0, 9)]
     call, value = f"{name}({numbers[0]},{numbers[1]})", function(numbers)
     move = rng.choice([d for d in range(-9, 10) if d and 0 <= value + d <= 9])
-    steps = (f"{call}={value}", f"{value}{move:+d}={value + move}")
-    return Problem("python", f"{call}{move:+d}", steps, str(value + move))
+    steps = (f"{value}{move:+d}", str(value + move))
+    return Problem("python", f"{call}{move:+d}", steps, steps[-1], slip=str(value))
 
 
 def _boolean(rng: random.Random) -> Problem:
     """Truth values joined from left to right by and, or, xor: `T&F|T^F`."""
     rules = {"&": lambda a, b: a and b, "|": lambda a, b: a or b, "^": lambda a, b: a != b}
     truth = {True: "T", False: "F"}
-    value = rng.random() < 0.5
-    question, steps = truth[value], []
+    values, rest = [rng.random() < 0.5], []
     for _ in range(rng.randint(3, 5)):
         sign, operand = rng.choice("&|^"), rng.random() < 0.5
-        result = rules[sign](value, operand)
-        steps.append(f"{truth[value]}{sign}{truth[operand]}={truth[result]}")
-        question += f"{sign}{truth[operand]}"
-        value = result
-    return Problem("boolean", question, tuple(steps), truth[value])
+        rest.append(f"{sign}{truth[operand]}")
+        values.append(rules[sign](values[-1], operand))
+    question, *steps = (truth[value] + "".join(rest[done:]) for done, value in enumerate(values))
+    return Problem("boolean", question, tuple(steps), truth[values[-1]], slip=truth[not values[-1]])
 
 
 def _order(rng: random.Random) -> Problem:
@@ -108,7 +116,7 @@ def _order(rng: random.Random) -> Problem:
     rng.shuffle(pairs)
     asked = rng.choice(("first", "last"))
     answer = names[0] if asked == "first" else names[-1]
-    return Problem("order", f"{' '.join(pairs)} {asked}", ("<".join(names),), answer)
+    return Problem("order", f"{' '.join(pairs)} {asked}", ("<".join(names),), answer, slip=names[1])
 
 
 FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
@@ -124,8 +132,14 @@ FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
 
 def generate(family: str, count: int, seed: int) -> list[Problem]:
     """Up to `count` problems with distinct questions, in a fixed order; fewer where the family has fewer."""
-    rng = random.Random(f"{family}/{seed}")
     problems: dict[str, Problem] = {}
+    if gym.is_gym(family):
+        slip = "0"
+        for question, answer in gym.items(family, 2 * count, seed):
+            problems.setdefault(question, Problem(family, question, (), answer, slip))
+            slip = answer  # careless: what was asked before
+        return list(problems.values())[:count]
+    rng = random.Random(f"{family}/{seed}")
     for _ in range(20 * count):
         if len(problems) == count:
             break

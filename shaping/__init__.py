@@ -1,9 +1,10 @@
 """The training objective of the study, for any trainer: replace `F.cross_entropy` by `shaped_cross_entropy`.
 
-`objective` (the knobs and the five named settings; no torch), `loss` (the exact closed form), `statistics`
-(entropy, head and tail mass, rank), `estimators` (rewards and the policy gradient by sampling), `theory` (what training
-converges to). Imports torch and nothing else of this project; torch itself is loaded when a function is first asked
-for, so that reading a setting's name stays cheap.
+`objective` (the knobs and the five named settings; no torch), `loss` (the two functions to train with), `closed_form`
+and `triton_kernels` (what they compute, in PyTorch and on a GPU), `statistics` (entropy, head and tail mass, rank),
+`estimators` (rewards and the policy gradient by sampling), `theory` (what training converges to), `adapters` (other
+people's trainers). Imports torch and nothing else of this project; torch itself is loaded when a function is first
+asked for, so that reading a setting's name stays cheap.
 """
 
 from importlib import import_module
@@ -13,11 +14,12 @@ from shaping.objective import NAMED, Objective
 
 if TYPE_CHECKING:
     from shaping.estimators import policy_gradient_variance, sampled_policy_gradient_loss, token_rewards
-    from shaping.loss import shaped_cross_entropy
+    from shaping.loss import linear_shaped_cross_entropy, shaped_cross_entropy
     from shaping.statistics import TokenStatistics, entropy, head_tail_mass, target_rank
     from shaping.theory import effective_temperature, stationary_distribution
 
 _HOMES = {
+    "linear_shaped_cross_entropy": "loss",
     "shaped_cross_entropy": "loss",
     "token_rewards": "estimators",
     "sampled_policy_gradient_loss": "estimators",
@@ -37,6 +39,7 @@ __all__ = [
     "effective_temperature",
     "entropy",
     "head_tail_mass",
+    "linear_shaped_cross_entropy",
     "policy_gradient_variance",
     "sampled_policy_gradient_loss",
     "shaped_cross_entropy",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton looks when it is first imported
+
 SMALL = [
     "data.text=[networkx]",
     "data.tasks_per_family=300",

@@ -21,3 +21,22 @@ def test_shaping_loads_torch_and_nothing_of_ours() -> None:
         "sys.exit(bool({'pipelines', 'sweeps', 'analysis', 'hydra', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shaping_needs_no_package_but_torch() -> None:
+    """Every module of it but the kernels, which are for Triton, with all that a trainer brings made unimportable."""
+    code = """
+import importlib, pkgutil, sys
+for name in ("transformers", "accelerate", "trl", "lightning", "triton", "numpy", "scipy", "hydra", "wandb"):
+    sys.modules[name] = None
+import shaping
+for module in pkgutil.iter_modules(shaping.__path__):
+    if module.name != "triton_kernels":
+        importlib.import_module(f"shaping.{module.name}")
+import torch
+hidden, weight, targets = torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1])
+loss = shaping.linear_shaped_cross_entropy(hidden, weight, targets, shaping.Objective(0.5))
+assert loss.isfinite()
+"""
+    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

@@ -47,7 +47,7 @@ def test_architecture(make_store: Callable) -> None:
 def test_every_base_model_number_is_in_its_place(make_store: Callable) -> None:
     graph, store = make_store(["+sweep=nano"])
     tables = tables_of(graph, store)
-    for stage, batch in (("pretrain", 512), ("midtrain", 1024)):
+    for stage, batch in (("pretrain", 1024), ("midtrain", 512)):
         for family, settings in (
             ("beta", ["precision", "ce", "diversity"]),
             ("lambda", ["tail_penalty", "ce", "head_reward"]),
@@ -134,8 +134,8 @@ def test_the_tidy_frame(make_store: Callable) -> None:
     row = frame[
         (frame["objective"] == "tail_penalty") & (frame["benchmark"] == "Modules") & (frame["stage"] == "midtrain")
     ].iloc[-1]
-    assert (row["lam_tail"], row["top_k"], row["stage"], row["step"]) == (-0.1, 16, "midtrain", 292)
-    assert row["tokens"] == 292 * 1024
+    assert (row["lam_tail"], row["top_k"], row["stage"], row["step"]) == (-0.1, 16, "midtrain", 360_000 // 512)
+    assert row["tokens"] == 360_000 // 512 * 512
     assert row["stage_run"] in graph.runs
     assert frame.loc[frame["objective"] == "ce", "top_k"].isna().all()
 

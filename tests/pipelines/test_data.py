@@ -22,6 +22,7 @@ def config(**changes: object) -> DataConfig:
         "tasks": ["chain3", "order"],
         "tasks_per_family": 200,
         "worked_share": 0.5,
+        "careless_share": 0.5,
         "vocab_size": 300,
         "top_k": 8,
     }
@@ -36,8 +37,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_rows_hold_the_documents_in_order(corpus: Corpus) -> None:
     end = corpus.tokenizer.eos_token_id
     for source in ("text", "chain3"):
-        rows = corpus.rows(source, "train", 32)
-        assert rows.shape[1] == 33
+        rows = corpus.rows(source, "train", 48)
+        assert rows.shape[1] == 49
         if source == "chain3":
             assert (rows[:, 0] == end).all()  # a row begins where a task begins
     text = corpus.tokenizer.decode(corpus.rows("chain3", "train", 32)[0])
@@ -101,7 +102,7 @@ def test_the_splits_share_nothing(corpus: Corpus) -> None:
 
 def test_an_overlap_would_be_counted() -> None:
     question = "1+1"
-    same = Problem("chain3", question, (), "2")
+    same = Problem("chain3", question, (), "2", "3")
     other = next(t for t in map(str, range(99)) if split_of(t) == "test")
     assert overlap([same, same], []) == 0
 
@@ -111,14 +112,20 @@ def test_an_overlap_would_be_counted() -> None:
     assert overlap([], [Document("m", other), Misplaced("m", other)]) == 1
 
 
-def test_both_modes_are_there_in_their_shares(tmp_path: Path) -> None:
-    corpus = prepare(config(text=[], worked_share=0.25, tasks=["chain4"], tasks_per_family=2000), tmp_path)
-    rows = corpus.rows("chain4", "train", 64)
-    text = corpus.tokenizer.decode(rows.ravel())
+def test_every_kind_of_answer_is_there_in_its_share(tmp_path: Path) -> None:
+    changes = {"worked_share": 0.25, "careless_share": 0.4, "tasks_per_family": 2000}
+    corpus = prepare(config(text=[], tasks=["chain4"], **changes), tmp_path)
+    text = corpus.tokenizer.decode(corpus.rows("chain4", "train", 64).ravel())
     parts = [part.split("\nA:") for part in text.split("Q: ") if "####" in part]
-    worked = {question: "=" in answer for question, answer in parts}  # a cut question stands in two rows
-    assert len(worked) > 1000
-    assert abs(sum(worked.values()) / len(worked) - 0.25) < 4 * (0.25 * 0.75 / len(worked)) ** 0.5
+    given = {question: answer.split("<")[0] for question, answer in parts}  # a cut question stands in two rows
+    problems = [p for p in corpus.problems("chain4", "train") if p.question in given]
+    counts = {
+        kind: sum(given[p.question] == getattr(p, kind) for p in problems)
+        for kind in ("worked", "outright", "careless")
+    }
+    assert sum(counts.values()) == len(problems) > 1000
+    for kind, share in {"worked": 0.25, "outright": 0.75 * 0.6, "careless": 0.75 * 0.4}.items():
+        assert abs(counts[kind] / len(problems) - share) < 4 * (share * (1 - share) / len(problems)) ** 0.5
 
 
 def test_docstrings_are_those_of_ast() -> None:

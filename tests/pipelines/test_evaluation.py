@@ -23,12 +23,14 @@ BENCHMARKS = {
     "Continuations": BenchmarkConfig("choice", "commonsense", "continuation", items=10),
     "Chains": BenchmarkConfig("sampled", "math", "chain3", items=6, samples=5),
 }
-CONFIG = EvaluationConfig("t", 1.0, 1.0, 6, 24, [1, 2, 4, 9], BENCHMARKS)
+CONFIG = EvaluationConfig(
+    "t", temperature=1.0, top_p=1.0, max_new_tokens=6, text_length=24, pass_k=[1, 2, 4, 9], benchmarks=BENCHMARKS
+)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
+    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

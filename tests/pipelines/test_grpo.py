@@ -1,112 +1,214 @@
-"""GRPO's loss against the formula, its gradient against REINFORCE, and RL that really improves a model."""
+"""The GRPO stage as a whole: it improves a model, and goes on bit for bit wherever it was stopped."""
 
+import hashlib
 import json
-import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from safetensors.torch import load_file, save, save_file
+from transformers import Qwen3ForCausalLM
 
-from pipelines import grpo
 from pipelines.cell import DataConfig, GRPOConfig, ModelConfig, PretrainConfig, TrackingConfig
 from pipelines.data import Corpus, prepare
-from pipelines.grpo import advantages, policy_loss, train_grpo
+from pipelines.errors import Interrupted, UserError
+from pipelines.grpo import train_grpo, training
 from pipelines.ledger import Ledger
 from pipelines.models import build_model
-from pipelines.rollouts import score
 from pipelines.training import train
 from shaping import Objective
 
 OFF = TrackingConfig(mode="off")
+MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
 
 
-def test_advantages_are_relative_to_the_group() -> None:
-    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
-    result = advantages(rewards)
-    deviation = math.sqrt((0.75**2 + 3 * 0.25**2) / 3)
-    torch.testing.assert_close(result[0], torch.tensor([0.75, -0.25, -0.25, -0.25]) / deviation)
-    assert not result[1:3].any()
-    torch.testing.assert_close(result.sum(1), torch.zeros(4))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected", "held"),
-    [
-        (1.0, 2.0, -2.0, (False, False)),
-        (1.5, 1.0, -1.28, (False, True)),
-        (1.5, -1.0, 1.5, (False, False)),
-        (0.5, 1.0, -0.5, (False, False)),
-        (0.5, -1.0, 0.8, (True, False)),
-    ],
-)
-def test_clip_higher(ratio: float, advantage: float, expected: float, held: tuple[bool, bool]) -> None:
-    old = torch.tensor([-1.0])
-    loss, low, high = policy_loss(old + math.log(ratio), old, torch.tensor([advantage]), 0.2, 0.28)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert (bool(low), bool(high)) == held
-
-
-def test_on_policy_the_gradient_is_that_of_the_log_probability() -> None:
-    log_probs = torch.tensor([-0.3, -2.0, -1.0], requires_grad=True)
-    advantage = torch.tensor([1.5, -0.5, 0.0])
-    loss, low, high = policy_loss(log_probs, log_probs.detach(), advantage, 0.2, 0.28)
-    loss.sum().backward()
-    torch.testing.assert_close(log_probs.grad, -advantage)
-    assert not low.any()
-    assert not high.any()
+def small_corpus(folder: Path) -> Corpus:
+    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 0.0, 270, 8), folder)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", [], ["boolean"], 2000, 0.0, 270, 8), tmp_path_factory.mktemp("cache"))
+    return small_corpus(tmp_path_factory.mktemp("cache"))
 
 
-MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
+def settings(**changes: object) -> GRPOConfig:
+    values = {"steps": 6, "prompts": 4, "samples": 4, "max_new_tokens": 6, "tasks": ["boolean"], "milestones": 1}
+    values |= {"learning_rate": 3e-3, "held_out_every": 3, "held_out_problems": 8}
+    return GRPOConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_micro_batches_change_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One update's gradient is that of the mean over all tokens, however the batch is cut."""
-    config = GRPOConfig(steps=1, prompts=2, samples=2, max_new_tokens=4, tasks=["boolean"], milestones=1)
-    prompts, responses = [[1, 2], [1, 2], [3, 4, 5], [3, 4, 5]], [[6, 0], [7, 8, 0], [9, 0], [6, 6, 6, 6]]
-    advantage = [1.0, -1.0, 0.5, -0.5]
-    batch = grpo._Batch(prompts, responses, advantage, *(torch.empty(0) for _ in range(3)), 1, [])
-    norms = []
-    for tokens in (6, 1000):
-        monkeypatch.setattr(grpo, "BATCH_TOKENS", tokens)
-        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
-        norms.append(grpo._update(model, torch.optim.SGD(model.parameters(), 0.0), config, batch)["gradient_norm"])
-    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
-    log_probs, _ = score(model, prompts, responses)
-    weights = torch.tensor([a for a, r in zip(advantage, responses, strict=True) for _ in r])
-    (-(log_probs * weights).sum() / len(weights)).backward()
-    expected = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf).item()
-    assert norms == pytest.approx([expected, expected], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_rl_improves_a_model(corpus: Corpus, tmp_path: Path) -> None:
-    """A model that is often not even well-formed learns to answer, and to be right."""
+@pytest.fixture(scope="module")
+def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that have seen a few answers, so that some groups are mixed."""
+    folder = tmp_path_factory.mktemp("taught")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     budget = PretrainConfig(
         tokens=24 * 512, batch_tokens=512, sequence_length=32, learning_rate=1e-2, rope_base=1e4,
         mixture={"boolean": 1.0}, milestones=1, warmup_steps=5,
     )  # fmt: skip
-    config = GRPOConfig(
-        steps=12, prompts=32, samples=8, learning_rate=3e-3, max_new_tokens=6, tasks=["boolean"], milestones=2
-    )
-    kept: list[int] = []
-    with Ledger({"stage": "grpo"}, tmp_path, tmp_path, OFF) as ledger:
+    with Ledger({"stage": "pretrain"}, folder, folder, OFF) as ledger:
         train(model, Objective(), budget, corpus, 0, ledger, lambda m, s: None)
-    with Ledger({"stage": "grpo"}, tmp_path, tmp_path, OFF) as ledger:
-        train_grpo(model, config, corpus, 0, ledger, lambda m, s: kept.append(s))
-    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    rewards = [row["reward"] for row in rows]
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "weights")
+    return folder / "weights"
+
+
+def start_model(corpus: Corpus, weights: Path) -> Qwen3ForCausalLM:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=5)
+    model.load_state_dict(load_file(weights))
+    return model
+
+
+def run(
+    model: Qwen3ForCausalLM, corpus: Corpus, folder: Path, config: GRPOConfig, stop: Callable[[], bool] = lambda: False,
+    keep: Callable[[Qwen3ForCausalLM, int], None] = lambda model, step: None,
+) -> dict:  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    with Ledger({"stage": "grpo"}, folder, folder, OFF) as ledger:
+        return train_grpo(model, config, corpus, 0, ledger, keep, folder, stop)
+
+
+def rows(folder: Path, name: str = "ledger.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def fingerprint(model: Qwen3ForCausalLM) -> str:
+    weights = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(save(weights)).hexdigest()
+
+
+@pytest.mark.slow
+def test_rl_improves_a_model(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
+    """A model that is often not even well-formed learns to answer, and to be right, also where it was not trained."""
+    model = start_model(corpus, taught)
+    kept: list[int] = []
+    config = settings(steps=12, prompts=32, samples=8, milestones=2, held_out_every=6, held_out_problems=32)
+    result = run(model, corpus, tmp_path / "rl", config, keep=lambda m, s: kept.append(s))
+    ledger = rows(tmp_path / "rl")
+    steps = [row for row in ledger if row["step"]]
+    rewards = [row["reward"] for row in steps]
     assert kept == [6, 12]
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in ledger] == list(range(13))
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
-    for row in rows:
-        groups = row["groups_right"] + row["groups_wrong"] + row["groups_mixed"]
-        assert groups >= 32
+    assert result["held_out_after"] > result["held_out_before"] + 0.1
+    assert result["contamination"] == result["held_out_contamination"] == 0
+    assert steps[0]["kl_start"] < 1e-6 < steps[-1]["kl_start"]
+    for row in steps:
+        assert row["groups_right"] + row["groups_wrong"] + row["groups_mixed"] == pytest.approx(1)
         assert 1 <= row["rounds"] <= 3
-        assert row["groups_mixed"] == 32 or row["rounds"] == 3
+        assert row["groups_kept"] == 32 or row["rounds"] == 3
         assert row["clip_low"] == row["clip_high"] == 0
+        assert row["ratio_p01"] == row["ratio_p99"] == 1
+        assert row["mismatch"] < 1e-4
+        assert row["length_p10"] <= row["length_p50"] <= row["length_p90"] <= 6
+        assert 0 <= row["pass@2"] <= row["pass@4"] <= row["pass@8"] <= 1
+    shown = rows(tmp_path / "rl", "samples.jsonl")
+    assert [row["step"] for row in shown] == [0] * 8 + [6] * 8 + [12] * 8
+    assert [row["question"] for row in shown[:8]] == [row["question"] for row in shown[8:16]]
+    assert {row["step"] for row in rows(tmp_path / "rl", "forking.jsonl")} == {1, 6, 12}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"epochs": 2, "minibatches": 2, "leftovers": "keep", "pass_rate_low": 0.05}])
+def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path, changes: dict) -> None:
+    whole = start_model(corpus, taught)
+    run(whole, corpus, tmp_path / "whole", settings(**changes))
+    calls = 0
+
+    def after_two_steps() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == 3
+
+    with pytest.raises(Interrupted, match="after step 2 of 6"):
+        run(start_model(corpus, taught), corpus, tmp_path / "parts", settings(**changes), after_two_steps)
+    resumed = start_model(corpus, taught)
+    run(resumed, corpus, tmp_path / "parts", settings(**changes))
+    assert fingerprint(resumed) == fingerprint(whole)
+    timeless = {"reward", "entropy", "kl_start", "gradient_norm", "groups", "held_out_reward"}
+    last = [{k: row.get(k) for k in timeless} for row in rows(tmp_path / "whole")[-4:]]
+    assert last == [{k: row.get(k) for k in timeless} for row in rows(tmp_path / "parts")[-4:]]
+    for name in ("samples.jsonl", "forking.jsonl"):
+        assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pipelines.grpo import training
+from tests.pipelines.test_grpo import fingerprint, run, settings, small_corpus, start_model
+cache, weights, folder = map(Path, sys.argv[1:])
+training.SAVE_SECONDS = 0.0
+corpus = small_corpus(cache)
+model = start_model(corpus, weights)
+run(model, corpus, folder, settings(leftovers="keep", steps=8))
+print(fingerprint(model), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_a_step_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
+    """SIGKILL at whatever instruction a step is at; the same command again ends where an unbroken run ends."""
+    cache = corpus.folder.parent
+
+    def start(folder: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(cache), str(taught), str(tmp_path / folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # several at a time
+        )
+
+    whole = start("whole")
+    broken = start("broken")
+    state, ledger = tmp_path / "broken" / "resume" / "state.pt", tmp_path / "broken" / "ledger.jsonl"
+    deadline = time.monotonic() + 200
+    while not (state.exists() and ledger.read_text().count("\n") >= 4):
+        assert broken.poll() is None or broken.returncode == 0
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    broken.send_signal(signal.SIGKILL)
+    broken.wait()
+    again = start("broken")
+    fingerprints = [process.communicate(timeout=200)[0].split()[-1] for process in (whole, again)]
+    assert len(fingerprints[0]) == 64
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.slow
+def test_a_collapse_marks_the_run_and_can_stop_it(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "collapsed", lambda history, config: "entropy" if len(history) >= 2 else None)
+    for choice, steps, kept in (("mark", 4, [2, 4]), ("stop", 2, [2, 4]), ("off", 4, [2, 4])):
+        model, milestones = build_model(MODEL, corpus.tokenizer, 1e4, seed=0), []
+        config = settings(steps=4, milestones=2, collapse=choice, held_out_every=0)
+        result = run(model, corpus, tmp_path / choice, config, keep=lambda m, s, seen=milestones: seen.append(s))  # type: ignore[misc]
+        assert (result["steps"], milestones) == (steps, kept)
+        assert result.get("collapsed_at") == (None if choice == "off" else 2)
+        assert [row["collapsed"] for row in rows(tmp_path / choice)][:2] == ([0, 0] if choice == "off" else [0, 1])
+
+
+def test_a_model_that_solves_nothing_runs_to_its_end(corpus: Corpus, tmp_path: Path) -> None:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
+    before = fingerprint(model)
+    result = run(model, corpus, tmp_path, settings(steps=2, max_new_tokens=2))
+    assert result["skipped"] == 2
+    assert fingerprint(model) == before
+    assert "NaN" not in (tmp_path / "ledger.jsonl").read_text()
+
+
+def test_pass_rate_bounds_that_leave_nothing_are_an_error(corpus: Corpus, tmp_path: Path) -> None:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
+    with pytest.raises(UserError, match=r"grpo\.pass_rate_low=0\.9: no question of boolean"):
+        run(model, corpus, tmp_path, settings(pass_rate_low=0.9, max_new_tokens=2))
+
+
+def test_the_response_limit_is_extended_once() -> None:
+    config = settings(max_new_tokens=8192, extended_from_step=700, extended_max_new_tokens=16384)
+    assert [config.response_limit(step) for step in (1, 699, 700, 1000)] == [8192, 8192, 16384, 16384]
+    assert settings(extended_from_step=None).response_limit(10_000) == 6

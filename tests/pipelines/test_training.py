@@ -34,7 +34,7 @@ OFF = TrackingConfig(mode="off")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    config = DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 300, 8)
+    config = DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8)
     return prepare(config, tmp_path_factory.mktemp("cache"))
 
 

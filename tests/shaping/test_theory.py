@@ -30,21 +30,33 @@ def fitted(objective: Objective) -> Objective:
     return Objective(objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, 4))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", SETTINGS, ids=str)
 def test_gradient_descent_ends_there(objective: Objective) -> None:
-    """A table of logits trained by the library's own loss, every target weighted by its probability."""
+    """A table of logits trained by the library's own loss, every target weighted by its probability. Each logit's step
+    is divided by that probability, so that rare tokens arrive as soon as common ones."""
     q, objective = data(), fitted(objective)
     logits = q.log().clone().requires_grad_()
     rows, vocabulary = q.shape
     targets = torch.arange(vocabulary).repeat(rows)
-    for _ in range(2500):
+    for _ in range(250):
         spread = logits.repeat_interleave(vocabulary, 0)
         loss = shaped_cross_entropy(spread, targets, objective, reduction="sum", weight=q.flatten())
         (gradient,) = torch.autograd.grad(loss, logits)
         with torch.no_grad():
-            logits -= gradient
+            logits -= 0.3 * gradient / q
     torch.testing.assert_close(logits.softmax(-1).detach(), stationary_distribution(q, objective), atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_descent_trembles_about_it_where_the_tail_is_paid_more() -> None:
+    """The k-th place is shared there: descent with a step that shrinks ends near the solution, ties and all."""
+    q, objective = data(), Objective(0.25, -0.2, 0.2, 3)
+    p = stationary_distribution(q, objective)
+    logits = q.log().clone()
+    for step in range(1500):
+        logits -= 0.3 / (1 + step / 20) * expected_gradient(logits.softmax(-1), q, objective) / q
+    torch.testing.assert_close(logits.softmax(-1), p, atol=1e-3, rtol=1e-2)
+    third, fourth = p.sort(dim=-1, descending=True).values[:, 2:4].unbind(-1)
+    assert (third - fourth).amin() < 1e-12  # some row does share it
 
 
 def test_cross_entropy_reaches_the_data() -> None:
@@ -61,22 +73,24 @@ def test_two_tokens_in_closed_form(beta: float, p: float) -> None:
     assert found[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     beta=st.floats(-0.9, 4),
-    lam_head=st.floats(-0.2, 0.3),
-    lam_tail=st.floats(-0.5, 0.0),
+    lam_head=st.floats(-0.5, 0.5),
+    lam_tail=st.floats(-0.5, 0.5),
     vocabulary=st.integers(2, 60),
     seed=st.integers(0, 99),
+    draw=st.data(),
 )
 def test_nothing_pulls_at_the_fixed_point(
-    beta: float, lam_head: float, lam_tail: float, vocabulary: int, seed: int
+    beta: float, lam_head: float, lam_tail: float, vocabulary: int, seed: int, draw: st.DataObject
 ) -> None:
     q = data(2, vocabulary, seed)
-    objective = Objective(beta, lam_head, lam_tail, vocabulary)  # a head of all: the set cannot cycle
+    objective = Objective(beta, lam_head, lam_tail, draw.draw(st.integers(1, vocabulary)))
     p = stationary_distribution(q, objective)
     assert (p.sum(-1) - 1).abs().max() < 1e-9
-    assert expected_gradient(p, q, objective).abs().max() < 1e-10
+    if lam_head >= lam_tail or objective.top_k == vocabulary:  # else the k-th place is shared
+        assert expected_gradient(p, q, objective).abs().max() < 1e-10
 
 
 def test_the_lambdas_move_as_much_as_predicted() -> None:
@@ -124,7 +138,7 @@ def test_rewards_are_those_of_the_study() -> None:
 @pytest.mark.parametrize("objective", [Objective(0.5), Objective(-0.25, 0.1, -0.1, 3)], ids=str)
 def test_the_sampled_gradient_is_unbiased_and_its_variance_known(objective: Objective) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(2, 6, dtype=torch.float64, generator=generator).requires_grad_()
     targets = torch.tensor([4, 1])
     exact = torch.autograd.grad(shaped_cross_entropy(logits, targets, objective, reduction="sum"), logits)[0]
     draws = []

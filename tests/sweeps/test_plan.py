@@ -52,8 +52,9 @@ def test_every_milestone_is_measured() -> None:
         ("objective.lam_tail=-0.1", 0),
         ("model.layers=4", 0),
         ("data.worked_share=0.9", 0),
+        ("data.careless_share=0.9", 0),
         ("data.seed=1", 0),
-        ("pretrain.tokens=800_000", 0),
+        ("pretrain.tokens=700_000", 0),
         ("pretrain.adam_beta2=0.99", 0),
         ("midtrain.decay=linear", 1),
         ("midtrain.objective=ce", 3),  # the same, as this cell's objective is ce

@@ -1,0 +1,250 @@
+"""GRPO against TRL's GRPOTrainer a step, and rollouts against `transformers.generate`: python -m benchmarks.grpo
+
+Same random Qwen3, same prompts, float32, one process, sides in turns, medians, warm. A step is everything: sampling,
+rewards, diagnostics, loss, optimizer. TRL (the `bench` extra) samples and learns in one batch of all its responses or
+in micro-batches, whichever was found faster for the shape; activation checkpointing and bf16, its defaults, are off.
+
+In the rollout with ragged lengths the model is a counter: its prompt ends in a number, each token is the number less
+one, and the end token is 0, so that both sides write 10 to 200 tokens a response while computing all that a random
+model computes.
+"""
+
+import itertools
+import logging
+import random
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from benchmarks.comparison import Row, report, timed
+from pipelines.cell import GRPOConfig
+from pipelines.grpo.collection import Collector, Questions
+from pipelines.grpo.diagnostics import collected_row, divergence_from
+from pipelines.grpo.update import Updater
+from pipelines.problems import Question
+from pipelines.rollouts import Sampling, TransformersEngine, generate
+from pipelines.training import adamw
+from pipelines.verifiers import Judge, Verdict
+
+VOCABULARY = 640
+PROMPT_TOKENS = 9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the work of a step."""
+
+    name: str
+    d_model: int
+    layers: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    prompts: int
+    samples: int
+    tokens: int
+    trl_batch: int
+    """Responses in a micro-batch of TRL's."""
+    bar: float
+
+    def model(self, tied: bool = True) -> Qwen3ForCausalLM:
+        """A random model of this shape, the same each time."""
+        torch.manual_seed(0)
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=VOCABULARY, hidden_size=self.d_model, intermediate_size=self.ffn,
+                num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
+                head_dim=self.head_dim, tie_word_embeddings=tied, eos_token_id=0, pad_token_id=0, bos_token_id=None,
+            )
+        )  # fmt: skip
+
+
+SMALL = Shape("0.3 M, 32 x 16 x 36 tokens", 96, 3, 256, 4, 2, 24, 32, 16, 36, 128, 1 / 3)
+LARGE = Shape("5 M, 8 x 8 x 256 tokens", 256, 6, 704, 8, 4, 32, 8, 8, 256, 16, 1 / 2)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<end>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece(prefix="")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+
+
+def prompts(count: int) -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(f"w{rng.randrange(1, VOCABULARY)}" for _ in range(PROMPT_TOKENS)) for _ in range(count)]
+
+
+def coin(text: str) -> float:
+    """A reward that half of all texts get, by their hash."""
+    return float(zlib.crc32(text.encode()) & 1)
+
+
+def coins(completions: list[str], **_: object) -> list[float | None]:
+    return [coin(text) for text in completions]
+
+
+class Coin(Judge):
+    """Pays by `coin`, where a verifier would judge."""
+
+    def rewards(self, items: Any) -> list[Verdict]:
+        """The coin's verdict on each item's answer."""
+        return [Verdict(coin(answer or "")) for _, answer, _ in items]
+
+
+def our_step(shape: Shape) -> Callable[[], None]:
+    """One step of ours, all included, on a model that lives on."""
+    model = shape.model()
+    config = GRPOConfig(
+        steps=1, milestones=1, tasks=["t"], prompts=shape.prompts, samples=shape.samples, max_new_tokens=shape.tokens,
+        dynamic_sampling=False,
+    )  # fmt: skip
+    engine = TransformersEngine(model)
+    reference = shape.model().eval().requires_grad_(False)
+    updater = Updater(model, adamw(model, 1e-6, 0.1, (0.9, 0.95)), config, reference, True)
+    questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
+    collector = Collector(config, engine, Coin(), tokenizer(), questions, 0)
+    step = 0
+
+    def run() -> None:
+        nonlocal step
+        step += 1
+        collected = collector.collect(step)
+        divergence_from(reference, collected.sampled, config, (0, step))
+        collected_row(collected)
+        updater.update(collected.kept, step)
+
+    return run
+
+
+def trl_steps(shape: Shape, steps: int) -> list[float]:
+    """Seconds of each of TRL's steps after the first."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig as TRLConfig
+    from trl import GRPOTrainer
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = TRLConfig(
+            output_dir=folder, per_device_train_batch_size=shape.trl_batch,
+            gradient_accumulation_steps=shape.prompts * shape.samples // shape.trl_batch,
+            num_generations=shape.samples, max_completion_length=shape.tokens, temperature=1.0, loss_type="dapo",
+            epsilon=0.2, epsilon_high=0.28, beta=0.0, learning_rate=1e-6, lr_scheduler_type="constant",
+            weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0, bf16=False, use_cpu=True,
+            gradient_checkpointing=False, report_to=[], save_strategy="no", max_steps=steps + 1, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            model=shape.model(),
+            args=config,
+            reward_funcs=coins,
+            train_dataset=Dataset.from_dict({"prompt": prompts(4 * shape.prompts)}),
+            processing_class=tokenizer(),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def step_rows() -> list[Row]:
+    """Both shapes; TRL's trainer runs its steps in one go, ours run before and after it."""
+    rows = []
+    for shape, steps in ((SMALL, 6), (LARGE, 2)):
+        ours = our_step(shape)
+        ours()
+        seconds = [_seconds(ours) for _ in range(steps)]
+        peer = trl_steps(shape, steps)
+        seconds += [_seconds(ours) for _ in range(steps)]
+        rows.append(Row(f"GRPO step against TRL, {shape.name}", _median(seconds), _median(peer), "s", shape.bar))
+    return rows
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2] if len(values) % 2 else sum(sorted(values)[len(values) // 2 - 1 :][:2]) / 2
+
+
+def rollout_rows() -> list[Row]:
+    """Seconds a thousand real tokens, at one batch."""
+    rows = []
+    model = SMALL.model().eval()
+    texts = torch.randint(1, VOCABULARY, (512, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    sides = timed(
+        {
+            "ours": lambda: generate(model, texts.tolist(), 1, Sampling(1.0, 1.0, 36), (0,)),
+            "peer": lambda: _their_generate(model, texts, 36),
+        }
+    )
+    per = 1000 / (512 * 36)
+    rows.append(Row("rollouts, 512 x 36 tokens", per * sides["ours"], per * sides["peer"], "s/1k", 1 / 1.5))
+
+    counter = _counter()
+    lengths = torch.linspace(10, 200, 256).round().long()
+    starts = torch.cat([torch.randint(210, VOCABULARY, (256, PROMPT_TOKENS - 1)), lengths[:, None]], 1)
+    sampled = generate(counter, starts.tolist(), 1, Sampling(1.0, 1.0, 200), (0,)).lengths
+    assert torch.equal(sampled, lengths), "the counter does not count"
+    assert _their_generate(counter, starts, 200).shape[1] == PROMPT_TOKENS + 200
+    sides = timed(
+        {
+            "ours": lambda: generate(counter, starts.tolist(), 1, Sampling(1.0, 1.0, 200), (0,)),
+            "peer": lambda: _their_generate(counter, starts, 200),
+        },
+        rounds=3,
+    )
+    per = 1000 / int(lengths.sum())
+    rows.append(Row("rollouts, 256 x 10..200 tokens", per * sides["ours"], per * sides["peer"], "s/1k", 1 / 3))
+    return rows
+
+
+def _their_generate(model: Qwen3ForCausalLM, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=tokens,
+        )
+
+
+def _counter() -> Qwen3ForCausalLM:
+    """A model whose next token is its last token less one, whatever attention and MLP compute."""
+    model = SMALL.model(tied=False).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.copy_(100 * model.model.embed_tokens.weight.roll(-1, 0))
+    return model
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from pipelines import problems
+
+    problems.FORMATS["whole"] = problems.Format("{question}", r"(?s)(.*)", "exact")
+    sys.exit(report([*rollout_rows(), *step_rows()], "GRPO and its rollouts"))

@@ -1,0 +1,109 @@
+"""The objective on rows of logits in plain PyTorch: the losses, what their gradient needs, and the gradient.
+
+This is the `torch` backend; `shaping.triton_kernels` is the other. Both offer `forward` and `backward` with these
+arguments, and both keep nothing of size [N, V]. With p the probability of the true token x, H and T the mass of the
+other head and tail tokens, and sg the stop-gradient,
+
+    loss = -[ sg((1 - p)^beta) log p + lam_head H + lam_tail T ]
+
+and, with w = (1 - p)^beta, c = lam_head H + lam_tail T, and lam_j the lambda of token j,
+
+    d loss / d z_j = pi_j (c + w - lam_j)    for j != x,        d loss / d z_x = p (c + w) - w.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from shaping.objective import Objective
+from shaping.statistics import head_ids, working
+
+BLOCK_BYTES = 2**20
+"""Rows are worked on a few at a time, so that every step finds them in the processor's cache (on a GPU all at once)."""
+
+
+def state(logits: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Room for what the gradient needs of the forward pass over logits [N, V]: [N, 3] for log p, w and c + w, in
+    float32 or better, and [N, k] int32 for the head's ids (k = 0 where head and tail are paid alike or all is head)."""
+    count, vocabulary = logits.shape
+    width = objective.top_k if objective.uses_head and objective.top_k < vocabulary else 0
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty(count, 3, dtype=dtype), logits.new_empty(count, width, dtype=torch.int32)
+
+
+def forward(
+    logits: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    floor: float,
+    losses: Tensor,
+    state: Tensor,
+    head: Tensor,
+    statistics: Tensor,
+) -> None:
+    """Fill `losses` [N], `state` and `head`, and `statistics` [N, 5] (the fields of TokenStatistics) unless that is
+    empty, for logits [N, V] and targets [N] int64 in 0..V-1."""
+    for rows in _blocks(logits):
+        scores = working(logits[rows])
+        own = targets[rows, None]
+        log_probs = scores.log_softmax(-1)
+        log_p = log_probs.gather(-1, own)
+        missing = -torch.expm1(log_p)  # 1 - p, exact also where p is near 1
+        w = missing.clamp(min=floor) ** objective.beta
+        if head.shape[-1] or len(statistics):
+            ids = head_ids(scores, objective.top_k)
+            head_probs = log_probs.gather(-1, ids).exp_()
+        if head.shape[-1]:
+            others = head_probs.masked_fill(ids == own, 0.0).sum(-1, keepdim=True)
+            c = objective.lam_head * others + objective.lam_tail * (missing - others).clamp(min=0)
+            head[rows] = ids
+        else:
+            c = objective.lam_head * missing
+        losses[rows] = -(w * log_p + c)[:, 0]
+        state[rows] = torch.cat([log_p, w, c + w], -1)
+        if len(statistics):
+            head_mass = head_probs.sum(-1, keepdim=True).clamp(max=1)
+            entropy, rank = _entropy_and_rank(scores, log_probs, own)
+            statistics[rows] = torch.cat([entropy, head_mass, 1 - head_mass, log_p.exp(), rank], -1)
+
+
+def backward(
+    logits: Tensor, targets: Tensor, objective: Objective, state: Tensor, head: Tensor, scale: Tensor, out: Tensor
+) -> None:
+    """Write the gradient of sum(scale * losses) to `out` [N, V], for scale [N]; `out` may be `logits` itself."""
+    # lambda of all that is not in `head`: the tail's, or everybody's
+    lam_rest = objective.lam_tail if head.shape[-1] else objective.lam_head
+    for rows in _blocks(logits):
+        log_p, w, level = state[rows].split(1, -1)
+        factor = scale[rows, None]
+        gradient = out[rows]
+        probs = logits[rows].softmax(-1, dtype=state.dtype)
+        torch.mul(probs, (level - lam_rest) * factor, out=gradient)
+        if head.shape[-1]:
+            ids = head[rows].long()
+            gradient.scatter_(-1, ids, (probs.gather(-1, ids) * ((level - objective.lam_head) * factor)).to(out.dtype))
+        gradient.scatter_(-1, targets[rows, None], ((log_p.exp() * level - w) * factor).to(out.dtype))
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    count, vocabulary = logits.shape
+    step = max(1, BLOCK_BYTES // (4 * vocabulary)) if logits.device.type == "cpu" else max(1, count)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
+def _entropy_and_rank(scores: Tensor, log_probs: Tensor, own_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy and the target's rank, [N, 1] each, with one buffer for every pass. What `shaping.statistics` computes,
+    without its masks of bytes, which are slow to sum. `log_probs` is overwritten."""
+    buffer = log_probs.exp()
+    entropy = -log_probs.mul_(buffer).sum(-1, keepdim=True)
+    if bool(entropy.isnan().any()):  # 0 times the -inf of a forbidden token
+        entropy = -log_probs.masked_fill_(buffer == 0, 0.0).sum(-1, keepdim=True)
+    own = scores.gather(-1, own_ids)
+    rank = torch.gt(scores, own, out=buffer).sum(-1, keepdim=True) + 1
+    tied = (torch.ge(scores, own, out=buffer).sum(-1, keepdim=True) > rank)[:, 0]
+    if bool(tied.any()):  # look at the ids there alone
+        ids = torch.arange(scores.shape[-1], device=scores.device)
+        rank[tied] += ((scores[tied] == own[tied]) & (ids < own_ids[tied])).sum(-1, keepdim=True)
+    return entropy, rank

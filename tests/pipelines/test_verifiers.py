@@ -1,0 +1,190 @@
+"""Verifiers against what models write and what programs try; formats and files of problems."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.data import Corpus
+from pipelines.errors import StageFailure, UserError
+from pipelines.problems import FORMATS, Question, contamination, load_questions
+from pipelines.tasks import generate
+from pipelines.verifiers import VERIFIERS, Judge, Verifier
+from tests.pipelines.test_grpo import small_corpus
+
+
+def judged(name: str, pairs: list[tuple[str, str]]) -> list[float]:
+    with Judge(2) as judge:
+        return [verdict.reward for verdict in judge.rewards([(name, a, b) for a, b in pairs])]
+
+
+def test_equality_is_exact() -> None:
+    with Judge() as judge:
+        found = judge.rewards([("exact", "7", "7"), ("exact", "7.0", "7"), ("exact", None, "7"), ("exact", "", "")])
+    assert [verdict.reward for verdict in found] == [1, 0, 0, 1]
+
+
+MATH = [
+    (r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
+    (r"$x^2 + 2x + 1$", "(x+1)^2", 1),
+    ("the answer is 7", "7", 1),
+    ("the answer is 7", "8", 0),
+    (r"\boxed{3} or rather \boxed{4}", "3", 0),
+    (r"\boxed{\sqrt{8}}", r"2\sqrt{2}", 1),
+    ("no idea", "5", 0),
+    (r"\boxed{\{1, 2\}}", r"\{2, 1\}", 1),
+]
+
+
+@pytest.mark.slow
+def test_mathematics_is_compared_by_value() -> None:
+    assert judged("math", [(answer, reference) for answer, reference, _ in MATH]) == [right for *_, right in MATH]
+
+
+@pytest.mark.slow
+def test_an_expression_that_hangs_costs_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERIFIERS, "math", Verifier(VERIFIERS["math"].function, 2.0))
+    with Judge(1) as judge:
+        judge.rewards([("math", "1", "1")])
+        began = time.monotonic()
+        found = judge.rewards([("math", r"\boxed{9^{9^{9^{9^9}}}}", "3"), ("math", "4", "4")])
+    assert [tuple(verdict) for verdict in found] == [(0.0, "timeout"), (1.0, None)]
+    assert time.monotonic() - began < 60
+    with Judge() as judge:
+        assert judge.rewards([("math", "1" * 5000, "1")])[0].reward == 0  # too long to be read
+
+
+def test_a_verifier_that_cannot_be_loaded_is_a_failure_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERIFIERS, "none", Verifier("no_such_module:verify", 1.0))
+    with Judge(1) as judge, pytest.raises(StageFailure, match=r"no_such_module:verify cannot be loaded: .*ModuleNot"):
+        judge.rewards([("none", "1", "1")])
+
+
+RIGHT = "def f(x):\n    return x + 1\n"
+TESTS = "assert f(3) == 4\nassert f(-1) == 0"
+
+
+def test_a_program_passes_when_its_tests_run_to_the_end() -> None:
+    programs = {
+        RIGHT: 1,
+        "import math, collections\ndef f(x): return int(math.sqrt((x + 1) ** 2))": 1,
+        "def f(x):\n    return x": 0,
+        "def f(x:": 0,
+        "import sys; sys.exit(0)": 0,
+        "import os; os._exit(0)": 0,
+        "f = lambda x: exit()": 0,
+        "": 0,
+    }
+    assert judged("code", [(program, TESTS) for program in programs]) == list(programs.values())
+
+
+ATTACKS = {
+    "socket": "import socket; socket.socket()",
+    "fork": "import os; os.fork()",
+    "process": "import subprocess; subprocess.run(['true'])",
+    "exec": "import os; os.execv('/bin/true', ['true'])",
+    "thread": "import threading; threading.Thread(target=print).start()",
+    "write": "open({file!r}, 'w').write('x')",
+    "append": "open({file!r}, 'a').write('x')",
+    "remove": "import os; os.unlink({file!r})",
+    "rename": "import os; os.rename({file!r}, {file!r} + '2')",
+    "folder": "import os; os.mkdir({file!r} + '3')",
+    "chmod": "import os; os.chmod({file!r}, 0)",
+    "link": "import os; os.symlink('/', {file!r} + '4')",
+    "kill": "import os; os.kill(os.getppid(), 9)",
+    "memory": "b = bytearray(2 << 30)",
+    "session": "import os; os.setsid()",
+}
+
+
+def test_a_program_can_do_nothing_but_compute(tmp_path: Path) -> None:
+    """Each attack is followed by a right answer: it passes only if the attack went through."""
+    file = tmp_path / "victim"
+    file.write_text("whole")
+    programs = [(f"{attack.format(file=str(file))}\n{RIGHT}", TESTS) for attack in ATTACKS.values()]
+    found = dict(zip(ATTACKS, judged("code", programs), strict=True))
+    assert found == dict.fromkeys(ATTACKS, 0.0)
+    assert file.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["victim"]
+
+
+def test_a_program_that_never_ends_is_killed() -> None:
+    began = time.monotonic()
+    with Judge(1) as judge:
+        found = judge.rewards([("code", "while True: pass", TESTS), ("code", RIGHT, TESTS)])
+    assert [verdict.reward for verdict in found] == [0, 1]
+    assert time.monotonic() - began < 60
+
+
+# Problems
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("cache"))
+
+
+def test_the_corpus_and_rl_write_the_same_prompt(corpus: Corpus) -> None:
+    for question in load_questions("boolean", "rl", corpus)[:20]:
+        problem = next(p for p in corpus.problems("boolean", "rl") if p.question == question.question)
+        assert question.prompt == problem.prompt
+        for response in (problem.worked, problem.outright):
+            assert question.judged(response) == ("exact", problem.answer, problem.answer)
+            assert question.judged(response + "\nQ: T&F") == ("exact", problem.answer, problem.answer)
+
+
+@pytest.mark.parametrize(
+    ("form", "response", "answer"),
+    [
+        ("marked", "1+1=2 #### 2", "2"),
+        ("marked", "#### 1 or\n#### 2\nmore", "2"),
+        ("marked", "two", None),
+        ("boxed", r"so \boxed{7}", r"so \boxed{7}"),
+        ("boxed", r"<think>\boxed{1}</think> it is \boxed{2}.", r"it is \boxed{2}."),
+        ("boxed", "it is 2", None),
+        ("python", "a\n```python\nx = 1\n```\nb\n```python\nx = 2\n```", "x = 2"),
+        ("python", "x = 1", None),
+    ],
+)
+def test_answers_are_found_where_the_format_says(form: str, response: str, answer: str | None) -> None:
+    assert FORMATS[form].extract(response) == answer
+
+
+def test_a_file_of_problems_is_split_and_checked(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "math.jsonl"
+    lines = [{"question": f"What is {i} + 1?", "answer": i + 1} for i in range(300)]
+    path.write_text("\n".join(map(json.dumps, [*lines, lines[0]])))
+    asked, held_out = (load_questions(str(path), split, corpus) for split in ("rl", "validation"))
+    assert len(asked) + len(held_out) == 300
+    assert not {q.question for q in asked} & {q.question for q in held_out}
+    assert 3 <= len(held_out) <= 30
+    assert "\\boxed{}" in asked[0].prompt
+    path.write_text('{"question": "1"}')
+    with pytest.raises(UserError, match=r'math\.jsonl:1: a line is a JSON object with "question" and "answer"'):
+        load_questions(str(path), "rl", corpus)
+    path.write_text('{"question": "1", "answer": "1", "format": "box"}')
+    with pytest.raises(UserError, match=r"format=box: did you mean 'boxed'"):
+        load_questions(str(path), "rl", corpus)
+
+
+def test_contamination_counts_questions_that_training_shows(corpus: Corpus) -> None:
+    seen = corpus.problems("boolean", "train")[:3]
+    unseen = load_questions("boolean", "rl", corpus)[:1]
+    asked = [Question("t", p.question.lower() + " ", p.answer, "marked") for p in seen] + unseen
+    assert contamination(asked, corpus, ["boolean"]) == 0.75
+    assert contamination(unseen, corpus, ["boolean"]) == 0
+
+
+def test_reasoning_gym_is_a_family_like_any_other() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
+    problems = generate("gym_number_sorting", 300, seed=0)
+    assert len({p.question for p in problems}) == 300
+    assert problems == generate("gym_number_sorting", 300, seed=0)
+    shared = {p.question for p in problems} & {p.question for p in generate("gym_number_sorting", 300, seed=1)}
+    assert len(shared) < 30
+    for problem in problems:
+        _, direction, *numbers = problem.question.split()
+        assert problem.answer == " ".join(sorted(numbers, reverse=direction == "down"))
+    assert generate("gym_count_bits", 5, seed=0)[0].answer.isdigit()

@@ -1,0 +1,67 @@
+"""Two gloo processes train a model whose forward returns the fused loss; they must agree with one process that sees all
+rows. DistributedDataParallel, and FSDP2 with the output layer in the root's group, tied and not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from shaping import Objective, linear_shaped_cross_entropy
+
+OBJECTIVE = Objective(-0.25, 0.1, -0.1, 5)
+IDS = torch.arange(48).reshape(4, 12) % 30
+
+
+class Model(nn.Module):
+    """Embedding, one block, output layer; `forward` gives the loss."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.block = nn.Embedding(30, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 30, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.block(self.embedding(ids)).tanh()
+        return linear_shaped_cross_entropy(hidden[:, :-1], self.head.weight, ids[:, 1:], OBJECTIVE, chunk_size=4)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    found = [p.grad for p in model.parameters()]
+    return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]  # type: ignore[union-attr, misc]
+
+
+def work(rank: int, rendezvous: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    own = IDS[2 * rank : 2 * rank + 2]
+    for tied in (False, True):
+        alone = Model(tied)
+        alone(IDS).backward()
+        wrapped = DistributedDataParallel(Model(tied))
+        wrapped(own).backward()
+        torch.testing.assert_close(gradients(wrapped), gradients(alone))
+
+        sharded = Model(tied)
+        fully_shard(sharded.block, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        sharded(own).backward()
+        torch.testing.assert_close(gradients(sharded), gradients(alone))
+    with pytest.raises(ValueError, match="sharded"):
+        linear_shaped_cross_entropy(torch.zeros(2, 8), sharded.head.weight, torch.zeros(2, dtype=torch.long), OBJECTIVE)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(work, args=(str(tmp_path / "rendezvous"),), nprocs=2)

@@ -1,0 +1,307 @@
+"""The fused form against the loss on logits: values, gradients of all three inputs, what it holds, who can wrap it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from shaping import NAMED, Objective, linear_shaped_cross_entropy, shaped_cross_entropy
+from shaping.loss import _passes
+
+BOTH = Objective(-0.5, 0.2, -0.3, 7)
+SETTINGS = [*(Objective(o.beta, o.lam_head, o.lam_tail, 7) for o in NAMED.values()), BOTH]
+
+
+def problem(
+    dtype: torch.dtype = torch.float64, rows: int = 37, width: int = 16, vocabulary: int = 50
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((rows, width), (vocabulary, width), (vocabulary,))
+    )
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    targets[3::5] = -100
+    return hidden, weight, bias, targets
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("objective", SETTINGS, ids=str)
+def test_it_is_the_loss_of_the_logits(objective: Objective, reduction: str) -> None:
+    hidden, weight, bias, targets = problem()
+    ours = linear_shaped_cross_entropy(
+        hidden,
+        weight,
+        targets,
+        objective,
+        bias=bias,
+        reduction=reduction,
+        chunk_size=8,  # type: ignore[call-overload]
+    )
+    theirs = shaped_cross_entropy(F.linear(hidden, weight, bias), targets, objective, reduction=reduction)  # type: ignore[call-overload]
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    leaves = (hidden, weight, bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(theirs, leaves, upstream)
+    )
+
+
+def test_finite_differences() -> None:
+    """With beta = 0 the value's own slope is the gradient."""
+    hidden, weight, bias, targets = problem(rows=5, width=3, vocabulary=6)
+    objective = Objective(lam_head=0.7, lam_tail=-0.6, top_k=2)
+    for reduction in ("mean", "none"):
+        torch.autograd.gradcheck(
+            lambda *x, r=reduction: linear_shaped_cross_entropy(  # type: ignore[misc]
+                x[0], x[1], targets, objective, bias=x[2], reduction=r, chunk_size=2
+            ),
+            (hidden, weight, bias),
+            fast_mode=True,
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(chunk_size=st.integers(1, 40), rows=st.integers(0, 37))
+def test_the_chunks_do_not_matter(chunk_size: int, rows: int) -> None:
+    hidden, weight, bias, targets = problem()
+    whole, parts = (
+        linear_shaped_cross_entropy(
+            hidden[:rows], weight, targets[:rows], BOTH, bias=bias, reduction="sum", chunk_size=size
+        )
+        for size in (40, chunk_size)
+    )
+    torch.testing.assert_close(whole, parts)
+    leaves = (hidden, weight, bias)
+    torch.testing.assert_close(torch.autograd.grad(whole, leaves), torch.autograd.grad(parts, leaves))
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    hidden, weight, bias, targets = problem()
+    loss = linear_shaped_cross_entropy(hidden.detach(), weight, targets, BOTH, bias=bias.detach())
+    loss.backward()
+    assert weight.grad is not None
+    loss = linear_shaped_cross_entropy(hidden, weight.detach(), targets, BOTH, bias=bias.detach())
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    expected = shaped_cross_entropy(F.linear(hidden, weight, bias), targets, BOTH)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, hidden)[0])
+    with torch.no_grad():
+        assert not linear_shaped_cross_entropy(hidden, weight, targets, BOTH).requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function is torch.ops.shaping.passes.default:
+            with self:
+                return _passes._init_fn(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("objective", [Objective(), BOTH, Objective(0, 0.1, -0.1, 299)], ids=str)
+def test_no_table_of_rows_by_vocabulary_is_made(objective: Objective, reduction: str) -> None:
+    """The operator under which the loop runs is taken apart, so that every tensor in it is seen."""
+    hidden, weight, bias, targets = problem(torch.float32, rows=200, width=8, vocabulary=300)
+    with Largest() as seen:
+        loss = linear_shaped_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            objective,
+            bias=bias,
+            reduction=reduction,
+            chunk_size=16,  # type: ignore[call-overload]
+        )
+        loss.sum().backward()
+    assert 16 * 300 <= seen.elements <= 2 * 16 * 300
+
+
+def test_twice_backward_gives_twice_the_same() -> None:
+    hidden, weight, _, targets = problem()
+    loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH)
+    first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), first, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    """128 chunks, each adding little to the weight's gradient: a sum in bfloat16 would be 2 % off."""
+    hidden, weight, _, targets = problem(dtype, rows=1024)
+    targets = targets.abs().clamp(max=1)
+    loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, reduction="sum", chunk_size=8)
+    assert loss.dtype == torch.float32
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    assert [g.dtype for g in ours] == [dtype, dtype]
+    exact = (hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_())
+    theirs = torch.autograd.grad(shaped_cross_entropy(exact[0] @ exact[1].t(), targets, BOTH, reduction="sum"), exact)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.double() - b).norm() < 0.01 * b.norm()
+
+
+def test_autocast_multiplies_in_its_type_and_keeps_the_parameters() -> None:
+    hidden, weight, bias, targets = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, bias=bias, chunk_size=8)
+        theirs = shaped_cross_entropy(F.linear(hidden, weight, bias), targets, BOTH)
+    assert ours.dtype == theirs.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
+    leaves = (hidden, weight, bias)
+    for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_compile_takes_it_without_a_graph_break(reduction: str) -> None:
+    hidden, weight, bias, targets = problem(torch.float32)
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        own = linear_shaped_cross_entropy(
+            hidden.tanh(),
+            weight,
+            targets,
+            BOTH,
+            bias=bias,
+            reduction=reduction,
+            chunk_size=8,  # type: ignore[call-overload]
+        )
+        logits, statistics = shaped_cross_entropy(hidden @ weight.t(), targets, BOTH, return_stats=True)
+        return own.sum() + logits + statistics.entropy.sum()
+
+    leaves = (hidden, weight, bias)
+    ours = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+    theirs = loss(*leaves)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves))
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    """Shapes for the compiler as in truth, nothing aliased or written to; on logits, and with a matrix and a bias."""
+    hidden, weight, bias, targets = (x.detach() for x in problem(torch.float32))
+    rest = (0.5, 0.1, -0.1, 7, 1e-6, -100, "torch", True, torch.float32, 8)
+    for arguments in (
+        (weight, None, None, torch.arange(50) % 16, None, [], [False] * 3),
+        (hidden, weight, bias, targets, None, [], [True] * 3),
+        (hidden.bfloat16(), weight, None, targets, torch.rand(37), [], [True, True, False]),
+    ):
+        torch.library.opcheck(
+            torch.ops.shaping.passes.default, (*arguments, *rest), test_utils=("test_schema", "test_faketensor")
+        )
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing(use_reentrant: bool) -> None:
+    hidden, weight, _, targets = problem()
+    gradients = []
+    for wrapped in (True, False):
+        x = hidden.tanh()
+        if wrapped:
+            loss = checkpoint(
+                lambda x, w: linear_shaped_cross_entropy(x, w, targets, BOTH), x, weight, use_reentrant=use_reentrant
+            )
+        else:
+            loss = linear_shaped_cross_entropy(x, weight, targets, BOTH)
+        gradients.append(
+            torch.autograd.grad(loss, (hidden, weight))
+            if not (wrapped and use_reentrant)
+            else _into_grad(loss, hidden, weight)
+        )
+    torch.testing.assert_close(*gradients)
+
+
+def _into_grad(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """The reentrant form of checkpointing works with backward() alone."""
+    loss.backward()
+    return tuple(leaf.grad for leaf in leaves)  # type: ignore[misc]
+
+
+def test_tied_embeddings() -> None:
+    gradients = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        embedding = nn.Embedding(30, 8)
+        ids = torch.arange(20)
+        hidden = embedding(ids).tanh()
+        if fused:
+            linear_shaped_cross_entropy(hidden, embedding.weight, ids, BOTH).backward()
+        else:
+            shaped_cross_entropy(hidden @ embedding.weight.t(), ids, BOTH).backward()
+        gradients.append(embedding.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(37,), (1, 37)])
+def test_statistics_are_those_of_the_logits(shape: tuple[int, ...]) -> None:
+    hidden, weight, bias, targets = problem()
+    hidden, targets = hidden.view(*shape, -1), targets.view(shape)
+    loss, ours = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, bias=bias, chunk_size=8, return_stats=True)
+    theirs = shaped_cross_entropy(F.linear(hidden, weight, bias), targets, BOTH, return_stats=True)[1]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == shape
+        torch.testing.assert_close(a, b, equal_nan=True)
+    loss.backward()
+
+
+def test_nothing_to_predict() -> None:
+    hidden, weight, _, targets = problem()
+    for rows in (0, 5):
+        nothing = torch.full_like(targets[:rows], -100)
+        total = linear_shaped_cross_entropy(hidden[:rows], weight, nothing, BOTH, reduction="sum")
+        assert total == 0
+        assert not any(g.any() for g in torch.autograd.grad(total, (hidden, weight)))
+        assert linear_shaped_cross_entropy(hidden[:rows], weight, nothing, BOTH).isnan()  # as F.cross_entropy
+
+
+def test_a_view_of_another_layout() -> None:
+    hidden, weight, _, targets = problem()
+    strange = torch.randn(16, 74, dtype=torch.float64).t()[::2]
+    for h, w in ((strange, weight), (hidden, torch.randn(16, 50, dtype=torch.float64).t())):
+        torch.testing.assert_close(
+            linear_shaped_cross_entropy(h, w, targets.int(), BOTH), shaped_cross_entropy(h @ w.t(), targets, BOTH)
+        )
+
+
+def test_second_derivatives_are_refused() -> None:
+    hidden, weight, _, targets = problem()
+    loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_states": torch.zeros(2, 4, dtype=torch.long)}, "hidden_states has type"),
+        ({"targets": torch.zeros(3, dtype=torch.long)}, r"\[N, D\] and \[N\]"),
+        ({"targets": torch.tensor([0, 6])}, "targets hold 6"),
+        ({"lm_head_weight": torch.zeros(6, 5)}, r"lm_head_weight \[6, 5\]: its shape must be \[V, 4\]"),
+        ({"bias": torch.zeros(5)}, r"bias \[5\]"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"objective": Objective(lam_tail=1, top_k=7)}, "top_k=7"),
+        ({"reduction": "avg"}, "reduction='avg'"),
+        ({"backend": "cuda"}, "backend='cuda'"),
+    ],
+)
+def test_mistakes_are_named(change: dict, message: str) -> None:
+    arguments = {
+        "hidden_states": torch.zeros(2, 4),
+        "lm_head_weight": torch.zeros(6, 4),
+        "targets": torch.tensor([0, 1]),
+        "objective": Objective(0.5),
+    } | change
+    with pytest.raises(ValueError, match=message):
+        linear_shaped_cross_entropy(**arguments)

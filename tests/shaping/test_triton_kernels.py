@@ -1,0 +1,119 @@
+"""The Triton backend against the PyTorch one, through Triton's interpreter on the CPU; and the real compiler, which
+needs no GPU to turn the kernels into code for one.
+
+Tolerances: float32 2e-5 relative and 1e-6 absolute; bfloat16 and float16, whose gradients are rounded, one unit in the
+last place.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from shaping import NAMED, Objective, linear_shaped_cross_entropy, shaped_cross_entropy
+
+pytest.importorskip("triton", reason="Triton is there on Linux alone")
+
+SETTINGS = [
+    *NAMED.values(),
+    Objective(-0.5, 0.2, -0.3, 7),
+    Objective(1.5, -0.2, 0.3, 1),
+    Objective(0.0, 0.3, 0.3, 7),
+]
+
+
+def logits(dtype: torch.dtype, vocabulary: int) -> torch.Tensor:
+    """Rows with ties at the k-th place, with forbidden tokens, a sure one, a plain one, and one that is ignored."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    rows = 2 * torch.randn(5, vocabulary, generator=generator)
+    rows[0] = rows[0].round() * torch.where(torch.arange(vocabulary) % 2 == 0, 1.0, -0.0)
+    rows[1, 1 : vocabulary // 2] = -torch.inf
+    rows[2, 0] = 60.0
+    return rows.to(dtype).requires_grad_()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    ("objective", "vocabulary", "dtype"),
+    [
+        *((objective, vocabulary, torch.float32) for objective in SETTINGS for vocabulary in (2, 130)),
+        *((objective, 130, dtype) for objective in SETTINGS[4:6] for dtype in (torch.bfloat16, torch.float16)),
+        *((SETTINGS[4], 4500, dtype) for dtype in (torch.float32, torch.bfloat16)),  # more than one block
+    ],
+    ids=str,
+)
+def test_both_backends_agree(objective: Objective, vocabulary: int, dtype: torch.dtype) -> None:
+    if objective.is_cross_entropy:
+        objective = Objective(1e-30)  # at 0 both would call F.cross_entropy
+    objective = Objective(objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, vocabulary))
+    z = logits(dtype, vocabulary)
+    targets = torch.tensor([vocabulary // 3, vocabulary - 1, 0, 1, -100])
+    results = []
+    for backend in ("torch", "triton"):
+        loss, statistics = shaped_cross_entropy(
+            z,
+            targets,
+            objective,
+            reduction="none",
+            return_stats=True,
+            backend=backend,  # type: ignore[call-overload]
+        )
+        (gradient,) = torch.autograd.grad(loss.sum(), z)
+        results.append((loss, gradient, *statistics))
+    tolerance = {torch.float32: (2e-5, 1e-6), torch.bfloat16: (8e-3, 1e-6), torch.float16: (1e-3, 1e-6)}[dtype]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance[0], atol=tolerance[1], equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_the_fused_form_runs_on_it() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    targets = torch.randint(0, 40, (9,))
+    results = []
+    for backend in ("torch", "triton"):
+        loss = linear_shaped_cross_entropy(hidden, weight, targets, SETTINGS[5], chunk_size=4, backend=backend)  # type: ignore[call-overload]
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    torch.testing.assert_close(*results, rtol=2e-5, atol=1e-6)
+
+
+def test_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, targets = torch.zeros(2, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="take backend='torch'"):
+        shaped_cross_entropy(z.double(), targets, Objective(0.5), backend="triton")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="needs a GPU"):
+        shaped_cross_entropy(z, targets, Objective(0.5), backend="triton")
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from shaping import triton_kernels as kernels
+
+types = {"targets": "*i64", "vocabulary": "i32", "top_k": "i32"}
+types |= dict.fromkeys(["losses", "state", "head", "statistics", "scale"], "*fp32")
+types |= dict.fromkeys(["beta", "lam_head", "lam_tail", "floor"], "fp32")
+constants = {"HEAD": True, "STATISTICS": True, "DIGIT": kernels.DIGIT, "BLOCK": kernels.BLOCK, "COUNTED": 1024}
+for element, significant in (("*bf16", 16), ("*fp32", 32)):
+    for kernel in (kernels._forward, kernels._backward):
+        own = types | {"logits": element, "out": element}
+        given = constants | {"SIGNIFICANT": significant}
+        source = ASTSource(
+            kernel,
+            {name: own.get(name, "constexpr") for name in kernel.arg_names},
+            {(place,): given[name] for place, name in enumerate(kernel.arg_names) if name in given},
+        )
+        built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
+        assert "ptx" in built.asm
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_gpu() -> None:
+    """For compute capability 9.0, bfloat16 and float32. The interpreter forgives what the compiler does not."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
