@@ -75,7 +75,7 @@ def test_training_costs_6nd_and_attention() -> None:
 def test_rl_costs_its_rollouts() -> None:
     graph, stage = runs("model=4B", *PAPER)
     cost = work(graph, stage["grpo"])
-    kept = 1000 * 128 * 16 * (200 + 8192)
+    kept = 128 * 16 * (700 * (200 + 4096) + 300 * (200 + 8192))
     assert cost.trained_tokens == pytest.approx(kept)
     assert cost.sampled_tokens == pytest.approx(kept * (1 + 1 / 2 + 1 / 4))
     assert cost.sampling / cost.training == pytest.approx(1.75 / 3)

@@ -20,8 +20,10 @@ CHANGES = {
     "pretrain": """
         seed
         model.layers model.d_model model.ffn model.heads model.kv_heads model.head_dim model.tied_embeddings
+        model.experts model.active_experts
         objective.beta objective.lam_head objective.lam_tail objective.top_k
         data.text data.tasks data.tasks_per_family data.worked_share data.vocab_size data.top_k data.seed
+        data.careless_share
         pretrain.tokens pretrain.batch_tokens pretrain.sequence_length pretrain.learning_rate pretrain.rope_base
         pretrain.mixture pretrain.milestones pretrain.weight_decay pretrain.adam_beta1 pretrain.adam_beta2
         pretrain.gradient_clip pretrain.warmup_steps
@@ -34,10 +36,15 @@ CHANGES = {
     "grpo": """
         grpo.steps grpo.prompts grpo.samples grpo.temperature grpo.learning_rate grpo.max_new_tokens grpo.tasks
         grpo.clip_low grpo.clip_high grpo.resample_rounds grpo.milestones grpo.weight_decay grpo.adam_beta1
-        grpo.adam_beta2 grpo.gradient_clip
+        grpo.adam_beta2 grpo.gradient_clip grpo.warmup_steps grpo.micro_batch_tokens grpo.engine grpo.importance_cap
+        grpo.extended_from_step grpo.extended_max_new_tokens grpo.advantage grpo.loss grpo.epochs grpo.minibatches
+        grpo.kl_weight grpo.overlong grpo.overlong_buffer grpo.dynamic_sampling grpo.leftovers grpo.pass_rate_low
+        grpo.pass_rate_high grpo.held_out_every grpo.held_out_problems grpo.collapse grpo.collapse_entropy
+        grpo.collapse_length
     """,
     "evaluate": """
         evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.text_length evaluation.pass_k
+        evaluation.stage_max_new_tokens
         evaluation.benchmarks evaluation.benchmarks.*.kind evaluation.benchmarks.*.group evaluation.benchmarks.*.task
         evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
     """,
@@ -60,6 +67,19 @@ OTHER_VALUES: dict[str, Any] = {
     "data.tasks": ["chain3", "chain4", "chain5", "python", "boolean", "order"][::-1],
     "grpo.tasks": ["chain3"],
     "tracking.mode": "off",
+    "grpo.advantage": "centred",
+    "grpo.loss": "sequence",
+    "grpo.overlong": "filter",
+    "grpo.leftovers": "keep",
+    "grpo.collapse": "off",
+    "grpo.engine": "vllm",
+    "grpo.importance_cap": 2.0,
+    "grpo.kl_weight": 0.1,
+    "grpo.warmup_steps": 1,
+    "grpo.pass_rate_low": 0.1,
+    "grpo.pass_rate_high": 0.9,
+    "grpo.extended_from_step": 5,
+    "evaluation.stage_max_new_tokens": dict.fromkeys(("pretrain", "midtrain", "grpo"), 7),
     "objective.top_k": 5,
     "evaluation.benchmarks.*.kind": "text",
     "evaluation.benchmarks.*.stages": ["pretrain", "midtrain"],
@@ -90,8 +110,9 @@ def test_every_key_has_a_decision() -> None:
 
 
 def base() -> Cell:
-    """A shaped cell, so that every knob of the objective acts; several steps of everything."""
-    return compose_cell(["objective.beta=0.1", "objective.lam_head=0.1", "objective.lam_tail=-0.1"])
+    """A shaped cell with experts, so that every knob acts; several steps of everything."""
+    experts = ["model.experts=8", "model.active_experts=2"]
+    return compose_cell(["objective.beta=0.1", "objective.lam_head=0.1", "objective.lam_tail=-0.1", *experts])
 
 
 BASE = base()
@@ -155,11 +176,8 @@ def test_a_key_is_on_its_side(key: str) -> None:
 
 def test_no_launcher_key_is_part_of_a_cell() -> None:
     """Workers, partitions, time limits and devices are Hydra's launcher node, which no cell holds."""
-    assert not {f.name for f in fields(Cell)} & {
-        "hydra",
-        "launcher",
-        *(f.name for c in LAUNCHERS.values() for f in fields(c)),
-    }
+    theirs = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
+    assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *theirs}
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
     assert not any(word in content for word in ("workers", "partition", "device", "precision", "store"))
 
