@@ -11,6 +11,7 @@ The libraries are not imported: what they hand over is all that is used.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,6 +65,9 @@ def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
             )
         return logits
 
+    @torch.compiler.disable(
+        recursive=False
+    )  # swaps the layer's forward, which a compiler cannot trace; the rest it can
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         per_token = kwargs.pop("fused_lm_head", False)  # SFTTrainer of TRL asks for one number a token
         targets = kwargs.get("shift_labels")

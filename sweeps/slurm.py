@@ -124,7 +124,7 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
         for signature in sorted(level, key=lambda s: waiting[s].stage == "evaluate"):  # training goes first
             run = waiting[signature]
             parent = run.parent and run.parent[1]
-            if parent is None or parent in done or parent not in plan.runs:  # a part of a plan leaves out what is done
+            if parent is None or parent in done:
                 free[run.stage].append(signature)
             elif job := submission.submitted.get(parent) or submission.attached.get(parent):
                 array, _, task = job.partition("_")

@@ -80,6 +80,20 @@ def test_evaluation_and_generation_have_their_logits() -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["model.compile()", "torch.compile(model)"])
+def test_a_patched_model_compiles(in_place: bool) -> None:
+    model = qwen()
+    expected = of_logits(model)
+    use_shaped_loss(model, OBJECTIVE)
+    compiled = model.train() if in_place else torch.compile(model.train(), backend="aot_eager")
+    if in_place:
+        model.compile(backend="aot_eager")
+    loss = compiled(input_ids=IDS, labels=LABELS).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert model.lm_head.weight.grad is not None
+
+
 def test_a_patched_model_is_saved_as_what_it_is(tmp_path: Path) -> None:
     model = qwen()
     use_shaped_loss(model, OBJECTIVE)

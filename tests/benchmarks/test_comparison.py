@@ -1,0 +1,40 @@
+"""How benchmarks measure: what counts, who goes first, and what a missed bar does. No test of speed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.comparison import Row, peak_memory, report, timed
+
+
+def test_a_row_is_judged_by_its_ratio() -> None:
+    row = Row("time", 1.04, 1.0, "s", 1.05)
+    assert row.ratio == pytest.approx(1.04)
+    assert row.holds
+    assert Row("time", 1.06, 1.0, "s", 1.05).holds is False
+    assert Row("time", 1.06, 1.0, "s").holds is None
+
+
+def test_sides_take_turns_and_swap_who_is_first() -> None:
+    calls: list[str] = []
+    seconds = timed({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm_up=1)
+    assert calls == ["a", "b", "a", "b", "b", "a"]
+    assert set(seconds) == {"a", "b"}
+    assert all(value >= 0 for value in seconds.values())
+
+
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    assert 60 < peak_memory(lambda: np.ones(64 * 2**20, dtype=np.uint8).sum()) < 130
+
+
+def test_a_report_is_a_table_a_file_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row("fast", 1.0, 2.0, "s", 1.0), Row("slow", 3.0, 2.0, "s", 1.0), Row("told", 3.0, 2.0, "MiB")]
+    file = tmp_path / "rows.json"
+    assert report(rows, "Title", ["--json", str(file)]) == 1
+    assert report(rows[:1], "Title", []) == 0
+    assert "NO" in capsys.readouterr().out
+    names = ["name", "ours", "peer", "unit", "bar", "ratio", "holds"]
+    assert [list(row) for row in json.loads(file.read_text())] == [names] * 3
+    assert [row["holds"] for row in json.loads(file.read_text())] == [True, False, None]
