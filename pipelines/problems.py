@@ -30,6 +30,8 @@ class Format:
     """A regular expression; the first group of its last match in the response is the answer."""
     verifier: str
     """`exact`, or a name of `pipelines.verifiers.VERIFIERS`."""
+    judged: str = "{answer}"
+    """What the verifier is given; `{answer}` stands for the answer."""
 
     def extract(self, response: str) -> str | None:
         """The answer in a response, stripped, or None."""
@@ -47,8 +49,12 @@ FORMATS: dict[str, Format] = {
         "math",
     ),
     "python": Format("{question}\nWrite the program between ```python and ```.\n", r"(?s)```python\n(.*?)```", "code"),
+    "program": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "code", "f = lambda x: {answer}"),
 }
 """Name -> format. `marked` is how the corpus writes its tasks. Adding one is adding a line."""
+
+TESTED = {"program": "for x in range(-20, 21):\n    assert f(x) == ({answer}), x"}
+"""Families whose answers are programs, with the tests that stand in for equality: any program that passes is right."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Question:
     def judged(self, response: str) -> tuple[str, str | None, str]:
         """The item for `Judge.rewards` that a response to this question makes."""
         form = FORMATS[self.format]
-        return form.verifier, form.extract(response), self.reference
+        answer = form.extract(response)
+        return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
 
 def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
@@ -81,7 +88,13 @@ def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
     if task.endswith(FILE):
         found = [q for q in _read(Path(task)) if _file_split(q.question) == split]
     else:
-        found = [Question(task, p.question, p.answer, "marked") for p in corpus.problems(task, split)]
+        problems = corpus.problems(task, split)
+        if task in TESTED:
+            found = [
+                Question(task, p.question, TESTED[task].replace("{answer}", p.answer), "program") for p in problems
+            ]
+        else:
+            found = [Question(task, p.question, p.answer, "marked") for p in problems]
     if not found:
         raise UserError(f"grpo.tasks={task}: it has no questions in the split {split!r}; give it more")
     return found

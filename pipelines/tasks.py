@@ -119,6 +119,16 @@ def _order(rng: random.Random) -> Problem:
     return Problem("order", f"{' '.join(pairs)} {asked}", ("<".join(names),), answer, slip=names[1])
 
 
+def _program(rng: random.Random) -> Problem:
+    """An expression in x with given values at two places: `f(2)=5 f(4)=7` -> `x+3`. RL runs it against hidden tests."""
+    while True:
+        first, second, shift = rng.randint(0, 9), rng.randint(0, 9), rng.choice([d for d in range(-9, 10) if d])
+        if first != second and 0 <= first + shift <= 9 and 0 <= second + shift <= 9:
+            break
+    question = f"f({first})={first + shift} f({second})={second + shift}"
+    return Problem("program", question, (), f"x{shift:+d}", slip=f"x{shift + (1 if shift != -1 else -1):+d}")
+
+
 FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
     "chain3": lambda rng: _chain(3, rng),
     "chain4": lambda rng: _chain(4, rng),
@@ -126,6 +136,7 @@ FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
     "python": _python,
     "boolean": _boolean,
     "order": _order,
+    "program": _program,
 }
 """Name -> generator. Adding a family is adding a line."""
 

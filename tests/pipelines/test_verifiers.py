@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data import Corpus
+from pipelines.cell import DataConfig
+from pipelines.data import Corpus, prepare
 from pipelines.errors import StageFailure, UserError
 from pipelines.problems import FORMATS, Question, contamination, load_questions
 from pipelines.tasks import generate
@@ -150,6 +151,18 @@ def test_the_corpus_and_rl_write_the_same_prompt(corpus: Corpus) -> None:
 )
 def test_answers_are_found_where_the_format_says(form: str, response: str, answer: str | None) -> None:
     assert FORMATS[form].extract(response) == answer
+
+
+def test_programs_are_right_when_hidden_tests_pass(tmp_path: Path) -> None:
+    corpus = prepare(DataConfig("p", [], ["program"], 400, 0.0, 0.0, 270, 8), tmp_path)
+    question = next(q for q in load_questions("program", "rl", corpus))
+    problem = next(p for p in corpus.problems("program", "rl") if p.question == question.question)
+    shift = int(problem.answer.removeprefix("x"))
+    other = [f" #### {shift}+x", f" #### (lambda y: y)(x){shift:+d}"]
+    responses = [problem.outright, *other, problem.careless, " x", " #### x +"]
+    with Judge(1) as judge:
+        found = judge.rewards([question.judged(response) for response in responses])
+    assert [verdict.reward for verdict in found] == [1, 1, 1, 0, 0, 0]
 
 
 def test_a_file_of_problems_is_split_and_checked(corpus: Corpus, tmp_path: Path) -> None:
