@@ -105,17 +105,26 @@ def _pretraining(study: Study, model: str) -> Chart | None:
 
 
 def _rl(study: Study, model: str) -> Chart | None:
-    """Figure 7 and its companions: reward, entropy and response length over RL steps."""
+    """Figure 7 and its companions: reward, pass@k, entropy and response length over RL steps."""
     rows = study.curves[(study.curves["model"] == model) & (study.curves["stage"] == "grpo")]
     if rows.empty:
         return None
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     columns = {"reward": "reward", "entropy": "entropy (nats)", "response_length": "response length (tokens)"}
-    for axes, (column, label) in zip(figure.subplots(1, 3), columns.items(), strict=True):
-        _lines(axes, rows, "step", column, _smoothed)
+    passes = [name for name in map(str, rows.columns) if name.startswith("pass@") and rows[name].notna().any()]
+    if passes:
+        largest = max(passes, key=lambda name: int(name.removeprefix("pass@")))
+        columns[largest] = f"{largest} of the training groups"
+    if "held_out_reward" in rows and rows["held_out_reward"].notna().any():
+        columns["held_out_reward"] = "reward on held-out problems"
+    figure = Figure(figsize=(7.2, 2.7 * -(-len(columns) // 3)), layout="constrained")
+    grid = figure.subplots(-(-len(columns) // 3), 3, squeeze=False).flatten()
+    for axes, (column, label) in zip(grid, columns.items(), strict=False):
+        _lines(axes, rows[rows[column].notna()], "step", column, _markers if column.startswith("held") else _smoothed)
         axes.set(xlabel="RL step", title=label)
+    for axes in grid[len(columns) :]:
+        axes.set_axis_off()
     _legend(figure)
-    return Chart(f"rl-{model}", f"RL: reward, entropy and response length, {model}", figure)
+    return Chart(f"rl-{model}", f"RL: reward, entropy, response length and pass@k, {model}", figure)
 
 
 def _before_after(study: Study, model: str) -> Chart | None:

@@ -433,6 +433,8 @@ class GRPOConfig:
         return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
 
 
+HARNESS = ("harness", "harness_choice")
+
 CHOICE_TASKS = ("module", "continuation")
 """Multiple-choice tasks; `pipelines.evaluation` builds their items."""
 
@@ -442,8 +444,8 @@ class BenchmarkConfig:
     """One row of the evaluation table."""
 
     kind: str = MISSING
-    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`, or `harness` (a task
-    of an evaluation harness, which can be planned and not run yet)."""
+    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`; `harness` and
+    `harness_choice` are the first two as tasks of an evaluation harness, which can be planned and not run yet."""
     group: str = MISSING
     """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
     task: str = MISSING
@@ -455,7 +457,7 @@ class BenchmarkConfig:
     """Samples an item (`sampled` only)."""
 
     def __post_init__(self) -> None:
-        kinds = ("sampled", "choice", "text", "harness")
+        kinds = ("sampled", "choice", "text", *HARNESS)
         require(self.kind in kinds, "evaluation.benchmarks.*.kind", self.kind, nearest(self.kind, kinds))
         _positive("evaluation.benchmarks.*", self, "items", "samples")
         for stage in self.stages:
@@ -547,7 +549,7 @@ class Cell:
                 known = ["text", *self.data.tasks]
                 require(source in known, f"{stage.key}.mixture", source, nearest(source, known))
         for name, benchmark in self.evaluation.benchmarks.items():
-            if benchmark.kind == "harness":
+            if benchmark.kind in HARNESS:
                 continue
             asked = {"text": ["text"], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
             key = f"evaluation.benchmarks.{name}.task"
@@ -586,7 +588,7 @@ def unsupported(cell: Cell) -> str | None:
             "not trained on; choose data=nano"
         )
     for name, benchmark in cell.evaluation.benchmarks.items():
-        if benchmark.kind == "harness":
+        if benchmark.kind in HARNESS:
             return (
                 f"evaluation.benchmarks.{name}: benchmarks of the evaluation harness can be planned but not run yet; "
                 "choose evaluation=nano"

@@ -142,7 +142,7 @@ def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, 
         match benchmark["kind"]:
             case "text":
                 tokens, length = benchmark["items"] * config["text_length"], config["text_length"]
-            case "choice":
+            case "choice" | "harness_choice":
                 tokens, length = benchmark["items"] * CHOICES * CHOICE_TOKENS, CHOICE_TOKENS
             case _:
                 length = sum(_response(config["max_new_tokens"]))

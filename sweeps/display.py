@@ -31,6 +31,8 @@ class Display:
         self._running: list[str] = []
         self._last_line = 0.0
         self._note = ""
+        self._printed: dict[str, int] = {}
+        """The RL step that was printed last, by stage run."""
 
     def start(self, plan: Plan, store: Store, outcome: "Outcome") -> None:
         """Print the plan and begin to follow it."""
@@ -66,10 +68,22 @@ class Display:
     def refresh(self, running: list[str]) -> None:
         """Show how far the running stage runs are; called often."""
         self._running = running
+        if not self._live:
+            self._print_rl_steps()
         if not self._live and time.time() - self._last_line > PLAIN_INTERVAL:
             self._last_line = time.time()
             parts = [f"{title(run)} {self._progress(run)}" for run in self._current()]
             self.console.print(f"[{self._clock()}] {self._counts()}; " + "; ".join(parts), markup=False)
+
+    def _print_rl_steps(self) -> None:
+        """A compact line for the newest step of each running RL stage; its steps are long enough to follow."""
+        for run in self._current():
+            row = self._store.run(run.stage, run.signature).last_row() if run.stage == "grpo" else {}
+            if row and self._printed.get(run.signature) != row["step"]:
+                self._printed[run.signature] = row["step"]
+                self.console.print(
+                    f"[{self._clock()}] {title(run)} step {row['step']}/{run.steps} {_metrics(row)}", markup=False
+                )
 
     def stopping(self, running: list[str]) -> None:
         """The person asked to stop."""
@@ -167,7 +181,10 @@ def _metrics(row: dict[str, Any]) -> str:
         "perplexity": "ppl {:.2f}",
         "entropy": "entropy {:.2f}",
         "reward": "reward {:.2f}",
+        "held_out_reward": "held out {:.2f}",
         "response_length": "length {:.0f}",
+        "kl_start": "KL {:.3f}",
+        "groups_mixed": "mixed {:.0%}",
         "tokens_per_second": "{:,.0f} tok/s",
     }
     return "  ".join(form.format(row[key]) for key, form in shown.items() if isinstance(row.get(key), int | float))

@@ -49,7 +49,7 @@ class _Worker:
     """A stage run at work, and what it takes of the machine."""
 
     run: StageRun
-    job: LocalJob[None]
+    job: LocalJob[bool]
     memory: int
     gpu: str | None
 
@@ -109,13 +109,12 @@ class _Execution:
         self.running: dict[str, _Worker] = {}
         self.elsewhere: set[str] = set()
         """Stage runs that could start but that another command holds."""
-        done = set(outcome.skipped)
-        self.waiting = set(plan.runs) - done
+        self.waiting = set(plan.runs) - set(outcome.skipped)
         self.priority = self._chain_lengths()
         self.ready = [
             (-self.priority[s], place, s)
             for place, (s, run) in enumerate(plan.runs.items())
-            if s in self.waiting and (run.parent is None or run.parent[1] in done)
+            if s in self.waiting and not (run.parent and run.parent[1] in self.waiting)
         ]
         heapq.heapify(self.ready)
         self.places = {s: place for place, s in enumerate(plan.runs)}
@@ -170,8 +169,11 @@ class _Execution:
             self.free_gpus.append(worker.gpu)
         stored = self.store.run(worker.run.stage, signature)
         if result := stored.result:
-            self.outcome.done.append(signature)
-            self.outcome.stage_seconds += result["seconds"]
+            if worker.job.result():
+                self.outcome.done.append(signature)
+                self.outcome.stage_seconds += result["seconds"]
+            else:  # another command was quicker
+                self.outcome.skipped.append(signature)
             self._free_children(signature)
         else:
             attempts = stored.state.get("attempts") or [{}]
@@ -216,9 +218,9 @@ def cause(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def stop(jobs: list[LocalJob[None]]) -> None:
+def stop(jobs: list[LocalJob[bool]]) -> None:
     """Ask workers to stop, wait a little, then kill those that have not; a second Ctrl-C kills at once."""
-    pending: Callable[[], list[LocalJob[None]]] = lambda: [job for job in jobs if not job.done()]  # noqa: E731
+    pending: Callable[[], list[LocalJob[bool]]] = lambda: [job for job in jobs if not job.done()]  # noqa: E731
     for job in jobs:
         job.cancel()
     try:

@@ -63,6 +63,13 @@ def _check(options: SlurmLauncherConfig) -> None:
             value = getattr(part, name)
             require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
         require(part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, "it must be 0 or more")
+        tasks = (part.nodes or options.nodes) * max(1, options.gpus if part.gpus is None else part.gpus)
+        require(
+            tasks == 1,
+            f"hydra.launcher.{prefix}nodes",
+            f"{part.nodes or options.nodes} with gpus={options.gpus if part.gpus is None else part.gpus}",
+            "the pipelines train a stage on one device so far, so more can be planned and not launched",
+        )
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)
         require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")

@@ -86,8 +86,14 @@ class Plan:
         return found
 
     def part(self, signatures: Iterable[str]) -> "Plan":
-        """The graph of some of the stage runs; each cell keeps those of its own that are among them."""
-        wanted = set(signatures)
+        """The graph of some of the stage runs and what they start from; each cell keeps those of its own among them."""
+        wanted: set[str] = set()
+        for signature in signatures:
+            at: str | None = signature
+            while at is not None and at not in wanted:
+                wanted.add(at)
+                parent = self.runs[at].parent
+                at = parent and parent[1]
         graph = Plan()
         for signature, run in self.runs.items():
             if signature in wanted:

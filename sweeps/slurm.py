@@ -6,7 +6,9 @@ size is a few dozen jobs. Job files, pickles and logs are submitit's. Jobs are h
 store; who submits the same stage runs later finds those records and attaches to the jobs.
 """
 
+import contextlib
 import getpass
+import io
 import os
 import time
 import uuid
@@ -119,7 +121,7 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
     for level in _levels(plan, waiting):
         free: dict[str, list[str]] = defaultdict(list)
         chained: dict[tuple[str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for signature in level:
+        for signature in sorted(level, key=lambda s: waiting[s].stage == "evaluate"):  # training goes first
             run = waiting[signature]
             parent = run.parent and run.parent[1]
             if parent is None or parent in done:
@@ -193,7 +195,8 @@ class _ArrayExecutor(SlurmExecutor):
             task.dump(pickles[number])
         self.parameters["map_count"] = len(tasks)
         try:
-            array = self._submit_command(self._submitit_command_str).job_id
+            with contextlib.redirect_stderr(io.StringIO()):  # what sbatch complains of is told once, by us
+                array = self._submit_command(self._submitit_command_str).job_id
         except utils.FailedJobError as error:
             for pickle in pickles.values():
                 pickle.unlink()

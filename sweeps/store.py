@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ FORMAT = 1
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w") as file:
             json.dump(content, file, indent=1, sort_keys=True)
@@ -170,7 +171,7 @@ class Store:
         path = Path(root).expanduser().absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            fresh = not any(path.iterdir())
+            fresh = all(entry.name.startswith(".STORE.json") for entry in path.iterdir())  # or another is making it
         except FileExistsError as error:
             raise UserError(f"store={root}: it is a file; name a folder") from error
         except OSError as error:

@@ -40,8 +40,10 @@ WAIT_SECONDS = 1.0
 """Between two looks at a stage run that another holds."""
 
 
-def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues: int = 0) -> None:
+def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues: int = 0) -> bool:
     """Run one stage run to its end, in a submitit job, and publish it; a finished one is left as it is.
+
+    Returns whether the work was done here.
 
     Whatever goes wrong is recorded in `state.json` before it is raised: a status of `failed` with the error, or of
     `interrupted` when the worker was told to stop. A Slurm job that is told so by SIGUSR2 is put back into the queue,
@@ -52,9 +54,10 @@ def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues:
         run = store.run(spec["stage"], spec["signature"])
         lease = _lease(run, stop)
         if lease is None:
-            return
+            return False
         with lease:
             _Attempt(store, run, spec, tracking, requeues, lease, stop).run()
+        return True
 
 
 class _Stop:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from transformers import Qwen3ForCausalLM
 
 from pipelines.cell import DataConfig, GRPOConfig, ModelConfig, PretrainConfig, TrackingConfig
@@ -42,8 +42,10 @@ def settings(**changes: object) -> GRPOConfig:
     return GRPOConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def taught(corpus: Corpus, folder: Path) -> Qwen3ForCausalLM:
-    """A model that has seen a few answers, so that some groups are mixed."""
+@pytest.fixture(scope="module")
+def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that have seen a few answers, so that some groups are mixed."""
+    folder = tmp_path_factory.mktemp("taught")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     budget = PretrainConfig(
         tokens=24 * 512, batch_tokens=512, sequence_length=32, learning_rate=1e-2, rope_base=1e4,
@@ -51,6 +53,13 @@ def taught(corpus: Corpus, folder: Path) -> Qwen3ForCausalLM:
     )  # fmt: skip
     with Ledger({"stage": "pretrain"}, folder, folder, OFF) as ledger:
         train(model, Objective(), budget, corpus, 0, ledger, lambda m, s: None)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "weights")
+    return folder / "weights"
+
+
+def start_model(corpus: Corpus, weights: Path) -> Qwen3ForCausalLM:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=5)
+    model.load_state_dict(load_file(weights))
     return model
 
 
@@ -73,9 +82,9 @@ def fingerprint(model: Qwen3ForCausalLM) -> str:
 
 
 @pytest.mark.slow
-def test_rl_improves_a_model(corpus: Corpus, tmp_path: Path) -> None:
+def test_rl_improves_a_model(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
     """A model that is often not even well-formed learns to answer, and to be right, also where it was not trained."""
-    model = taught(corpus, tmp_path)
+    model = start_model(corpus, taught)
     kept: list[int] = []
     config = settings(steps=12, prompts=32, samples=8, milestones=2, held_out_every=6, held_out_problems=32)
     result = run(model, corpus, tmp_path / "rl", config, keep=lambda m, s: kept.append(s))
@@ -105,15 +114,8 @@ def test_rl_improves_a_model(corpus: Corpus, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"epochs": 2, "minibatches": 2, "leftovers": "keep", "pass_rate_low": 0.05}])
-def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, changes: dict) -> None:
-    start = taught(corpus, tmp_path).state_dict()
-
-    def fresh() -> Qwen3ForCausalLM:
-        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=5)
-        model.load_state_dict(start)
-        return model
-
-    whole = fresh()
+def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path, changes: dict) -> None:
+    whole = start_model(corpus, taught)
     run(whole, corpus, tmp_path / "whole", settings(**changes))
     calls = 0
 
@@ -123,8 +125,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, 
         return calls == 3
 
     with pytest.raises(Interrupted, match="after step 2 of 6"):
-        run(fresh(), corpus, tmp_path / "parts", settings(**changes), after_two_steps)
-    resumed = fresh()
+        run(start_model(corpus, taught), corpus, tmp_path / "parts", settings(**changes), after_two_steps)
+    resumed = start_model(corpus, taught)
     run(resumed, corpus, tmp_path / "parts", settings(**changes))
     assert fingerprint(resumed) == fingerprint(whole)
     timeless = {"reward", "entropy", "kl_start", "gradient_norm", "groups", "held_out_reward"}
@@ -138,25 +140,24 @@ KILLED = """
 import sys
 from pathlib import Path
 from pipelines.grpo import training
-from tests.pipelines.test_grpo import build_model, MODEL, fingerprint, run, settings, small_corpus, taught
-cache, folder = Path(sys.argv[1]), Path(sys.argv[2])
+from tests.pipelines.test_grpo import fingerprint, run, settings, small_corpus, start_model
+cache, weights, folder = map(Path, sys.argv[1:])
 training.SAVE_SECONDS = 0.0
 corpus = small_corpus(cache)
-model = taught(corpus, cache)
-print("taught", flush=True)
+model = start_model(corpus, weights)
 run(model, corpus, folder, settings(leftovers="keep", steps=8))
 print(fingerprint(model), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_a_step_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_run_killed_in_the_middle_of_a_step_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
     """SIGKILL at whatever instruction a step is at; the same command again ends where an unbroken run ends."""
     cache = corpus.folder.parent
 
     def start(folder: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(cache), str(tmp_path / folder)],
+            [sys.executable, "-c", KILLED, str(cache), str(taught), str(tmp_path / folder)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # several at a time

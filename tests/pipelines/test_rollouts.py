@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from pipelines.rollouts import Sampling, generate, length_batches, score
+from pipelines.rollouts import Sampling, generate, length_batches, qwen3, score
+from pipelines.rollouts.transformers_engine import _uniforms, draw
 
 END = 0
 
@@ -138,3 +139,124 @@ def test_other_attention_is_refused() -> None:
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ValueError, match="full attention"):
         generate(model, [[1]], 1, Sampling(1.0, 1.0, 2), (0,))
+
+
+def moe() -> MiniMaxM2ForCausalLM:
+    """The study's MoE family: sigmoid gate with a correction bias, four experts of which two act."""
+    torch.manual_seed(0)
+    config = MiniMaxM2Config(
+        vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+        eos_token_id=END, pad_token_id=END, bos_token_id=None,
+    )  # fmt: skip
+    model = MiniMaxM2ForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "gate" not in name:
+                parameter.mul_(5.0)
+    return model
+
+
+def rescaled() -> Qwen3ForCausalLM:
+    """A Qwen3 whose RoPE is stretched, which the hand-written pass leaves to the model's own."""
+    model = tiny()
+    parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    config = Qwen3Config(**(model.config.to_dict() | {"rope_parameters": parameters}))
+    changed = Qwen3ForCausalLM(config).eval()
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+def other_base() -> Qwen3ForCausalLM:
+    """The base that mid-training moves to."""
+    model = tiny()
+    config = Qwen3Config(**(model.config.to_dict() | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}))
+    changed = Qwen3ForCausalLM(config).eval()
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("make", "by_hand"), [(moe, False), (rescaled, False), (other_base, True)], ids=["moe", "rope-scaled", "rope-base"]
+)
+def test_every_model_samples_by_its_own_arithmetic(make, by_hand: bool) -> None:  # type: ignore[no-untyped-def]
+    model: PreTrainedModel = make()
+    assert qwen3.supports(model) == by_hand
+    ours = generate(model, RAGGED, 1, Sampling(0.0, 1.0, 70), (0,))
+    for i, prompt in enumerate(RAGGED):
+        theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=70)[0, len(prompt) :]  # type: ignore[operator]
+        response = ours.responses()[i]
+        assert response == theirs.tolist()
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        fresh = logits.log_softmax(-1)[range(len(response)), response]
+        torch.testing.assert_close(ours.log_probs[i, : len(response)], fresh, atol=1e-4, rtol=0)
+        torch.testing.assert_close(score(model, [prompt], [response]).log_probs, fresh, atol=1e-4, rtol=0)
+
+
+def test_scores_and_their_gradients_are_those_of_the_models_own_pass() -> None:
+    """Shared and single prompts of any length, against `transformers` and autograd, with entropy and steepness."""
+    prompts = [[1, 2, 3]] * 3 + [[4, 5]] + [[6]] * 2
+    responses = [[7, 8], [9], [5, 5, 5, 5, END], [1, 2, 3], [END], [3, 3]]
+    model, weights = tiny(scale=3.0), torch.randn(14, generator=torch.Generator().manual_seed(0))
+    found = score(model, prompts, responses, 0.7)
+    (found.log_probs * weights).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] / 0.7
+        rows.append(logits.log_softmax(-1))
+    distributions, tokens = torch.cat(rows), [token for response in responses for token in response]
+    expected = distributions[range(14), tokens]
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(found.log_probs, expected, atol=1e-5, rtol=0)
+    p = distributions.detach().exp()
+    torch.testing.assert_close(found.entropies, -(p * distributions.detach()).sum(-1), atol=1e-5, rtol=0)
+    one_hot = torch.nn.functional.one_hot(torch.tensor(tokens), 40)
+    torch.testing.assert_close(found.steepness, (one_hot - p).norm(dim=-1), atol=1e-4, rtol=0)
+    for ours, parameter in zip(gradients, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(ours, parameter.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_scores_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(scale=3.0)
+    whole = score(model, RAGGED, RAGGED)
+    whole.log_probs.sum().backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr("pipelines.rollouts.scoring.CHUNK", 120)  # three rows of forty
+    parts = score(model, RAGGED, RAGGED)
+    parts.log_probs.sum().backward()
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, model.lm_head.weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_numbers_belong_to_their_sample() -> None:
+    whole = _uniforms((3, 1), list(range(40)), 13)
+    assert torch.equal(_uniforms((3, 1), [37, 0, 5], 13), whole[[37, 0, 5]])
+    assert not torch.equal(_uniforms((3, 2), [0], 13), whole[:1])
+    assert ((whole >= 0) & (whole < 1)).all()
+    assert abs(whole.mean() - 0.5) < 5 / (12 * whole.numel()) ** 0.5
+
+
+def test_the_largest_number_never_draws_an_impossible_token() -> None:
+    """Rounding may lift u x total to the total; the token found must still have a probability."""
+    logits = torch.full((4, 6), -torch.inf)
+    logits[:, 2] = torch.tensor([0.0, 1.0, 5.0, -3.0])
+    logits[:, 3] = 0.1
+    tokens, log_probs = draw(logits, Sampling(1.0, 1.0, 1), torch.full((4,), 1.0))
+    assert tokens.tolist() == [3, 3, 3, 3]
+    assert torch.isfinite(log_probs).all()
+
+
+def test_the_number_of_rows_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.rollouts import transformers_engine as engine
+
+    model = tiny()
+    a_row = 2 * 2 * 2 * 8 * 100 * 4  # keys and values, layers, heads, head_dim, columns, bytes
+    monkeypatch.setattr(engine, "CPU_BYTES", 5 * a_row + 1)
+    assert engine._rows_in_memory(model, 100) == 5
+    assert engine._rows_in_memory(model, 10**9) == 1

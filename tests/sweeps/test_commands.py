@@ -1,0 +1,310 @@
+"""The daily commands on a store whose stage runs are made by the real executor and train nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.index import summaries
+from sweeps.store import Store, write_json
+
+REPOSITORY = Path(__file__).parents[2]
+FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off"]
+
+Result = subprocess.CompletedProcess[str]
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> Result:
+    """`shaping-run` without training."""
+    return _call("sweeps.run", arguments, cwd, environment)
+
+
+def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
+    """`shaping-sweeps` without training."""
+    found = _call("sweeps.commands", arguments, cwd, environment)
+    assert "Traceback" not in found.stderr, found.stderr
+    return found
+
+
+def _call(module: str, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str]) -> Result:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished cells and one that failed at midtrain."""
+    folder = tmp_path_factory.mktemp("made")
+
+    assert run("objective=ce,precision", *FEW, cwd=folder, FAKE_FAIL="no such word").returncode == 0
+    failed = run("seed=7", *FEW, cwd=folder, FAKE_FAIL='"stage": "midtrain"')
+    assert failed.returncode == 1
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of that store, to do things to."""
+    shutil.copytree(made / "store", tmp_path / "store")
+    return tmp_path
+
+
+def rows(folder: Path, *filters: str) -> list[dict[str, Any]]:
+    return json.loads(sweeps("status", "--json", *filters, cwd=folder).stdout)
+
+
+def test_status_tells_trouble_first(made: Path) -> None:
+    shown = sweeps("status", cwd=made)
+    assert shown.returncode == 1
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["stage", "failed", "blocked", "done"]
+    assert lines[1].split() == ["pretrain", "3"]
+    assert lines[2].split() == ["midtrain", "1", "2"]
+    (failed,) = [line for line in lines if line.startswith("failed")]
+    assert "nano/ce/seed7:midtrain" in failed
+    assert "RuntimeError: told to fail; log: " in shown.stdout
+    listed = rows(made)
+    assert [row["status"] for row in listed] == ["failed"] + ["blocked"] * 3 + ["done"] * 14
+    assert sweeps("status", "objective=precision", cwd=made).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        (["objective=precision"], 6),
+        (["objective=precision,ce", "stage=grpo"], 3),
+        (["model=4B"], None),
+        (["seed=7", "status=done"], 2),
+        (["nano/*/seed1"], 12),
+        (["nano/*/seed1:grpo"], 2),
+        (["nano/ce/seed?:evaluate@step-00000*"], None),
+        (["*:midtrain", "status=done"], 2),
+        (["seed=[17]", "stage=pretrain"], 3),
+    ],
+)
+def test_filters(made: Path, filters: list[str], count: int | None) -> None:
+    if count is None:
+        nothing = sweeps("status", *filters, cwd=made)
+        assert nothing.returncode == 2
+        assert "no stage run in" in nothing.stderr
+    else:
+        assert len(rows(made, *filters)) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "objctive=ce"], "objctive is nothing to select by; did you mean 'objective'"),
+        (["status", "status=faild"], "did you mean 'failed'"),
+        (["status", "--store", "elsewhere"], "store=elsewhere: there is no such folder"),
+        (["logs", "nano/ce/seed9"], "no stage run in"),
+        (["logs", "nano/ce/seed7:grpo"], "none of its stage runs has begun"),
+        (["show", "zzzz"], "no stage run begins so"),
+        (["cancel"], "name what to stop"),
+        (["plan", "--why", "nano/ce/seed3"], "--why=nano/ce/seed3: the command line has no such cell"),
+        (["plan", "--device", "h10"], "--device=h10: did you mean 'h100'"),
+        (["plan", "--mfu", "40"], "--mfu=40.0: it is a share of the peak"),
+        (["plan", "hydra.launcher.wrkers=1"], "did you mean 'hydra.launcher.workers'"),
+        (["status", "--sotre", "x"], "--sotre"),
+    ],
+)
+def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str], message: str) -> None:
+    found = sweeps(*arguments, cwd=made)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_logs(folder: Path) -> None:
+    shown = sweeps("logs", "nano/ce/seed7:midtrain", cwd=folder).stdout
+    assert "==> nano/ce/seed7:midtrain" in shown
+    assert "RuntimeError: told to fail" in shown
+    assert "at work on" in sweeps("logs", rows(folder, "nano/ce/seed1:grpo")[0]["signature"][:9], cwd=folder).stdout
+    state = Store.open(folder / "store").run("midtrain", rows(folder, "*:midtrain", "seed=7")[0]["signature"])
+    attempts = [attempt | {"log": "/gone/0_log.err"} for attempt in state.state["attempts"]]
+    write_json(state.folder / "state.json", state.state | {"attempts": attempts})
+    gone = sweeps("logs", "nano/ce/seed7:midtrain", cwd=folder)
+    assert gone.returncode == 2
+    assert "its log /gone/0_log.err is gone" in gone.stderr
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def test_logs_follow_and_cancel_stops_a_worker_that_goes_on_when_retried(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
+    until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
+    time.sleep(0.5)
+    (row,) = rows(tmp_path, "stage=pretrain")
+    assert (row["status"], row["step"] is not None, row["rate"]) == ("running", True, 100.0)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.commands", "logs", "-f", "nano/ce/seed1:pretrain"],
+        cwd=tmp_path, env=FAKE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    stopped = sweeps("cancel", "*:pretrain", cwd=tmp_path)
+    assert (stopped.returncode, stopped.stdout.split()[0]) == (0, "1")
+    assert "at work on" in following.communicate(timeout=30)[0]  # it ends by itself
+    assert working.wait(30) == 1
+    assert rows(tmp_path, "stage=pretrain")[0]["status"] == "interrupted"
+    retried = sweeps("retry", cwd=tmp_path, FAKE_SECONDS="0")
+    assert retried.returncode == 0, retried.stderr
+    assert {row["status"] for row in rows(tmp_path)} == {"done"}
+    (result,) = [run.result for run in Store.open(tmp_path / "store").runs() if run.stage == "pretrain"]
+    assert result is not None
+    assert result["metrics"]["resumed"] > 0
+
+
+def test_retry_runs_what_failed_and_what_hung_on_it(folder: Path) -> None:
+    retried = sweeps("retry", "seed=7", cwd=folder)
+    assert retried.returncode == 0, retried.stderr
+    assert {row["status"] for row in rows(folder)} == {"done"}
+    assert "4 stage runs done" in retried.stdout
+    assert "Nothing to retry" in sweeps("retry", cwd=folder).stdout
+
+
+def test_a_second_command_waits_for_what_the_first_has_at_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "3"}, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    runs = list(Store.open(tmp_path / "store").runs())
+    assert [len(run.state["attempts"]) for run in runs] == [1, 1]
+    assert sum(int(output.split(" stage runs done in")[0].split()[-1]) for output in said) == 2
+
+
+def test_verify_finds_what_changed(folder: Path) -> None:
+    fine = sweeps("verify", cwd=folder)
+    assert (fine.returncode, "15 stage runs checked, 0 with faults" in fine.stdout) == (0, True)
+    store = Store.open(folder / "store")
+    changed, lost, swapped = [run for run in store.runs() if run.stage == "pretrain" and run.result]
+    weights = next(changed.folder.glob("checkpoints/*/weights"))
+    weights.write_text("other")
+    next(lost.folder.glob("checkpoints/*/weights")).unlink()
+    write_json(swapped.folder / "spec.json", swapped.spec | {"config": swapped.spec["config"] | {"seed": 99}})
+    found = sweeps("verify", "--json", cwd=folder)
+    assert found.returncode == 1
+    faults = json.loads(found.stdout)["faults"]
+    assert set(faults) == {changed.signature, lost.signature, swapped.signature}
+    assert "its sha256 is" in faults[changed.signature][0]
+    assert "was published and is not there" in faults[lost.signature][0]
+    assert "its content has the signature" in faults[swapped.signature][0]
+
+
+def test_stage_runs_travel_by_copying(made: Path, tmp_path: Path) -> None:
+    """What rsync does: copy the folders of stage runs into another store, where they count as done."""
+    there = Store.create(tmp_path / "store")
+    for stage in ("pretrain", "midtrain", "grpo", "evaluate"):
+        shutil.copytree(made / "store" / stage, there.root / stage)
+    assert sweeps("verify", cwd=tmp_path).returncode == 0
+    again = run("objective=ce,precision", *FEW, cwd=tmp_path)
+    assert "Nothing to do: all 12 stage runs" in again.stdout
+
+
+def test_gc_says_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None:
+    named = run("+sweep=nano", "objective=ce", *FEW, "until=pretrain", cwd=folder)  # names two of them
+    assert named.returncode == 0, named.stderr
+    store = Store.open(folder / "store")
+    (failed,) = [run for run in store.runs() if run.status == "failed"]
+    (failed.work / "resume").mkdir()
+    (failed.work / "resume" / "state.pt").write_bytes(b"x" * 5000)
+    before = sorted(folder.rglob("*"))
+    said = sweeps("gc", cwd=folder)
+    assert "5.0 kB  trainer state" in said.stdout.replace("5.1 kB", "5.0 kB")
+    assert "--yes removes it" in said.stdout
+    assert [path for path in before if not path.exists()] == []
+    assert sweeps("gc", "--yes", cwd=folder).returncode == 0
+    assert not list(store.root.glob("*/*/work-*"))
+    listed = json.loads(sweeps("gc", "--weights", "--json", cwd=folder).stdout)["items"]
+    assert len(listed) == 13  # of 15, the two that the named sweep needs stay
+    assert sweeps("gc", "--weights", "--yes", cwd=folder).returncode == 0
+    assert {row["status"] for row in rows(folder, "sweep=nano")} == {"done"}
+
+
+def test_the_index_can_be_deleted_and_damaged(folder: Path) -> None:
+    store = Store.open(folder / "store")
+    expected = summaries(store)
+    index = store.root / "index.json"
+    for damage in (index.unlink, lambda: index.write_text("{"), lambda: index.write_text('{"format": 0, "runs": 3}')):
+        if index.exists():
+            damage()
+        assert summaries(store) == expected
+    (one, *_) = [run for run in store.runs() if run.stage == "grpo"]
+    time.sleep(2.1)
+    assert summaries(store)[one.signature].status == "done"
+    (one.folder / "result.json").unlink()
+    assert summaries(store)[one.signature].status == "done"  # as its state.json says
+    write_json(one.folder / "state.json", one.state | {"status": "failed"})
+    assert summaries(store)[one.signature].status == "failed"
+    (one.folder / "spec.json").write_text("{")
+    assert summaries(store)[one.signature].status == "corrupt"
+    assert sweeps("status", cwd=folder).returncode == 1
+    shutil.rmtree(one.folder)
+    assert one.signature not in summaries(store)
+
+
+def test_why_names_the_keys(folder: Path) -> None:
+    asked = ["plan", *FEW, "grpo.learning_rate=1e-4", "midtrain.decay=linear", "--why", "nano/ce/seed1"]
+    said = sweeps(*asked, cwd=folder).stdout
+    assert "pretrain nano/ce/seed1" in said
+    assert ": done" in said.splitlines()[0]
+    midtrain, grpo = said.split("midtrain nano/ce/seed1")[1].split("grpo nano/ce/seed1")
+    assert [line.strip() for line in midtrain.splitlines()[1:]] == ["midtrain.decay: 'linear' here, 'cosine' there"]
+    assert "grpo.learning_rate: 0.0001 here, 0.0003 there" in grpo
+    assert "midtrain.decay: 'linear' here, 'cosine' there" in grpo
+    one = sweeps(*asked[:-1], "nano/ce/seed1:midtrain", cwd=folder).stdout
+    assert "grpo" not in one
+
+
+def test_a_raised_stage_version_is_a_why(folder: Path) -> None:
+    store = Store.open(folder / "store")
+    for found in list(store.runs()):
+        if found.stage == "pretrain":
+            write_json(found.folder / "spec.json", found.spec | {"version": 0})
+            found.folder.rename(found.folder.with_name("0" * 15 + found.signature[-1]))
+    said = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
+    assert "pretrain.version: 1 here, 0 there" in said
+
+
+def test_completion_knows_the_cells(made: Path) -> None:
+    asked = {
+        "_SHAPING_SWEEPS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "shaping-sweeps status nano/pre",
+        "COMP_CWORD": "2",
+    }
+    program = Path(sys.executable).with_name("shaping-sweeps")
+    found = subprocess.run([program], cwd=made, env={**FAKE, **asked}, capture_output=True, text=True, check=False)
+    assert "nano/precision/seed1" in found.stdout.split()
+
+
+def test_plan_counts_what_is_at_work_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
+    until(lambda: list(tmp_path.glob("store/pretrain/*/state.json")))
+    line = sweeps("plan", *FEW, "until=pretrain", "--no-tree", cwd=tmp_path).stdout.splitlines()[2]
+    assert line.split()[:6] == ["pretrain", "1", "1", "0", "1", "0"]
+    working.send_signal(signal.SIGINT)
+    assert working.wait(30) == 130
+
+
+def test_cells_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    cells = json.loads(sweeps("plan", "grpo.learning_rate=1e-4,2e-4", *FEW, "--json", cwd=tmp_path).stdout)["cells"]
+    assert list(cells) == ["nano/ce/seed1/grpo.learning_rate=0.0001", "nano/ce/seed1/grpo.learning_rate=0.0002"]

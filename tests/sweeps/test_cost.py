@@ -1,0 +1,160 @@
+"""What a plan costs, against torch's own counts and figures worked out by hand."""
+
+import math
+
+import pytest
+
+from sweeps.composition import compose_cell, compose_cells
+from sweeps.cost import Rate, Room, active_parameters, estimate, memory, parameters, storage, work
+from sweeps.plan import Plan, StageRun, plan
+
+PAPER = ["data=paper", "pretrain=paper", "midtrain=paper", "grpo=paper", "evaluation=paper"]
+
+
+def model_of(name: str) -> tuple[dict[str, object], int]:
+    cell = compose_cell([f"model={name}", *PAPER])
+    (pretrain, *_) = plan([cell]).runs.values()
+    return pretrain.config["model"], cell.data.vocab_size
+
+
+@pytest.mark.parametrize("name", ["1B", "4B", "5B-A0.3B", "10B-A0.5B"])
+def test_parameters_are_those_of_transformers_classes(name: str) -> None:
+    """Counted on meta tensors, where no memory is taken."""
+    import torch
+    from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    model, vocabulary = model_of(name)
+    shared = {
+        "vocab_size": vocabulary,
+        "hidden_size": model["d_model"],
+        "intermediate_size": model["ffn"],
+        "num_hidden_layers": model["layers"],
+        "num_attention_heads": model["heads"],
+        "num_key_value_heads": model["kv_heads"],
+        "head_dim": model["head_dim"],
+        "tie_word_embeddings": True,
+    }
+    with torch.device("meta"):
+        if "experts" in model:
+            experts = {"num_local_experts": model["experts"], "num_experts_per_tok": model["active_experts"]}
+            theirs = MiniMaxM2ForCausalLM(MiniMaxM2Config(**shared, **experts))
+        else:
+            theirs = Qwen3ForCausalLM(Qwen3Config(**shared))
+    assert parameters(model, vocabulary) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [("1B", 1.05e9, None), ("4B", 4.02e9, None), ("5B-A0.3B", 4.80e9, 0.26e9), ("10B-A0.5B", 9.53e9, 0.52e9)],
+)
+def test_the_papers_models_have_the_papers_sizes(name: str, total: float, active: float | None) -> None:
+    model, vocabulary = model_of(name)
+    assert parameters(model, vocabulary) == pytest.approx(total, rel=0.005)
+    if active:  # without embeddings
+        layers = active_parameters(model, vocabulary) - vocabulary * int(str(model["d_model"]))
+        assert layers == pytest.approx(active, rel=0.02)
+
+
+def runs(*overrides: str) -> tuple[Plan, dict[str, StageRun]]:
+    graph = plan([compose_cell(list(overrides))])
+    return graph, {run.stage: run for run in graph.runs.values()}
+
+
+def test_training_costs_6nd_and_attention() -> None:
+    graph, stage = runs("model=4B", *PAPER)
+    cost = work(graph, stage["pretrain"])
+    tokens = 500_000_000_000 // 2**24 * 2**24
+    active = active_parameters(*model_of("4B"))
+    # scores and weighted values: 2 operations each, for every head's channel and attended position, 3 passes in all
+    attention = 3 * 36 * (2 * 2 * 32 * 128) * 2048.5
+    assert cost.training == pytest.approx(tokens * (6 * active + attention), rel=1e-9)
+    assert cost.trained_tokens == tokens
+    assert 0.1 < attention / (6 * active) < 0.2
+
+
+def test_rl_costs_its_rollouts() -> None:
+    graph, stage = runs("model=4B", *PAPER)
+    cost = work(graph, stage["grpo"])
+    kept = 1000 * 128 * 16 * (200 + 8192)
+    assert cost.trained_tokens == pytest.approx(kept)
+    assert cost.sampled_tokens == pytest.approx(kept * (1 + 1 / 2 + 1 / 4))
+    assert cost.sampling / cost.training == pytest.approx(1.75 / 3)
+
+
+def test_counted_forward_operations_agree_with_torch() -> None:
+    """torch's own counter on the nano model: matrix products and attention, forward and backward."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    graph, stage = runs("pretrain.tokens=512", "pretrain.warmup_steps=0", "pretrain.milestones=1")
+    run, model = stage["pretrain"], stage["pretrain"].config["model"]
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=640,
+            hidden_size=model["d_model"],
+            intermediate_size=model["ffn"],
+            num_hidden_layers=model["layers"],
+            num_attention_heads=model["heads"],
+            num_key_value_heads=model["kv_heads"],
+            head_dim=model["head_dim"],
+            attn_implementation="eager",
+        )
+    )
+    with FlopCounterMode(display=False) as counter:
+        theirs(input_ids=torch.zeros((8, 64), dtype=torch.long)).logits.sum().backward()
+    ours = work(graph, run).training
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.12)  # eager attention also works out what is masked
+    assert ours < counter.get_total_flops()
+
+
+def test_the_whole_study_has_sensible_figures() -> None:
+    graph = plan(compose_cells(["+sweep=paper"]))
+    assert len(graph.cells) == 20
+    stages, hours = estimate(graph, set(graph.runs), Rate("h100", 0.4, 0.1), Room())
+    total = sum(stage.device_hours for stage in stages.values())
+    assert 5e4 < total < 5e5  # 6 N D alone: 9e22 operations for pre-training, 6e4 H100-hours at 40 %
+    assert stages["pretrain"].device_hours == pytest.approx(stages["pretrain"].work.training / (989e12 * 0.4) / 3600)
+    assert stages["pretrain"].runs == 20
+    assert stages["evaluate"].runs == 20 * (10 + 4 + 10)
+    assert 5e12 < sum(stage.storage for stage in stages.values()) < 5e13
+    longest = max(hours_of(graph, cell) for cell in graph.cells)
+    assert hours == pytest.approx(longest)
+
+
+def hours_of(graph: Plan, cell: str) -> float:
+    """Device-hours of a cell's longest chain: its training stages and the last evaluation."""
+    rate, by = Rate("h100", 0.4, 0.1), {}
+    for signature in graph.cells[cell]:
+        run = graph.runs[signature]
+        before = by[run.parent[1]] if run.parent else 0.0
+        by[signature] = before + rate.seconds(work(graph, run)) / 3600
+    return max(by.values())
+
+
+def test_wall_time_follows_devices_and_limits() -> None:
+    graph = plan(compose_cells(["seed=1,2,3,4", "until=pretrain"]))
+    graph = graph.part(signature for signature, run in graph.runs.items() if run.stage == "pretrain")
+    one = estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room())[1]
+    assert one > 0
+
+    def wall(devices: int, per_run: int = 1) -> float:
+        return estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room(devices, {"pretrain": per_run}))[1]
+
+    assert [wall(n) / one for n in (1, 2, 3, 4, 9)] == pytest.approx([4, 2, 2, 1, 1])
+    assert wall(4, per_run=2) / one == pytest.approx(1.0)  # half as long each, two at a time
+    cut = estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room(0, {}, {"pretrain": one / 2.5}))[0]
+    assert cut["pretrain"].jobs == 4 * math.ceil(2.5)
+    first = next(iter(graph.runs))
+    rest, hours = estimate(graph, set(graph.runs) - {first}, Rate("core", 1.0, 1.0), Room(1))
+    assert (rest["pretrain"].runs, hours / one) == (3, pytest.approx(3))
+
+
+def test_storage_and_memory() -> None:
+    graph, stage = runs()
+    numbers = parameters(stage["pretrain"].config["model"], 640)
+    assert storage(graph, stage["pretrain"]) == 4 * 4 * numbers  # four milestones in float32
+    assert storage(graph, stage["evaluate"]) == 0
+    assert 0.5e9 < memory(graph, stage["grpo"]) < 2e9
+    graph, stage = runs("model=4B", *PAPER)
+    assert memory(graph, stage["pretrain"]) > 16 * 4.0e9

@@ -1,0 +1,302 @@
+"""A real Slurm of one node, with and without an accounting database: graphs, failures, time limits, cancelling.
+
+Most tests train nothing (`tests/sweeps/fake`), so that what takes time is Slurm; the last ones train for real.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.store import Store
+from tests.conftest import SMALL
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
+MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here ({', '.join(MISSING)}); tests/slurm/cluster.sh install"),
+    pytest.mark.skipif(os.getuid() != 0, reason="starting a Slurm of its own needs root"),
+]
+
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1"]
+"""Six stage runs a cell: three that train, each with one evaluation."""
+
+
+class Cluster:
+    """A running Slurm and the two commands of this project on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment.pop("SHAPING_DEBUG", None)
+        self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"
+
+    def real(self) -> dict[str, str]:
+        """The environment in which stages train."""
+        return {**self.environment, "PYTHONPATH": str(REPOSITORY)}
+
+    def call(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    def launch(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, "-m", "sweeps.run", "-m", *arguments, cwd=folder, **environment)
+
+    def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, "-m", "sweeps.commands", *arguments, cwd=folder, **environment)
+
+    def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
+        return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)
+
+    def count(self, folder: Path, *filters: str) -> dict[str, int]:
+        statuses = [row["status"] for row in self.status(folder, *filters)]
+        return {status: statuses.count(status) for status in set(statuses)}
+
+    def queue(self) -> list[str]:
+        return self.call("squeue", "-h", "-r", "-o", "%i").stdout.split()
+
+    def until(self, folder: Path, reached: Callable[[dict[str, int]], bool], seconds: float = 120) -> dict[str, int]:
+        deadline = time.time() + seconds
+        while not reached(found := self.count(folder)):
+            assert time.time() < deadline, f"it came to {found} and no further: {self.sweeps(folder, 'status').stdout}"
+            time.sleep(0.5)
+        return found
+
+    def finished(self, folder: Path, seconds: float = 120) -> dict[str, int]:
+        """Waits until nothing is queued or at work; returns how many stage runs have which status."""
+        return self.until(folder, lambda found: not {"queued", "running"} & set(found), seconds)
+
+
+@pytest.fixture(scope="session", params=["no accounting", "slurmdbd"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    accounting = ["accounting"] if request.param == "slurmdbd" else []
+    if accounting and (lacking := [n for n in ("slurmdbd", "mariadbd") if shutil.which(n) is None]):
+        pytest.skip(f"no accounting here ({', '.join(lacking)}); tests/slurm/cluster.sh install")
+    folder = tmp_path_factory.mktemp("slurm")
+    for parent in (folder, *folder.parents):  # MariaDB's own user reads its files there
+        if parent.owner() == "root" and parent != Path("/") and not parent.stat().st_mode & 0o001:
+            parent.chmod(0o755)
+    started = subprocess.run([SCRIPT, "up", folder, *accounting], capture_output=True, text=True, check=False)
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield Cluster(folder)
+    finally:
+        subprocess.run(["scancel", "-u", "root"], env={**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}, check=False)
+        subprocess.run([SCRIPT, "down", folder], check=False)
+
+
+def attempts(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {run.signature: run.state.get("attempts", []) for run in Store.open(folder / "store").runs()}
+
+
+def test_a_graph_is_submitted_at_once_and_runs_in_order(cluster: Cluster, tmp_path: Path) -> None:
+    launched = cluster.launch(tmp_path, "objective=ce,precision", *FEW, *SLURM)
+    assert launched.returncode == 0, launched.stderr
+    assert "12 stage runs submitted as 6 job arrays" in launched.stdout
+    assert cluster.finished(tmp_path) == {"done": 12}
+    store = Store.open(tmp_path / "store")
+    ends = {run.signature: run.state["attempts"][-1]["ended"] for run in store.runs()}
+    for run in store.runs():
+        assert len(run.state["attempts"]) == 1
+        assert run.state["attempts"][0]["job"] == run.state["job"]["id"]
+        if parent := run.spec["parent"]:
+            assert run.state["attempts"][0]["started"] >= ends[parent["signature"]]
+    assert cluster.sweeps(tmp_path, "verify").returncode == 0
+    again = cluster.launch(tmp_path, "objective=ce,precision", *FEW, *SLURM)
+    assert "0 stage runs submitted, 0 were queued or running already, 12 are done" in again.stdout
+
+
+def test_a_failure_blocks_its_descendants_alone_and_retry_finishes(cluster: Cluster, tmp_path: Path) -> None:
+    word = '"beta": -0.25'  # the precision cell
+    launched = cluster.launch(tmp_path, "objective=ce,precision", *FEW, *SLURM, FAKE_FAIL=word)
+    assert launched.returncode == 0
+    assert cluster.finished(tmp_path) == {"done": 6, "failed": 1, "blocked": 5}
+    shown = cluster.sweeps(tmp_path, "status")
+    assert shown.returncode == 1
+    assert "RuntimeError: told to fail" in shown.stdout
+    assert {row["cell"] for row in cluster.status(tmp_path, "status=failed,blocked")} == {"nano/precision/seed1"}
+    assert "told to fail" in cluster.sweeps(tmp_path, "logs", "nano/precision/seed1:pretrain").stdout
+    retried = cluster.sweeps(tmp_path, "retry", "objective=precision")
+    assert retried.returncode == 0, retried.stderr
+    assert cluster.finished(tmp_path) == {"done": 12}
+    counts = [len(found) for found in attempts(tmp_path).values()]
+    assert sorted(counts) == [1] * 11 + [2]
+    assert "Nothing to retry" in cluster.sweeps(tmp_path, "retry").stdout
+
+
+def test_two_people_submit_at_once_and_each_stage_run_is_trained_once(cluster: Cluster, tmp_path: Path) -> None:
+    def submit(objectives: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "sweeps.run", "-m", f"objective={objectives}", *FEW, *SLURM, "until=midtrain"]
+        environment = {**cluster.environment, "FAKE_SECONDS": "2"}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+
+    both = [submit("ce,precision"), submit("precision,diversity")]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("4 were queued or running already" in output for output in said) == 1
+    third = cluster.launch(tmp_path, "objective=ce,precision,diversity", *FEW, *SLURM, "until=midtrain")
+    assert "0 stage runs submitted, 12 were" in third.stdout  # from here on nobody who submitted is needed
+    assert cluster.finished(tmp_path) == {"done": 12}
+    assert all(len(found) == 1 for found in attempts(tmp_path).values())
+
+
+def test_more_hangs_itself_on_what_is_queued(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.launch(tmp_path, *FEW, *SLURM, "until=pretrain", "seed=1,2", FAKE_SECONDS="3")
+    more = cluster.launch(tmp_path, *FEW, *SLURM, "until=grpo", "seed=1,2")
+    assert "8 stage runs submitted" in more.stdout
+    assert cluster.finished(tmp_path) == {"done": 12}
+
+
+def test_cancel_and_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.launch(tmp_path, *FEW, *SLURM, "seed=1,2", FAKE_SECONDS="60")
+    cluster.until(tmp_path, lambda found: found.get("running") == 2)
+    pretrain = cluster.status(tmp_path, "nano/ce/seed1:pretrain")[0]["job"]
+    cluster.call("scancel", "--signal=USR2", pretrain)  # as at its time limit: saved, put back, gone on with
+    cluster.until(tmp_path, lambda _: len(attempts(tmp_path)[pretrain_signature(cluster, tmp_path)]) == 2)
+    assert cluster.sweeps(tmp_path, "cancel").returncode == 2  # which ones?
+    cancelled = cluster.sweeps(tmp_path, "cancel", "*")
+    assert cancelled.returncode == 0, cancelled.stderr
+    found = cluster.finished(tmp_path)
+    assert not {"done", "failed"} & set(found)
+    deadline = time.time() + 30
+    while cluster.queue() and time.time() < deadline:
+        time.sleep(0.5)
+    assert cluster.queue() == []
+    retried = cluster.sweeps(tmp_path, "retry", FAKE_SECONDS="0")
+    assert retried.returncode == 0, retried.stderr
+    assert cluster.finished(tmp_path) == {"done": 12}
+    resumed = Store.open(tmp_path / "store").run("pretrain", pretrain_signature(cluster, tmp_path)).result
+    assert resumed is not None
+    assert resumed["metrics"]["resumed"] > 0
+
+
+def pretrain_signature(cluster: Cluster, folder: Path) -> str:
+    return cluster.status(folder, "nano/ce/seed1:pretrain")[0]["signature"]
+
+
+def test_requeues_have_a_limit(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.launch(tmp_path, *FEW, *SLURM, "until=pretrain", "hydra.launcher.requeues=0", FAKE_SECONDS="60")
+    cluster.until(tmp_path, lambda found: found.get("running") == 1)
+    time.sleep(1)
+    cluster.call("scancel", "--signal=USR2", cluster.status(tmp_path, "stage=pretrain")[0]["job"])
+    assert cluster.finished(tmp_path) == {"failed": 1, "blocked": 1}
+    assert "raise hydra.launcher.requeues" in cluster.sweeps(tmp_path, "status").stdout
+
+
+def test_a_job_that_dies_without_a_word_is_called_by_its_name(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.launch(tmp_path, *FEW, *SLURM, "until=pretrain", FAKE_DIE='"pretrain"')
+    assert cluster.finished(tmp_path) == {"failed": 1, "blocked": 1}
+    (row,) = cluster.status(tmp_path, "status=failed")
+    assert row["error"].startswith("FAILED: its process ended badly; job ")
+    assert "about to die" in row["error"]
+    Path(row["log"]).unlink()
+    Path(row["log"]).with_suffix(".out").unlink()
+    gone = cluster.sweeps(tmp_path, "logs", "nano/ce/seed1:pretrain")
+    assert gone.returncode == 2
+    assert "is gone" in gone.stderr
+    assert "Traceback" not in gone.stderr
+
+
+def test_a_node_that_fails_puts_its_jobs_back(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.launch(tmp_path, *FEW, *SLURM, "until=pretrain", FAKE_SECONDS="4")
+    cluster.until(tmp_path, lambda found: found.get("running") == 1)
+    node = cluster.call("sinfo", "-h", "-o", "%N", "-p", "main").stdout.strip()
+    cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    cluster.call("scontrol", "update", f"nodename={node}", "state=resume")
+    assert cluster.finished(tmp_path) == {"done": 2}
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ("hydra.launcher.midtrain.partition=nowhere", "invalid partition"),
+        ("hydra.launcher.midtrain.partition=short", "time limit"),
+        ("hydra.launcher.midtrain.cpus=1000", "more processors requested"),
+        ("+hydra.launcher.midtrain.extra.licenses=gold", "license"),
+    ],
+)
+def test_what_slurm_refuses_is_said_in_its_own_words_and_the_rest_goes_on(
+    cluster: Cluster, tmp_path: Path, refused: str, words: str
+) -> None:
+    launched = cluster.launch(tmp_path, *FEW, *SLURM, refused)
+    assert launched.returncode == 2
+    assert "Slurm says: " in launched.stderr
+    assert words.lower() in launched.stderr.lower()
+    assert "midtrain nano/ce/seed1" in launched.stderr
+    assert "3 stage runs wait for those" in launched.stderr
+    assert len(launched.stderr.splitlines()) == 1
+    assert cluster.finished(tmp_path) == {"done": 2, "missing": 4}
+
+
+def test_arrays_keep_to_the_clusters_limit(cluster: Cluster, tmp_path: Path) -> None:
+    """The cluster takes task numbers below 101, so 150 like stage runs are two arrays."""
+    launched = cluster.launch(tmp_path, *FEW, *SLURM, "until=pretrain", "seed=range(1,151)", "hydra.launcher.at_once=1")
+    assert launched.returncode == 0, launched.stderr
+    assert "300 stage runs submitted as 4 job arrays" in launched.stdout
+    pending = cluster.call("squeue", "-h", "-o", "%i %T").stdout
+    assert "%1]" in pending
+    assert cluster.sweeps(tmp_path, "cancel", "*").returncode == 0
+    cluster.finished(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder where the stage run below is trained in one piece, while Slurm is at it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    command = [sys.executable, "-m", "sweeps.run", *LONG, "tracking=off"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as training:
+        yield folder
+        training.kill()
+
+
+LONG = [*SMALL, "pretrain.milestones=1", "pretrain.tokens=5_000_000", "until=pretrain"]
+"""Long enough for a time limit of a minute to fall into it."""
+
+
+@pytest.mark.timeout(900)
+def test_past_its_time_limit_a_job_ends_with_the_bits_of_an_uninterrupted_run(
+    cluster: Cluster, uninterrupted: Path, tmp_path: Path
+) -> None:
+    limits = ["hydra.launcher.time=1", "hydra.launcher.signal_seconds=1", "hydra.launcher.evaluate.time=5"]
+    command = [sys.executable, "-m", "sweeps.run", *LONG, *SLURM, *limits]
+    launched = subprocess.run(command, cwd=tmp_path, env=cluster.real(), capture_output=True, text=True, check=False)
+    assert launched.returncode == 0, launched.stderr
+    assert cluster.finished(tmp_path, 600) == {"done": 2}
+    (run,) = [run for run in Store.open(tmp_path / "store").runs() if run.stage == "pretrain"]
+    assert len(run.state["attempts"]) > 1
+    assert run.state["attempts"][0]["error"] == "its time was up"
+    whole = Store.open(uninterrupted / "store").run("pretrain", run.signature)
+    while whole.status == "running":
+        time.sleep(0.5)
+    assert run.result is not None
+    assert whole.result is not None
+    weights = [name for name in run.result["files"] if name.endswith(".safetensors")]
+    assert weights
+    assert [run.result["files"][name] for name in weights] == [whole.result["files"][name] for name in weights]
+    assert [row["step"] for row in run.ledger()] == [row["step"] for row in whole.ledger()]
+
+
+def test_the_nano_grids_first_stages_train(cluster: Cluster, tmp_path: Path) -> None:
+    grid = ["objective=ce,precision", *SMALL, *FEW, "until=midtrain"]
+    command = [sys.executable, "-m", "sweeps.run", "-m", *grid, *SLURM]
+    launched = subprocess.run(command, cwd=tmp_path, env=cluster.real(), capture_output=True, text=True, check=False)
+    assert launched.returncode == 0, launched.stderr
+    assert cluster.finished(tmp_path, 280) == {"done": 8}
+    assert cluster.sweeps(tmp_path, "verify").returncode == 0
