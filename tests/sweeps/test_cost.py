@@ -87,7 +87,9 @@ def test_counted_forward_operations_agree_with_torch() -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    graph, stage = runs("pretrain.tokens=512", "pretrain.warmup_steps=0", "pretrain.milestones=1")
+    graph, stage = runs(
+        "pretrain.tokens=512", "pretrain.batch_tokens=512", "pretrain.warmup_steps=0", "pretrain.milestones=1"
+    )
     run, model = stage["pretrain"], stage["pretrain"].config["model"]
     theirs = Qwen3ForCausalLM(
         Qwen3Config(
