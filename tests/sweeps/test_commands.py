@@ -279,7 +279,7 @@ def test_a_raised_stage_version_is_a_why(folder: Path) -> None:
     for found in list(store.runs()):
         if found.stage == "pretrain":
             write_json(found.folder / "spec.json", found.spec | {"version": 0})
-            found.folder.rename(found.folder.with_name("0" * 15 + found.signature[-1]))
+            found.folder.rename(found.folder.with_name(found.signature[::-1]))
     said = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
     assert "pretrain.version: 1 here, 0 there" in said
 
