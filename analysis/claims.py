@@ -533,3 +533,13 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     """For CI: 0 where all are supported, 3 where one is contradicted, else 4 (undecided)."""
     found = {verdict.verdict for verdict in verdicts}
     return 3 if CONTRADICTED in found else 4 if UNDECIDED in found else 0
+
+
+def sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """Three sentences: what the numbers support, contradict and leave undecided."""
+    said = []
+    for verdict, words in ((SUPPORTED, "supports"), (CONTRADICTED, "contradicts"), (UNDECIDED, "leaves undecided")):
+        found = [v.claim.statement.rstrip(".") for v in verdicts if v.verdict == verdict]
+        listing = "; ".join(f"“{statement}”" for statement in found) if found else "none of the claims"
+        said.append(f"It {words} {listing}.")
+    return said

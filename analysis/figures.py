@@ -4,8 +4,13 @@ A chart is one or a few panels; a page lays them out and shows values under the 
 Curves are means over seeds, with the seeds' range as a band.
 """
 
+import contextlib
+import importlib.metadata
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -84,13 +89,13 @@ def values(frame: pd.DataFrame) -> Spec:
     """A frame as Vega-Lite data: five significant digits, missing numbers left out."""
     rows = []
     for record in frame.to_dict("records"):
-        row = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in record.items() if not _empty(v)}
-        rows.append({k: v.item() if hasattr(v, "item") else v for k, v in row.items()})
+        row = {str(k): v.item() if hasattr(v, "item") else v for k, v in record.items() if not _empty(v)}
+        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
     return {"values": rows}
 
 
 def _empty(value: Any) -> bool:
-    return value is None or (not isinstance(value, str) and bool(pd.isna(value)))
+    return value is None or value is pd.NA or (not isinstance(value, str) and not math.isfinite(value))
 
 
 def over_seeds(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.DataFrame:
@@ -113,7 +118,7 @@ def lines(frame: pd.DataFrame, x: str, title: str, x_title: str, *, log: bool = 
     ]
     x_axis = {"field": x, "type": "quantitative", "title": x_title, "axis": {"format": "~s", "tickCount": 5}}
     scale: Spec = {"type": "log"} if log else {"zero": False}
-    y_axis = {"type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 5}}
+    y_axis = {"type": "quantitative", "title": None, "scale": scale, "axis": {"tickCount": 5, "format": "~g"}}
     shade = colour(frame["objective"], legend=legend)
     layers: list[Spec] = []
     if (frame["seeds"] > 1).any():
@@ -243,7 +248,8 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
              "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor", "titleFontWeight": "normal"},
-    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "symbolType": "circle"},
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "symbolType": "circle",
+               "symbolOpacity": 1},
     "title": {"color": "currentColor", "fontSize": 12, "fontWeight": 600, "anchor": "start"},
     "text": {"color": "currentColor"},
     "rule": {"color": "currentColor"},
@@ -254,6 +260,27 @@ CONFIG: Spec = {
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 VERSION = "6.4"
 """Of Vega-Lite."""
+
+
+def vega_bundle() -> str:
+    """The script that draws Vega-Lite in a page (vega-embed with all it needs), as `window.vegaEmbed`.
+
+    vl-convert carries the libraries; joining them takes seconds, so the result is kept in the user's cache folder.
+    """
+    import vl_convert
+
+    version = importlib.metadata.version("vl-convert-python")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
+    path = folder / f"vega-embed-{VERSION}-{version}.js"
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(script)
+        beside.rename(path)
+    return script
 
 
 def page_specs(chart: Chart) -> list[Spec]:
