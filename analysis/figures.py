@@ -118,7 +118,7 @@ def lines(frame: pd.DataFrame, x: str, title: str, x_title: str, *, log: bool = 
     ]
     x_axis = {"field": x, "type": "quantitative", "title": x_title, "axis": {"format": "~s", "tickCount": 5}}
     scale: Spec = {"type": "log"} if log else {"zero": False}
-    y_axis = {"type": "quantitative", "title": None, "scale": scale, "axis": {"tickCount": 5, "format": "~g"}}
+    y_axis = {"type": "quantitative", "title": None, "scale": scale, "axis": {"tickCount": 5, **({"format": "~s"} if log else {})}}
     shade = colour(frame["objective"], legend=legend)
     layers: list[Spec] = []
     if (frame["seeds"] > 1).any():

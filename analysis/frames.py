@@ -295,7 +295,7 @@ def _measurements(plan: Plan, readings: Readings, runs: pd.DataFrame) -> pd.Data
     codes = signatures.indices.to_numpy() if len(table) else np.zeros(0, np.int32)
     # rows of an evaluation stand together, so each one is a slice
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    ends = np.append(starts[1:], len(codes))
+    ends = np.append(starts[1:], len(codes))[: len(starts)]
     slices = {names[codes[a]]: (a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)}
     kept = [(place, slices[place[0]]) for place in places if place[0] in slices]
     take = np.concatenate([np.arange(a, b) for _, (a, b) in kept]) if kept else np.zeros(0, np.int64)
