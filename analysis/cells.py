@@ -31,6 +31,8 @@ class Cells:
     stage_runs: list[tuple[str, ...]]
     repeated: int
     """Measurements that stand at a place that has one already: another configuration in the same store."""
+    benchmarks: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = field(default_factory=dict)
+    """(model, stage) -> benchmark -> its group and metrics, variants left out"""
     evaluations: dict[tuple[str, str, str, int], list[str]] = field(default_factory=dict)
     """(model, objective, stage, step) -> signatures of its planned evaluations"""
 
@@ -61,16 +63,32 @@ def gather(study: Study) -> Cells:
     for row, signature in zip(number.tolist(), frame["stage_run"].tolist(), strict=True):
         runs[row][signature] = None
     keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
+    rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}  # type: ignore[misc]
     return Cells(
         seeds,
-        {key: row for row, key in enumerate(keys)},  # type: ignore[misc]
+        rows,
         values,
         errors,
         t_half_width(values),
         [tuple(runs[row]) for row in range(len(cell))],
         int((count - 1).clip(min=0).sum()),
+        _benchmarks(rows, dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True)), first),
         _evaluations(study),
     )
+
+
+def _benchmarks(
+    rows: dict[Key, int], group: dict[str, str], first: Any
+) -> dict[tuple[str, str], dict[str, tuple[str, list[str]]]]:
+    """In the order in which they were measured."""
+    found: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = defaultdict(dict)
+    for key in sorted(rows, key=lambda key: first[rows[key]]):
+        model, _, stage, _, variant, benchmark, metric = key
+        if variant == "":
+            metrics = found[model, stage].setdefault(benchmark, (group[benchmark], []))[1]
+            if metric not in metrics:
+                metrics.append(metric)
+    return found
 
 
 def _combined(codes: list[Any]) -> Any:

@@ -16,8 +16,7 @@ def numbers(table: Table) -> pd.DataFrame:
     index = table.cells.index
     for level, name in enumerate(index.names):
         columns[str(name)] = list(index.get_level_values(level))
-    for position, (group, name) in enumerate(table.columns):
-        cells = table.cells.iloc[:, position].tolist()
+    for (group, name), cells in zip(table.columns, table.cells.to_numpy().T.tolist(), strict=True):
         title = " ".join(filter(None, (group, name)))
         if any(isinstance(cell, Entry) for cell in cells):
             entries = [cell if isinstance(cell, Entry) else Entry(None) for cell in cells]

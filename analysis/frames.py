@@ -6,8 +6,8 @@
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,8 +106,7 @@ def load(store: str | Path) -> pd.DataFrame:
 
     Raises `UserError` where `store` is none or one of its files cannot be read.
     """
-    opened = Store.open(store)
-    return read_study(stored_plan(opened), opened).measurements
+    return read_stored(Store.open(store)).measurements
 
 
 def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
@@ -117,7 +116,7 @@ def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = 
     architecture's list of ledger lines.
     """
     opened = Store.open(store)
-    runs = read_study(stored_plan(opened), opened).runs
+    runs = read_stored(opened).runs
     chosen = runs[(runs["status"] == "done") & (runs["stage"] == stage if stage else runs["stage"] != "evaluate")]
     if stage_run:
         chosen = chosen[chosen["stage_run"].str.startswith(stage_run)]
@@ -133,7 +132,7 @@ def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = 
 def samples(store: str | Path, benchmark: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
     """Sampled answers of the evaluations of a store: `benchmark question response answer right` and where from."""
     opened = Store.open(store)
-    study = read_study(stored_plan(opened), opened)
+    study = read_stored(opened)
     places = study.measurements.drop_duplicates(["stage_run", "stage"])
     frames = []
     for row in places[[*SETTING, "stage", "step", "stage_run"]].to_dict("records"):
@@ -186,21 +185,22 @@ def read_ledger(path: Path, most: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def stored_plan(store: Store, scale: str | None = None) -> Plan:
-    """A plan of what the store holds (of one scale), finished or not, for reading it with no sweep in hand."""
-    finished = read_store(store).runs
+def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] = ()) -> Study:
+    """The study of all that the store holds, finished or not (of one scale, of some seeds), with no sweep in hand."""
+    readings = read_store(store)
     graph = Plan()
     for stage in (*STAGES, "evaluate"):
-        for signature in sorted(p.name for p in (store.root / stage).glob("*") if p.is_dir()):
-            if signature in finished:
-                spec = finished[signature].spec
-            elif (store.root / stage / signature / "spec.json").exists():
-                spec = read_object(store.root / stage / signature / "spec.json")
+        folder = store.root / stage
+        for signature in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if signature in readings.runs:
+                spec = readings.runs[signature].spec
+            elif (folder / signature / "spec.json").exists():
+                spec = read_object(folder / signature / "spec.json")
             else:
                 continue
-            if scale is None or spec["labels"].get("scale") == scale:
+            if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
                 graph.runs[signature] = _stage_run(spec)
-    return graph
+    return _study(graph, store, readings)
 
 
 def _stage_run(spec: Mapping[str, Any]) -> StageRun:
@@ -222,15 +222,13 @@ def read_study(plan: Plan, store: Store | None) -> Study:
 
     Raises `UserError` naming the file where one of the store's files is corrupt.
     """
-    readings = read_store(store) if store else Readings()
+    return _study(plan, store, read_store(store) if store else Readings())
+
+
+def _study(plan: Plan, store: Store | None, readings: Readings) -> Study:
     runs = _runs(plan, store, readings.runs)
-    return Study(
-        _measurements(plan, readings, runs),
-        runs,
-        {s: readings.runs[s].spec if s in readings.runs else run.spec for s, run in plan.runs.items()},
-        plan,
-        store,
-    )
+    specs = {s: readings.runs[s].spec if s in readings.runs else run.spec for s, run in plan.runs.items()}
+    return Study(_measurements(plan, readings, runs), runs, specs, plan, store)
 
 
 def _runs(plan: Plan, store: Store | None, finished: Mapping[str, Finished]) -> pd.DataFrame:
@@ -314,11 +312,3 @@ def _measurements(plan: Plan, readings: Readings, runs: pd.DataFrame) -> pd.Data
         columns[name] = table[name].to_numpy()[take]
     frame = pd.DataFrame(columns, columns=list(COLUMNS))
     return frame.astype({name: kind for name, (kind, _) in COLUMNS.items()})
-
-
-def groups(frame: pd.DataFrame, by: list[str]) -> dict[Any, pd.DataFrame]:
-    """The parts of `frame` by the values of `by`, in the order of their first rows."""
-    found: dict[Any, list[int]] = defaultdict(list)
-    for position, key in enumerate(zip(*(frame[name] for name in by), strict=True)):
-        found[key].append(position)
-    return {key: frame.iloc[positions] for key, positions in found.items()}

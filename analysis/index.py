@@ -156,15 +156,31 @@ def _load(store: Store) -> Readings:
         head = orjson.loads(table.schema.metadata[b"runs"])
         if head["layout"] != LAYOUT:
             return Readings()
-        runs = {row[1]: Finished(row[0], row[1], (row[2][0], row[2][1]), *row[3:]) for row in head["runs"]}
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        parts, runs = head["parts"], {}
+        for stage, signature, (size, written), spec, config, environment, seconds, metrics in head["runs"]:
+            spec["config"] = {name: parts[number] for name, number in config.items()}
+            if environment is not None:
+                spec["environment"] = parts[environment]
+            runs[signature] = Finished(stage, signature, (size, written), spec, seconds, metrics)
+    except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError):
         return Readings()
     return Readings(runs, table.replace_schema_metadata(None))
 
 
 def _save(store: Store, readings: Readings) -> None:
-    rows = [[r.stage, r.signature, r.stamp, r.spec, r.seconds, r.metrics] for r in readings.runs.values()]
-    head = orjson.dumps({"layout": LAYOUT, "runs": rows})
+    """Configurations repeat from run to run, so each different part of them is kept once."""
+    parts: dict[bytes, int] = {}
+
+    def number(part: Any) -> int:
+        return parts.setdefault(orjson.dumps(part), len(parts))
+
+    rows = []
+    for run in readings.runs.values():
+        rest = {name: value for name, value in run.spec.items() if name not in ("config", "environment")}
+        config = {name: number(part) for name, part in run.spec["config"].items()}
+        environment = number(run.spec["environment"]) if "environment" in run.spec else None
+        rows.append([run.stage, run.signature, run.stamp, rest, config, environment, run.seconds, run.metrics])
+    head = orjson.dumps({"layout": LAYOUT, "parts": [orjson.Fragment(part) for part in parts], "runs": rows})
     table = readings.table.replace_schema_metadata({b"runs": head})
     path = _place(store)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

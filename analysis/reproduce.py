@@ -27,7 +27,7 @@ from analysis.beyond import build_beyond
 from analysis.claims import PaperSource, StudySource, Verdict, exit_code, judge, read_claims, sentences
 from analysis.figures import Chart, build_figures, png, svg
 from analysis.formats import FORMATS, write_table
-from analysis.frames import Study, read_study, stored_plan
+from analysis.frames import Study, read_stored, read_study
 from analysis.layout import TABLES
 from analysis.report import Content, render
 from analysis.tables import Table, build_tables
@@ -139,15 +139,10 @@ class _Read:
 
 def _read(options: Options) -> _Read:
     store = Store.open(options.store)
-    stored = stored_plan(store, options.scale)
+    stored = read_stored(store, options.scale, options.seeds)
+    seeds = options.seeds or sorted(stored.runs["seed"].unique().tolist())
     if options.sweep is None:
-        graph = stored
-        if options.seeds:
-            graph.runs = {s: run for s, run in graph.runs.items() if run.config["seed"] in options.seeds}
-        study = read_study(graph, store)
-        seeds = sorted(study.runs["seed"].unique().tolist())
-        return _Read(study, store, seeds, "shaping-run -m, with the overrides that made this store")
-    seeds = options.seeds or sorted({run.config["seed"] for run in stored.runs.values()})
+        return _Read(stored, store, seeds, "shaping-run -m, with the overrides that made this store")
     arguments = [f"+sweep={options.sweep}", f"scale={options.scale}", *options.overrides]
     if seeds:
         arguments.append(f"seed={','.join(map(str, seeds))}")

@@ -6,6 +6,7 @@ interval (t); with one it is the number with the interval over its problems. The
 only where its difference from each of the others, seed by seed, is significant after Holm's correction over the table.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from analysis.cells import Cells, gather
 from analysis.frames import Study, checkpoint_step
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import EXPERTS, MODELS, known
-from analysis.statistics import ALPHA, Floats, holm, t_half_width, t_test
+from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
 
 MISSING = "–"
 Z = 1.959963984540054
@@ -112,29 +113,57 @@ class _Builder:
     study: Study
     cells: Cells
     about: str
+    spots: dict[tuple[str, str, str], dict[int, Any]] = field(default_factory=dict)
+    """(model, stage, objective) -> step -> tokens (the step itself in RL) of its planned evaluations"""
+    roles: dict[str, str] = field(default_factory=dict)
+    """model -> the paper's model whose place it takes"""
+    controls: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    """(model, variant) -> RL steps at which ce was measured so"""
+
+    def __post_init__(self) -> None:
+        own = self.study.runs[self.study.runs["stage"] == "evaluate"]
+        for model, stage, objective, checkpoint, tokens in zip(
+            own["model"], own["measures"], own["objective"], own["checkpoint"], own["tokens"].tolist(), strict=True
+        ):
+            step = checkpoint_step(checkpoint)
+            place = self.spots.setdefault((model, stage, objective), {})
+            place[step] = step if tokens is None or tokens is pd.NA else tokens
+        for model, objective, stage, step, variant, *_ in self.cells.rows:
+            if variant and stage == "grpo" and objective == "ce":
+                self.controls.setdefault((model, variant), set()).add(step)
+
+    def lacks(self, place: tuple[str, str, str, int]) -> tuple[str, ...]:
+        """`stage/signature` that a place's evaluations wait for."""
+        waiting = [s for s in self.cells.evaluations.get(place, ()) if self.study.status[s] != "done"]
+        return tuple(self.study.lacks(waiting)) if waiting else ()
+
+    def checkpoints(self, model: str, stage: str, objective: str) -> list[tuple[int, Any]]:
+        """(step, tokens) of every planned evaluation of a setting's stage, whether it was run or not."""
+        return sorted(self.spots.get((model, stage, objective), {}).items())
 
     def entry(self, place: tuple[str, str, str, int], scores: Sequence[tuple[str, str]], factor: float,
               variant: str = "", form: str = "{:.2f}") -> Entry:  # fmt: skip
         """The mean over `scores` (benchmark, metric) of a place, over the seeds that have all of them."""
-        lacks = tuple(
-            self.study.lacks(s for s in self.cells.evaluations.get(place, ()) if self.study.status[s] != "done")
-        )
+        lacks = self.lacks(place)
         rows = [self.cells.rows.get((*place, variant, *score)) for score in scores]
         if not rows or any(row is None for row in rows):
             return Entry(None, lacks=lacks)
         found: list[int] = [row for row in rows if row is not None]
-        values = self.cells.values[found].mean(0) * factor
-        n = int(np.isfinite(values).sum())
+        by_seed = [value * factor for value in self.cells.values[found].mean(0).tolist()]
+        there = [value for value in by_seed if value == value]
+        n = len(there)
         if n == 0:
             return Entry(None, lacks=lacks)
         half: float | None
+        mean = math.fsum(there) / n
         if n > 1:
-            half = float(self.cells.half[found[0]] * factor if len(found) == 1 else t_half_width(values[None])[0])
+            spread = math.sqrt(math.fsum((value - mean) ** 2 for value in there) / (n - 1))
+            half = t_quantile(n - 1) * spread / math.sqrt(n)
         else:  # one seed: what is known of its error is the spread over problems
-            errors = self.cells.errors[found][:, np.isfinite(values)] * factor
+            errors = self.cells.errors[found][:, [value == value for value in by_seed]] * factor
             half = float(Z * np.sqrt((errors**2).sum()) / len(found)) or None
         stage_runs = tuple(dict.fromkeys(s for row in found for s in self.cells.stage_runs[row]))
-        return Entry(float(np.nanmean(values)), half, n, stage_runs, lacks, form=form, by_seed=tuple(values.tolist()))
+        return Entry(mean, half, n, stage_runs, lacks, form=form, by_seed=tuple(by_seed))
 
 
 def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), models: Iterable[str] = ()) -> list[Table]:
@@ -151,7 +180,7 @@ def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), mod
     for model in _models(study):
         if chosen and model not in chosen:
             continue
-        role = counterpart(model, _architecture(study, model))
+        role = builder.roles[model] = counterpart(model, _architecture(study, model))
         present = list(dict.fromkeys(study.runs.loc[study.runs["model"] == model, "objective"]))
         for number, place in TABLES.items():
             settings = [name for name in place.settings if name in present]
@@ -244,21 +273,10 @@ def score_metric(metrics: Iterable[str], group: str) -> str | None:
     return next((m for m in sorted(found) if m.startswith("avg@")), None)
 
 
-def _benchmarks(study: Study, model: str, stage: str) -> list[tuple[str, str, list[str]]]:
-    """(group, benchmark, metrics) of what was measured of a model at a stage, or is planned to be."""
-    measured = study.measurements
-    rows = measured[(measured["model"] == model) & (measured["stage"] == stage) & (measured["variant"] == "")]
-    found: dict[str, tuple[str, dict[str, None]]] = {}
-    distinct = rows[["group", "benchmark", "metric"]].drop_duplicates()
-    for group, benchmark, metric in distinct.itertuples(index=False):
-        found.setdefault(benchmark, (group, {}))[1][metric] = None
-    return [(group, benchmark, list(metrics)) for benchmark, (group, metrics) in found.items()]
-
-
 def base_table(builder: _Builder, model: str, place: Place, settings: list[str], number: int | None) -> Table:
     """Tables 2-13: benchmarks over token checkpoints, settings of one family below each other."""
-    study, stage = builder.study, place.stage
-    benchmarks = _benchmarks(study, model, stage)
+    stage = place.stage
+    benchmarks = [(group, name, metrics) for name, (group, metrics) in builder.cells.benchmarks.get((model, stage), {}).items()]
     scores: dict[Column, tuple[str, str]] = {}
     text: dict[Column, tuple[str, str]] = {}
     for group in GROUPS:
@@ -269,7 +287,7 @@ def base_table(builder: _Builder, model: str, place: Place, settings: list[str],
     for group, name, metrics in benchmarks:
         if group == "text":
             text |= {("text", pretty(m)): (name, m) for m in ("perplexity", "entropy") if m in metrics}
-    places = [(objective, *spot) for objective in settings for spot in _checkpoints(study, model, stage, objective)]
+    places = [(objective, *spot) for objective in settings for spot in builder.checkpoints(model, stage, objective)]
     reported = {name: {(r["benchmark"], r["metric"]): r for r in known(number, name)} for name in settings} if number else {}
     records = []
     for objective, step, _ in places:
@@ -335,14 +353,6 @@ def _spread(frame: pd.DataFrame) -> str:
     return f"Mean over {counted} ± 95 % interval (t).{bold if any(e.best for e in entries) else ''}"
 
 
-def _checkpoints(study: Study, model: str, stage: str, objective: str) -> list[tuple[int, Any]]:
-    """(step, tokens) of every planned evaluation of a setting's stage, whether it was run or not."""
-    runs = study.runs
-    own = runs[(runs["model"] == model) & (runs["measures"] == stage) & (runs["objective"] == objective)]
-    spots = {checkpoint_step(name): tokens for name, tokens in zip(own["checkpoint"], own["tokens"], strict=True)}
-    return [(step, spots[step] if not pd.isna(spots[step]) else step) for step in sorted(spots)]
-
-
 KINDS = ("avg", "cons", "pass")
 
 
@@ -352,9 +362,9 @@ def rl_table(builder: _Builder, model: str, objective: str, number: int | None) 
     The control is the ce model sampled at the temperature at which its entropy is this setting's: evaluation variant
     `matched:<objective>` of the ce cell.
     """
-    study = builder.study
-    role = counterpart(model, _architecture(study, model))
-    benchmarks = [(name, metrics) for group, name, metrics in _benchmarks(study, model, "grpo") if group == "math"]
+    role = builder.roles[model]
+    measured = builder.cells.benchmarks.get((model, "grpo"), {})
+    benchmarks = [(name, metrics) for name, (group, metrics) in measured.items() if group == "math"]
     names = benchmark_order([name for name, _ in benchmarks], "grpo")
     sampled = {m for _, metrics in benchmarks for m in metrics if m.split("@")[0] in KINDS and "@" in m}
     kinds = sorted(sampled, key=lambda m: (KINDS.index(m.split("@")[0]), int(m.split("@")[1])))
@@ -362,7 +372,7 @@ def rl_table(builder: _Builder, model: str, objective: str, number: int | None) 
     columns |= {("average", pretty(m)): [(b, m) for b in names] for m in kinds}
     largest = kinds[-1] if kinds and kinds[-1].startswith("pass@") else None
     reported = known(number, objective) if number else []
-    steps = [0, *(step for step, _ in _checkpoints(study, model, "grpo", objective))]
+    steps = [0, *(step for step, _ in builder.checkpoints(model, "grpo", objective))]
     records, index = [], []
     for step in steps:
         at = (model, objective, "grpo", step)
@@ -376,7 +386,7 @@ def rl_table(builder: _Builder, model: str, objective: str, number: int | None) 
         records.append(record)
         index.append((objective, step))
     variant = f"matched:{objective}"
-    controlled = {key[3] for key in builder.cells.rows if key[0] == model and key[2] == "grpo" and key[4] == variant}
+    controlled = builder.controls.get((model, variant), set())
     for step in sorted(controlled):
         at = (model, "ce", "grpo", step)
         record = {column: builder.entry(at, scores, 100, variant) for column, scores in columns.items()}
@@ -412,9 +422,10 @@ def _mark_best(tables: list[Table]) -> list[Table]:
         rivals: dict[tuple[Any, Column], list[tuple[int, int, int]]] = {}
         for position in positions:
             frame = tables[position].cells
-            for row, key in enumerate(frame.index):
-                for column, name in enumerate(tables[position].columns):
-                    if _competes(key[0], name, frame.iat[row, column]):
+            names = tables[position].columns
+            for row, (key, cells) in enumerate(zip(frame.index, frame.to_numpy(), strict=True)):
+                for column, (name, cell) in enumerate(zip(names, cells, strict=True)):
+                    if _competes(key[0], name, cell):
                         rivals.setdefault((key[1], name), []).append((position, row, column))
         _mark(tables, marked, [group for group in rivals.values() if len(group) > 1])
     done = []

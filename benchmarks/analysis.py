@@ -30,13 +30,13 @@ REPORT_CELLS = 500
 READ = """
 import json, resource, sys, time
 began = time.perf_counter()
-from analysis.frames import read_study, stored_plan
+from analysis.frames import read_stored
 from analysis.tables import build_tables
 from analysis.formats import csv
 from sweeps.store import Store
 imported = time.perf_counter()
 store = Store.open(sys.argv[1])
-study = read_study(stored_plan(store), store)
+study = read_stored(store)
 tables = build_tables(study, sys.argv[1])
 size = sum(len(csv(table)) for table in tables)
 done = time.perf_counter()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.frames import COLUMNS, read_ledger, read_study, stored_plan
+from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
 from sweeps.store import Store
 from tests.analysis.conftest import known, write_run
@@ -31,8 +31,8 @@ def test_the_store_alone_gives_what_its_plan_gives(make_store: Callable) -> None
     graph, store = make_store(["objective=ce,precision", "seed=1,2"])
     order = ["stage_run", "stage", "step", "benchmark", "metric"]
     by_plan, by_store = (
-        read_study(p, store).measurements.astype(str).sort_values(order, ignore_index=True)
-        for p in (graph, stored_plan(store))
+        study.measurements.astype(str).sort_values(order, ignore_index=True)
+        for study in (read_study(graph, store), read_stored(store))
     )
     pd.testing.assert_frame_equal(by_plan, by_store)
 
