@@ -304,11 +304,7 @@ class StudySource:
         parts = []
         for row, (benchmark, metric) in zip(rows, scores, strict=True):
             items = [self._per_item(run, benchmark, metric) for run in self.cells.stage_runs[row]]
-            matrix = None
-            if len(items) == len(seeds) and all(item is not None for item in items):
-                if len({len(item) for item in items if item is not None}) == 1:
-                    matrix = np.stack([item for item in items if item is not None]) * factor
-            parts.append((benchmark, matrix, self.cells.errors[row][there] * factor))
+            parts.append((benchmark, _matrix(items, values[len(parts)][there], factor), self.cells.errors[row][there] * factor))
         return Sampled(seeds, values.mean(0)[there] * factor, tuple(parts))
 
     def _scores(self, keys: Sequence[Any], stage: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -347,11 +343,21 @@ class StudySource:
                 counts.setdefault(row["question"], []).append(int(row["right"]))
             n = {len(found) for found in counts.values()}
             self._items[key] = None
-            if len(n) == 1:
+            size = n.pop() if len(n) == 1 else 0
+            if size >= int(metric.split("@")[1]):
                 right = np.array([sum(found) for found in counts.values()])
-                size = n.pop()
                 self._items[key] = right / size if kind == "avg" else pass_at_k(right, size, int(metric.split("@")[1]))
         return self._items[key]
+
+
+def _matrix(items: Sequence[Floats | None], values: Floats, factor: float) -> Floats | None:
+    """Per-problem values [seeds, problems] times `factor`; None unless they are there for every seed, alike in number,
+    and average to the measured values: then they are what was measured."""
+    found = [item for item in items if item is not None]
+    if len(found) != len(values) or len({len(item) for item in found}) != 1:
+        return None
+    matrix = np.stack(found)
+    return matrix * factor if np.allclose(matrix.mean(1), values, atol=1e-6) else None
 
 
 def _waits(lacks: list[str]) -> str:

@@ -89,8 +89,8 @@ def test_undecided_says_how_many_more_seeds(make_store: Callable) -> None:
 
 
 def test_problems_are_read_from_samples(make_store: Callable) -> None:
-    """With answers kept, problems are resampled; values must then be what the samples say."""
-    graph, store = make_store(["objective=ce", "seed=1,2"])
+    """With answers kept, problems are resampled, provided that the answers are what was measured."""
+    graph, store = make_store(["objective=ce", "seed=1,2"], number=lambda *place: 1 / 3 if place[1] == 1 else 1 / 3 + 1e-9)
     for run in graph.runs.values():
         if run.checkpoint == "step-000020":
             rows = [

@@ -1,0 +1,174 @@
+"""A loopback server that speaks as much of W&B's protocol as the real client asks of it, and remembers what arrived."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "someone"
+
+
+class Remembered:
+    """What a server was sent."""
+
+    def __init__(self) -> None:
+        self.operations: list[str] = []
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.history: dict[str, list[dict[str, Any]]] = {}
+        self.views: dict[str, dict[str, Any]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.used: list[dict[str, Any]] = []
+        self.uploads: dict[str, bytes] = {}
+        self.unknown: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request; `server.remembered` keeps it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Stay quiet."""
+
+    @property
+    def kept(self) -> Remembered:
+        """What this server was sent."""
+        return self.server.remembered  # type: ignore[attr-defined,no-any-return]
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline().strip() or b"0", 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _answer(self, content: Any, status: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self.kept.uploads[self.path] = self._body()
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.path.endswith("/file_stream"):
+            run = self.path.split("/")[-2]
+            files = json.loads(body or b"{}").get("files") or {}
+            for line in (files.get("wandb-history.jsonl") or {}).get("content", []):
+                self.kept.history.setdefault(run, []).append(json.loads(line))
+            self._answer({"exitcode": None, "limits": {}})
+            return
+        request = json.loads(body)
+        query, variables = request["query"], request.get("variables") or {}
+        found = re.search(r"(query|mutation)\s+(\w+)", query)
+        name = found.group(2) if found else query
+        self.kept.operations.append(name)
+        data = self._data(name, query, variables)
+        self._answer({"data": data})
+
+    def _project(self, name: str = "shaping") -> dict[str, Any]:
+        return {"id": "P1", "internalId": "P1", "name": name, "entityName": ENTITY,
+                "entity": {"id": "E1", "name": ENTITY}}  # fmt: skip
+
+    def _data(self, name: str, query: str, v: dict[str, Any]) -> Any:
+        base = f"http://127.0.0.1:{self.server.server_address[1]}"
+        kept = self.kept
+        match name:
+            case "Viewer":
+                return {"viewer": {"id": "U1", "entity": ENTITY, "username": ENTITY, "email": "a@b.c", "flags": "{}",
+                                   "name": ENTITY, "admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}},
+                        "serverInfo": {"latestLocalVersionInfo": None, "cliVersionInfo": {}, "features": []}}  # fmt: skip
+            case "UpsertBucket":
+                run = v.get("name") or "run"
+                kept.runs.setdefault(run, {}).update({k: x for k, x in v.items() if x is not None})
+                bucket = {"id": f"R-{run}", "name": run, "displayName": v.get("displayName") or run, "description": "",
+                          "config": v.get("config") or "{}", "sweepName": None, "historyLineCount": 0,
+                          "project": self._project(v.get("project") or "shaping")}  # fmt: skip
+                return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            case "RunResumeStatus" | "BucketQuery":
+                return {"model": {"id": "P1", "name": "shaping", "entity": {"id": "E1", "name": ENTITY}, "bucket": None}}
+            case "CreateRunFiles":
+                files = [{"name": f, "uploadUrl": f"{base}/up/{f}"} for f in v["files"]]
+                return {"createRunFiles": {"runID": "R1", "uploadHeaders": [], "files": files}}
+            case "CreateArtifact":
+                digest, collection = v["digest"], v["artifactCollectionNames"][0] if v.get("artifactCollectionNames") else ""
+                artifact = {"id": f"A-{digest}", "state": "PENDING", "digest": digest, "artifactSequence": {
+                    "id": f"S-{collection}", "latestArtifact": None, "name": collection}}  # fmt: skip
+                kept.artifacts.setdefault(f"A-{digest}", {"variables": v, "state": "PENDING"})
+                return {"createArtifact": {"artifact": artifact}}
+            case "CreateArtifactManifest":
+                file = {"id": "F1", "name": v.get("name"), "displayName": v.get("name"),
+                        "uploadUrl": f"{base}/manifest/{v.get('artifactID')}", "uploadHeaders": []}  # fmt: skip
+                return {"createArtifactManifest": {"artifactManifest": {"id": "M1", "file": file}}}
+            case "UpdateArtifactManifest":
+                file = {"id": "F1", "name": "m", "uploadUrl": f"{base}/manifest/x", "uploadHeaders": []}
+                return {"updateArtifactManifest": {"artifactManifest": {"id": "M1", "file": file}}}
+            case "CreateArtifactFiles":
+                files = [{"node": {"id": f"F{i}", "name": f["name"], "displayName": f["name"], "uploadHeaders": [],
+                                   "uploadUrl": f"{base}/files/{i}/{f['name']}", "storagePath": f["name"],
+                                   "uploadMultipartUrls": None, "artifact": {"id": f["artifactID"]}}}
+                         for i, f in enumerate(v["artifactFiles"])]  # fmt: skip
+                return {"createArtifactFiles": {"files": {"edges": files}}}
+            case "CommitArtifact":
+                kept.artifacts.setdefault(v["artifactID"], {})["state"] = "COMMITTED"
+                return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": v["artifactID"][2:]}}}
+            case "UseArtifact":
+                kept.used.append(v)
+                return {"useArtifact": {"artifact": {"id": v["artifactID"], "digest": v["artifactID"][2:], "description": "",
+                                                     "state": "COMMITTED", "createdAt": "", "metadata": "{}"}}}  # fmt: skip
+            case "ServerFeaturesQuery" | "ServerFeatures":
+                return {"serverInfo": {"features": []}}
+            case "GetProjects":
+                edges = [{"node": {**self._project(), "createdAt": "2026-01-01T00:00:00", "isBenchmark": False},
+                          "cursor": "c"}]  # fmt: skip
+                page = {"endCursor": "c", "hasNextPage": False}
+                return {"models": {"edges": edges, "pageInfo": page}, "entity": {"projects": {"edges": edges, "pageInfo": page}}}
+            case "ProjectInternalId":
+                return {"project": {"id": "P1", "internalId": "P1"}}
+            case "UpsertView2" | "upsertView":
+                view_id = v.get("id") or f"V{len(kept.views) + 1}"
+                old = kept.views.get(view_id, {})
+                view = {**old, **{k: x for k, x in v.items() if x is not None}, "id": view_id,
+                        "project": self._project(v.get("projectName") or "shaping")}  # fmt: skip
+                view["saves"] = old.get("saves", 0) + 1
+                kept.views[view_id] = view
+                shown = {k: view.get(k) for k in ("id", "name", "displayName", "description", "spec", "project", "type")}
+                return {"upsertView": {"view": {**shown, "updatedAt": "2026-01-01T00:00:00"}, "inserted": not old}}
+            case "View":
+                nodes = [x for x in kept.views.values() if v["viewName"] in x["name"] or x["name"] in v["viewName"]]
+                return {"project": {"allViews": {"edges": [{"node": x} for x in nodes]}}}
+            case "SpecificReport":
+                view = kept.views.get(v["reportId"]) or next(iter(x for x in kept.views.values() if x.get("type") == "runs"))
+                return {"view": {**view, "createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00"}}
+            case _:
+                kept.unknown.append(f"{name}: {query[:1500]} {json.dumps(v)[:300]}")
+                return {}
+
+
+@contextmanager
+def wandb_server() -> Iterator[tuple[str, Remembered]]:
+    """A server's address, and what it was sent."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.remembered = Remembered()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", server.remembered  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
