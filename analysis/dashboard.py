@@ -114,10 +114,10 @@ def build(options: Options) -> dict[str, str]:
         log_tables(options, entity, study, tables, verdicts, store)
         for name, view in views(entity, options, study).items():
             saved[name] = _save_view(view, saved.get(name))
+            write_json(path, record)  # at once: a view that is forgotten would be made a second time
         saved["report"] = _save_report(entity, options, tables, verdicts, saved.get("report"))
     except (wandb.Error, OSError, ValueError) as error:
         raise StageFailure(f"W&B project {options.project}: it was not saved ({' '.join(str(error).split())})") from error
-    path.parent.mkdir(exist_ok=True)
     write_json(path, record)
     return saved
 
@@ -153,6 +153,8 @@ def log_tables(
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=30),
     ) as run:
+        for used in _sent_evaluations(store, options):
+            run.use_artifact(used)
         for name, (columns, rows) in {
             **{f"tables/{table.name}": table_rows(table) for table in tables},
             "claims": claim_rows(verdicts),
@@ -160,6 +162,14 @@ def log_tables(
             run.log({name: wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)})
         run.summary.update({f"stage_runs/{status}": int(count) for status, count in progress.items()})
         run.summary.update({"stage_runs/planned": len(study.runs)})
+
+
+def _sent_evaluations(store: Store, options: Options) -> list[str]:
+    """Artifacts of evaluations that `shaping-sweeps sync --artifacts` sent to this project: what the tables are made of."""
+    path = store.root / "wandb" / "artifacts.json"
+    record = read_json(path) if path.exists() else {}
+    listed = {**record.get(f"/{options.project}", {}), **record.get(f"{options.entity or ''}/{options.project}", {})}
+    return [artifact for name, artifact in sorted(listed.items()) if name.startswith("evaluate-")]
 
 
 def views(entity: str, options: Options, study: Study) -> dict[str, Any]:

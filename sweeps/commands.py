@@ -43,7 +43,7 @@ def main() -> None:
             raise
         message = error.format_message() if isinstance(error, typer.BadParameter) else None
         print(f"shaping-sweeps: {message or getattr(error, 'message', None) or sentence(error)}", file=sys.stderr)
-        sys.exit(1 if not isinstance(error, UserError) and not hasattr(error, "exit_code") else 2)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def _plan(overrides: Sequence[str] | None) -> tuple[Plan, Store | None]:

@@ -120,13 +120,13 @@ def send_artifacts(store: Store, project: str, entity: str | None, large: bool, 
                     active.use_artifact(used)
                 if run.stage == "pretrain" and not run.spec["parent"]:
                     active.use_artifact(_dataset(wandb, run))
-                listed[name] = f"{name}:latest"
                 active.log_artifact(_artifact(wandb, run, name, large)).wait()
-        except (wandb.Error, OSError) as error:
+        except (wandb.Error, OSError, ValueError) as error:  # ValueError: an answer that the client cannot read
             raise StageFailure(
                 f"artifact {name}: W&B did not take it ({' '.join(str(error).split())}); the same command goes on from here"
             ) from error
         names.append(name)
+        listed[name] = f"{name}:latest"
         write_json(path, record)
         say(f"{name} sent")
     return names

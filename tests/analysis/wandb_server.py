@@ -4,11 +4,16 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENTITY = "someone"
+
+
+NOBODY: dict[str, Any] = {"edges": []}
+USER = {"__typename": "User", "id": "U1", "username": ENTITY, "name": ENTITY, "email": "a@b.c", "admin": False,
+        "flags": "{}", "entity": ENTITY, "deletedAt": None, "apiKeys": NOBODY, "teams": NOBODY}  # fmt: skip
 
 
 class Remembered:
@@ -29,6 +34,11 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one request; `server.remembered` keeps it."""
 
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        """A client that hangs up is no error."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, *_: Any) -> None:
         """Stay quiet."""
@@ -77,17 +87,41 @@ class Handler(BaseHTTPRequestHandler):
         found = re.search(r"(query|mutation)\s+(\w+)", query)
         name = found.group(2) if found else query
         self.kept.operations.append(name)
-        data = self._data(name, query, variables)
-        self._answer({"data": data})
+        try:
+            self._answer({"data": self._data(name, query, variables)})
+        except (KeyError, IndexError, TypeError) as error:  # the client asked in a way that this server does not know
+            self.kept.unknown.append(f"{name}: {error!r} {query[:800]} {json.dumps(variables)[:600]}")
+            self._answer({"errors": [{"message": f"not understood: {name}"}]})
 
     def _project(self, name: str = "shaping") -> dict[str, Any]:
         return {"id": "P1", "internalId": "P1", "name": name, "entityName": ENTITY,
                 "entity": {"id": "E1", "name": ENTITY}}  # fmt: skip
 
+    def _artifact(self, number: str) -> dict[str, Any]:
+        """An artifact as a reader is shown it."""
+        asked = self.kept.artifacts[number]["variables"]
+        place = {"__typename": "ArtifactSequence", "id": "S1", "name": asked["artifactCollectionName"],
+                 "project": self._project()}  # fmt: skip
+        latest = {"__typename": "ArtifactAlias", "id": "L1", "alias": "latest", "artifactCollection": place}
+        return {"__typename": "Artifact", "id": number, "artifactSequence": place, "versionIndex": 0,
+                "artifactType": {"name": asked["artifactTypeName"]}, "description": None, "metadata": "{}",
+                "ttlDurationSeconds": -2, "ttlIsInherited": False, "tags": [], "historyStep": None, "state": "COMMITTED",
+                "size": 1, "digest": asked["digest"], "commitHash": "c", "fileCount": 1,
+                "createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "aliases": [latest]}  # fmt: skip
+
+    def _artifact_named(self, name: str) -> dict[str, Any] | None:
+        for number, found in self.kept.artifacts.items():
+            if found["variables"].get("artifactCollectionName") == name.split(":")[0]:
+                return self._artifact(number)
+        return None
+
     def _data(self, name: str, query: str, v: dict[str, Any]) -> Any:
         base = f"http://127.0.0.1:{self.server.server_address[1]}"
         kept = self.kept
+        v = v.get("input", v)
         match name:
+            case "GetDefaultEntity":
+                return {"viewer": {"id": "U1", "entity": ENTITY}}
             case "Viewer":
                 return {"viewer": {"id": "U1", "entity": ENTITY, "username": ENTITY, "email": "a@b.c", "flags": "{}",
                                    "name": ENTITY, "admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}},
@@ -105,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
                 files = [{"name": f, "uploadUrl": f"{base}/up/{f}"} for f in v["files"]]
                 return {"createRunFiles": {"runID": "R1", "uploadHeaders": [], "files": files}}
             case "CreateArtifact":
-                digest, collection = v["digest"], v["artifactCollectionNames"][0] if v.get("artifactCollectionNames") else ""
+                collections = v.get("artifactCollectionNames") or [v.get("artifactCollectionName") or "unnamed"]
+                digest, collection = v["digest"], collections[0]
                 artifact = {"id": f"A-{digest}", "state": "PENDING", "digest": digest, "artifactSequence": {
                     "id": f"S-{collection}", "latestArtifact": None, "name": collection}}  # fmt: skip
                 kept.artifacts.setdefault(f"A-{digest}", {"variables": v, "state": "PENDING"})
@@ -126,6 +161,20 @@ class Handler(BaseHTTPRequestHandler):
             case "CommitArtifact":
                 kept.artifacts.setdefault(v["artifactID"], {})["state"] = "COMMITTED"
                 return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": v["artifactID"][2:]}}}
+            case "ArtifactType":
+                found = self._artifact_named(v["name"])
+                return {"project": {"artifact": found and {"artifactType": found["artifactType"]}}}
+            case "ArtifactByID":
+                return {"artifact": self._artifact(v["id"])}
+            case "ArtifactByName":
+                return {"project": {"artifact": self._artifact_named(v["name"])}}
+            case "ArtifactMembershipByName":
+                found = self._artifact_named(v["name"])
+                place = found and found["artifactSequence"]
+                member = found and {"__typename": "ArtifactCollectionMembership", "id": "AM1", "versionIndex": 0,
+                                    "createdAt": "2026-01-01T00:00:00",
+                                    "aliases": found["aliases"], "artifactCollection": place, "artifact": found}  # fmt: skip
+                return {"project": {"artifactCollectionMembership": member}}
             case "UseArtifact":
                 kept.used.append(v)
                 return {"useArtifact": {"artifact": {"id": v["artifactID"], "digest": v["artifactID"][2:], "description": "",
@@ -133,7 +182,8 @@ class Handler(BaseHTTPRequestHandler):
             case "ServerFeaturesQuery" | "ServerFeatures":
                 return {"serverInfo": {"features": []}}
             case "GetProjects":
-                edges = [{"node": {**self._project(), "createdAt": "2026-01-01T00:00:00", "isBenchmark": False},
+                edges = [{"node": {**self._project(), "createdAt": "2026-01-01T00:00:00", "isBenchmark": False,
+                                   "user": USER},
                           "cursor": "c"}]  # fmt: skip
                 page = {"endCursor": "c", "hasNextPage": False}
                 return {"models": {"edges": edges, "pageInfo": page}, "entity": {"projects": {"edges": edges, "pageInfo": page}}}
