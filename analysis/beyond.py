@@ -157,7 +157,7 @@ def _scatter(data: pd.DataFrame, x: str, y: str, x_title: str, y_title: str, dia
         high = float(max(data[x].max(), data[y].max()))
         ends = [{"x": low, "y": low}, {"x": high, "y": high}]
         line = {"mark": {"type": "line", "strokeDash": [4, 4], "color": "currentColor"}, "data": {"values": ends},
-                "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}}}  # fmt: skip
+                "encoding": {axis: {"field": axis, "type": "quantitative"} for axis in ("x", "y")}}  # fmt: skip
         layers.append(line)
     return {"title": y_title, "data": values(data), "layer": layers}
 
@@ -215,10 +215,15 @@ def _predictors(study: Study, facts: pd.DataFrame, model: str) -> Chart | str:
         own = data[data["stage"] == stage].head(20)
         if own.empty:
             continue
-        tooltip = [{"field": "what"}, *({"field": f, "format": ".3g"} for f in ("rho", "p", "p_holm")), {"field": "cells"}]
+        tooltip = [
+            {"field": "what"},
+            *({"field": f, "format": ".3g"} for f in ("rho", "p", "p_holm")),
+            {"field": "cells"},
+        ]
         encoding = {
             "y": {"field": "what", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 190}},
-            "x": {"field": "rho", "type": "quantitative", "title": "Spearman with Pass@k after RL", "scale": {"domain": [-1, 1]}},
+            "x": {"field": "rho", "type": "quantitative", "title": "Spearman with Pass@k after RL",
+                  "scale": {"domain": [-1, 1]}},
             "color": {"field": "significant", "type": "nominal", "title": None, "legend": {"orient": "bottom"},
                       "scale": {"domain": ["significant (Holm)", "not significant"], "range": ["#0072b2", "#b0b0b0"]}},
             "tooltip": tooltip,
@@ -317,7 +322,9 @@ FORKING_TOKENS = 12
 
 def _forking(study: Study, model: str) -> Chart | str:
     """Where the policy decides: how often which token is among the fifth of highest entropy, by setting."""
-    done = study.runs[(study.runs["stage"] == "grpo") & (study.runs["status"] == "done") & (study.runs["model"] == model)]
+    done = study.runs[
+        (study.runs["stage"] == "grpo") & (study.runs["status"] == "done") & (study.runs["model"] == model)
+    ]
     records = []
     for row in done.to_dict("records"):
         assert study.store is not None
@@ -358,9 +365,7 @@ def _scaling(study: Study, facts: pd.DataFrame) -> Chart | str:
         for stage, kind in (("pretrain", None), ("midtrain", None), ("grpo", "pass")):
             scores = averages(measured(study, model, stage), "step", kind)
             last = _last(scores, ["objective", "seed"]).reset_index() if len(scores) else scores
-            records += [
-                {"stage": stage, "parameters": float(sizes[model]), **row} for row in last.to_dict("records")
-            ]
+            records += [{"stage": stage, "parameters": float(sizes[model]), **row} for row in last.to_dict("records")]
     data = over_seeds(pd.DataFrame(records), ["stage", "objective", "parameters"]) if records else pd.DataFrame()
     panels = []
     for stage, title in (("pretrain", "after pre-training"), ("midtrain", "after mid-training"), ("grpo", "after RL")):
@@ -373,7 +378,9 @@ def _scaling(study: Study, facts: pd.DataFrame) -> Chart | str:
             "color": colour(own["objective"], legend={"orient": "bottom", "columns": 3}),
             "tooltip": [{"field": f} for f in ("objective", "parameters", "mean", "low", "high", "seeds")],
         }
-        panels.append({"title": title, "data": values(own), "mark": {"type": "line", "point": True}, "encoding": encoding})
+        panels.append(
+            {"title": title, "data": values(own), "mark": {"type": "line", "point": True}, "encoding": encoding}
+        )
     if not panels:
         return "no scores are measured yet"
     return Chart("scaling", None, "Scaling over model sizes", "Averages as in the tables.", tuple(panels), data)

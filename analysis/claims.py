@@ -22,9 +22,18 @@ import yaml
 
 from analysis.cells import Cells, gather
 from analysis.frames import Study, read_samples
-from analysis.layout import GROUPS, STAGE_NAMES, counterpart
+from analysis.layout import GROUPS, STAGE_NAMES
 from analysis.reference import reference
-from analysis.statistics import ALPHA, Estimate, Floats, Sampled, hierarchical_bootstrap, holm, permutation_test, seeds_needed
+from analysis.statistics import (
+    ALPHA,
+    Estimate,
+    Floats,
+    Sampled,
+    hierarchical_bootstrap,
+    holm,
+    permutation_test,
+    seeds_needed,
+)
 from analysis.tables import score_metric
 from pipelines.errors import UserError, nearest
 from pipelines.metrics import pass_at_k
@@ -176,7 +185,7 @@ def _term(node: ast.Call, claim: str) -> Term:
     kind = node.func.id
     parts = [*node.args, *(keyword.value for keyword in node.keywords)]
     if len(node.args) != len(TERMS[kind]) or not all(isinstance(part, ast.Constant) for part in parts):
-        raise UserError(f"claim {claim}: {ast.unparse(node)!r}: write {kind}({', '.join(TERMS[kind])}, key=\"word\")")
+        raise UserError(f'claim {claim}: {ast.unparse(node)!r}: write {kind}({", ".join(TERMS[kind])}, key="word")')
     for keyword in node.keywords:
         if keyword.arg not in KEYWORDS[kind]:
             raise UserError(f"claim {claim}: {keyword.arg}: {nearest(str(keyword.arg), KEYWORDS[kind])}")
@@ -304,7 +313,9 @@ class StudySource:
         parts = []
         for row, (benchmark, metric) in zip(rows, scores, strict=True):
             items = [self._per_item(run, benchmark, metric) for run in self.cells.stage_runs[row]]
-            parts.append((benchmark, _matrix(items, values[len(parts)][there], factor), self.cells.errors[row][there] * factor))
+            parts.append(
+                (benchmark, _matrix(items, values[len(parts)][there], factor), self.cells.errors[row][there] * factor)
+            )
         return Sampled(seeds, values.mean(0)[there] * factor, tuple(parts))
 
     def _scores(self, keys: Sequence[Any], stage: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -427,7 +438,9 @@ def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
                 verdict, p = CONTRADICTED, float(against[place])
             elif for_[place] < ALPHA:
                 verdict = SUPPORTED
-        verdicts.append(Verdict(claim, source.of, verdict, None if p is None or math.isnan(p) else p, tuple(comparisons)))
+        verdicts.append(
+            Verdict(claim, source.of, verdict, None if p is None or math.isnan(p) else p, tuple(comparisons))
+        )
     return verdicts
 
 

@@ -117,7 +117,9 @@ def build(options: Options) -> dict[str, str]:
             write_json(path, record)  # at once: a view that is forgotten would be made a second time
         saved["report"] = _save_report(entity, options, tables, verdicts, saved.get("report"))
     except (wandb.Error, OSError, ValueError) as error:
-        raise StageFailure(f"W&B project {options.project}: it was not saved ({' '.join(str(error).split())})") from error
+        raise StageFailure(
+            f"W&B project {options.project}: it was not saved ({' '.join(str(error).split())})"
+        ) from error
     write_json(path, record)
     return saved
 
@@ -131,7 +133,10 @@ def table_rows(table: Table) -> tuple[list[str], list[list[Any]]]:
 
 def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[list[Any]]]:
     """Claims as W&B takes them."""
-    rows = [[v.claim.name, v.claim.statement, v.verdict, v.p, "; ".join(c.evidence for c in v.comparisons)] for v in verdicts]
+    rows = [
+        [v.claim.name, v.claim.statement, v.verdict, v.p, "; ".join(c.evidence for c in v.comparisons)]
+        for v in verdicts
+    ]
     return ["name", "statement", "verdict", "p", "evidence"], rows
 
 
@@ -165,7 +170,7 @@ def log_tables(
 
 
 def _sent_evaluations(store: Store, options: Options) -> list[str]:
-    """Artifacts of evaluations that `shaping-sweeps sync --artifacts` sent to this project: what the tables are made of."""
+    """Artifacts of evaluations that `shaping-sweeps sync --artifacts` sent here: what tables are made of."""
     path = store.root / "wandb" / "artifacts.json"
     record = read_json(path) if path.exists() else {}
     listed = {**record.get(f"/{options.project}", {}), **record.get(f"{options.entity or ''}/{options.project}", {})}
@@ -224,8 +229,8 @@ def _line(axis: str, column: str, title: str) -> Any:
     """A curve of the ledger: mean over a group, with its range."""
     import wandb_workspaces.reports.v2 as wr
 
-    return wr.LinePlot(title=title, x=axis, y=[column], title_x=axis, groupby_aggfunc="mean", groupby_rangefunc="minmax",
-                       max_runs_to_show=100)  # fmt: skip
+    grouped = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
+    return wr.LinePlot(title=title, x=axis, y=[column], title_x=axis, **grouped)
 
 
 def _save_view(view: Any, address: str | None) -> str:

@@ -119,7 +119,12 @@ def lines(frame: pd.DataFrame, x: str, title: str, x_title: str, *, log: bool = 
     ]
     x_axis = {"field": x, "type": "quantitative", "title": x_title, "axis": {"format": "~s", "tickCount": 5}}
     scale: Spec = {"type": "log"} if log else {"zero": False}
-    y_axis = {"type": "quantitative", "title": None, "scale": scale, "axis": {"tickCount": 5, **({"format": "~s"} if log else {})}}
+    y_axis = {
+        "type": "quantitative",
+        "title": None,
+        "scale": scale,
+        "axis": {"tickCount": 5, **({"format": "~s"} if log else {})},
+    }
     shade = colour(frame["objective"], legend=legend)
     layers: list[Spec] = []
     if (frame["seeds"] > 1).any():
@@ -248,7 +253,8 @@ CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
-             "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor", "titleFontWeight": "normal"},
+             "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor",
+             "titleFontWeight": "normal"},
     "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "symbolType": "circle",
                "symbolOpacity": 1},
     "title": {"color": "currentColor", "fontSize": 12, "fontWeight": 600, "anchor": "start"},
@@ -286,7 +292,9 @@ def vega_bundle() -> str:
 
 def page_specs(chart: Chart) -> list[Spec]:
     """The panels for a page: as wide as their place."""
-    return [{"$schema": SCHEMA, "width": "container", "height": 220, "config": CONFIG, **panel} for panel in chart.panels]
+    return [
+        {"$schema": SCHEMA, "width": "container", "height": 220, "config": CONFIG, **panel} for panel in chart.panels
+    ]
 
 
 def static_spec(chart: Chart) -> Spec:

@@ -94,7 +94,10 @@ def latex(table: Table) -> str:
         else:
             groups.append((group, 1))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}"]
-    lines += [rf"\label{{tab:{_label(table.name)}}}", r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    lines += [
+        rf"\label{{tab:{_label(table.name)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+    ]
     lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * len(table.columns)}}}", r"\toprule"]
     if any(group for group, _ in groups):
         spans = [rf"\multicolumn{{{width}}}{{c}}{{{escape(group)}}}" for group, width in groups]
@@ -106,7 +109,9 @@ def latex(table: Table) -> str:
         parts = key if isinstance(key, tuple) else (key,)
         if len(parts) > 1 and previous and previous[0] != parts[0]:
             lines.append(r"\addlinespace")
-        shown = ["" if len(parts) > 1 and i == 0 and previous[:1] == parts[:1] else _plain(p) for i, p in enumerate(parts)]
+        shown = [
+            "" if len(parts) > 1 and i == 0 and previous[:1] == parts[:1] else _plain(p) for i, p in enumerate(parts)
+        ]
         cells = [rf"\textbf{{{escape(show(c, usual))}}}" if _best(c) else escape(show(c, usual)) for c in row]
         lines.append(" & ".join([*map(escape, shown), *cells]) + r" \\")
         previous = parts

@@ -1,8 +1,8 @@
 """What a sweep planned and what its store holds, as tidy, typed pandas frames.
 
-    analysis.load("store")       every measurement of a store, one row each; `COLUMNS` says what each column is
-    analysis.ledger("store")     the training stages' metrics over their steps
-    analysis.samples("store")    the sampled answers
+analysis.load("store")       every measurement of a store, one row each; `COLUMNS` says what each column is
+analysis.ledger("store")     the training stages' metrics over their steps
+analysis.samples("store")    the sampled answers
 """
 
 import json

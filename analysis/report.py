@@ -155,7 +155,9 @@ def _cell(cell: Any, usual: int, numbers: Mapping[str, int]) -> dict[str, Any]:
     runs = ",".join(str(numbers[signature]) for signature in cell.stage_runs)
     note = ""
     if cell.value is None:
-        note = f"waits for {', '.join(cell.lacks[:4])}" if cell.lacks else "not measured by the evaluations that were run"
+        note = (
+            f"waits for {', '.join(cell.lacks[:4])}" if cell.lacks else "not measured by the evaluations that were run"
+        )
     elif cell.lacks:
         note = f"n = {cell.n}; more seeds wait for {', '.join(cell.lacks[:4])}"
     elif cell.n != usual:

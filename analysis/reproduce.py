@@ -164,7 +164,9 @@ def _tables(options: Options, study: Study) -> list[Table]:
     tables = build_tables(study, options.store, options.tables, options.models)
     if not tables:
         named = ", ".join(f"{number} ({TABLES[number].model})" for number in options.tables if number in TABLES)
-        raise UserError(f"tables={options.tables}: this study has no model or setting in the place of {named or 'these'}")
+        raise UserError(
+            f"tables={options.tables}: this study has no model or setting in the place of {named or 'these'}"
+        )
     return tables
 
 
@@ -237,7 +239,9 @@ def show_claims(options: Options, console: Console) -> int:
     """Print every claim with its verdict and evidence; returns the exit code."""
     ours, paper = _judge(options, _read(options).study)
     for mine, theirs in zip(ours, paper, strict=True):
-        console.print(f"{mine.verdict.upper()}  {mine.claim.statement}  (the paper's numbers: {theirs.verdict})", markup=False)
+        console.print(
+            f"{mine.verdict.upper()}  {mine.claim.statement}  (the paper's numbers: {theirs.verdict})", markup=False
+        )
         for comparison in mine.comparisons:
             console.print(f"  {comparison.verdict}: {comparison.text} [{comparison.model}]", markup=False)
             console.print(f"    {comparison.evidence}", markup=False)
@@ -298,12 +302,16 @@ def show(console: Console, tables: list[Table], study: Study, command: str, fold
             summary.add_column(metric, justify="right")
         for table in rl:
             own = table.cells[table.cells.index.get_level_values(0) == table.objectives[0]]
-            cells = [" -> ".join(str(end.get(column, "–")) for end in (own.iloc[0], own.iloc[-1])) for column in averages]
+            cells = [
+                " -> ".join(str(end.get(column, "–")) for end in (own.iloc[0], own.iloc[-1])) for column in averages
+            ]
             summary.add_row(table.title.split("RL from ")[-1], *cells)
         console.print(summary)
     missing = int((study.runs["status"] != "done").sum())
     if missing:
-        console.print(f"{missing} of {len(study.runs)} stage runs are missing; this computes them:\n  {command}", markup=False)
+        console.print(
+            f"{missing} of {len(study.runs)} stage runs are missing; this computes them:\n  {command}", markup=False
+        )
     console.print(f"{len(tables)} tables, figures and measurements.csv in {folder}; open {folder / 'report.html'}")
 
 

@@ -141,8 +141,8 @@ def hierarchical_bootstrap(
     """`statistic` of the quantities' means, with an interval over new seeds and new problems.
 
     Seeds and problems are crossed: every seed of every setting is asked the same problems. A replicate draws seeds and,
-    independently, problems, with replacement, the same for all quantities (Owen 2007, the pigeonhole bootstrap), so that
-    what they have in common cancels in a difference. A part whose problems are not known contributes normal noise of
+    independently, problems, with replacement, the same for all quantities (Owen 2007, the pigeonhole bootstrap), so
+    that     what they have in common cancels in a difference. A part whose problems are not known contributes normal noise of
     its standard error instead, independent between quantities.
 
     Few seeds make a percentile interval too narrow, so the replicates give a standard error, scaled by

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.cells import Cells, gather
 from analysis.frames import Study, checkpoint_step
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
-from analysis.reference import EXPERTS, MODELS, known
+from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
 
 MISSING = "–"
@@ -276,7 +276,9 @@ def score_metric(metrics: Iterable[str], group: str) -> str | None:
 def base_table(builder: _Builder, model: str, place: Place, settings: list[str], number: int | None) -> Table:
     """Tables 2-13: benchmarks over token checkpoints, settings of one family below each other."""
     stage = place.stage
-    benchmarks = [(group, name, metrics) for name, (group, metrics) in builder.cells.benchmarks.get((model, stage), {}).items()]
+    benchmarks = [
+        (group, name, metrics) for name, (group, metrics) in builder.cells.benchmarks.get((model, stage), {}).items()
+    ]
     scores: dict[Column, tuple[str, str]] = {}
     text: dict[Column, tuple[str, str]] = {}
     for group in GROUPS:
@@ -288,7 +290,9 @@ def base_table(builder: _Builder, model: str, place: Place, settings: list[str],
         if group == "text":
             text |= {("text", pretty(m)): (name, m) for m in ("perplexity", "entropy") if m in metrics}
     places = [(objective, *spot) for objective in settings for spot in builder.checkpoints(model, stage, objective)]
-    reported = {name: {(r["benchmark"], r["metric"]): r for r in known(number, name)} for name in settings} if number else {}
+    reported = (
+        {name: {(r["benchmark"], r["metric"]): r for r in known(number, name)} for name in settings} if number else {}
+    )
     records = []
     for objective, step, _ in places:
         at = (model, objective, stage, step)
@@ -448,9 +452,7 @@ def _competes(objective: Any, column: Column, cell: Any) -> bool:
     )
 
 
-def _mark(
-    tables: list[Table], marked: dict[int, pd.DataFrame], groups: list[list[tuple[int, int, int]]]
-) -> None:
+def _mark(tables: list[Table], marked: dict[int, pd.DataFrame], groups: list[list[tuple[int, int, int]]]) -> None:
     """Bold where the best of a group differs from each of the others, corrected over all groups."""
     tests: list[Floats] = []
     winners: list[tuple[tuple[int, int, int], slice]] = []

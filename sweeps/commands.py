@@ -145,7 +145,9 @@ def sync(
     if sent.failed:
         raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command goes on")
     if artifacts or checkpoints:
-        names = send_artifacts(opened, project or "shaping", entity, checkpoints, lambda line: console.print(line, markup=False))
+        names = send_artifacts(
+            opened, project or "shaping", entity, checkpoints, lambda line: console.print(line, markup=False)
+        )
         console.print(f"{len(names)} artifacts sent")
 
 

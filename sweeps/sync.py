@@ -86,7 +86,9 @@ def _last_line(text: str) -> str:
     return lines[-1].removeprefix("wandb: ") if lines else "the client said nothing"
 
 
-def send_artifacts(store: Store, project: str, entity: str | None, large: bool, say: Callable[[str], None]) -> list[str]:
+def send_artifacts(
+    store: Store, project: str, entity: str | None, large: bool, say: Callable[[str], None]
+) -> list[str]:
     """Send finished stage runs as artifacts, each using its parent's, pre-training using its data; returns their names.
 
     `large` adds checkpoints. What `wandb/artifacts.json` lists for this project was sent before and is left out. Raises
@@ -123,7 +125,7 @@ def send_artifacts(store: Store, project: str, entity: str | None, large: bool, 
                 active.log_artifact(_artifact(wandb, run, name, large)).wait()
         except (wandb.Error, OSError, ValueError) as error:  # ValueError: an answer that the client cannot read
             raise StageFailure(
-                f"artifact {name}: W&B did not take it ({' '.join(str(error).split())}); the same command goes on from here"
+                f"artifact {name}: W&B did not take it ({' '.join(str(error).split())}); the same command goes on"
             ) from error
         names.append(name)
         listed[name] = f"{name}:latest"

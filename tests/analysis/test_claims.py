@@ -47,7 +47,9 @@ def test_the_papers_numbers_are_judged_as_the_paper_reads_them() -> None:
         "tail-penalty-after-rl": "supported",
         "entropy-collapse": "undecided",
     }
-    (growth,) = next(v for v in judge(read_claims(), PaperSource()) if v.claim.name == "precision-grows-with-size").comparisons
+    (growth,) = next(
+        v for v in judge(read_claims(), PaperSource()) if v.claim.name == "precision-grows-with-size"
+    ).comparisons
     assert growth.estimate is not None
     assert growth.estimate.value == pytest.approx((44.89 - 44.11) - (43.11 - 42.62))
     assert "no interval" in growth.evidence
@@ -78,7 +80,11 @@ def test_one_seed_decides_nothing(make_store: Callable) -> None:
 
 def test_what_is_missing_is_named(make_store: Callable) -> None:
     graph, store = make_store(SEEDS, leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020")
-    (claim,) = [v for v in judge(read_claims(), StudySource(read_study(graph, store))) if v.claim.name == "tail-penalty-after-rl"]
+    (claim,) = [
+        v
+        for v in judge(read_claims(), StudySource(read_study(graph, store)))
+        if v.claim.name == "tail-penalty-after-rl"
+    ]
     assert "is not measured; it waits for grpo/" in claim.comparisons[0].evidence
 
 
@@ -90,11 +96,15 @@ def test_undecided_says_how_many_more_seeds(make_store: Callable) -> None:
 
 def test_problems_are_read_from_samples(make_store: Callable) -> None:
     """With answers kept, problems are resampled, provided that the answers are what was measured."""
-    graph, store = make_store(["objective=ce", "seed=1,2"], number=lambda *place: 1 / 3 if place[1] == 1 else 1 / 3 + 1e-9)
+    graph, store = make_store(
+        ["objective=ce", "seed=1,2"], number=lambda *place: 1 / 3 if place[1] == 1 else 1 / 3 + 1e-9
+    )
     for run in graph.runs.values():
         if run.checkpoint == "step-000020":
             rows = [
-                {"benchmark": "Chain-3", "question": f"q{q}", "right": (q + s) % 3 == 0} for q in range(6) for s in range(8)
+                {"benchmark": "Chain-3", "question": f"q{q}", "right": (q + s) % 3 == 0}
+                for q in range(6)
+                for s in range(8)
             ]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (store.root / "evaluate" / run.signature / "samples.jsonl").write_text(text)
@@ -111,8 +121,8 @@ def test_problems_are_read_from_samples(make_store: Callable) -> None:
 def test_a_users_claims(make_store: Callable, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(
-        'claims:\n- name: control\n  statement: precision is more than a temperature\n  holds: value("precision", at="first") '
-        '> value("ce", at="first", variant="matched:precision")\n'
+        "claims:\n- name: control\n  statement: precision is more than a temperature\n"
+        '  holds: value("precision", at="first") > value("ce", at="first", variant="matched:precision")\n'
         '- name: half\n  statement: all above forty\n  holds: [\'40 < value("ce", metric="avg") < 60\']\n'
     )
     graph, store = make_store(SEEDS, number=made({"precision": 0.2}, ORDERED))

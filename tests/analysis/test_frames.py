@@ -19,7 +19,9 @@ from tests.analysis.conftest import known, write_run
 def test_the_frame_is_as_documented(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce,tail_penalty"])
     frame = analysis.load(store.root)
-    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {name: kind for name, (kind, _) in COLUMNS.items()}
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+        name: kind for name, (kind, _) in COLUMNS.items()
+    }
     row = frame.query("objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain'").iloc[-1]
     assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 292, 292 * 1024)
     assert row["value"] == known("tail_penalty", 1, "midtrain", 292, "Modules", "accuracy")
@@ -140,7 +142,9 @@ def test_ledger_and_samples(make_store: Callable) -> None:
 
 
 def test_what_waits_for_what(make_store: Callable) -> None:
-    graph, store = make_store(["objective=ce"], leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020")
+    graph, store = make_store(
+        ["objective=ce"], leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020"
+    )
     study = read_study(graph, store)
     (rl,) = [run for run in graph.runs.values() if run.stage == "grpo"]
     (last,) = [run for run in graph.runs.values() if run.checkpoint == "step-000020"]

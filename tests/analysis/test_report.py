@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ def with_samples(store: Store, graph: Any, text: str) -> None:
     for run in graph.runs.values():
         evaluation = store.root / "evaluate" / run.signature
         if run.checkpoint == "step-000020" and evaluation.exists():
-            rows = [{"benchmark": "Chain-3", "question": f"{text}{q}", "response": text, "right": q == 0} for q in range(2)]
+            rows = [
+                {"benchmark": "Chain-3", "question": f"{text}{q}", "response": text, "right": q == 0} for q in range(2)
+            ]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (evaluation / "samples.jsonl").write_text(lines)
 
@@ -99,7 +101,9 @@ def test_figures_are_drawn_with_values_under_the_pointer(page: Page) -> None:
     draw_all(page)
     assert page.locator(".panel svg").count() == page.locator(".panel").count() >= 10
     page.locator("#pretraining-nano").scroll_into_view_if_needed()
-    page.locator("#pretraining-nano .panel").first.locator("svg path[aria-roledescription=point]").first.hover(force=True)
+    page.locator("#pretraining-nano .panel").first.locator("svg path[aria-roledescription=point]").first.hover(
+        force=True
+    )
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "highest seed" in page.locator("#vg-tooltip-element").inner_text()
 
@@ -135,9 +139,9 @@ def test_sorting_by_keyboard(page: Page) -> None:
 def test_filters(page: Page) -> None:
     page.select_option("[data-filter=objective]", "diversity")
     assert page.locator("section.table:visible").count() == 1 + 2 + 1  # models, two stages by beta, its RL
-    assert set(page.locator("#table-03-nano tbody tr:visible").evaluate_all("all => all.map(r => r.dataset.objective)")) == {
-        "diversity"
-    }
+    assert set(
+        page.locator("#table-03-nano tbody tr:visible").evaluate_all("all => all.map(r => r.dataset.objective)")
+    ) == {"diversity"}
     page.select_option("[data-filter=benchmark]", "Chain-4")
     heads = page.locator("#table-17-nano tr.names th:visible").all_inner_texts()
     assert [head.strip() for head in heads[:2]] == ["objective", "RL step"]
@@ -214,7 +218,8 @@ def test_the_policy_stops_what_escaping_would_miss(browser: Browser, folder: Pat
     text = (folder / "report.html").read_text()
     path = tmp_path / "report.html"
     path.write_text(
-        text.replace("</main>", '<script>window.ran=1</script><img src="http://127.0.0.1:9/x"></main>'), encoding="utf-8"
+        text.replace("</main>", '<script>window.ran=1</script><img src="http://127.0.0.1:9/x"></main>'),
+        encoding="utf-8",
     )
     page = browser.new_page()
     refused: list[str] = []

@@ -36,13 +36,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_of(tmp_path: Path, **changes: Any) -> Options:
-    return Options(**{"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "sweep": "nano", **changes})
+    return Options(
+        **{"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "sweep": "nano", **changes}
+    )
 
 
 def test_every_format_holds_the_numbers(finished: Path) -> None:
     folder = finished
     exact = 100 * known("ce", 1, "grpo", 10, "Chain-5", "avg@8")
-    for frame in (pd.read_csv(folder / "tables/table-14-nano.csv"), pd.read_parquet(folder / "tables/table-14-nano.parquet")):
+    for frame in (
+        pd.read_csv(folder / "tables/table-14-nano.csv"),
+        pd.read_parquet(folder / "tables/table-14-nano.parquet"),
+    ):
         row = frame[frame["RL step"] == 10].iloc[0]
         assert row["Chain-5 Avg@8"] == pytest.approx(exact)
         assert row["Chain-5 Avg@8 ±"] == pytest.approx(1.96, abs=0.001)  # one seed: 1.96 standard errors of 1 percent

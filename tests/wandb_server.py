@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENTITY = "someone"
+TIME = "2026-01-01T00:00:00"
 
 
 NOBODY: dict[str, Any] = {"edges": []}
@@ -105,9 +106,10 @@ class Handler(BaseHTTPRequestHandler):
         latest = {"__typename": "ArtifactAlias", "id": "L1", "alias": "latest", "artifactCollection": place}
         return {"__typename": "Artifact", "id": number, "artifactSequence": place, "versionIndex": 0,
                 "artifactType": {"name": asked["artifactTypeName"]}, "description": None, "metadata": "{}",
-                "ttlDurationSeconds": -2, "ttlIsInherited": False, "tags": [], "historyStep": None, "state": "COMMITTED",
+                "ttlDurationSeconds": -2, "ttlIsInherited": False, "tags": [], "historyStep": None,
+                "state": "COMMITTED",
                 "size": 1, "digest": asked["digest"], "commitHash": "c", "fileCount": 1,
-                "createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "aliases": [latest]}  # fmt: skip
+                "createdAt": TIME, "updatedAt": TIME, "aliases": [latest]}  # fmt: skip
 
     def _artifact_named(self, name: str) -> dict[str, Any] | None:
         for number, found in self.kept.artifacts.items():
@@ -125,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             case "Viewer":
                 return {"viewer": {"id": "U1", "entity": ENTITY, "username": ENTITY, "email": "a@b.c", "flags": "{}",
                                    "name": ENTITY, "admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}},
-                        "serverInfo": {"latestLocalVersionInfo": None, "cliVersionInfo": {}, "features": []}}  # fmt: skip
+                        "serverInfo": {"latestLocalVersionInfo": None, "cliVersionInfo": {}}}  # fmt: skip
             case "UpsertBucket":
                 run = v.get("name") or "run"
                 kept.runs.setdefault(run, {}).update({k: x for k, x in v.items() if x is not None})
@@ -134,7 +136,9 @@ class Handler(BaseHTTPRequestHandler):
                           "project": self._project(v.get("project") or "shaping")}  # fmt: skip
                 return {"upsertBucket": {"bucket": bucket, "inserted": True}}
             case "RunResumeStatus" | "BucketQuery":
-                return {"model": {"id": "P1", "name": "shaping", "entity": {"id": "E1", "name": ENTITY}, "bucket": None}}
+                return {
+                    "model": {"id": "P1", "name": "shaping", "entity": {"id": "E1", "name": ENTITY}, "bucket": None}
+                }
             case "CreateRunFiles":
                 files = [{"name": f, "uploadUrl": f"{base}/up/{f}"} for f in v["files"]]
                 return {"createRunFiles": {"runID": "R1", "uploadHeaders": [], "files": files}}
@@ -173,12 +177,14 @@ class Handler(BaseHTTPRequestHandler):
                 place = found and found["artifactSequence"]
                 member = found and {"__typename": "ArtifactCollectionMembership", "id": "AM1", "versionIndex": 0,
                                     "createdAt": "2026-01-01T00:00:00",
-                                    "aliases": found["aliases"], "artifactCollection": place, "artifact": found}  # fmt: skip
+                                    "aliases": found["aliases"],
+                                    "artifactCollection": place, "artifact": found}  # fmt: skip
                 return {"project": {"artifactCollectionMembership": member}}
             case "UseArtifact":
                 kept.used.append(v)
-                return {"useArtifact": {"artifact": {"id": v["artifactID"], "digest": v["artifactID"][2:], "description": "",
-                                                     "state": "COMMITTED", "createdAt": "", "metadata": "{}"}}}  # fmt: skip
+                used = {"id": v["artifactID"], "digest": v["artifactID"][2:], "description": "", "state": "COMMITTED",
+                        "createdAt": "", "metadata": "{}"}  # fmt: skip
+                return {"useArtifact": {"artifact": used}}
             case "ServerFeaturesQuery" | "ServerFeatures":
                 return {"serverInfo": {"features": []}}
             case "GetProjects":
@@ -186,7 +192,10 @@ class Handler(BaseHTTPRequestHandler):
                                    "user": USER},
                           "cursor": "c"}]  # fmt: skip
                 page = {"endCursor": "c", "hasNextPage": False}
-                return {"models": {"edges": edges, "pageInfo": page}, "entity": {"projects": {"edges": edges, "pageInfo": page}}}
+                return {
+                    "models": {"edges": edges, "pageInfo": page},
+                    "entity": {"projects": {"edges": edges, "pageInfo": page}},
+                }
             case "ProjectInternalId":
                 return {"project": {"id": "P1", "internalId": "P1"}}
             case "UpsertView2" | "upsertView":
@@ -196,13 +205,17 @@ class Handler(BaseHTTPRequestHandler):
                         "project": self._project(v.get("projectName") or "shaping")}  # fmt: skip
                 view["saves"] = old.get("saves", 0) + 1
                 kept.views[view_id] = view
-                shown = {k: view.get(k) for k in ("id", "name", "displayName", "description", "spec", "project", "type")}
+                shown = {
+                    k: view.get(k) for k in ("id", "name", "displayName", "description", "spec", "project", "type")
+                }
                 return {"upsertView": {"view": {**shown, "updatedAt": "2026-01-01T00:00:00"}, "inserted": not old}}
             case "View":
                 nodes = [x for x in kept.views.values() if v["viewName"] in x["name"] or x["name"] in v["viewName"]]
                 return {"project": {"allViews": {"edges": [{"node": x} for x in nodes]}}}
             case "SpecificReport":
-                view = kept.views.get(v["reportId"]) or next(iter(x for x in kept.views.values() if x.get("type") == "runs"))
+                view = kept.views.get(v["reportId"]) or next(
+                    iter(x for x in kept.views.values() if x.get("type") == "runs")
+                )
                 return {"view": {**view, "createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00"}}
             case _:
                 kept.unknown.append(f"{name}: {query[:1500]} {json.dumps(v)[:300]}")
