@@ -101,8 +101,9 @@ def build(options: Options) -> dict[str, str]:
     tables = build_tables(study, options.store)
     verdicts = judge(read_claims(), StudySource(study))
     try:
-        import wandb
         import wandb_workspaces  # noqa: F401
+
+        import wandb
     except ImportError as error:
         raise UserError(f"{error.name}: it is not installed; pip install 'shaping[dashboard]'") from error
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -141,9 +141,9 @@ def hierarchical_bootstrap(
     """`statistic` of the quantities' means, with an interval over new seeds and new problems.
 
     Seeds and problems are crossed: every seed of every setting is asked the same problems. A replicate draws seeds and,
-    independently, problems, with replacement, the same for all quantities (Owen 2007, the pigeonhole bootstrap), so
-    that     what they have in common cancels in a difference. A part whose problems are not known contributes normal noise of
-    its standard error instead, independent between quantities.
+    independently, problems, with replacement, the same for all quantities (Owen 2007, the pigeonhole bootstrap): what
+    they have in common cancels in a difference. A part whose problems are not known contributes normal noise of its
+    standard error instead, independent between quantities.
 
     Few seeds make a percentile interval too narrow, so the replicates give a standard error, scaled by
     sqrt(S / (S - 1)), and the interval is Student's with S - 1 degrees of freedom (normal over problems alone for one
