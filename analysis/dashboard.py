@@ -83,15 +83,24 @@ def main() -> None:
         print(f"{__doc__}\nOptions, as key=value: {', '.join(f.name for f in fields(Options))}")
         return
     try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
-        assert isinstance(options, Options)
+        options = parse(arguments)
         for name, url in build(options).items():
             Console(highlight=False, soft_wrap=True).print(f"{name}: {url}", markup=False)
     except Exception as error:
         if os.environ.get("SHAPING_DEBUG"):
             raise
-        print(f"shaping-dashboard: {sentence(error, [f.name for f in fields(Options)])}", file=sys.stderr)
+        print(f"shaping-dashboard: {sentence(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def parse(arguments: list[str]) -> Options:
+    """The options that `arguments` (key=value) set; raises `UserError` for what is not one."""
+    try:
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
+    except Exception as error:
+        raise UserError(sentence(error, [f.name for f in fields(Options)])) from error
+    assert isinstance(options, Options)
+    return options
 
 
 def build(options: Options) -> dict[str, str]:

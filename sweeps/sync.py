@@ -8,12 +8,15 @@ list. Nothing here is needed by training, and nothing here changes a stage run.
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.errors import StageFailure
 from sweeps.store import Store, StoredRun, read_json, write_json
@@ -50,7 +53,10 @@ def is_sent(folder: Path) -> bool:
 
 
 def send_runs(store: Store, project: str | None, entity: str | None, say: Callable[[str], None]) -> Sent:
-    """Send every offline run that was not sent before; stops at the first batch of which nothing arrived."""
+    """Send every offline run that was not sent before; stops at the first batch of which nothing arrived.
+
+    Raises `StageFailure` where there is something to send and no server.
+    """
     sent = Sent()
     waiting = []
     for folder in offline_runs(store):
@@ -58,6 +64,8 @@ def send_runs(store: Store, project: str | None, entity: str | None, say: Callab
             sent.already += 1
         else:
             waiting.append(folder)
+    if waiting:
+        check_server()
     target = [*(["--project", project] if project else []), *(["--entity", entity] if entity else [])]
     for start in range(0, len(waiting), BATCH):
         batch = waiting[start : start + BATCH]
@@ -81,6 +89,24 @@ def send_runs(store: Store, project: str | None, entity: str | None, say: Callab
     return sent
 
 
+def check_server() -> None:
+    """Raise `StageFailure` where nobody listens at the server's address: the client would try for many minutes.
+
+    Behind a proxy the address cannot be tried from here, so the client is left to find out.
+    """
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    parts = urlsplit(address)
+    if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.netloc):
+        return
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise StageFailure(
+            f"W&B at {address}: it does not answer ({error.strerror or error}); the same command goes on when it does"
+        ) from error
+
+
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("wandb: ") if lines else "the client said nothing"
@@ -96,6 +122,7 @@ def send_artifacts(
     """
     import wandb
 
+    check_server()
     path = store.root / "wandb" / "artifacts.json"
     record = read_json(path) if path.exists() else {}
     key = f"{entity or ''}/{project}{'+checkpoints' if large else ''}"
