@@ -119,7 +119,7 @@ def build(options: Options) -> dict[str, str]:
     path = store.root / "wandb" / "dashboard.json"
     record = read_json(path) if path.exists() else {}
     try:
-        entity = options.entity or wandb.Api().default_entity
+        entity = options.entity or wandb.Api().default_entity or ""
         saved: dict[str, str] = record.setdefault(f"{entity}/{options.project}/{options.scale}", {})
         log_tables(options, entity, study, tables, verdicts, store)
         for name, view in views(entity, options, study).items():
@@ -134,14 +134,14 @@ def build(options: Options) -> dict[str, str]:
     return saved
 
 
-def table_rows(table: Table) -> tuple[list[str], list[list[Any]]]:
+def table_rows(table: Table) -> tuple[list[str], list[Any]]:
     """A table as W&B takes it: columns, and rows with None where a number is missing."""
     frame = numbers(table)
     rows = frame.astype(object).where(frame.notna(), None).values.tolist()
     return [str(name) for name in frame], rows
 
 
-def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[list[Any]]]:
+def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[Any]]:
     """Claims as W&B takes them."""
     rows = [
         [v.claim.name, v.claim.statement, v.verdict, v.p, "; ".join(c.evidence for c in v.comparisons)]

@@ -1,4 +1,4 @@
-"""Writes `questions.ipynb`: the five most wanted questions, asked of a store. `python docs/notebook.py` makes it anew."""
+"""Writes `questions.ipynb`, five questions asked of a store: `python docs/notebook.py`."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ CELLS = [
              "gain = rl.pivot_table(index='objective', columns='step', values='value', observed=True) * 100\n"
              "gain.assign(gain=gain.iloc[:, -1] - gain.iloc[:, 0]).round(1)"),
     ("text", "## 3. Is a difference real? Paired by seed, with what it would take to know"),
-    ("code", "from analysis.statistics import permutation_test, seeds_needed\n\n"
+    ("code", "import pandas as pd\n\nfrom analysis.statistics import permutation_test, seeds_needed\n\n"
              "end = rl[rl['step'] == rl['step'].max()]\n"
              "by_seed = end.pivot_table(index='seed', columns='objective', values='value', observed=True)\n"
              "others = [name for name in by_seed if name != 'ce']\n"
              "differences = by_seed[others].sub(by_seed['ce'], axis=0)\n"
-             "{name: {'difference': d.mean(), 'p': permutation_test(d.tolist()), 'seeds needed': seeds_needed(d.tolist())}\n"
-             " for name, d in differences.items()}"),
+             "tests = {'mean': pd.Series.mean, 'p': permutation_test, 'seeds needed': seeds_needed}\n"
+             "pd.DataFrame({name: {what: test(d) for what, test in tests.items()} for name, d in differences.items()})"),
     ("text", "## 4. Does entropy collapse in RL?"),
     ("code", "curves = analysis.ledger(STORE, 'grpo')\n"
              "ends = curves.sort_values('step').groupby(['objective', 'seed'])[['entropy', 'response_length']]\n"

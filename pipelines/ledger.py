@@ -83,9 +83,9 @@ def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "w
             **spec["config"],
         },
     }
-    settings = {"console": "off", "silent": True, "x_disable_stats": True, "x_disable_meta": False}
+    settings: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "x_disable_meta": False}
     try:
-        waits = {"init_timeout": SERVER_SECONDS, "finish_timeout": SERVER_SECONDS, "finish_timeout_raises": False}
+        waits: dict[str, Any] = {"init_timeout": SERVER_SECONDS, "finish_timeout": SERVER_SECONDS}
         mode: Literal["online", "offline"] = "online" if tracking.mode == "online" else "offline"
         run = wandb.init(**arguments, mode=mode, settings=wandb.Settings(**settings, **waits))
     except wandb.Error as error:  # no server is a reason to log offline, not to stop training
