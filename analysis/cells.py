@@ -63,7 +63,7 @@ def gather(study: Study) -> Cells:
     for row, signature in zip(number.tolist(), frame["stage_run"].tolist(), strict=True):
         runs[row][signature] = None
     keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
-    rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}  # type: ignore[misc]
+    rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}
     return Cells(
         seeds,
         rows,

@@ -189,11 +189,11 @@ def _term(node: ast.Call, claim: str) -> Term:
     for keyword in node.keywords:
         if keyword.arg not in KEYWORDS[kind]:
             raise UserError(f"claim {claim}: {keyword.arg}: {nearest(str(keyword.arg), KEYWORDS[kind])}")
-    values = [part.value for part in node.args if isinstance(part, ast.Constant)]
+    values: list[Any] = [part.value for part in node.args if isinstance(part, ast.Constant)]
     options: dict[str, Any] = {str(k.arg): k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
     if kind == "rl":
         if values[1] not in CURVES:
-            raise UserError(f"claim {claim}: {values[1]}: {nearest(str(values[1]), CURVES)}")
+            raise UserError(f"claim {claim}: {values[1]!s}: {nearest(str(values[1]), CURVES)}")
         options["name"] = values[1]
     if options.get("stage", "grpo") not in STAGE_NAMES:
         raise UserError(f"claim {claim}: stage={options['stage']}: {nearest(str(options['stage']), STAGE_NAMES)}")
@@ -258,6 +258,7 @@ class StudySource:
         sizes = study.runs.dropna(subset=["parameters"]).groupby("model")["parameters"].max()
         order = {model: place for place, model in enumerate(study.runs["model"].unique())}
         self._by_size = sorted(order, key=lambda model: (float(sizes.get(model, 0.0)), order[model]))
+        self._seed: dict[str, int] = dict(zip(study.runs["stage_run"], study.runs["seed"], strict=True))
         self._items: dict[tuple[str, str, str], Floats | None] = {}
 
     def models(self, term: Term) -> list[str]:
@@ -306,13 +307,14 @@ class StudySource:
         factor = 1.0 if options.get("metric") in ("perplexity", "entropy", "head_mass", "tail_mass") else 100.0
         rows = [self.cells.rows[model, term.objective, stage, step, variant, *score] for score in scores]
         values = self.cells.values[rows]
-        there = np.isfinite(values).all(0)
+        there: Any = np.isfinite(values).all(0)
         if not there.any():
             raise Missing(f"no seed of {term.objective} on {model} has all benchmarks")
         seeds = tuple(seed for seed, ok in zip(self.cells.seeds, there, strict=True) if ok)
-        parts = []
+        parts: list[tuple[str, Floats | None, Floats]] = []
         for row, (benchmark, metric) in zip(rows, scores, strict=True):
-            items = [self._per_item(run, benchmark, metric) for run in self.cells.stage_runs[row]]
+            runs = sorted(self.cells.stage_runs[row], key=self._seed.__getitem__)
+            items = [self._per_item(run, benchmark, metric) for run in runs]
             parts.append(
                 (benchmark, _matrix(items, values[len(parts)][there], factor), self.cells.errors[row][there] * factor)
             )
@@ -446,8 +448,8 @@ def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
 
 def _support_p(comparisons: list[Comparison]) -> float:
     """All must hold, so the largest p-value counts; NaN where one has no number or points the other way."""
-    values = [c.estimate.p if c.estimate and c.verdict != CONTRADICTED and _towards(c) else None for c in comparisons]
-    return max(values) if values and all(v is not None for v in values) else math.nan  # type: ignore[type-var]
+    values = [c.estimate.p for c in comparisons if c.estimate and c.estimate.p is not None and _towards(c)]
+    return max(values) if values and len(values) == len(comparisons) else math.nan
 
 
 def _oppose_p(comparisons: list[Comparison]) -> float:

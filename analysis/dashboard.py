@@ -239,7 +239,7 @@ def _line(axis: str, column: str, title: str) -> Any:
     """A curve of the ledger: mean over a group, with its range."""
     import wandb_workspaces.reports.v2 as wr
 
-    grouped = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
+    grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
     return wr.LinePlot(title=title, x=axis, y=[column], title_x=axis, **grouped)
 
 

@@ -230,7 +230,7 @@ def _rl_curves(study: Study, model: str) -> Chart | None:
         data = over_seeds(rows, ["objective", "step"], column).sort_values(["objective", "step"])
         smooth = data.groupby("objective", sort=False)[["mean", "low", "high"]]
         rolled = smooth.rolling(STEPS_SMOOTHED, min_periods=1, center=True).mean().reset_index(level=0, drop=True)
-        data = data.assign(**{name: rolled[name] for name in rolled})
+        data = data.assign(**{name: rolled[name] for name in ("mean", "low", "high")})
         data = thinned(data, "step")
         panels.append(lines(data, "step", title, "RL step", points=False))
         parts.append(data.assign(metric=column))

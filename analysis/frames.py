@@ -140,7 +140,7 @@ def samples(store: str | Path, benchmark: str | None = None, stage_run: str | No
             continue
         lines = read_samples(opened, row["stage_run"], benchmark)
         if lines:
-            frames.append(pd.DataFrame(lines).assign(**row))
+            frames.append(pd.DataFrame(lines).assign(**{str(name): value for name, value in row.items()}))
     columns = ["benchmark", "question", "response", "answer", "right", *SETTING, "stage", "step", "stage_run"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
@@ -300,7 +300,7 @@ def _measurements(plan: Plan, readings: Readings, runs: pd.DataFrame) -> pd.Data
     repeat = np.array([b - a for _, (a, b) in kept], dtype=np.int64)
     by_run = runs.set_index("stage_run")
     own = by_run.loc[[place[0] for place, _ in kept], ["scale", *SETTING]]
-    columns: dict[str, Any] = {name: own[name].to_numpy().repeat(repeat) for name in own}
+    columns: dict[str, Any] = {str(name): own[name].to_numpy().repeat(repeat) for name in own}
     for position, name in enumerate(("stage_run", "stage", "step", "tokens")):
         values = np.array([place[position] for place, _ in kept], dtype=object)
         columns[name] = values.repeat(repeat)

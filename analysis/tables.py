@@ -308,8 +308,8 @@ def base_table(builder: _Builder, model: str, place: Place, settings: list[str],
     frame = pd.DataFrame(records, index=index, dtype=object)
     if len(frame.columns):
         frame.columns = pd.MultiIndex.from_tuples(list(records[0]))
-    symbol = {BETA: "β", LAMBDA: "λ"}.get(place.settings, "the other settings")
-    family = {BETA: "beta", LAMBDA: "lambda"}.get(place.settings, "other")
+    families = {BETA: ("β", "beta"), LAMBDA: ("λ", "lambda")}
+    symbol, family = next((f for own, f in families.items() if own == place.settings), ("the other settings", "other"))
     caption = (
         f"Scores in percent over token checkpoints; perplexity and entropy (nats) on held-out text. "
         f"{_spread(frame)} {_compared(place.model, model, any(reported.values()))}{builder.about}"
@@ -458,7 +458,7 @@ def _mark(tables: list[Table], marked: dict[int, pd.DataFrame], groups: list[lis
     winners: list[tuple[tuple[int, int, int], slice]] = []
     count = 0
     for group in groups:
-        entries = [tables[p].cells.iat[r, c] for p, r, c in group]
+        entries: list[Any] = [tables[p].cells.iat[r, c] for p, r, c in group]
         lower = tables[group[0][0]].columns[group[0][2]][1] == "perplexity"
         best = min(range(len(group)), key=lambda i: entries[i].value if lower else -entries[i].value)
         own = [np.array(entry.by_seed) for entry in entries]
@@ -471,8 +471,8 @@ def _mark(tables: list[Table], marked: dict[int, pd.DataFrame], groups: list[lis
     corrected = holm(np.concatenate(tests))
     for (position, row, column), part in winners:
         if (corrected[part] < ALPHA).all():
-            frame = marked[position]
-            frame.iat[row, column] = replace(frame.iat[row, column], best=True)
+            cell: Any = marked[position].iat[row, column]
+            marked[position].iat[row, column] = replace(cell, best=True)
 
 
 def pretty(metric: str) -> str:

@@ -65,8 +65,8 @@ def write_run(root: Path, run: StageRun, ledgers: list[Path]) -> None:
                 number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
                 row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "value": number / 2**64}
                 measurements.append({**row, "stderr": 0.01, "n": 64})
-    metrics = {"parameters": 366_384} if run.stage == "pretrain" else {}
-    result = {"format": 1, "signature": run.signature, "stage": run.stage, "seconds": 1.0, "metrics": metrics}
+    counted = {"parameters": 366_384} if run.stage == "pretrain" else {}
+    result = {"format": 1, "signature": run.signature, "stage": run.stage, "seconds": 1.0, "metrics": counted}
     (folder / "result.json").write_text(json.dumps({**result, "measurements": measurements, "files": {}}))
     os.link(ledgers[int(run.signature, 16) % len(ledgers)], folder / "ledger.jsonl")
 

@@ -25,7 +25,8 @@ CELLS = [
              "others = [name for name in by_seed if name != 'ce']\n"
              "differences = by_seed[others].sub(by_seed['ce'], axis=0)\n"
              "tests = {'mean': pd.Series.mean, 'p': permutation_test, 'seeds needed': seeds_needed}\n"
-             "pd.DataFrame({name: {what: test(d) for what, test in tests.items()} for name, d in differences.items()})"),
+             "pd.DataFrame({name: {what: test(d) for what, test in tests.items()}\n"
+             "              for name, d in differences.items()})"),
     ("text", "## 4. Does entropy collapse in RL?"),
     ("code", "curves = analysis.ledger(STORE, 'grpo')\n"
              "ends = curves.sort_values('step').groupby(['objective', 'seed'])[['entropy', 'response_length']]\n"

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 import wandb
-
 from pipelines.cell import TrackingConfig
 
 AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": "step"}
