@@ -59,9 +59,11 @@ def gather(study: Study) -> Cells:
             np.bincount(flat, frame[name].fillna(0).to_numpy(float), minlength=count.size).reshape(shape) / count
             for name in ("value", "stderr")
         )
-    runs: dict[int, dict[str, None]] = defaultdict(dict)
-    for row, signature in zip(number.tolist(), frame["stage_run"].tolist(), strict=True):
-        runs[row][signature] = None
+    run, names = pd.factorize(frame["stage_run"])
+    signatures = [str(name) for name in names]
+    runs: dict[int, list[str]] = defaultdict(list)
+    for pair in np.unique(number * max(1, len(names)) + run).tolist():
+        runs[pair // len(names)].append(signatures[pair % len(names)])
     keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
     rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}
     return Cells(
