@@ -6,6 +6,7 @@ read in full every time.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -129,7 +130,11 @@ def _read(store: Store, stamps: dict[tuple[str, str], tuple[int, int]], runs: di
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; raises `UserError` where it is none, or of a format that this version cannot read."""
     try:
-        content = orjson.loads(path.read_bytes())
+        text = path.read_bytes()
+        try:
+            content = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            content = json.loads(text)  # slower, and takes the NaN of a metric that nothing was there to measure
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:

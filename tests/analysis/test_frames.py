@@ -99,6 +99,16 @@ def test_variants_are_kept_apart(make_store: Callable) -> None:
     assert dict(zip(own["variant"], own["value"], strict=True)) == {"": 0.5, "matched:precision": 0.75}
 
 
+def test_nan_is_a_missing_value_and_no_corruption(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    row = {"benchmark": "Chain-3", "group": "math", "metric": "avg@8", "value": float("nan"), "stderr": None, "n": 1}
+    write_run(store, run, measurements=[row], metrics={"entropy": float("nan")})
+    for _ in range(2):  # from the file, then from what was kept of it
+        frame = analysis.load(store.root)
+        assert frame.loc[frame["stage_run"] == run.signature, "value"].isna().all()
+
+
 def test_a_future_format_is_named(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     write_run(store, next(iter(graph.runs.values())), format=2)
