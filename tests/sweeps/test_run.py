@@ -121,8 +121,8 @@ def test_kill_9_in_the_middle_loses_only_what_was_unfinished(tmp_path: Path, sha
 
 
 def test_killing_the_command_leaves_no_worker(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    until(lambda: list(tmp_path.glob("store/pretrain/*/state.json")))
+    process = start(tmp_path, "pretrain.tokens=4096000", "pretrain.milestones=1")  # minutes, if it went on
+    until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
     process.kill()
     process.wait()
     until(lambda: not processes_in(tmp_path), 15)
@@ -130,7 +130,7 @@ def test_killing_the_command_leaves_no_worker(tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = start(tmp_path, "pretrain.tokens=4096000", "pretrain.milestones=1")
-    until(lambda: list(tmp_path.glob("store/pretrain/*/ledger.jsonl")))
+    until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
