@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +88,12 @@ def sentinel(job: LocalJob[Any]) -> int:
 
 def _job(folder: str, environment: dict[str, str]) -> None:
     """What a forked worker does: become submitit's task 0, with its logs, and run the pickled submission."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing is left running if the command is killed
+    # Nothing is left running if the command is killed: the fork server ends when nobody holds the pipe to it, which a
+    # worker would, and the kernel kills the worker when the fork server ends.
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = None
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers in order
     signal.signal(signal.SIGINT, signal.default_int_handler)
     identity = str(os.getpid())

@@ -121,8 +121,8 @@ def test_kill_9_in_the_middle_loses_only_what_was_unfinished(tmp_path: Path, sha
 
 
 def test_killing_the_command_leaves_no_worker(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    until(lambda: list(tmp_path.glob("store/pretrain/*/state.json")))
+    process = start(tmp_path, "pretrain.tokens=4096000", "pretrain.milestones=1")  # minutes, if it went on
+    until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
     process.kill()
     process.wait()
     until(lambda: not processes_in(tmp_path), 15)
