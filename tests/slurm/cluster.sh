@@ -121,11 +121,21 @@ CONF
   die "the node did not become idle"
 }
 
+# Jobs first: a step that cannot report its end to a controller tries for ever.
 down() {
-  for name in slurmd slurmctld slurmdbd database/; do
-    pid=$folder/${name}pid
-    [ -s "$pid" ] || pid=$folder/$name.pid
-    running "$pid" && kill "$(cat "$pid")" 2>/dev/null || true
+  export SLURM_CONF="$folder/slurm.conf"
+  if running "$folder/slurmctld.pid"; then
+    squeue -h -o %A | sort -u | xargs -r scancel || true
+    for _ in $(seq 50); do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.3; done
+  fi
+  for pid in slurmd.pid slurmctld.pid slurmdbd.pid database/pid; do
+    running "$folder/$pid" && kill "$(cat "$folder/$pid")" 2>/dev/null || true
+  done
+  for process in /proc/[0-9]*; do  # what is left of steps
+    case "$(cat "$process/comm" 2>/dev/null)" in slurmstepd*|slurmd*) ;; *) continue ;; esac
+    if tr '\0' '\n' 2>/dev/null <"$process/environ" | grep -qx "SLURM_CONF=$SLURM_CONF"; then
+      kill -9 "${process#/proc/}" 2>/dev/null || true
+    fi
   done
 }
 

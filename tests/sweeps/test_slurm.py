@@ -109,8 +109,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         yield cluster
     finally:
         for folder in started.values():
-            environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
-            subprocess.run(["scancel", "-u", "root"], env=environment, check=False)
             subprocess.run([SCRIPT, "down", folder], check=False)
 
 
