@@ -22,7 +22,9 @@ def test_the_frame_is_as_documented(make_store: Callable) -> None:
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
         name: kind for name, (kind, _) in COLUMNS.items()
     }
-    row = frame.query("objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain'").iloc[-1]
+    row = frame.query(
+        "objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain' and step == 878"
+    ).iloc[0]
     assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 878, 878 * 512)
     assert row["value"] == known("tail_penalty", 1, "midtrain", 878, "Modules", "accuracy")
     assert row["stage_run"] in graph.runs
