@@ -233,15 +233,17 @@ def _rl_curves(study: Study, model: str) -> Chart | None:
         if column not in rows or rows[column].isna().all():
             continue
         data = over_seeds(rows[rows[column].notna()], ["objective", "step"], column).sort_values(["objective", "step"])
-        smooth = data.groupby("objective", sort=False)[["mean", "low", "high"]]
-        rolled = smooth.rolling(STEPS_SMOOTHED, min_periods=1, center=True).mean().reset_index(level=0, drop=True)
-        data = data.assign(**{name: rolled[name] for name in ("mean", "low", "high")})
+        held_out = column == "held_out_reward"  # measured at few steps, so neither smoothed nor without points
+        if not held_out:
+            smooth = data.groupby("objective", sort=False)[["mean", "low", "high"]]
+            rolled = smooth.rolling(STEPS_SMOOTHED, min_periods=1, center=True).mean().reset_index(level=0, drop=True)
+            data = data.assign(**{name: rolled[name] for name in ("mean", "low", "high")})
         data = thinned(data, "step")
-        panels.append(lines(data, "step", title, "RL step", points=False))
+        panels.append(lines(data, "step", title, "RL step", points=held_out))
         parts.append(data.assign(metric=column))
     if not panels:
         return None
-    caption = f"Of training, running mean over {STEPS_SMOOTHED} steps."
+    caption = f"Of training, running mean over {STEPS_SMOOTHED} steps; held-out problems as measured."
     title = f"RL: reward, entropy, response length and pass@k, {model}"
     return Chart(f"rl-{model}", 7, title, caption, tuple(panels), pd.concat(parts))
 

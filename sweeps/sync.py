@@ -71,7 +71,7 @@ def send_runs(store: Store, project: str | None, entity: str | None, say: Callab
         batch = waiting[start : start + BATCH]
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--yes", *target, *map(str, batch)],
-            env={**os.environ, "WANDB_ERROR_REPORTING": "false"},
+            env={**os.environ, "WANDB_ERROR_REPORTING": "false", "WANDB_DIR": str(store.root)},  # its log too
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
