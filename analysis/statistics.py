@@ -106,15 +106,18 @@ def seeds_needed(differences: Sequence[float], power: float = 0.8) -> int | None
     spread = d.std(ddof=1)
     if spread == 0:
         return 2
-    from statsmodels.stats.power import TTestPower
-
     effect = abs(d.mean()) / spread
     if effect < 1e-3:
         return None
-    if effect > 8:  # below two degrees of freedom the solver has no root; two seeds do
-        return 2
-    needed = TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=power, alternative="two-sided")
-    return max(2, math.ceil(float(np.squeeze(needed))))
+    # The normal approximation with its correction for t: exact to a seed or two where many are needed.
+    normal = stats.norm.ppf([1 - ALPHA / 2, power])
+    approximate = math.ceil((normal.sum() / effect) ** 2 + normal[0] ** 2 / 2)
+    if approximate > 100:
+        return approximate
+    from statsmodels.stats.power import TTestPower
+
+    counts = range(2, approximate + 5)  # statsmodels' own search for a root fails for very large and some other effects
+    return next((n for n in counts if TTestPower().power(effect, n, ALPHA) >= power), counts[-1])
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,20 @@ def test_seeds_needed_reach_the_power_by_simulation() -> None:
     assert seeds_needed([0.5, 0.5]) == 2
 
 
+@pytest.mark.parametrize("effect", [0.01, 0.09, 0.27, 0.29, 0.5, 1.0, 3.0, 9.0, 500.0])
+def test_seeds_needed_are_the_least_that_have_the_power(effect: float) -> None:
+    """Against the noncentral t distribution, for effects of every size."""
+    n = seeds_needed([effect - 2**-0.5, effect + 2**-0.5])  # their standard deviation is 1
+    assert n is not None
+
+    def power(count: int) -> float:
+        limit = stats.t.ppf(0.975, count - 1)
+        return float(stats.nct.sf(limit, count - 1, effect * count**0.5))
+
+    assert power(n) >= 0.799
+    assert n == 2 or power(n - 1) < 0.801
+
+
 def crossed(rng: np.random.Generator, seeds: int, items: int, shift: float) -> list[Sampled]:
     """Two settings over the same seeds and problems, their true difference `shift`."""
     by_item, by_seed = rng.normal(0, 1, items), rng.normal(0, 0.3, seeds)
