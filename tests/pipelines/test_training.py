@@ -60,7 +60,7 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
     ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger:
         metrics = train(
-            ours, objective, budget, corpus, 7, ledger, lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()})
+            ours, objective, budget, corpus, 7, ledger, lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()})
         )
 
     theirs = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
@@ -104,7 +104,7 @@ def test_a_loss_that_blows_up_is_said(corpus: Corpus, tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
-        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s: None)
+        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s, w: None)
 
 
 def test_checkpoints_are_hugging_face_folders(corpus: Corpus, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
                 corpus,
                 7,
                 ledger,
-                lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()}),
+                lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
                 folder / "resume",
                 interrupted,
             )
@@ -188,7 +188,7 @@ def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus
         model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
         with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, contextlib.suppress(Interrupted):
             train(
-                model, Objective(), budget, corpus, 7, ledger, lambda m, s: None, tmp_path / "resume", interrupted
+                model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, tmp_path / "resume", interrupted
             )  # fmt: skip
     assert len(asked) == budget.steps
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from sweeps.composition import compose_cell, compose_cells
-from sweeps.cost import Rate, Room, active_parameters, estimate, memory, parameters, storage, work
+from pipelines.sizes import active_parameters, parameters
+from sweeps.cost import Rate, Room, estimate, memory, storage, work
 from sweeps.plan import Plan, StageRun, plan
 
 PAPER = ["data=paper", "pretrain=paper", "midtrain=paper", "grpo=paper", "evaluation=paper"]
