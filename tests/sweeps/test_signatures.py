@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.cell import BenchmarkConfig, Cell
+from pipelines.cell import BenchmarkConfig, Cell, SourceConfig
 from sweeps.composition import compose_cell
 from sweeps.options import LAUNCHERS
 from sweeps.plan import plan, signature_of
@@ -74,7 +74,7 @@ OTHER_VALUES: dict[str, Any] = {
     "midtrain.spike_sigmas": 6.0,
     "midtrain.max_skipped": 3,
     "data.shards": "tokens",
-    "data.sources": {"web": {"kind": "text", "path": "*.txt"}},
+    "data.sources": {"web": SourceConfig("text", "*.txt")},
     "data.tokenizer": "folder",
     "compute.micro_batch_tokens": 128,
     "compute.strategy": "fsdp",
@@ -199,7 +199,7 @@ def test_no_launcher_key_is_part_of_a_cell() -> None:
     theirs = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
     assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *theirs}
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
-    assert not any(word in content for word in ("workers", "partition", "device", "precision", "store"))
+    assert not any(word in content for word in ("workers", "partition", "device", "strategy", "store"))
 
 
 def test_a_spec_carries_its_signature() -> None:
