@@ -29,7 +29,9 @@ class ExpertBalance:
         self._counts: list[Tensor | None] = [None] * len(self._blocks)
         self._counts_now = False
         for index, block in enumerate(self._blocks):
-            block.gate.register_forward_hook(self._counter(index))
+            gate = block.gate
+            assert isinstance(gate, torch.nn.Module)
+            gate.register_forward_hook(self._counter(index))
 
     def __bool__(self) -> bool:
         """Whether the model has experts at all."""

@@ -680,7 +680,7 @@ class Cell:
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:
                 continue
-            asked = {"text": ["text"], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
+            asked = {"text": ["text", *self.data.sources], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
             key = f"evaluation.benchmarks.{name}.task"
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
         for task in self.grpo.tasks:

@@ -80,7 +80,9 @@ class Corpus:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer; a document begins, and a response ends, with its end-of-text token."""
         if self._shards:
-            return AutoTokenizer.from_pretrained(self._shards.folder / "tokenizer", local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self._shards.folder / "tokenizer", local_files_only=True)
+            assert isinstance(tokenizer, PreTrainedTokenizerFast)
+            return tokenizer
         return PreTrainedTokenizerFast(
             tokenizer_file=str(self.folder / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         )

@@ -7,6 +7,7 @@ what is saved loads in vLLM, lm-eval and everything else as it is.
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ logging.disable_progress_bar()
 
 def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: int | None = None) -> PreTrainedConfig:
     """The configuration of transformers for `config`; `end` is the token that begins, ends and pads."""
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": config.d_model,
         "intermediate_size": config.ffn,
@@ -57,17 +58,27 @@ def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: in
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, rope_base: float, seed: int
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, rope_base: float, seed: int, vocabulary: int | None = None
 ) -> PreTrainedModel:
-    """A freshly initialised model in float32; the same seed gives the same weights."""
+    """A freshly initialised model in float32; the same seed gives the same weights.
+
+    `vocabulary` pads the tokenizer's; raises `StageFailure` where it is smaller than a token of the tokenizer.
+    """
+    if vocabulary is not None and vocabulary < len(tokenizer):
+        raise StageFailure(
+            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries; set at least that"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return empty_model(model_config(config, len(tokenizer), rope_base, tokenizer.eos_token_id))
+        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, tokenizer.eos_token_id))
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration of transformers; on the device that is the default, which may be `meta`."""
-    return MiniMaxM2ForCausalLM(config) if isinstance(config, MiniMaxM2Config) else Qwen3ForCausalLM(config)
+    if isinstance(config, MiniMaxM2Config):
+        return MiniMaxM2ForCausalLM(config)
+    assert isinstance(config, Qwen3Config)
+    return Qwen3ForCausalLM(config)
 
 
 def load_model(

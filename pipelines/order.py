@@ -51,9 +51,7 @@ class Mixture(Sequence[tuple[str, int]]):
         self._names = [name for name, weight in mixture.items() if weight > 0]
         weights = np.array([mixture[name] for name in self._names])
         self._edges = np.cumsum(weights / weights.sum())[:-1]
-        counts = [
-            np.bincount(self._sources(block), minlength=len(self._names)) for block in range((rows - 1) // BLOCK)
-        ]
+        counts = [np.bincount(self._sources(block), minlength=len(self._names)) for block in range((rows - 1) // BLOCK)]
         self._before = np.cumsum([np.zeros(len(self._names), np.int64), *counts], axis=0)
         self._ordinals = lru_cache(maxsize=4)(self._ordinals_of)
 

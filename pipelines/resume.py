@@ -95,7 +95,9 @@ def load_tensors(folder: Path, state: dict[str, Any], tensors: dict[str, Tensor]
     except Exception as error:
         older = [step for step in saved_steps(folder) if step != state["step"]]
         rest = f"delete it to go on from step {older[-1]}" if older else f"delete {folder} to begin anew"
-        raise StageFailure(f"{place}: the trainer state cannot be read, a file of it may be cut short; {rest}") from error
+        raise StageFailure(
+            f"{place}: the trainer state cannot be read, a file of it may be cut short; {rest}"
+        ) from error
 
 
 def _together() -> None:

@@ -52,8 +52,10 @@ class ShardRows:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        """Row `index` [length + 1], a view of the file."""
+    def __getitem__(self, index: int | NDArray[np.int64]) -> NDArray[Any]:
+        """Row `index` [length + 1], a view of the file; or copies of several [n, length + 1]."""
+        if isinstance(index, np.ndarray):
+            return np.stack([self[int(i)] for i in index])
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
         start = (index - first) * self.length

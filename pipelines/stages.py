@@ -131,8 +131,9 @@ def _data(spec: dict[str, Any]) -> DataConfig:
 def _pretrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
+    padded = config["data"]["vocab_size"] if corpus.sharded else None
     shape = ModelConfig(name="", **config["model"])
-    model = build_model(shape, corpus.tokenizer, budget.rope_base, config["seed"])
+    model = build_model(shape, corpus.tokenizer, budget.rope_base, config["seed"], padded)
     metrics = train(
         model,
         _objective(config, corpus),

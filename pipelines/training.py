@@ -315,8 +315,7 @@ class NextToken(L.LightningModule):
 
         Rows and rates are functions of the step, and nothing else draws numbers.
         """
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        optimizer: Any = self.optimizers()
         return _trainer_tensors(self.model, getattr(optimizer, "optimizer", optimizer))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -64,7 +64,9 @@ def work(plan: Plan, run: StageRun) -> Work:
     if run.stage in ("pretrain", "midtrain"):
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
-        return Work(training=3 * forward_operations(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens)
+        return Work(
+            training=3 * forward_operations(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens
+        )
     if run.stage == "grpo":
         return _grpo(model, vocabulary, run.config["grpo"])
     return _evaluation(model, vocabulary, run.config["evaluation"])

@@ -26,9 +26,7 @@ from shaping import Objective
 pytestmark = pytest.mark.slow
 
 DENSE = ModelConfig("dense", layers=2, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
-MIXTURE = ModelConfig(
-    "moe", layers=2, d_model=16, ffn=16, heads=2, kv_heads=1, head_dim=8, experts=4, active_experts=2
-)
+MIXTURE = ModelConfig("moe", layers=2, d_model=16, ffn=16, heads=2, kv_heads=1, head_dim=8, experts=4, active_experts=2)
 BUDGET = PretrainConfig(
     tokens=128 * 6,
     batch_tokens=128,

@@ -38,9 +38,7 @@ def shape_of(name: str) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(
-        DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache")
-    )
+    return prepare(DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

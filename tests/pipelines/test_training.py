@@ -60,7 +60,13 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
     ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger:
         metrics = train(
-            ours, objective, budget, corpus, 7, ledger, lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()})
+            ours,
+            objective,
+            budget,
+            corpus,
+            7,
+            ledger,
+            lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
         )
 
     theirs = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
