@@ -672,7 +672,7 @@ class Cell:
             f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
         )
         for stage in (self.pretrain, self.midtrain):
-            if self.compute.micro_batch_tokens is not None:
+            if STAGES.index(stage.key) <= STAGES.index(self.until):
                 micro_batch(stage, self.compute, 1)
             for source in stage.mixture:
                 known = ["text", *self.data.tasks, *self.data.sources]
@@ -680,7 +680,9 @@ class Cell:
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:
                 continue
-            asked = {"text": ["text", *self.data.sources], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
+            asked = {"text": ["text", *self.data.sources], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[
+                benchmark.kind
+            ]
             key = f"evaluation.benchmarks.{name}.task"
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
         for task in self.grpo.tasks:

@@ -66,7 +66,7 @@ def build_model(
     """
     if vocabulary is not None and vocabulary < len(tokenizer):
         raise StageFailure(
-            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries; set at least that"
+            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries, so set more"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,8 +97,8 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise StageFailure(
-            f"{checkpoint}: it is not a whole checkpoint ({str(error).splitlines()[0]}); delete the stage run that made "
-            "it and run it again"
+            f"{checkpoint}: it is not a whole checkpoint ({str(error).splitlines()[0]}); delete the stage run "
+            "that made it and run it again"
         ) from error
     except Exception as error:  # safetensors' own kind for a truncated file derives from Exception alone
         if type(error).__module__.split(".")[0] not in ("safetensors", "builtins"):

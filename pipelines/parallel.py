@@ -100,7 +100,7 @@ def _policy(context: object, operator: Any, *args: object, **kwargs: object) -> 
 def gathered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and whole value, on the CPU, of each parameter and saved buffer; tied ones once. All ranks together."""
     for name, tensor in held(model).items():
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         yield name, whole.cpu()
 
 

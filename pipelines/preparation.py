@@ -1,8 +1,9 @@
 """Documents -> token shards: many processes, resumable. Loads no torch.
 
-The input is cut into parts (a file, a stretch of a large JSONL file, row groups of a Parquet file, a shard of a streamed
-data set); a part becomes one shard a split, and its record is written last, so a command that was killed goes on with
-the parts that have none. Documents are split by the hash of their text: a text is on one side wherever it comes from.
+The input is cut into parts (a file, a stretch of a large JSONL file, row groups of a Parquet file, a shard of a
+streamed data set); a part becomes one shard a split, and its record is written last, so a command that was killed goes
+on with the parts that have none. Documents are split by the hash of their text: a text is on one side wherever it comes
+from.
 """
 
 import ctypes
@@ -78,10 +79,8 @@ def parts_of(name: str, source: SourceConfig) -> list[Part]:
     """The parts of a source, in a fixed order; raises `UserError` where there are none."""
     if source.kind == "hub":
         count = _hub(source.path, source.subset, source.split, source.revision).num_shards
-        return [
-            Part(name, f"{i:05d}", "hub", source.path, source.column, i, count, source.subset, source.split, source.revision)
-            for i in range(count)
-        ]  # fmt: skip
+        place = (source.subset, source.split, source.revision)
+        return [Part(name, f"{i:05d}", "hub", source.path, source.column, i, count, *place) for i in range(count)]
     paths = sorted(path for path in glob.glob(source.path, recursive=True) if os.path.isfile(path))
     require(bool(paths), f"data.sources.{name}.path", source.path, "no file has that name")
     pieces: list[tuple[str, int, int | None]] = []
@@ -142,12 +141,14 @@ def _jsonl(part: Part) -> Iterator[str]:
 def _text(record: Any, part: Part, where: str) -> str:
     value = record.get(part.column) if isinstance(record, dict) else None
     if not isinstance(value, str):
-        raise StageFailure(f"{part.path}: {where} has no text in {part.column!r}; set data.sources.{part.source}.column")
+        raise StageFailure(
+            f"{part.path}: {where} has no text in {part.column!r}; set data.sources.{part.source}.column"
+        )
     return value
 
 
 def _opened(path: str) -> Any:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # noqa: SIM115
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
 def _parquet(path: str) -> Any:
@@ -316,14 +317,14 @@ def prepare_shards(
     begun = folder / "preparation.json"
     if begun.exists() and json.loads(begun.read_text()) != settings:
         raise UserError(
-            f"data.shards={folder}: it was begun with another tokenizer, other sources, another validation share or other "
-            "evaluation sets; name another folder, or delete it"
+            f"data.shards={folder}: it was begun with another tokenizer, other sources, another validation share or "
+            "other evaluation sets; name another folder, or delete it"
         )
     _tokenizer(data, parts, folder)
     begun.write_text(json.dumps(settings))
     tokenizer = json.loads((folder / "tokenizer" / "shaping.json").read_text())
     end, vocabulary = tokenizer["end_of_text"], tokenizer["vocabulary"]
-    preparation = Preparation(str(folder), validation, ngrams and str(ngrams))
+    preparation = Preparation(str(folder), validation, None if ngrams is None else str(ngrams))
     records = {part: _record(folder, part) for part in parts}
     missing = [part for part, record in records.items() if record is None]
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (preparation,)) as pool:

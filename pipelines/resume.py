@@ -62,7 +62,10 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def saved_state(folder: Path) -> dict[str, Any] | None:
-    """What the newest trainer state in `folder` says in plain values, or None; raises `StageFailure` for another format."""
+    """What the newest trainer state in `folder` says in plain values, or None.
+
+    Raises `StageFailure` for one of another format.
+    """
     steps = saved_steps(folder)
     if not steps:
         return None

@@ -50,6 +50,26 @@ def _attention(model: Mapping[str, Any]) -> tuple[int, int]:
     return model["d_model"] * (2 * queries + 2 * keys), norms
 
 
+def activations(model: Mapping[str, Any], checkpointing: str = "none") -> float:
+    """Numbers that one layer keeps of one token for its backward pass, as transformers computes it.
+
+    Counted by hand and held to torch's own saved tensors by a test: norms, projections and residuals 6 d + 4 q + 4 kv,
+    the gated product 4 f; an expert's copies of its tokens 2.5 d. `selective` keeps products and attention, `full` the
+    layer's input.
+    """
+    d, q, kv = model["d_model"], model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
+    experts = model.get("experts", 0)
+    active = model["active_experts"] if experts else 1
+    ffn = model["ffn"] * active
+    match checkpointing:
+        case "full":
+            return float(d)
+        case "selective":
+            return float(3 * d + 2 * q + 2 * kv + 2 * ffn + (active * d if experts else 0))
+        case _:
+            return 6 * d + 4 * q + 4 * kv + 4 * ffn + (2.5 * active * d + 4 * experts if experts else 0)
+
+
 def forward_operations(model: Mapping[str, Any], vocabulary: int, tokens: float, length: float) -> float:
     """Operations of a forward pass over `tokens` tokens in causal rows of `length`; training takes three times that."""
     attended = (length + 1) / 2

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.card import model_card
 from pipelines.cell import (
     BenchmarkConfig,
     ComputeConfig,
@@ -23,7 +24,6 @@ from pipelines.cell import (
     PretrainConfig,
     TrackingConfig,
 )
-from pipelines.card import model_card
 from pipelines.data import Corpus, prepare
 from pipelines.errors import StageFailure
 from pipelines.evaluation import evaluate
@@ -122,8 +122,8 @@ def _data(spec: dict[str, Any]) -> DataConfig:
     folder = spec["compute"]["shards"]
     if planned != (folder and fingerprint(folder)):
         raise StageFailure(
-            f"data.shards={folder}: its index has another sha256 than when this was planned; launch it again to plan it "
-            "with what is there now"
+            f"data.shards={folder}: its index has another sha256 than when this was planned; launch it again to plan "
+            "it with what is there now"
         )
     return DataConfig(name="", **content, shards=folder)
 

@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class CausalLoss(nn.Module):
 
 
 def positions_in_documents(tokens: Tensor, document_token: int) -> Tensor:
-    """Each token's place in its document [B, T], where documents begin with `document_token`; a row may begin inside one."""
+    """Each token's place in its document [B, T]. Documents begin with `document_token`; a row may begin inside one."""
     place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     begin = torch.where(tokens == document_token, place, 0).cummax(1).values
     return place - begin
@@ -230,7 +230,7 @@ class NextToken(L.LightningModule):
     ) -> None:
         """Clip, and drop the gradients of a step that is to be skipped: the optimizer passes over what has none."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.budget.gradient_clip)
-        self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
+        self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         reason = self._reason_to_skip(self._gradient_norm.item())
         self._skips_now = reason is not None
         if reason is None:
@@ -378,12 +378,12 @@ def train(
 ) -> dict[str, float]:
     """Train `model` in place for the whole budget; returns the last ledger row's statistics and the throughput.
 
-    Goes on from the trainer state in `resume` where there is one, to the same weights, bit for bit on a CPU with as many
-    ranks as before, and leaves one there from time to time. Raises `Interrupted`, with the state saved, soon after
+    Goes on from the trainer state in `resume` where there is one, to the same weights, bit for bit on a CPU with as
+    many ranks as before, and leaves one there from time to time. Raises `Interrupted`, with the state saved, soon after
     `interrupted()` turns true, and `FloatingPointError` where more steps than may be skipped are not finite or spikes.
 
-    With several `tasks` (processes that Slurm or torchrun started on `nodes` nodes, this one being `rank`) each takes an
-    equal share of every batch and gradients are averaged: the same training up to the order of summation. Raises
+    With several `tasks` (processes that Slurm or torchrun started on `nodes` nodes, this one being `rank`) each takes
+    an equal share of every batch and gradients are averaged: the same training up to the order of summation. Raises
     `UserError` where a batch cannot be shared out, `StageFailure` where a trainer state does not fit.
     """
     compute = compute or ComputeConfig()

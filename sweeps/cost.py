@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cell import STAGES
-from pipelines.sizes import PEAKS, forward_operations, parameters
+from pipelines.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 
@@ -33,6 +33,8 @@ DEVICES = {**PEAKS, "core": 5e10}
 
 BYTES_A_WEIGHT = 4
 """Checkpoints and trainer states are float32."""
+CHUNK_BYTES = 2**25
+"""Logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
 PROCESS_BYTES = 7 * 2**27
 """Of a worker with its libraries loaded: 0.9 GiB."""
 
@@ -141,6 +143,35 @@ def memory(plan: Plan, run: StageRun, on_gpu: bool = False) -> int:
     model = _root(plan, run).config["model"]
     activations = rows * (4 * run.config["data"]["vocab_size"] + 16 * model["layers"] * model["d_model"])
     return PROCESS_BYTES + BYTES_A_WEIGHT * (4 * weights + activations)
+
+
+def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:
+    """Bytes that a rank of a token stage holds on its device, by what they are for, their `total`, and the `logits
+    avoided`: what a loss that holds logits and their gradient would add.
+
+    Sharded over all ranks with `fsdp`, over `shard_ranks` with `hsdp` (0: counted as all of them). Activations are
+    those of one micro-batch. The allocator's own needs, buffers of collectives and workspaces are not in it.
+    """
+    model, budget, compute = _root(plan, run).config["model"], run.config[run.stage], run.compute
+    vocabulary = run.config["data"]["vocab_size"]
+    shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
+    precision = budget["precision"]
+    weights = parameters(model, vocabulary) * (2 if precision == "bfloat16" else 4) // shards
+    tokens = compute["micro_batch_tokens"] or budget["batch_tokens"] // ranks
+    size = 4 if precision == "float32" else 2
+    how = compute["activation_checkpointing"]
+    kept = model["layers"] * activations(model, how)
+    if how != "none":
+        kept += activations(model)  # of the one layer that is computed again
+    logits = 4 * tokens * vocabulary
+    parts = {
+        "parameters": weights,
+        "gradients": weights,
+        "optimizer": 2 * weights,
+        "activations": int(tokens * size * kept),
+        "logits": 3 * logits if logits <= CHUNK_BYTES else 2 * CHUNK_BYTES + 4 * vocabulary * model["d_model"],
+    }
+    return parts | {"total": sum(parts.values()), "logits avoided": 2 * logits if logits > CHUNK_BYTES else 0}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def prepare(
             for key in seen:
                 seen[key] += record[key]
             rate = seen["characters"] / 1e6 / (time.time() - began)
-            bar.update(task, completed=done, total=total, description=f"{seen['documents']:,} documents, {rate:.1f} MB/s")
+            bar.update(
+                task, completed=done, total=total, description=f"{seen['documents']:,} documents, {rate:.1f} MB/s"
+            )
 
         index = prepare_shards(
             data, processes or len(os.sched_getaffinity(0)), validation, decontaminate or [], progress

@@ -1,5 +1,5 @@
-"""A mixture's router: counts against brute force, the bias rule by hand, and a skewed router that becomes balanced while
-cross-entropy does not suffer."""
+"""A mixture's router: counts against brute force, the bias rule by hand, and a skewed router that becomes balanced
+while cross-entropy does not suffer."""
 
 import torch
 import torch.nn.functional as F

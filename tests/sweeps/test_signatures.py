@@ -61,8 +61,8 @@ KEEPS = """
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
     compute.keep_last
 """
-"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` says how much is run
-and not what it comes to."""
+"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` says how much is
+run and not what it comes to."""
 
 OTHER_VALUES: dict[str, Any] = {
     "until": "midtrain",
