@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from pipelines.errors import StageFailure
 
@@ -95,7 +96,7 @@ def load_tensors(folder: Path, state: dict[str, Any], tensors: dict[str, Tensor]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, checkpoint_id=place)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # which is no Exception
         older = [step for step in saved_steps(folder) if step != state["step"]]
         rest = f"delete it to go on from step {older[-1]}" if older else f"delete {folder} to begin anew"
         raise StageFailure(
