@@ -93,6 +93,14 @@ class _Share(Dataset[Tensor]):
         step, place = divmod(index, self._share)
         return self._rows[self._first + step * self._batch + self._offset + place]
 
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """A micro-batch [rows, length + 1] at once; the loader asks for it so."""
+        return torch.stack([self[index] for index in indices])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
 
 class CausalLoss(nn.Module):
     """A causal language model with its objective; `forward` gives the loss, so that FSDP has the output layer there.
@@ -425,7 +433,7 @@ def train(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         if module.first < budget.steps:
-            trainer.fit(module, DataLoader(share, batch_size=micro_rows))
+            trainer.fit(module, DataLoader(share, batch_size=micro_rows, collate_fn=_as_it_is))
     model.eval()
     return {
         **module.last,
