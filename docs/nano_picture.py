@@ -19,6 +19,7 @@ FIGURES = ("pretraining-nano", "pretraining-nano", "rl-nano", "rl-nano")
 
 
 def main() -> None:
+    """Draw it."""
     study = read_study(plan(compose_cells(["+sweep=nano"])), Store.open(sys.argv[1] if sys.argv[1:] else "store"))
     figures = {chart.name: chart for chart in build_figures(study)}
     panels = [
