@@ -208,7 +208,7 @@ def shards() -> list[Row]:
         folder.mkdir(parents=True)
         tokens = 1 << 29
         np.random.default_rng(0).integers(0, 60_000, tokens, dtype=np.uint16).tofile(folder / "00000.tokens")
-        shard = {"name": "00000", "tokens": tokens, "documents": 1, "sha256": {}}
+        shard = {"name": "00000", "tokens": tokens, "documents": 1, "sha256": {}}  # too large to be verified
         index = {"format": 1, "vocabulary": 60_000, "sources": {"web": {"train": [shard]}}}
         (Path(place) / "index.json").write_text(json.dumps(index))
         rows = TokenShards(place).rows("web", "train", 4096)

@@ -32,7 +32,9 @@ def model_card(spec: Mapping[str, Any], step: int, parameters: int, row: Mapping
     ]
     if row:
         told += ["", "## Training metrics at the newest row of the ledger", "", "| | |", "|---|---|"]
-        told += [f"| {key} | {value:.6g} |" for key, value in row.items() if isinstance(value, int | float)]
+        told += [
+            f"| {key} | {value:.6g} |" for key, value in row.items() if isinstance(value, int | float) and key != "time"
+        ]
     return "\n".join(told) + "\n"
 
 

@@ -24,6 +24,8 @@ from pipelines.errors import StageFailure
 
 FORMAT = 1
 SPLITS = ("train", "validation")
+VERIFIED_BYTES = 1 << 28
+"""Shards that take no more than this are read and hashed whenever they are opened."""
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
@@ -63,7 +65,7 @@ class ShardRows:
 
 
 class TokenShards:
-    """A folder of token shards. Sizes are checked when it is opened, hashes by `verify`.
+    """A folder of token shards. Sizes are checked when it is opened; hashes too where it is small, else by `verify`.
 
     Raises `StageFailure` where something is missing, truncated, of another version or does not fit its hash.
     """
@@ -87,6 +89,12 @@ class TokenShards:
                             f"{file}: it has {found} bytes and the index says {shard['tokens'] * self.type.itemsize}; "
                             "copy it again or delete its folder and run shaping-data prepare"
                         )
+        if self._bytes() <= VERIFIED_BYTES:
+            self.verify()
+
+    def _bytes(self) -> int:
+        found = [shard["tokens"] for splits in self.index["sources"].values() for s in splits.values() for shard in s]
+        return sum(found) * self.type.itemsize
 
     @property
     def sources(self) -> list[str]:

@@ -171,6 +171,7 @@ def _midtrain(context: _Context) -> Outcome:
         context.tasks,
         context.nodes,
         context.compute,
+        config.get("balance_rate", 0.0),
     )
     return {"metrics": metrics, "measurements": []}
 

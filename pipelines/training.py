@@ -432,8 +432,15 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-        if module.first < budget.steps:
-            trainer.fit(module, DataLoader(share, batch_size=micro_rows, collate_fn=_as_it_is))
+        try:
+            if module.first < budget.steps:
+                trainer.fit(module, DataLoader(share, batch_size=micro_rows, collate_fn=_as_it_is))
+        except torch.OutOfMemoryError as error:
+            size = micro_rows * budget.sequence_length
+            raise StageFailure(
+                f"compute.micro_batch_tokens={size}: the device's memory does not hold that many tokens of this model "
+                "at a time; halve it, or take compute.activation_checkpointing=full or compute.strategy=fsdp"
+            ) from error
     model.eval()
     return {
         **module.last,

@@ -259,6 +259,8 @@ class _Planner:
             },
             "grpo": {"grpo": self._fragment("grpo", cell.grpo)},
         }
+        if cell.model.experts:  # mid-training goes on balancing them
+            configs["midtrain"]["balance_rate"] = _Fragment(cell.model.balance_rate, str(cell.model.balance_rate))
         labels = {
             "model": cell.model.name,
             "objective": objective_name(cell),

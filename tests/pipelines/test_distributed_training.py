@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines import training
 from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, TrackingConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import Interrupted
@@ -46,6 +47,7 @@ RUNS: dict[str, tuple[ModelConfig, ComputeConfig]] = {
         DENSE,
         ComputeConfig(strategy="fsdp", activation_checkpointing="selective", micro_batch_tokens=32),
     ),
+    "fsdp, fused loss": (DENSE, ComputeConfig(strategy="fsdp", activation_checkpointing="selective")),
     "hsdp": (DENSE, ComputeConfig(strategy="hsdp", shard_ranks=2)),
     "ddp, experts": (MIXTURE, ComputeConfig(strategy="ddp", micro_batch_tokens=32)),
     "fsdp, experts": (MIXTURE, ComputeConfig(strategy="fsdp", activation_checkpointing="full")),
@@ -55,6 +57,7 @@ RUNS: dict[str, tuple[ModelConfig, ComputeConfig]] = {
 def run(corpus: Path, folder: Path, name: str, rank: int, ranks: int, stop_after: int = 0) -> None:
     """Train as one of `ranks`; rank 0 leaves ledger and last weights in `folder`."""
     shape, compute = RUNS[name]
+    training.CHUNK_BYTES = 0 if "fused" in name else 2**25
     own = folder if rank == 0 else folder / f"rank{rank}"
     own.mkdir(parents=True, exist_ok=True)
     opened = Corpus(corpus)

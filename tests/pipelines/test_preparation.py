@@ -148,7 +148,7 @@ def test_shards_that_are_not_what_the_index_says(prepared: tuple[DataConfig, Pat
         TokenShards(tmp_path / "copy")
     shard.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
     with pytest.raises(StageFailure, match="sha256"):
-        TokenShards(tmp_path / "copy").verify()
+        TokenShards(tmp_path / "copy")
     (tmp_path / "copy" / "index.json").write_text('{"format": 99}')
     with pytest.raises(StageFailure, match="format 99"):
         TokenShards(tmp_path / "copy")
