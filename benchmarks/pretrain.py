@@ -134,7 +134,8 @@ def against_trainer(
 
 
 def outside() -> list[Row]:
-    """Seconds of a nano step outside forward, backward and optimizer, against the whole step."""
+    """Seconds of a nano step outside forward, backward and optimizer, against the whole step; seconds of the
+    processor, which other programs leave alone."""
     spent = {"work": 0.0}
 
     @contextmanager
@@ -142,11 +143,11 @@ def outside() -> list[Row]:
         plain = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 return plain(*args, **kwargs)
             finally:
-                spent["work"] += time.perf_counter() - began
+                spent["work"] += time.process_time() - began
 
         setattr(owner, name, call)
         try:
@@ -161,7 +162,7 @@ def outside() -> list[Row]:
 
     def note(self: NextToken, *args: Any) -> None:
         plain_step(self, *args)
-        whole.append(time.perf_counter())
+        whole.append(time.process_time())
 
     NextToken.on_train_batch_end = note  # type: ignore[method-assign, assignment]
     try:
@@ -189,9 +190,9 @@ def optimizer_clock(spent: dict[str, float]) -> Iterator[None]:
     plain = module.adamw
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
+        began = time.process_time()
         plain(*args, **kwargs)
-        spent["work"] += time.perf_counter() - began
+        spent["work"] += time.process_time() - began
 
     module.adamw = call
     try:
