@@ -6,7 +6,7 @@ before anything is written. No torch at import: composing and planning a study m
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +25,6 @@ STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 1}
 """Version of each stage's code, part of its signature: raised by hand when a change alters results."""
 
 
-TRAINABLE_VOCABULARY = 65536
-"""Tokens are kept in 16 bits."""
-
-
 def _positive(prefix: str, owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
@@ -43,8 +39,8 @@ def _fraction(prefix: str, owner: object, *names: str) -> None:
 
 @dataclass
 class ModelConfig:
-    """Architecture of a `Qwen3ForCausalLM`, or with `experts` of a `MiniMaxM2ForCausalLM`, which the pipelines cannot
-    train yet; the vocabulary comes from the tokenizer in `data`."""
+    """Architecture of a `Qwen3ForCausalLM`, or with `experts` of a `MiniMaxM2ForCausalLM`; the vocabulary comes from
+    the tokenizer in `data`."""
 
     name: str = MISSING
     layers: int = MISSING
@@ -58,6 +54,8 @@ class ModelConfig:
     """Experts of a layer, each with a hidden size of `ffn`; 0: a dense model."""
     active_experts: int = 0
     """Experts that a token is sent to."""
+    balance_rate: float = 1e-3
+    """How far the router's bias moves after each step, by the sign of an expert's load error."""
 
     def __post_init__(self) -> None:
         _positive("model", self, "layers", "d_model", "ffn", "heads", "kv_heads", "head_dim")
@@ -74,6 +72,12 @@ class ModelConfig:
             "it must be even: rotary embeddings pair channels",
         )
         require(self.experts >= 0, "model.experts", self.experts, "it must be 0 or more")
+        require(
+            math.isfinite(self.balance_rate) and self.balance_rate >= 0,
+            "model.balance_rate",
+            self.balance_rate,
+            "it must be 0 or more",
+        )
         require(
             (1 if self.experts else 0) <= self.active_experts <= self.experts,
             "model.active_experts",
@@ -105,9 +109,33 @@ class ObjectiveConfig:
         require(self.top_k >= 1, "objective.top_k", self.top_k, "the head holds at least one token")
 
 
+SOURCE_KINDS = ("hub", "jsonl", "parquet", "text")
+
+
+@dataclass
+class SourceConfig:
+    """A corpus that `shaping-data prepare` turns into token shards."""
+
+    kind: str = MISSING
+    """`hub`: a data set of the Hugging Face Hub, streamed; `jsonl`, `parquet` and `text`: files."""
+    path: str = MISSING
+    """The data set's name, or a glob of files (`.gz` is unpacked); a text file holds documents between blank lines."""
+    subset: str | None = None
+    """Configuration of the data set (`hub`)."""
+    split: str = "train"
+    """Split of the data set (`hub`)."""
+    column: str = "text"
+    """Field of a record that holds the document."""
+    revision: str | None = None
+    """Commit of the data set (`hub`)."""
+
+    def __post_init__(self) -> None:
+        require(self.kind in SOURCE_KINDS, "data.sources.*.kind", self.kind, nearest(self.kind, SOURCE_KINDS))
+
+
 @dataclass
 class DataConfig:
-    """Text, generated tasks and the tokenizer trained on them."""
+    """Text, generated tasks and the tokenizer trained on them; or token shards, made by `shaping-data prepare`."""
 
     name: str = MISSING
     text: list[str] = field(default_factory=lambda: ["sympy", "networkx"])
@@ -125,6 +153,12 @@ class DataConfig:
     """Size of the head at this vocabulary; objectives take it unless they name their own."""
     seed: int = 0
     """Seed of the generated tasks: one data set for all cells, whatever their own seed."""
+    shards: str | None = None
+    """Folder of token shards, whose tokenizer is then used and whose sources can be mixed; null: none."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """What `shaping-data prepare` reads, by the name that mixtures use."""
+    tokenizer: str | None = None
+    """A tokenizer of the Hub or a folder of one; null: a byte-level BPE of `vocab_size` is trained on the data."""
 
     def __post_init__(self) -> None:
         for package in self.text:
@@ -163,11 +197,31 @@ class TrainConfig:
     milestones: int = MISSING
     """Checkpoints kept and evaluated, equally far apart, the last at the end."""
     weight_decay: float = 0.1
+    """On matrices; the scales of norms do not decay."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     gradient_clip: float = 1.0
+    attention: str = "row"
+    """What a token attends to: all of its `row` before it, or its own `document` in that row."""
+    precision: str = "float32"
+    """`bfloat16-mixed`: products in bfloat16, weights and optimizer in float32; `bfloat16`: all in bfloat16."""
+    spike_sigmas: float | None = None
+    """A step whose loss or gradient norm lies that many standard deviations above the last 128 is skipped; null: only
+    one that is not finite."""
+    max_skipped: int = 0
+    """Steps that may be skipped in all; one more ends the training."""
 
     def __post_init__(self) -> None:
+        for key, options in (("attention", ATTENTION), ("precision", PRECISIONS)):
+            value = getattr(self, key)
+            require(value in options, f"{self.key}.{key}", value, nearest(value, options))
+        require(
+            self.spike_sigmas is None or self.spike_sigmas > 0,
+            f"{self.key}.spike_sigmas",
+            self.spike_sigmas,
+            "it must be above 0, or null to skip only what is not finite",
+        )
+        require(self.max_skipped >= 0, f"{self.key}.max_skipped", self.max_skipped, "it must be 0 or more")
         _positive(
             self.key,
             self,
@@ -268,6 +322,78 @@ class MidtrainConfig(TrainConfig):
 
 
 DECAYS = ("cosine", "linear", "1-sqrt")
+ATTENTION = ("row", "document")
+PRECISIONS = ("float32", "bfloat16-mixed", "bfloat16")
+STRATEGIES = ("auto", "ddp", "fsdp", "hsdp")
+ACTIVATIONS = ("none", "selective", "full")
+
+
+@dataclass
+class ComputeConfig:
+    """How pre-training and mid-training are computed. Nothing here changes a result by more than the order in which
+    floating-point numbers are added up, so it is in no signature."""
+
+    micro_batch_tokens: int | None = None
+    """Tokens that a rank runs through the model at a time; the rest of its share of a batch is accumulated. null: its
+    whole share."""
+    strategy: str = "auto"
+    """Of several ranks: `ddp` holds all on each, `fsdp` shards weights, gradients and optimizer over all, `hsdp` over
+    `shard_ranks` of them, with copies; `auto` is `ddp`."""
+    shard_ranks: int = 0
+    """Ranks that share one copy of the model (`hsdp`); 0: those of one node."""
+    activation_checkpointing: str = "none"
+    """What the backward pass computes again: `full`: each layer; `selective`: all but its matrix products and
+    attention."""
+    compile: bool = False
+    """Compile each layer with `torch.compile`."""
+    keep_last: int = 1
+    """Trainer states that are kept; the newest is gone on from."""
+
+    def __post_init__(self) -> None:
+        for key, options in (("strategy", STRATEGIES), ("activation_checkpointing", ACTIVATIONS)):
+            value = getattr(self, key)
+            require(value in options, f"compute.{key}", value, nearest(value, options))
+        require(
+            self.micro_batch_tokens is None or self.micro_batch_tokens > 0,
+            "compute.micro_batch_tokens",
+            self.micro_batch_tokens,
+            "it must be above 0, or null for the whole share of a rank",
+        )
+        require(self.shard_ranks >= 0, "compute.shard_ranks", self.shard_ranks, "it must be 0 or more")
+        _positive("compute", self, "keep_last")
+
+
+def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tuple[int, int]:
+    """Rows that a rank runs at a time, and how often in a step: rows x accumulation x ranks is the batch.
+
+    Raises `UserError` where the batch cannot be shared out so, with what can.
+    """
+    rows = budget.batch_tokens // budget.sequence_length
+    require(
+        rows % ranks == 0,
+        f"{budget.key}.batch_tokens",
+        budget.batch_tokens,
+        f"its {rows} rows of {budget.sequence_length} cannot be shared by {ranks} ranks; rank counts that fit: "
+        f"{_listing(d for d in range(1, rows + 1) if rows % d == 0)}",
+    )
+    share = rows // ranks
+    if compute.micro_batch_tokens is None:
+        return share, 1
+    micro = compute.micro_batch_tokens // budget.sequence_length
+    require(
+        compute.micro_batch_tokens % budget.sequence_length == 0 and micro > 0 and share % micro == 0,
+        "compute.micro_batch_tokens",
+        compute.micro_batch_tokens,
+        f"a rank's share of {budget.key}.batch_tokens={budget.batch_tokens} is {share} rows of "
+        f"{budget.sequence_length} (of {ranks} ranks); values that fit: "
+        f"{_listing(d * budget.sequence_length for d in range(1, share + 1) if share % d == 0)}",
+    )
+    return micro, share // micro
+
+
+def _listing(numbers: Iterable[int], most: int = 12) -> str:
+    found = [str(number) for number in numbers]
+    return ", ".join(found if len(found) <= most else [*found[: most // 2], "...", *found[-most // 2 :]])
 
 
 ADVANTAGES = ("standardised", "centred", "leave_one_out")
@@ -528,6 +654,7 @@ class Cell:
     grpo: GRPOConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     tracking: TrackingConfig = MISSING
+    compute: ComputeConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 1
     scale: str = "nano"
@@ -545,13 +672,17 @@ class Cell:
             f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
         )
         for stage in (self.pretrain, self.midtrain):
+            if STAGES.index(stage.key) <= STAGES.index(self.until):
+                micro_batch(stage, self.compute, 1)
             for source in stage.mixture:
-                known = ["text", *self.data.tasks]
+                known = ["text", *self.data.tasks, *self.data.sources]
                 require(source in known, f"{stage.key}.mixture", source, nearest(source, known))
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:
                 continue
-            asked = {"text": ["text"], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[benchmark.kind]
+            asked = {"text": ["text", *self.data.sources], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[
+                benchmark.kind
+            ]
             key = f"evaluation.benchmarks.{name}.task"
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
         for task in self.grpo.tasks:
@@ -576,16 +707,11 @@ class Cell:
 
 def unsupported(cell: Cell) -> str | None:
     """Why the pipelines cannot train a cell that can be planned, in one sentence; None where they can."""
-    model, data = cell.model, cell.data
-    if model.experts:
+    data = cell.data
+    if data.shards is not None and not (Path(data.shards) / "index.json").is_file():
         return (
-            f"model={model.name}: a mixture of experts can be planned but not trained yet (the pipelines build dense "
-            "models alone); choose a dense model"
-        )
-    if data.vocab_size > TRAINABLE_VOCABULARY:
-        return (
-            f"data={data.name}: it stands for the study's own corpus, which is not public, so it can be planned but "
-            "not trained on; choose data=nano"
+            f"data.shards={data.shards}: there are no token shards yet; make them with shaping-data prepare "
+            f"data={data.name}"
         )
     for name, benchmark in cell.evaluation.benchmarks.items():
         if benchmark.kind in HARNESS:

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +26,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.cell import DataConfig
 from pipelines.errors import StageFailure
+from pipelines.shards import ShardRows, TokenShards, token_type
 from pipelines.tasks import SPLITS, Problem, generate, split_of
 
 DATA_VERSION = 1
@@ -40,7 +40,7 @@ END_OF_TEXT = "<|endoftext|>"
 SHORTEST_DOCUMENT = 200
 """Characters below which a docstring says too little to learn from."""
 
-Tokens = NDArray[np.uint16]
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Document:
 class Corpus:
     """A data set in the cache: tokenizer, problems, documents, and tokens by source and split."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shards: TokenShards | None = None) -> None:
+        self.folder, self._shards = folder, shards
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         for name, expected in self.manifest["files"].items():
             found = _sha256(folder / name)
@@ -78,7 +78,11 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The BPE tokenizer; a document begins, and a response ends, with its end-of-text token."""
+        """The tokenizer; a document begins, and a response ends, with its end-of-text token."""
+        if self._shards:
+            tokenizer = AutoTokenizer.from_pretrained(self._shards.folder / "tokenizer", local_files_only=True)
+            assert isinstance(tokenizer, PreTrainedTokenizerFast)
+            return tokenizer
         return PreTrainedTokenizerFast(
             tokenizer_file=str(self.folder / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         )
@@ -104,8 +108,16 @@ class Corpus:
         """Token ids of `text` after the end-of-text token that begins every document."""
         return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]
 
-    def rows(self, source: str, split: str, length: int) -> Tokens:
-        """All rows of one source (`text` or a family), [rows, length + 1]: inputs and, one further, targets."""
+    @property
+    def sharded(self) -> bool:
+        """Whether there are token shards, whose order is computed rather than written out."""
+        return self._shards is not None
+
+    def rows(self, source: str, split: str, length: int) -> Tokens | ShardRows:
+        """All rows of one source (`text`, a family or a source of the shards), [rows, length + 1]: inputs and, one
+        further, targets."""
+        if self._shards and source in self._shards.sources:
+            return self._shards.rows(source, split, length)
         with np.load(self.folder / "tokens.npz") as arrays:
             tokens, starts = arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"]
         return tokens[row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)]
@@ -127,30 +139,15 @@ def row_starts(documents: NDArray[np.int64], size: int, length: int) -> NDArray[
     return np.array(starts, dtype=np.int64)
 
 
-def schedule(
-    seed: list[int], rows: int, mixture: Mapping[str, float], sizes: Mapping[str, int]
-) -> list[tuple[str, int]]:
-    """(source, row) for each of `rows` training rows, in order: sources by weight, each source's rows in shuffled
-    passes. A function of its arguments alone, so that training resumes anywhere."""
-    rng = np.random.default_rng(seed)
-    names = [name for name, weight in mixture.items() if weight > 0]
-    weights = np.array([mixture[name] for name in names])
-    chosen = rng.choice(len(names), size=rows, p=weights / weights.sum())
-    queues: dict[str, Iterator[int]] = {name: _passes(sizes[name], rng) for name in names}
-    return [(names[i], next(queues[names[i]])) for i in chosen]
-
-
-def _passes(size: int, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from map(int, rng.permutation(size))
-
-
 def prepare(config: DataConfig, cache: Path) -> Corpus:
     """The corpus of `config`, built under a lock if it is not in `cache` yet.
 
-    Raises `StageFailure` where a cached file does not have the hash that it was written with.
+    Raises `StageFailure` where a cached file does not have the hash that it was written with, or token shards are not
+    those that the configuration names.
     """
-    content = asdict(config) | {"version": DATA_VERSION, "name": None}
+    shards = TokenShards(config.shards) if config.shards else None
+    content = asdict(config) | {"version": DATA_VERSION, "name": None, "shards": shards and shards.index["tokenizer"]}
+    del content["sources"], content["tokenizer"]
     content["text_versions"] = {name: importlib.metadata.version(name) for name in config.text}
     content["tokenizers"] = importlib.metadata.version("tokenizers")
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -160,24 +157,29 @@ def prepare(config: DataConfig, cache: Path) -> Corpus:
         if not (folder / "manifest.json").exists():
             beside = cache / f".{key}.{os.getpid()}"
             beside.mkdir()
-            _build(config, content, beside)
+            _build(config, content, beside, shards)
             shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
-    return Corpus(folder)
+    return Corpus(folder, shards)
 
 
-def _build(config: DataConfig, content: dict[str, Any], folder: Path) -> None:
+def _build(config: DataConfig, content: dict[str, Any], folder: Path, shards: TokenShards | None) -> None:
     documents = [document for package in config.text for document in docstrings(package)]
     random.Random(config.seed).shuffle(documents)
     problems = [p for family in config.tasks for p in generate(family, config.tasks_per_family, config.seed)]
     written = {p.question: _training_text(p, config) for p in problems}
-    tokenizer = train_tokenizer(
-        [d.training_text for d in documents if d.split == "train"]
-        + [written[p.question] for p in problems if split_of(p.question) == "train"],
-        config.vocab_size,
-    )
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    if shards:
+        tokenizer = Tokenizer.from_file(str(shards.folder / "tokenizer" / "tokenizer.json"))
+        end = shards.index["end_of_text"]
+    else:
+        tokenizer = train_tokenizer(
+            [d.training_text for d in documents if d.split == "train"]
+            + [written[p.question] for p in problems if split_of(p.question) == "train"],
+            config.vocab_size,
+        )
+        end = tokenizer.token_to_id(END_OF_TEXT)
     assert end is not None
+    kind = token_type(tokenizer.get_vocab_size())
     arrays: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         texts = {"text": [d.training_text for d in documents if d.split == split]}
@@ -185,10 +187,10 @@ def _build(config: DataConfig, content: dict[str, Any], folder: Path) -> None:
             chosen = [p for p in problems if p.family == family and split_of(p.question) == split]
             texts[family] = [written[p.question] for p in chosen]
         for source, parts in texts.items():
-            pieces = [[end, *encoding.ids] for encoding in tokenizer.encode_batch(parts)]
+            pieces = [[end, *encoding.ids] for encoding in tokenizer.encode_batch(parts, add_special_tokens=False)]
             lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
-            flat = np.fromiter((token for piece in pieces for token in piece), dtype=np.uint16, count=lengths.sum())
-            arrays[f"{source}-{split}"] = np.append(flat, np.uint16(end))
+            flat = np.fromiter((token for piece in pieces for token in piece), dtype=kind, count=lengths.sum())
+            arrays[f"{source}-{split}"] = np.append(flat, kind.type(end))
             arrays[f"{source}-{split}-starts"] = np.cumsum(lengths) - lengths
     tokenizer.save(str(folder / "tokenizer.json"))
     np.savez(folder / "tokens.npz", **arrays)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from pipelines.cell import BenchmarkConfig, EvaluationConfig
 from pipelines.data import Corpus
@@ -33,7 +33,7 @@ Measurement = dict[str, Any]
 
 
 def evaluate(
-    model: Qwen3ForCausalLM,
+    model: PreTrainedModel,
     config: EvaluationConfig,
     corpus: Corpus,
     top_k: int,
@@ -83,7 +83,7 @@ Found = dict[str, tuple[float, float | None, int]]
 """metric -> (value, standard error, number of items)"""
 
 
-def _text(model: Qwen3ForCausalLM, benchmark: BenchmarkConfig, corpus: Corpus, length: int, top_k: int) -> Found:
+def _text(model: PreTrainedModel, benchmark: BenchmarkConfig, corpus: Corpus, length: int, top_k: int) -> Found:
     """Perplexity and mean entropy on rows of held-out text; errors over rows, which are long enough to be apart."""
     rows = corpus.rows(benchmark.task, "test", length)
     rows = rows[_spread(len(rows), benchmark.items)]
@@ -109,7 +109,7 @@ def _spread(size: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))
 
 
-def _choice(model: Qwen3ForCausalLM, benchmark: BenchmarkConfig, corpus: Corpus) -> Found:
+def _choice(model: PreTrainedModel, benchmark: BenchmarkConfig, corpus: Corpus) -> Found:
     """Accuracy at choosing, among four, the pair of context and continuation that the model finds likeliest."""
     items = CHOICE_TASKS[benchmark.task](corpus, benchmark.items)
     pairs = [pair for item in items for pair in item]
@@ -163,7 +163,7 @@ CHOICE_TASKS = {"module": _module, "continuation": _continuation}
 
 
 def _sampled(
-    model: Qwen3ForCausalLM, name: str, benchmark: BenchmarkConfig, corpus: Corpus, config: EvaluationConfig
+    model: PreTrainedModel, name: str, benchmark: BenchmarkConfig, corpus: Corpus, config: EvaluationConfig
 ) -> tuple[Found, list[dict[str, Any]]]:
     """Avg@n, Cons@n and Pass@k of sampled answers, with the mean response length."""
     problems = corpus.problems(benchmark.task, "test")[: benchmark.items]

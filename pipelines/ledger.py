@@ -38,6 +38,8 @@ class Ledger:
         self._file.writelines(line + "\n" for line in self._before)
         self._file.flush()
         beside.rename(path)
+        self.newest: dict[str, Any] = {}
+        """The newest row."""
         self._run = None if tracking.mode == "off" else _wandb_run(spec, root, tracking)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -46,6 +48,7 @@ class Ledger:
             self._rewind(int(row["step"]))
         row = row | {"time": time.time()}
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.newest = plain
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
         if self._run:

@@ -1,56 +1,133 @@
-"""Models: built from a configuration, saved and loaded in Hugging Face format."""
+"""Models: built from a configuration, saved and loaded in Hugging Face format.
+
+A dense model is a `Qwen3ForCausalLM`, a mixture of experts a `MiniMaxM2ForCausalLM`: classes of transformers, so that
+what is saved loads in vLLM, lm-eval and everything else as it is.
+"""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MiniMaxM2Config,
+    MiniMaxM2ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import logging
 
 from pipelines.cell import ModelConfig
+from pipelines.errors import StageFailure
 
 logging.disable_progress_bar()
 
 
+def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: int | None = None) -> PreTrainedConfig:
+    """The configuration of transformers for `config`; `end` is the token that begins, ends and pads."""
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "tie_word_embeddings": config.tied_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_base},
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "use_cache": False,
+    }
+    if not config.experts:
+        return Qwen3Config(**shared)
+    return MiniMaxM2Config(
+        **shared,
+        num_local_experts=config.experts,
+        num_experts_per_tok=config.active_experts,
+        router_aux_loss_coef=0.0,  # balance comes from the router's bias (`pipelines.balance`)
+    )
+
+
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, rope_base: float, seed: int
-) -> Qwen3ForCausalLM:
-    """A freshly initialised `Qwen3ForCausalLM` in float32; the same seed gives the same weights."""
-    end = tokenizer.eos_token_id
+    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, rope_base: float, seed: int, vocabulary: int | None = None
+) -> PreTrainedModel:
+    """A freshly initialised model in float32; the same seed gives the same weights.
+
+    `vocabulary` pads the tokenizer's; raises `StageFailure` where it is smaller than a token of the tokenizer.
+    """
+    if vocabulary is not None and vocabulary < len(tokenizer):
+        raise StageFailure(
+            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries, so set more"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.d_model,
-                intermediate_size=config.ffn,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                head_dim=config.head_dim,
-                tie_word_embeddings=config.tied_embeddings,
-                rope_parameters={"rope_type": "default", "rope_theta": rope_base},
-                bos_token_id=end,
-                eos_token_id=end,
-                pad_token_id=end,
-                use_cache=False,
-            )
+        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, tokenizer.eos_token_id))
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration of transformers; on the device that is the default, which may be `meta`."""
+    if isinstance(config, MiniMaxM2Config):
+        return MiniMaxM2ForCausalLM(config)
+    assert isinstance(config, Qwen3Config)
+    return Qwen3ForCausalLM(config)
+
+
+def load_model(
+    checkpoint: Path, rope_base: float | None = None, tokenizer: PreTrainedTokenizerFast | None = None
+) -> PreTrainedModel:
+    """The model of a checkpoint folder, in float32, with another RoPE base if one is given.
+
+    Raises `StageFailure` where the folder holds no whole checkpoint, or one of another vocabulary than `tokenizer`'s.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        if rope_base is not None:
+            config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, config=config, dtype=torch.float32, local_files_only=True
         )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StageFailure(
+            f"{checkpoint}: it is not a whole checkpoint ({str(error).splitlines()[0]}); delete the stage run "
+            "that made it and run it again"
+        ) from error
+    except Exception as error:  # safetensors' own kind for a truncated file derives from Exception alone
+        if type(error).__module__.split(".")[0] not in ("safetensors", "builtins"):
+            raise
+        raise StageFailure(f"{checkpoint}: its weights cannot be read ({error})") from error
+    if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
+        raise StageFailure(
+            f"{checkpoint}: its vocabulary of {model.config.vocab_size} is smaller than the tokenizer's "
+            f"{len(tokenizer)}; go on with the data that it was trained on"
+        )
+    return model
 
 
-def load_model(checkpoint: Path, rope_base: float | None = None) -> Qwen3ForCausalLM:
-    """The model of a checkpoint folder, in float32, with another RoPE base if one is given."""
-    config = Qwen3Config.from_pretrained(checkpoint)
-    if rope_base is not None:
-        config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
-    return Qwen3ForCausalLM.from_pretrained(checkpoint, config=config, dtype=torch.float32, local_files_only=True)
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    card: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Model and tokenizer as `from_pretrained` reads them; the folder appears whole or not at all.
 
-
-def save_checkpoint(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Model and tokenizer as `from_pretrained` reads them; the folder appears whole or not at all."""
+    `card` becomes its README.md. `weights` are those of a sharded model, gathered.
+    """
     beside = folder.with_name(f".{folder.name}")
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, state_dict=None if weights is None else dict(weights))
     tokenizer.save_pretrained(beside)
+    if card is not None:
+        (beside / "README.md").write_text(card)
     if folder.exists():  # from an attempt before, which saved its trainer state earlier than this
         shutil.rmtree(folder)
     beside.rename(folder)

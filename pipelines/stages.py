@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 import wandb.sdk.launch  # noqa: F401  # wandb.init does, and that takes a second
+from torch import Tensor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from pipelines.card import model_card
 from pipelines.cell import (
     BenchmarkConfig,
+    ComputeConfig,
     DataConfig,
     EvaluationConfig,
     GRPOConfig,
@@ -24,10 +27,12 @@ from pipelines.cell import (
     TrackingConfig,
 )
 from pipelines.data import Corpus, prepare
+from pipelines.errors import StageFailure
 from pipelines.evaluation import evaluate
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.shards import fingerprint
 from pipelines.training import train
 from shaping.objective import Objective
 
@@ -71,10 +76,16 @@ class _Context:
         assert self.parent is not None
         return self.parent / "checkpoints" / self.spec["checkpoint"]
 
-    def keep(self, model: Any, step: int) -> None:
-        """Save a milestone checkpoint."""
+    @property
+    def compute(self) -> ComputeConfig:
+        return ComputeConfig(**{key: value for key, value in self.spec["compute"].items() if key != "shards"})
+
+    def keep(self, model: Any, step: int, weights: dict[str, Tensor] | None = None) -> None:
+        """Save a milestone checkpoint, with a card that says what it is."""
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        save_checkpoint(model, self.corpus.tokenizer, self.folder / "checkpoints" / f"step-{step:06d}")
+        place = self.folder / "checkpoints" / f"step-{step:06d}"
+        card = model_card(self.spec, step, parameter_count(model), self.ledger.newest)
+        save_checkpoint(model, self.corpus.tokenizer, place, card, weights)
 
 
 def run_stage(
@@ -95,7 +106,7 @@ def run_stage(
     `interrupted()` turns true. Pre-training and mid-training may be shared by `tasks` processes on `nodes` nodes; what
     those of a `rank` above 0 would write goes nowhere.
     """
-    corpus = prepare(DataConfig(name="", **spec["config"]["data"]), root / "cache")
+    corpus = prepare(_data(spec), root / "cache")
     torch.manual_seed(spec["config"]["seed"])
     with tempfile.TemporaryDirectory() as nowhere:
         ledger = (
@@ -108,10 +119,25 @@ def run_stage(
     return outcome
 
 
+def _data(spec: dict[str, Any]) -> DataConfig:
+    """The data of a stage run; raises `StageFailure` where its token shards are not those that it was planned with."""
+    content = dict(spec["config"]["data"])
+    planned = content.pop("shards", None)
+    folder = spec["compute"]["shards"]
+    if planned != (folder and fingerprint(folder)):
+        raise StageFailure(
+            f"data.shards={folder}: its index has another sha256 than when this was planned; launch it again to plan "
+            "it with what is there now"
+        )
+    return DataConfig(name="", **content, shards=folder)
+
+
 def _pretrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
-    model = build_model(ModelConfig(name="", **config["model"]), corpus.tokenizer, budget.rope_base, config["seed"])
+    padded = config["data"]["vocab_size"] if corpus.sharded else None
+    shape = ModelConfig(name="", **config["model"])
+    model = build_model(shape, corpus.tokenizer, budget.rope_base, config["seed"], padded)
     metrics = train(
         model,
         _objective(config, corpus),
@@ -125,6 +151,8 @@ def _pretrain(context: _Context) -> Outcome:
         context.rank,
         context.tasks,
         context.nodes,
+        context.compute,
+        shape.balance_rate,
     )
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
@@ -132,7 +160,7 @@ def _pretrain(context: _Context) -> Outcome:
 def _midtrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = MidtrainConfig(**config["midtrain"])
-    model = load_model(context.source, budget.rope_base)
+    model = load_model(context.source, budget.rope_base, corpus.tokenizer)
     metrics = train(
         model,
         _objective(config, corpus),
@@ -146,6 +174,8 @@ def _midtrain(context: _Context) -> Outcome:
         context.rank,
         context.tasks,
         context.nodes,
+        context.compute,
+        config.get("balance_rate", 0.0),
     )
     return {"metrics": metrics, "measurements": []}
 

@@ -20,6 +20,7 @@ from rich.tree import Tree
 
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.display import STAGE_ORDER, amount, clock, title
+from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
 from sweeps.status import ORDER, TROUBLE, Row, rows
 from sweeps.store import Store, StoredRun, write_json
@@ -99,6 +100,7 @@ def show_plan(
     mfu: Annotated[float, typer.Option(help="Share of the device's peak that training reaches.")] = 0.4,
     sampling_mfu: Annotated[float, typer.Option(help="The same for sampling.")] = 0.1,
     devices: Annotated[int, typer.Option(help="Devices at once, for the wall time; 0: no limit.")] = 0,
+    sbatch: Annotated[bool, typer.Option("--sbatch", help="Print the scripts that Slurm would be sent.")] = False,
 ) -> None:
     """Show the stage runs that a command line needs, what is done of them, and what the rest costs; runs nothing.
 
@@ -117,6 +119,20 @@ def show_plan(
     if why is not None:
         _why(graph, store, why)
         return
+    launcher = compose_launcher([o for o in words if o not in ours])
+    if isinstance(launcher, SlurmLauncherConfig):
+        from sweeps.launch import check_ranks, ranks
+
+        for cell in cells:
+            check_ranks(cell, {stage: ranks(launcher, stage) for stage in ("pretrain", "midtrain")})
+    if sbatch:
+        from sweeps.slurm import scripts
+
+        if not isinstance(launcher, SlurmLauncherConfig):
+            raise UserError("--sbatch: there are scripts for hydra/launcher=slurm alone; add that")
+        for script in scripts(graph, launcher, Path(root) / "jobs"):
+            print(script)
+        return
     if device not in cost.DEVICES:
         raise UserError(f"--device={device}: {nearest(device, cost.DEVICES)}")
     for name, value in (("--mfu", mfu), ("--sampling-mfu", sampling_mfu)):
@@ -125,7 +141,6 @@ def show_plan(
     statuses = {s: _status(store, run) for s, run in graph.runs.items()}
     missing = {s for s, status in statuses.items() if status not in ("done", "running", "queued")}
     rate = cost.Rate(device, mfu, sampling_mfu)
-    launcher = compose_launcher([o for o in words if o not in ours])
     room = cost.room(launcher, devices)
     stages, hours = cost.estimate(graph, missing, rate, room)
     if as_json:
@@ -144,6 +159,8 @@ def show_plan(
     for line in _plan_lines(graph, statuses, stages):
         console.print(line)
     for line in _cost_lines(stages, hours, rate, room.devices):
+        console.print(line)
+    for line in _memory_lines(graph, room):
         console.print(line)
     if tree:
         root_of_tree = Tree("stage runs")
@@ -209,6 +226,64 @@ def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int) -
         f"Assumed: prompts of {cost.PROMPT_TOKENS} tokens, responses of {cost.RESPONSE_SHARE:.0%} of their limit, "
         f"{cost.MIXED_SHARE:.0%} of RL's groups mixed; time in the queue is not counted"
     )
+
+
+def _memory_lines(graph: Plan, room: Any) -> Iterator[str]:
+    """Memory of a rank while it trains, once for each way in which the plan's token stages are computed."""
+    from sweeps.cost import rank_memory
+
+    told = set()
+    for run in graph.runs.values():
+        if run.stage not in ("pretrain", "midtrain"):
+            continue
+        ranks = room.per_run.get(run.stage, 1)
+        parts = rank_memory(graph, run, ranks)
+        line = f"{run.labels['model']} {run.stage}, {ranks} ranks: " + ", ".join(
+            f"{name} {amount(value)}" for name, value in parts.items()
+        )
+        if line not in told:
+            told.add(line)
+            yield f"Memory of a rank, {line}"
+
+
+@app.command()
+def sizes(
+    names: Annotated[list[str] | None, typer.Argument(help="Models of conf/model; all of them by default.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Entries of the vocabulary; 0: 151,936, the paper's.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
+    from dataclasses import asdict
+
+    from pipelines.sizes import active_body_parameters, body_parameters, parameters
+    from sweeps.composition import compose_cell, options_of
+
+    known = options_of("model")
+    for name in names or []:
+        if name not in known:
+            raise UserError(f"{name}: there is no such model; {nearest(name, known)}")
+    entries = vocabulary or 151_936
+    found: list[dict[str, Any]] = []
+    for name in names or known:
+        model = asdict(compose_cell([f"model={name}"]).model)
+        found.append(
+            {
+                "model": name,
+                "parameters": parameters(model, entries),
+                "without_embeddings": body_parameters(model),
+                "active_without_embeddings": active_body_parameters(model),
+            }
+        )
+    found.sort(key=lambda row: row["parameters"])
+    if as_json:
+        print(json.dumps({"vocabulary": entries, "models": found}, indent=1))
+        return
+    print(f"{'model':12}{'parameters':>16}{'no embeddings':>16}{'of them active':>16}   (vocabulary {entries:,})")
+    for row in found:
+        print(
+            f"{row['model']:12}{row['parameters']:>16,}{row['without_embeddings']:>16,}"
+            f"{row['active_without_embeddings']:>16,}"
+        )
 
 
 def _why(graph: Plan, store: Store | None, cell: str) -> None:

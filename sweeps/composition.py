@@ -267,6 +267,12 @@ def compose_launcher(overrides: Sequence[str]) -> LocalLauncherConfig | SlurmLau
     return launcher
 
 
+def options_of(group: str) -> list[str]:
+    """The options of a group of `conf/`."""
+    with _hydra():
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
 def plan_named_sweeps() -> set[str]:
     """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
     with _hydra():

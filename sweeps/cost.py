@@ -1,8 +1,5 @@
-"""What a plan costs before anything has run: operations, GPU-hours, wall time, storage. Arithmetic alone, no torch.
-
-A token costs 2 operations for each weight that it is multiplied with (all but the embedding table; of a mixture of
-experts, the active ones), and 4 d for each position that it attends to, with d = heads x head_dim, in every layer. The
-backward pass costs twice the forward pass. So training costs the familiar 6 N D and its attention terms.
+"""What a plan costs before anything has run: operations (`pipelines.sizes`), GPU-hours, wall time, storage. Arithmetic
+alone, no torch.
 
 What cannot be known is assumed, and the assumptions stand here and are printed with the figures: responses and prompts
 of RL and evaluation have the lengths of `RESPONSE_SHARE` and `PROMPT_TOKENS`, and half of RL's groups are dropped and
@@ -17,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cell import STAGES
+from pipelines.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 
@@ -30,40 +28,15 @@ CHOICES = 4
 CHOICE_TOKENS = 100
 """Options of a multiple-choice item, and tokens of one with its context."""
 
-DEVICES = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "core": 5e10}
-"""Dense bfloat16 operations a second of a GPU by its maker's sheet; `core` is a CPU core in float32, roughly."""
+DEVICES = {**PEAKS, "core": 5e10}
+"""Operations a second; `core` is a CPU core in float32, roughly."""
 
 BYTES_A_WEIGHT = 4
 """Checkpoints and trainer states are float32."""
+CHUNK_BYTES = 2**25
+"""Logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
 PROCESS_BYTES = 7 * 2**27
 """Of a worker with its libraries loaded: 0.9 GiB."""
-
-
-def parameters(model: Mapping[str, Any], vocabulary: int) -> int:
-    """Numbers in the model: a Qwen3ForCausalLM, or with experts a MiniMaxM2ForCausalLM. Tied ones count once."""
-    embeddings = vocabulary * model["d_model"]
-    heads = 1 if model["tied_embeddings"] else 2
-    attention, norms = _attention(model)
-    experts = model.get("experts", 0)
-    router = experts * model["d_model"]
-    ffn = 3 * model["d_model"] * model["ffn"] * max(1, experts)
-    layer = attention + norms + 2 * model["d_model"] + router + ffn
-    return int(heads * embeddings + model["layers"] * layer + model["d_model"])
-
-
-def active_parameters(model: Mapping[str, Any], vocabulary: int) -> int:
-    """Weights that one token is multiplied with: no embedding table, the output layer, the active experts."""
-    attention, _ = _attention(model)
-    experts = model.get("experts", 0)
-    ffn = 3 * model["d_model"] * model["ffn"] * (model["active_experts"] if experts else 1)
-    return int(model["layers"] * (attention + experts * model["d_model"] + ffn) + vocabulary * model["d_model"])
-
-
-def _attention(model: Mapping[str, Any]) -> tuple[int, int]:
-    """Weights of the four projections of a layer, and scales of its query and key norms."""
-    queries, keys = model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
-    norms = queries + keys if model.get("experts", 0) else 2 * model["head_dim"]
-    return model["d_model"] * (2 * queries + 2 * keys), norms
 
 
 @dataclass(frozen=True)
@@ -86,15 +59,6 @@ def _root(plan: Plan, run: StageRun) -> StageRun:
     return run
 
 
-def _forward(model: Mapping[str, Any], vocabulary: int, tokens: float, length: float) -> float:
-    """Operations of a forward pass over `tokens` tokens in causal rows of `length`."""
-    attended = (length + 1) / 2
-    per_token = 2 * active_parameters(model, vocabulary) + (
-        4 * model["layers"] * model["heads"] * model["head_dim"] * attended
-    )
-    return tokens * per_token
-
-
 def work(plan: Plan, run: StageRun) -> Work:
     """Operations and tokens of one stage run."""
     model = _root(plan, run).config["model"]
@@ -102,7 +66,9 @@ def work(plan: Plan, run: StageRun) -> Work:
     if run.stage in ("pretrain", "midtrain"):
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
-        return Work(training=3 * _forward(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens)
+        return Work(
+            training=3 * forward_operations(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens
+        )
     if run.stage == "grpo":
         return _grpo(model, vocabulary, run.config["grpo"])
     return _evaluation(model, vocabulary, run.config["evaluation"])
@@ -124,8 +90,8 @@ def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) 
         kept = steps * config["prompts"] * config["samples"] * (prompt + response)
         sampled = kept * asked
         total += Work(
-            training=3 * _forward(model, vocabulary, kept * config.get("epochs", 1), prompt + response),
-            sampling=_forward(model, vocabulary, sampled, prompt + response),
+            training=3 * forward_operations(model, vocabulary, kept * config.get("epochs", 1), prompt + response),
+            sampling=forward_operations(model, vocabulary, sampled, prompt + response),
             trained_tokens=kept,
             sampled_tokens=sampled,
         )
@@ -147,7 +113,7 @@ def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, 
             case _:
                 length = sum(_response(config["max_new_tokens"]))
                 tokens = benchmark["items"] * benchmark["samples"] * length
-        total += Work(sampling=_forward(model, vocabulary, tokens, length), sampled_tokens=tokens)
+        total += Work(sampling=forward_operations(model, vocabulary, tokens, length), sampled_tokens=tokens)
     return total
 
 
@@ -177,6 +143,35 @@ def memory(plan: Plan, run: StageRun, on_gpu: bool = False) -> int:
     model = _root(plan, run).config["model"]
     activations = rows * (4 * run.config["data"]["vocab_size"] + 16 * model["layers"] * model["d_model"])
     return PROCESS_BYTES + BYTES_A_WEIGHT * (4 * weights + activations)
+
+
+def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:
+    """Bytes that a rank of a token stage holds on its device, by what they are for, their `total`, and the `logits
+    avoided`: what a loss that holds logits and their gradient would add.
+
+    Sharded over all ranks with `fsdp`, over `shard_ranks` with `hsdp` (0: counted as all of them). Activations are
+    those of one micro-batch. The allocator's own needs, buffers of collectives and workspaces are not in it.
+    """
+    model, budget, compute = _root(plan, run).config["model"], run.config[run.stage], run.compute
+    vocabulary = run.config["data"]["vocab_size"]
+    shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
+    precision = budget["precision"]
+    weights = parameters(model, vocabulary) * (2 if precision == "bfloat16" else 4) // shards
+    tokens = compute["micro_batch_tokens"] or budget["batch_tokens"] // ranks
+    size = 4 if precision == "float32" else 2
+    how = compute["activation_checkpointing"]
+    kept = model["layers"] * activations(model, how)
+    if how != "none":
+        kept += activations(model)  # of the one layer that is computed again
+    logits = 4 * tokens * vocabulary
+    parts = {
+        "parameters": weights,
+        "gradients": weights,
+        "optimizer": 2 * weights,
+        "activations": int(tokens * size * kept),
+        "logits": 3 * logits if logits <= CHUNK_BYTES else 2 * CHUNK_BYTES + 4 * vocabulary * model["d_model"],
+    }
+    return parts | {"total": sum(parts.values()), "logits avoided": 2 * logits if logits > CHUNK_BYTES else 0}
 
 
 @dataclass(frozen=True)

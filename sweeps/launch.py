@@ -3,12 +3,12 @@
 Both launchers end here, and so does `shaping-sweeps retry`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
-from pipelines.cell import Cell, unsupported
+from pipelines.cell import STAGES, Cell, micro_batch, unsupported
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
@@ -27,7 +27,7 @@ def launch_locally(cells: list[Cell], jobs: Jobs, workers: int, only: set[str] |
     Raises `UserError` before anything is written, and `StageFailure` in the end where something failed.
     """
     require(workers >= 0, "hydra.launcher.workers", workers, "it must be 1 or more, or 0 for one a GPU or a core")
-    graph, store = _prepare(cells)
+    graph, store = prepared(cells)
     record(store, graph, jobs, cells[0].sweep.name, "local", {"workers": workers})
     outcome = execute(graph.part(only) if only else graph, store, cells[0].tracking, workers, Display())
     if outcome.failed:
@@ -43,7 +43,9 @@ def launch_on_slurm(cells: list[Cell], jobs: Jobs, options: SlurmLauncherConfig,
     Raises `UserError` before anything is written, and for what Slurm refuses, after the rest was submitted.
     """
     _check(options)
-    graph, store = _prepare(cells)
+    for cell in cells:
+        check_ranks(cell, {stage: ranks(options, stage) for stage in ("pretrain", "midtrain")})
+    graph, store = prepared(cells)
     record(store, graph, jobs, cells[0].sweep.name, "slurm", asdict(options))
     submission = submit(graph.part(only) if only else graph, store, cells[0].tracking, options)
     _tell(graph, store, submission)
@@ -55,6 +57,19 @@ def launch_on_slurm(cells: list[Cell], jobs: Jobs, options: SlurmLauncherConfig,
         ]
         waiting = f"; {len(submission.blocked)} stage runs wait for those" if submission.blocked else ""
         raise UserError("hydra.launcher: " + "\n".join(lines) + waiting)
+
+
+def ranks(options: SlurmLauncherConfig, stage: str) -> int:
+    """Tasks of one job of a stage."""
+    asked = resources(options, stage)
+    return int(asked["nodes"] * asked["tasks"])
+
+
+def check_ranks(cell: Cell, counts: Mapping[str, int]) -> None:
+    """Raise `UserError` where a stage's batch cannot be shared out among so many ranks."""
+    for stage in STAGES[: STAGES.index(cell.until) + 1]:
+        if stage in counts:
+            micro_batch(getattr(cell, stage), cell.compute, counts[stage])
 
 
 def _check(options: SlurmLauncherConfig) -> None:
@@ -80,7 +95,8 @@ def _check(options: SlurmLauncherConfig) -> None:
 STAGES_WITH_RESOURCES = ("pretrain", "midtrain", "grpo", "evaluate")
 
 
-def _prepare(cells: list[Cell]) -> tuple[Plan, Store]:
+def prepared(cells: list[Cell]) -> tuple[Plan, Store]:
+    """The plan of cells and their store; raises `UserError` for what cannot be run, before anything is written."""
     stores = {cell.store for cell in cells}
     if len(stores) > 1:
         raise UserError(f"store={','.join(sorted(stores))}: one command writes to one store")

@@ -23,6 +23,7 @@ from pipelines.cell import (
     ModelConfig,
     ObjectiveConfig,
 )
+from pipelines.shards import fingerprint
 from shaping.objective import NAMED
 
 
@@ -42,6 +43,8 @@ class StageRun:
     """Steps of the work, for progress (optimizer steps; benchmarks for `evaluate`)."""
     labels: dict[str, Any] = field(compare=False)
     """Names for people: model, objective, seed, scale, sweep, tokens; not in the signature."""
+    compute: dict[str, Any] = field(default_factory=dict, compare=False)
+    """How it is computed (`ComputeConfig`) and where its data lie; not in the signature."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -55,6 +58,7 @@ class StageRun:
             "parent": self.parent and {"stage": self.parent[0], "signature": self.parent[1]},
             "checkpoint": self.checkpoint,
             "labels": self.labels,
+            "compute": self.compute,
         }
 
 
@@ -255,6 +259,8 @@ class _Planner:
             },
             "grpo": {"grpo": self._fragment("grpo", cell.grpo)},
         }
+        if cell.model.experts:  # mid-training goes on balancing them
+            configs["midtrain"]["balance_rate"] = _Fragment(cell.model.balance_rate, str(cell.model.balance_rate))
         labels = {
             "model": cell.model.name,
             "objective": objective_name(cell),
@@ -262,6 +268,7 @@ class _Planner:
             "seed": cell.seed,
             "sweep": cell.sweep.name,
         }
+        compute = asdict(cell.compute) | {"shards": cell.data.shards}
         runs: list[StageRun] = []
         parent: tuple[str, str] | None = None
         checkpoint: str | None = None
@@ -269,7 +276,7 @@ class _Planner:
             budget = getattr(cell, stage)
             acts = _shown({key: value for key, value in variant.items() if ACTS_FROM[key.split(".")[0]] <= place})
             trained = _stage_run(
-                stage, common | configs[stage], parent, checkpoint, budget.steps, labels | _variant_label(acts)
+                stage, common | configs[stage], parent, checkpoint, budget.steps, labels | _variant_label(acts), compute
             )
             runs.append(trained)
             parent = (stage, trained.signature)
@@ -286,6 +293,7 @@ class _Planner:
                         checkpoint_name(step),
                         benchmarks,
                         labels | tokens | _variant_label(acts),
+                        compute,
                     )
                 )
             checkpoint = checkpoint_name(budget.checkpoints()[-1])
@@ -303,12 +311,13 @@ def _stage_run(
     checkpoint: str | None,
     steps: int,
     labels: dict[str, Any],
+    compute: dict[str, Any],
 ) -> StageRun:
     version = STAGE_VERSIONS[stage]
     text = ", ".join(f'"{key}": {config[key].text}' for key in sorted(config))
     signature = _signature(stage, version, f"{{{text}}}", parent and parent[1], checkpoint)
     content = {key: fragment.content for key, fragment in config.items()}
-    return StageRun(stage, signature, version, content, parent, checkpoint, steps, labels)
+    return StageRun(stage, signature, version, content, parent, checkpoint, steps, labels, compute)
 
 
 def _nameless(part: Any) -> dict[str, Any]:
@@ -320,7 +329,17 @@ def _nameless(part: Any) -> dict[str, Any]:
 def _model(model: ModelConfig) -> dict[str, Any]:
     content = _nameless(model)
     if not model.experts:
-        del content["experts"], content["active_experts"]
+        del content["experts"], content["active_experts"], content["balance_rate"]
+    return content
+
+
+def _data(data: DataConfig) -> dict[str, Any]:
+    """The data; of token shards their own hash, and neither the folder nor the recipe that they were made by."""
+    content = _nameless(data)
+    shards = content.pop("shards")
+    del content["sources"], content["tokenizer"]
+    if shards is not None:
+        content["shards"] = fingerprint(shards)
     return content
 
 
@@ -350,7 +369,7 @@ def _evaluation(evaluation: EvaluationConfig, stage: str) -> dict[str, Any]:
 
 
 _CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "data": _nameless,
+    "data": _data,
     "text_versions": _text_versions,
     "model": _model,
     "objective": canonical_objective,

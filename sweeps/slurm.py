@@ -10,6 +10,8 @@ import contextlib
 import getpass
 import io
 import os
+import shlex
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -20,7 +22,7 @@ from typing import Any
 
 from submitit.core import utils
 from submitit.core.utils import DelayedSubmission, JobPaths
-from submitit.slurm.slurm import SlurmExecutor
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from pipelines.cell import TrackingConfig
 from pipelines.errors import StageFailure, UserError
@@ -181,6 +183,17 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch, at_once: int) -> di
         "additional_parameters": extra,
     }
     return {key: value for key, value in parameters.items() if value is not None}
+
+
+def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[str]:
+    """The sbatch scripts that would submit a plan of which nothing is done, one an array; submits nothing. Arrays that
+    wait for another name it by its place in the list, counted from 1."""
+    submission = Submission()
+    for place, batch in enumerate(_batches(plan, submission, 1001), 1):
+        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        parameters = _parameters(options, batch, options.at_once)
+        yield _make_sbatch_string(command, folder, map_count=len(batch.tasks), **parameters)
+        submission.submitted |= {signature: f"{place}_{task}" for task, signature in batch.tasks.items()}
 
 
 class _ArrayExecutor(SlurmExecutor):

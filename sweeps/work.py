@@ -40,8 +40,15 @@ WAIT_SECONDS = 1.0
 """Between two looks at a stage run that another holds."""
 
 
-def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues: int = 0) -> bool:
-    """Run one stage run to its end, in a submitit job, and publish it; a finished one is left as it is.
+def perform(
+    root: str,
+    spec: dict[str, Any],
+    tracking: TrackingConfig,
+    requeues: int = 0,
+    environment: JobEnvironment | None = None,
+) -> bool:
+    """Run one stage run to its end and publish it; a finished one is left as it is. `environment` says which of how
+    many tasks this is; by default that of a submitit job.
 
     Returns whether the work was done here.
 
@@ -52,7 +59,7 @@ def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues:
     with _told_to_stop() as stop:
         store = Store.open(root)
         run = store.run(spec["stage"], spec["signature"])
-        environment = JobEnvironment()
+        environment = environment or JobEnvironment()
         if environment.global_rank:
             _follow(store, run, spec, tracking, environment, stop)
             return False
@@ -60,7 +67,7 @@ def perform(root: str, spec: dict[str, Any], tracking: TrackingConfig, requeues:
         if lease is None:
             return False
         with lease:
-            _Attempt(store, run, spec, tracking, requeues, lease, stop).run()
+            _Attempt(store, run, spec, tracking, requeues, lease, stop, environment).run()
         return True
 
 
@@ -160,10 +167,11 @@ class _Attempt:
         requeues: int,
         lease: Lease,
         stop: _Stop,
+        environment: JobEnvironment,
     ) -> None:
         self.store, self.stored, self.spec, self.tracking = store, run, spec, tracking
         self.requeues, self.lease, self.stop = requeues, lease, stop
-        self.environment = environment = JobEnvironment()
+        self.environment = environment
         self.record: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

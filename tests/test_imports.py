@@ -8,7 +8,16 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["sweeps.run", "sweeps.commands", "sweeps.executor", "analysis.reproduce", "pipelines.cell", "shaping.objective"],
+    [
+        "sweeps.run",
+        "sweeps.commands",
+        "sweeps.executor",
+        "sweeps.data",
+        "sweeps.torchrun",
+        "analysis.reproduce",
+        "pipelines.cell",
+        "shaping.objective",
+    ],
 )
 def test_no_torch_at_import(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'lightning', 'wandb'}} & set(sys.modules)))"

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cell import DataConfig
-from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_starts, schedule
+from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_starts
 from pipelines.errors import StageFailure
+from pipelines.order import schedule
 from pipelines.tasks import Problem, split_of
 
 

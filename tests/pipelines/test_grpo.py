@@ -52,7 +52,7 @@ def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
         mixture={"boolean": 1.0}, milestones=1, warmup_steps=5,
     )  # fmt: skip
     with Ledger({"stage": "pretrain"}, folder, folder, OFF) as ledger:
-        train(model, Objective(), budget, corpus, 0, ledger, lambda m, s: None)
+        train(model, Objective(), budget, corpus, 0, ledger, lambda m, s, w: None)
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "weights")
     return folder / "weights"
 

@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cell import DataConfig, MidtrainConfig, ModelConfig, PretrainConfig, TrackingConfig
+from pipelines.cell import (
+    ComputeConfig,
+    DataConfig,
+    MidtrainConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrackingConfig,
+    micro_batch,
+)
 from pipelines.data import Corpus, prepare
-from pipelines.errors import Interrupted
+from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
-from pipelines.training import Rows, adamw, learning_rate, train
+from pipelines.sizes import forward_operations
+from pipelines.training import CausalLoss, Rows, adamw, learning_rate, train
 from shaping import Objective, shaped_cross_entropy
 
 MODEL = ModelConfig("tiny", layers=1, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
@@ -60,7 +69,13 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
     ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger:
         metrics = train(
-            ours, objective, budget, corpus, 7, ledger, lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()})
+            ours,
+            objective,
+            budget,
+            corpus,
+            7,
+            ledger,
+            lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
         )
 
     theirs = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
@@ -104,7 +119,7 @@ def test_a_loss_that_blows_up_is_said(corpus: Corpus, tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
-        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s: None)
+        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s, w: None)
 
 
 def test_checkpoints_are_hugging_face_folders(corpus: Corpus, tmp_path: Path) -> None:
@@ -153,7 +168,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
                 corpus,
                 7,
                 ledger,
-                lambda m, s: kept.update({s: m.lm_head.weight.detach().clone()}),
+                lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
                 folder / "resume",
                 interrupted,
             )
@@ -188,7 +203,7 @@ def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus
         model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
         with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, contextlib.suppress(Interrupted):
             train(
-                model, Objective(), budget, corpus, 7, ledger, lambda m, s: None, tmp_path / "resume", interrupted
+                model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, tmp_path / "resume", interrupted
             )  # fmt: skip
     assert len(asked) == budget.steps
 
@@ -198,3 +213,120 @@ def test_a_kept_checkpoint_may_be_kept_again(corpus: Corpus, tmp_path: Path) -> 
     for _ in range(2):
         save_checkpoint(model, corpus.tokenizer, tmp_path / "step-000001")
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def trainer(corpus: Corpus, folder: Path, budget: PretrainConfig, **options: Any) -> dict[str, float]:
+    model = options.pop("model", None) or build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ledger(SPEC, folder, folder, OFF) as ledger:
+        return train(model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, folder / "resume", **options)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of poison gives an infinite loss: the weights stay as they were, and the limit ends the training."""
+    steps: list[int] = []
+
+    def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
+        loss, stats = CLEAN(self, batch, statistics)
+        steps.append(1)
+        return (loss * float("nan") if len(steps) in (2, 3) else loss), stats
+
+    CLEAN = CausalLoss.forward
+    monkeypatch.setattr(CausalLoss, "forward", forward)
+    budget = PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=2)
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    metrics = trainer(corpus, tmp_path / "a", budget, model=model)
+    assert metrics["skipped"] == 2
+    assert all(p.isfinite().all() for p in model.parameters())
+    rows = [json.loads(line) for line in (tmp_path / "a" / "ledger.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 2, 2]
+    steps.clear()
+    with pytest.raises(FloatingPointError, match=r"at step 3, after 1 skipped steps of at most pretrain.max_skipped=1"):
+        trainer(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=1))
+
+
+def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.training.HISTORY", 4)
+    steps: list[int] = []
+
+    def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
+        loss, stats = CLEAN(self, batch, statistics)
+        steps.append(1)
+        return (loss * 50 if len(steps) == 6 else loss), stats
+
+    CLEAN = CausalLoss.forward
+    monkeypatch.setattr(CausalLoss, "forward", forward)
+    budget = PretrainConfig(**BUDGET | {"learning_rate": 1e-5}, warmup_steps=0, max_skipped=1, spike_sigmas=20.0)
+    assert trainer(corpus, tmp_path, budget)["skipped"] == 1
+
+
+def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    models = [build_model(MODEL, corpus.tokenizer, 1e4, seed=3) for _ in range(2)]
+    whole = trainer(corpus, tmp_path / "a", budget, model=models[0])
+    parts = trainer(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(micro_batch_tokens=16))
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16-mixed", "bfloat16"])
+def test_bfloat16_trains_about_alike(corpus: Corpus, tmp_path: Path, precision: str) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    full = trainer(corpus, tmp_path / "a", budget)
+    half = trainer(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=2, precision=precision), model=model)
+    assert half["loss"] == pytest.approx(full["loss"], rel=0.03)
+    assert half["loss"] != full["loss"]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+
+
+def test_a_trainer_state_that_does_not_fit_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    budget, asked = PretrainConfig(**BUDGET, warmup_steps=2), [0]
+
+    def interrupted() -> bool:
+        asked[0] += 1
+        return asked[0] in (2, 3)
+
+    for _ in range(2):  # after two steps, and after one more
+        with contextlib.suppress(Interrupted):
+            trainer(corpus, tmp_path, budget, interrupted=interrupted, compute=ComputeConfig(keep_last=2))
+    assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["step-000002", "step-000003"]
+    other = build_model(ModelConfig("o", 1, 16, 48, 2, 1, 8), corpus.tokenizer, 1e4, seed=3)
+    with pytest.raises(StageFailure, match="is of another model"):
+        trainer(corpus, tmp_path, budget, model=other)
+    newest = tmp_path / "resume" / "step-000003"
+    (largest,) = newest.glob("*.distcp")
+    largest.write_bytes(largest.read_bytes()[:2000])
+    with pytest.raises(StageFailure, match="cut short; delete it to go on from step 2"):
+        trainer(corpus, tmp_path, budget)
+    (newest / "trainer.json").write_text('{"format": 7, "step": 3}')
+    with pytest.raises(StageFailure, match="format 7"):
+        trainer(corpus, tmp_path, budget)
+
+
+def test_what_micro_batches_fit() -> None:
+    budget = PretrainConfig(**BUDGET | {"batch_tokens": 16 * 12, "tokens": 16 * 12 * 4}, warmup_steps=2)
+    assert micro_batch(budget, ComputeConfig(), 4) == (3, 1)
+    assert micro_batch(budget, ComputeConfig(micro_batch_tokens=32), 2) == (2, 3)
+    with pytest.raises(UserError, match=r"12 rows of 16 cannot be shared by 5 ranks; rank counts that fit: 1, 2, 3, 4"):
+        micro_batch(budget, ComputeConfig(), 5)
+    for wrong in (80, 24, 8):
+        with pytest.raises(UserError, match=r"micro_batch_tokens=\d+: .* values that fit: 16, 32, 48, 96"):
+            micro_batch(budget, ComputeConfig(micro_batch_tokens=wrong), 2)
+
+
+def test_speed_columns(corpus: Corpus, tmp_path: Path) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    metrics = trainer(corpus, tmp_path, budget)
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert 0 <= row["data_wait_share"] < 1
+        assert row["step_seconds_p50"] <= row["step_seconds_p95"]
+        assert row["operations_per_second"] / row["tokens_per_second"] == pytest.approx(
+            3 * forward_operations(vars(MODEL), len(corpus.tokenizer), 1, 16)
+        )
+        assert row["memory_gib"] > 0.1
+    assert metrics["tokens_per_second"] > 0

@@ -205,7 +205,7 @@ def test_the_menu_and_the_composed_cell(tmp_path: Path, shaping_run: Command) ->
         "objective: ce, diversity, head_reward, precision, tail_penalty",
         "+sweep=nano",
         "hydra/launcher",
-        "model: 10B-A0.5B, 1B, 4B, 5B-A0.3B, nano",
+        "model: 100M, 10B-A0.5B, 1B, 20M, 4B, 5B-A0.3B, micro, micro-moe, nano, nano-moe",
     ):
         assert expected in menu
     composed = shaping_run("--cfg", "job", "objective=precision", cwd=tmp_path).stdout

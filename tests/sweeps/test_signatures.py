@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.cell import BenchmarkConfig, Cell
+from pipelines.cell import BenchmarkConfig, Cell, SourceConfig
 from sweeps.composition import compose_cell
 from sweeps.options import LAUNCHERS
 from sweeps.plan import plan, signature_of
@@ -20,15 +20,17 @@ CHANGES = {
     "pretrain": """
         seed
         model.layers model.d_model model.ffn model.heads model.kv_heads model.head_dim model.tied_embeddings
-        model.experts model.active_experts
+        model.experts model.active_experts model.balance_rate
         objective.beta objective.lam_head objective.lam_tail objective.top_k
         data.text data.tasks data.tasks_per_family data.worked_share data.vocab_size data.top_k data.seed
-        data.careless_share
+        data.careless_share data.shards
+        pretrain.attention pretrain.precision pretrain.spike_sigmas pretrain.max_skipped
         pretrain.tokens pretrain.batch_tokens pretrain.sequence_length pretrain.learning_rate pretrain.rope_base
         pretrain.mixture pretrain.milestones pretrain.weight_decay pretrain.adam_beta1 pretrain.adam_beta2
         pretrain.gradient_clip pretrain.warmup_steps
     """,
     "midtrain": """
+        midtrain.attention midtrain.precision midtrain.spike_sigmas midtrain.max_skipped
         midtrain.tokens midtrain.batch_tokens midtrain.sequence_length midtrain.learning_rate midtrain.rope_base
         midtrain.mixture midtrain.milestones midtrain.weight_decay midtrain.adam_beta1 midtrain.adam_beta2
         midtrain.gradient_clip midtrain.final_learning_rate midtrain.decay midtrain.objective
@@ -55,11 +57,30 @@ KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
     tracking.mode tracking.project tracking.entity
     until
+    data.sources data.tokenizer
+    compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
+    compute.keep_last
 """
-"""Names, paths, tracking; `until` says how much is run and not what it comes to."""
+"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` says how much is
+run and not what it comes to."""
 
 OTHER_VALUES: dict[str, Any] = {
     "until": "midtrain",
+    "pretrain.attention": "document",
+    "pretrain.precision": "bfloat16",
+    "pretrain.spike_sigmas": 6.0,
+    "pretrain.max_skipped": 3,
+    "midtrain.attention": "document",
+    "midtrain.precision": "bfloat16",
+    "midtrain.spike_sigmas": 6.0,
+    "midtrain.max_skipped": 3,
+    "data.shards": "tokens",
+    "data.sources": {"web": SourceConfig("text", "*.txt")},
+    "data.tokenizer": "folder",
+    "compute.micro_batch_tokens": 128,
+    "compute.strategy": "fsdp",
+    "compute.shard_ranks": 2,
+    "compute.activation_checkpointing": "full",
     "midtrain.objective": "ce",
     "midtrain.decay": "linear",
     "midtrain.sequence_length": 256,
@@ -179,7 +200,7 @@ def test_no_launcher_key_is_part_of_a_cell() -> None:
     theirs = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
     assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *theirs}
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
-    assert not any(word in content for word in ("workers", "partition", "device", "precision", "store"))
+    assert not any(word in content for word in ("workers", "partition", "device", "strategy", "store"))
 
 
 def test_a_spec_carries_its_signature() -> None:

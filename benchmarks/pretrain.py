@@ -1,0 +1,288 @@
+"""Pre-training against Hugging Face's Trainer with the same model, rows, optimizer and machine; what a step spends
+outside its work; token shards; `shaping-data prepare` against the tokenizer alone.
+
+Models and rows are those that the names say; token ids are drawn at random, which costs the same.
+"""
+
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from benchmarks.comparison import Row, peak_memory, report, timed
+from pipelines import training
+from pipelines.cell import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
+from pipelines.data import docstrings
+from pipelines.ledger import Ledger
+from pipelines.models import empty_model, model_config
+from pipelines.preparation import prepare_shards
+from pipelines.shards import TokenShards
+from pipelines.training import NextToken, train
+from shaping import Objective
+
+NANO = ModelConfig("nano", layers=3, d_model=96, ffn=256, heads=4, kv_heads=2, head_dim=24)
+FIVE = ModelConfig("5M", layers=4, d_model=128, ffn=384, heads=4, kv_heads=2, head_dim=32)
+EVERY = 7
+"""Steps between two rows of the ledger, as in the nano pre-training, and between two of Trainer's logs."""
+SPEC: dict[str, Any] = {"stage": "pretrain", "labels": {}, "config": {}}
+
+
+class Corpus:
+    """Rows of random tokens in the place of a corpus."""
+
+    sharded = False
+    tokenizer = SimpleNamespace(eos_token_id=0)
+
+    def __init__(self, vocabulary: int, rows: int, length: int) -> None:
+        self.table = np.random.default_rng(0).integers(0, vocabulary, (rows, length + 1), dtype=np.uint16)
+
+    def rows(self, source: str, split: str, length: int) -> np.ndarray[Any, Any]:
+        """All of them, whatever is asked for."""
+        return self.table
+
+
+class Records(Dataset[dict[str, torch.Tensor]]):
+    """The same rows as Hugging Face's Trainer takes them: it shifts the labels itself, so they have all tokens."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._table = corpus.table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = torch.from_numpy(self._table[index, :-1].astype(np.int64))
+        return {"input_ids": row, "labels": row}
+
+
+def model(shape: ModelConfig, vocabulary: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return empty_model(model_config(shape, vocabulary, 1e4, 0))
+
+
+def ours(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig, objective: Objective) -> None:
+    training.LEDGER_ROWS = max(1, budget.steps // EVERY)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        with Ledger(SPEC, folder, folder, TrackingConfig(mode="off")) as ledger:
+            train(model(shape, vocabulary), objective, budget, corpus, 1, ledger, lambda *_: None)  # type: ignore[arg-type]
+
+
+def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=budget.batch_tokens // budget.sequence_length,
+            max_steps=budget.steps,
+            learning_rate=budget.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=budget.warmup_steps,
+            weight_decay=budget.weight_decay,
+            adam_beta2=budget.adam_beta2,
+            max_grad_norm=budget.gradient_clip,
+            optim="adamw_torch_fused",
+            logging_steps=EVERY,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+            log_level="error",
+        )
+        peer = Trainer(model(shape, vocabulary), arguments, train_dataset=Records(corpus))
+        peer.remove_callback(PrinterCallback)
+        peer.train()
+
+
+def against_trainer(
+    name: str, shape: ModelConfig, vocabulary: int, length: int, batch: int, steps: int, bar: float
+) -> list[Row]:
+    budget = PretrainConfig(
+        tokens=steps * batch, batch_tokens=batch, sequence_length=length, learning_rate=1e-3, rope_base=1e4,
+        mixture={"text": 1.0}, milestones=1, warmup_steps=2,
+    )  # fmt: skip
+    corpus = Corpus(vocabulary, 512, length)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(shape, vocabulary, corpus, budget, Objective()),
+        "shaped": lambda: ours(shape, vocabulary, corpus, budget, Objective(beta=-0.25)),
+        "trainer": lambda: trainer(shape, vocabulary, corpus, budget),
+    }
+    seconds = timed(calls, rounds=3)
+    rows = [
+        Row(f"{name}: a step / Trainer", seconds["ours"] / steps, seconds["trainer"] / steps, "s", bar),
+        Row(f"{name}: shaped, a step / Trainer", seconds["shaped"] / steps, seconds["trainer"] / steps, "s", bar),
+    ]
+    if vocabulary < 2**14:  # a model so small adds nothing to what the libraries take
+        return rows
+    memory = {}
+    for side in ("ours", "trainer"):
+        gc.collect()
+        memory[side] = peak_memory(calls[side])
+    return [*rows, Row(f"{name}: memory / Trainer", memory["ours"], memory["trainer"], "MiB", 1.0)]
+
+
+def outside() -> list[Row]:
+    """Seconds of a nano step outside forward, backward and optimizer, against the whole step; seconds of the
+    processor, which other programs leave alone."""
+    spent = {"work": 0.0}
+
+    @contextmanager
+    def clocked(owner: Any, name: str) -> Iterator[None]:
+        plain = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                spent["work"] += time.process_time() - began
+
+        setattr(owner, name, call)
+        try:
+            yield
+        finally:
+            setattr(owner, name, plain)
+
+    budget = PretrainConfig(200 * 1024, 1024, 64, 1e-3, 1e4, {"text": 1.0}, 1, warmup_steps=2)
+    corpus = Corpus(640, 512, 64)
+    whole: list[float] = []
+    plain_step = NextToken.on_train_batch_end
+
+    def note(self: NextToken, *args: Any) -> None:
+        plain_step(self, *args)
+        whole.append(time.process_time())
+
+    NextToken.on_train_batch_end = note  # type: ignore[method-assign, assignment]
+    try:
+        with (
+            clocked(NextToken, "training_step"),
+            clocked(torch.Tensor, "backward"),
+            clocked(torch.nn.utils, "clip_grad_norm_"),
+            optimizer_clock(spent),
+        ):
+            before = spent["work"]
+            ours(NANO, 640, corpus, budget, Objective())
+    finally:
+        NextToken.on_train_batch_end = plain_step  # type: ignore[method-assign]
+    steps = len(whole)
+    total = (whole[-1] - whole[0]) / (steps - 1)
+    work = (spent["work"] - before) / steps
+    return [Row("nano: outside forward, backward, optimizer / a step", max(0.0, total - work), total, "s", 0.03)]
+
+
+@contextmanager
+def optimizer_clock(spent: dict[str, float]) -> Iterator[None]:
+    """Clock the fused update itself: `AdamW.step` also runs Lightning's closure, which is clocked elsewhere."""
+    import torch.optim.adamw as module
+
+    plain = module.adamw
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.process_time()
+        plain(*args, **kwargs)
+        spent["work"] += time.process_time() - began
+
+    module.adamw = call
+    try:
+        yield
+    finally:
+        module.adamw = plain
+
+
+def shards() -> list[Row]:
+    """Reading rows of 4,097 tokens in a shuffled order from 1 GB of shards that are in the page cache, against 50 M
+    tokens a second; and what memory that adds, against the gigabyte."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "web" / "train"
+        folder.mkdir(parents=True)
+        tokens = 1 << 29
+        np.random.default_rng(0).integers(0, 60_000, tokens, dtype=np.uint16).tofile(folder / "00000.tokens")
+        shard = {"name": "00000", "tokens": tokens, "documents": 1, "sha256": {}}  # too large to be verified
+        index = {"format": 1, "vocabulary": 60_000, "sources": {"web": {"train": [shard]}}}
+        (Path(place) / "index.json").write_text(json.dumps(index))
+        rows = TokenShards(place).rows("web", "train", 4096)
+        order = np.random.default_rng(1).permutation(len(rows))[: 50_000_000 // 4096]
+
+        def read() -> None:
+            for row in order:
+                torch.from_numpy(rows[int(row)].astype(np.int64))
+
+        seconds = timed({"ours": read}, rounds=3)["ours"]
+        anonymous = _anonymous_mib()
+        read()
+        return [
+            Row("shards: 50 M tokens / a second", seconds, 1.0, "s", 1.0),
+            Row("shards: memory / the shard", max(0.1, _anonymous_mib() - anonymous), 1024, "MiB", 0.05),
+        ]
+
+
+def _anonymous_mib() -> float:
+    """Memory of this process that is not a file's: mapped shards belong to the page cache."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def preparation() -> list[Row]:
+    """`prepare` in two processes against two tokenizers that do nothing else, over the same documents."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    texts = [document.text for document in docstrings("sympy")] * 4
+    with tempfile.TemporaryDirectory() as place:
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        for i in range(4):
+            Path(place, f"{i}.jsonl").write_text("".join(lines[i::4]))
+        data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{place}/shards")
+        data.sources = {"web": SourceConfig("jsonl", f"{place}/*.jsonl")}
+        prepare_shards(data, 2, 0.01, [], lambda *_: None)  # trains the tokenizer
+        files = [f"{place}/{i}.jsonl" for i in range(4)]
+        tokenizer = f"{place}/shards/tokenizer/tokenizer.json"
+
+        def prepare() -> None:
+            for record in Path(place, "shards", "web").glob("*.json"):
+                record.unlink()
+            prepare_shards(data, 2, 0.01, [], lambda *_: None)
+
+        def tokenize() -> None:
+            with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+                list(pool.map(_only_tokenize, files, [tokenizer] * 4))
+
+        seconds = timed({"ours": prepare, "peer": tokenize}, rounds=3, warm_up=0)
+    return [Row("prepare / the tokenizer alone", seconds["ours"], seconds["peer"], "s", 1.25)]
+
+
+def _only_tokenize(path: str, tokenizer: str) -> int:
+    from tokenizers import Tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    texts = [json.loads(line)["text"] for line in Path(path).read_text().splitlines()]
+    backend = Tokenizer.from_file(tokenizer)
+    return sum(len(e.ids) for i in range(0, len(texts), 512) for e in backend.encode_batch_fast(texts[i : i + 512]))
+
+
+def main() -> int:
+    warnings.filterwarnings("ignore")
+    rows = [
+        *against_trainer("nano", NANO, 640, 64, 1024, 100, 1 / 1.1),
+        *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 6, 1 / 1.05),
+        *outside(),
+        *shards(),
+        *preparation(),
+    ]
+    return report(rows, f"Pre-training; torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""How one model is computed by several ranks, and with how much memory: Lightning's strategies, set by `ComputeConfig`.
+
+Nothing here changes what is computed, only where it is held and in which order sums are taken.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+
+from pipelines.cell import ComputeConfig
+from pipelines.errors import StageFailure
+
+SAVED = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._grouped_mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""Operators whose results selective activation checkpointing keeps: those that cost the most to compute again."""
+
+
+def strategy(compute: ComputeConfig, ranks: int, nodes: int) -> str | Strategy:
+    """Lightning's strategy for `ranks` processes on `nodes` nodes.
+
+    Raises `StageFailure` where the ranks cannot be divided as asked.
+    """
+    if ranks == 1:
+        return "auto"
+    match compute.strategy:
+        case "fsdp":
+            return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
+        case "hsdp":
+            shards = compute.shard_ranks or ranks // nodes
+            if ranks % shards:
+                raise StageFailure(
+                    f"compute.shard_ranks={shards}: {ranks} ranks cannot be divided into groups of that size; it must "
+                    f"be one of {', '.join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)}"
+                )
+            # Lightning's mesh has two dimensions and names for them; FSDP copies over the first and shards the second
+            return ModelParallelStrategy(data_parallel_size=ranks // shards, tensor_parallel_size=shards)
+        case _:
+            return DDPStrategy(gradient_as_bucket_view=True)
+
+
+def is_sharded(compute: ComputeConfig, ranks: int) -> bool:
+    """Whether each rank holds a part of the weights alone."""
+    return ranks > 1 and compute.strategy in ("fsdp", "hsdp")
+
+
+def shard(module: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, precision: str) -> None:
+    """FSDP2 in place: each layer of `model` is a group, and `module`, whose forward gives the loss, has the rest.
+
+    Every rank comes with the whole model and keeps its part, so that the weights are those of one process.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mixed = precision == "bfloat16-mixed"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
+    if mesh["tensor_parallel"].size() == 1:
+        mesh = mesh["data_parallel"]
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def prepare(model: PreTrainedModel, compute: ComputeConfig, precision: str, documents: bool) -> None:
+    """Set up the model's own ways of computing, in place: precision, attention, experts, checkpointing, compilation."""
+    if precision == "bfloat16":
+        for parameter in model.parameters():  # and no buffers: a bias that moves by 1e-3, and angles, need float32
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if documents and torch.cuda.is_available():
+        model.set_attn_implementation("flex_attention")
+    if hasattr(model.config, "num_local_experts"):
+        model.set_experts_implementation("grouped_mm")
+    if compute.activation_checkpointing != "none":
+        how: dict[str, Any] = {"use_reentrant": False}
+        if compute.activation_checkpointing == "selective":
+            how["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        model.gradient_checkpointing_enable(how)
+    if compute.compile:
+        for layer in model.model.layers:
+            layer.compile()
+
+
+def _policy(context: object, operator: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in SAVED else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def gathered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value, on the CPU, of each parameter and saved buffer; tied ones once. All ranks together."""
+    for name, tensor in held(model).items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        yield name, whole.cpu()
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers as this rank holds them, without gradient; tied ones once."""
+    saved = model.state_dict().keys()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}

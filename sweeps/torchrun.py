@@ -1,0 +1,84 @@
+"""One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 -m sweeps.torchrun model=1B ...`.
+
+Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training
+and mid-training. RL and evaluation work in rank 0 alone.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from submitit import JobEnvironment
+
+from pipelines.errors import UserError
+from sweeps.composition import compose_cells
+from sweeps.launch import check_ranks, prepared
+from sweeps.plan import plan
+from sweeps.records import record
+from sweeps.sentences import sentence
+from sweeps.store import Store
+from sweeps.work import perform
+
+TOKEN_STAGES = ("pretrain", "midtrain")
+
+
+class TorchrunJobEnvironment(JobEnvironment):
+    """What torchrun tells a process, by submitit's names."""
+
+    _env = {  # noqa: RUF012  (submitit's own type)
+        "num_tasks": "WORLD_SIZE",
+        "node": "GROUP_RANK",
+        "global_rank": "RANK",
+        "local_rank": "LOCAL_RANK",
+    }
+
+    @property
+    def job_id(self) -> str:
+        """A name that all ranks of this start share, and no other start has."""
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        return "-".join(os.environ.get(name, "0") for name in names)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, each with as many ranks as this one."""
+        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+def run(overrides: list[str]) -> None:
+    """Do what is missing of the cells that `overrides` name, training first; returns when this rank is done."""
+    if "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "sweeps.torchrun: start it with torchrun --nproc-per-node N -m sweeps.torchrun, or use shaping-run"
+        )
+    cells = compose_cells(overrides)
+    environment = TorchrunJobEnvironment()
+    for cell in cells:
+        check_ranks(cell, dict.fromkeys(TOKEN_STAGES, environment.num_tasks))
+    if environment.global_rank == 0:
+        graph, store = prepared(cells)
+        record(store, graph, [overrides], cells[0].sweep.name, "torchrun", {"ranks": environment.num_tasks})
+    else:
+        graph = plan(cells)
+        while not (Path(cells[0].store) / "STORE.json").exists():
+            time.sleep(0.1)
+        store = Store.open(cells[0].store)
+    os.environ.setdefault("SUBMITIT_FOLDER", str(store.root / "jobs"))
+    for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
+        if environment.global_rank == 0 or stage_run.stage in TOKEN_STAGES:
+            perform(str(store.root), stage_run.spec, cells[0].tracking, environment=environment)
+
+
+def main() -> None:
+    """Run; exits with 0, with 1 for failed work, 2 for a user's mistake."""
+    try:
+        run([argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")])
+    except Exception as error:
+        if os.environ.get("SHAPING_DEBUG"):
+            raise
+        print(f"sweeps.torchrun: {sentence(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The models of the study on meta tensors, where they take no memory; copies of them, one layer deep, that train; what
+is saved loads as it is, and mid-training turns rotary embeddings by another base."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from pipelines.cell import ComputeConfig, DataConfig, ModelConfig
+from pipelines.data import Corpus, prepare
+from pipelines.errors import StageFailure
+from pipelines.models import build_model, empty_model, load_model, model_config, parameter_count, save_checkpoint
+from pipelines.parallel import prepare as set_up
+from pipelines.rollouts.engine import Sampling
+from pipelines.rollouts.scoring import score
+from pipelines.rollouts.transformers_engine import TransformersEngine
+from pipelines.sizes import active_body_parameters, body_parameters, parameters
+from pipelines.training import CausalLoss, adamw, positions_in_documents
+from shaping import Objective
+from sweeps.composition import compose_cell
+
+VOCABULARY = 151_936
+TABLE_1 = {
+    # layers, width, hidden, heads, kv heads, experts, active; parameters in all, and those that a token meets
+    "1B": ((28, 1536, 4608, 16, 4, 0, 0), 1.05e9, None),
+    "4B": ((36, 2560, 9728, 32, 8, 0, 0), 4.02e9, None),
+    "5B-A0.3B": ((12, 1024, 320, 32, 4, 384, 12), 4.80e9, 0.26e9),
+    "10B-A0.5B": ((16, 1536, 320, 32, 4, 384, 12), 9.53e9, 0.52e9),
+}
+MIXTURE = ModelConfig("m", layers=2, d_model=16, ffn=16, heads=2, kv_heads=1, head_dim=8, experts=4, active_experts=2)
+DENSE = ModelConfig("d", layers=2, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
+
+
+def shape_of(name: str) -> ModelConfig:
+    return compose_cell([f"model={name}"]).model
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return prepare(DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
+    return corpus.tokenizer
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_table_1_on_meta_tensors(name: str) -> None:
+    columns, total, active = TABLE_1[name]
+    model = shape_of(name)
+    found = (model.layers, model.d_model, model.ffn, model.heads, model.kv_heads, model.experts, model.active_experts)
+    assert found == columns
+    with torch.device("meta"):
+        built = empty_model(model_config(model, VOCABULARY, 1e4))
+    assert type(built).__name__ == ("MiniMaxM2ForCausalLM" if model.experts else "Qwen3ForCausalLM")
+    counted = parameter_count(built)
+    assert counted == pytest.approx(total, rel=0.003)
+    assert counted == parameters(vars(model), VOCABULARY)
+    assert counted - built.lm_head.weight.numel() == body_parameters(vars(model))
+    if active is not None:
+        assert active_body_parameters(vars(model)) == pytest.approx(active, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "millions"),
+    [("micro", 2048, 5), ("micro-moe", 2048, 5), ("20M", 16384, 20), ("100M", 32768, 100), ("nano-moe", 640, 0.6)],
+)
+def test_the_sizes_between_have_the_sizes_of_their_names(name: str, vocabulary: int, millions: float) -> None:
+    assert parameters(vars(shape_of(name)), vocabulary) == pytest.approx(millions * 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_one_layer_of_each_trains(name: str) -> None:
+    """True widths, but for the number of experts, on a vocabulary of 512."""
+    model = shape_of(name)
+    model.layers = 1
+    if model.experts:
+        model.experts, model.active_experts = 24, 3
+    torch.manual_seed(0)
+    built = empty_model(model_config(model, 512, 1e4)).train()
+    loss = CausalLoss(built, Objective(-0.25))
+    optimizer = adamw(built, 1e-3, 0.1, (0.9, 0.95))
+    batch = torch.randint(0, 512, (1, 33))
+    before = [p.detach().clone() for p in built.parameters()]
+    values = []
+    for _ in range(2):
+        value = loss(batch)[0]
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(value.item())
+    assert values[1] < values[0]
+    assert all(not torch.equal(a, b) for a, b in zip(before, built.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [DENSE, MIXTURE], ids=["dense", "mixture"])
+def test_a_checkpoint_loads_as_it_is(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, shape: ModelConfig) -> None:
+    model = build_model(shape, tokenizer, 1e4, seed=3).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.uniform_(-0.1, 0.1)
+    save_checkpoint(model, tokenizer, tmp_path / "step-000001", "# A card\n")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
+    ids = torch.tensor([tokenizer.encode("Q: 1+2-3")])
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+    ours = load_model(tmp_path / "step-000001")
+    assert ours.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
+    assert (tmp_path / "step-000001" / "README.md").read_text() == "# A card\n"
+
+
+def test_mid_training_turns_by_another_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    for shape in (DENSE, MIXTURE):
+        save_checkpoint(build_model(shape, tokenizer, 1e4, seed=3), tokenizer, tmp_path / "step-000001")
+        raised = load_model(tmp_path / "step-000001", rope_base=1e6)
+        expected = 1e6 ** -(torch.arange(0, 8, 2) / 8)
+        torch.testing.assert_close(raised.model.rotary_emb.inv_freq, expected)
+        save_checkpoint(raised, tokenizer, tmp_path / "step-000002")
+        torch.testing.assert_close(load_model(tmp_path / "step-000002").model.rotary_emb.inv_freq, expected)
+
+
+def test_a_checkpoint_that_does_not_fit_is_said(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    small = model_config(DENSE, 100, 1e4)
+    save_checkpoint(empty_model(small), tokenizer, tmp_path / "small")
+    with pytest.raises(StageFailure, match="vocabulary of 100 is smaller than the tokenizer's"):
+        load_model(tmp_path / "small", tokenizer=tokenizer)
+    save_checkpoint(build_model(DENSE, tokenizer, 1e4, seed=3), tokenizer, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(StageFailure, match="cut"):
+        load_model(tmp_path / "cut")
+    with pytest.raises(StageFailure, match="not a whole checkpoint"):
+        load_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("shape", [DENSE, MIXTURE], ids=["dense", "mixture"])
+def test_tokens_attend_to_their_own_document(tokenizer: PreTrainedTokenizerFast, shape: ModelConfig) -> None:
+    """What stands in a row before a document changes nothing in it, and each document is as if it stood alone."""
+    model = build_model(shape, tokenizer, 1e4, seed=3).eval()
+    end = tokenizer.eos_token_id
+    first, second = [end, 40, 41, 42, 43], [end, 50, 51, 52]
+    row = torch.tensor([[*first, *second]])
+    places = positions_in_documents(row, end)
+    assert places.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    packed = model(input_ids=row, position_ids=places).logits
+    torch.testing.assert_close(packed[:, :5], model(input_ids=torch.tensor([first])).logits)
+    torch.testing.assert_close(packed[:, 5:], model(input_ids=torch.tensor([second])).logits)
+    assert positions_in_documents(torch.tensor([[7, 8, end, 9]]), end).tolist() == [[0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient(tokenizer: PreTrainedTokenizerFast, checkpointing: str) -> None:
+    batch = torch.randint(0, len(tokenizer), (2, 17))
+    for shape in (DENSE, MIXTURE):
+        gradients = []
+        for how in ("none", checkpointing):
+            model = build_model(shape, tokenizer, 1e4, seed=3).train()
+            set_up(model, ComputeConfig(activation_checkpointing=how), "float32", False)
+            CausalLoss(model, Objective())(batch)[0].backward()
+            gradients.append([p.grad for p in model.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_the_fused_loss_takes_over_where_logits_are_large(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = torch.randint(0, len(tokenizer), (2, 17))
+    for objective in (Objective(), Objective(-0.25, 0.1, -0.1, 8)):
+        found = []
+        for limit in (2**25, 0):
+            monkeypatch.setattr("pipelines.training.CHUNK_BYTES", limit)
+            model = build_model(DENSE, tokenizer, 1e4, seed=3).train()
+            loss, stats = CausalLoss(model, objective)(batch, True)
+            loss.backward()
+            assert stats is not None
+            found.append((loss.detach(), stats.entropy, [p.grad for p in model.parameters()]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_mixture_samples_and_is_scored(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The rollout engine's log-probabilities of its own samples are those of the learner."""
+    model = build_model(MIXTURE, tokenizer, 1e4, seed=3).eval()
+    engine = TransformersEngine(model)
+    prompts = [tokenizer.encode("Q: 1+2"), tokenizer.encode("Q: 3-1+4")]
+    rollouts = engine.generate(prompts, 3, Sampling(1.0, 1.0, 6), [0])
+    responses = rollouts.responses()
+    scores = score(model, [prompts[i // 3] for i in range(6)], responses)
+    sampled = torch.cat([rollouts.log_probs[i, : len(r)] for i, r in enumerate(responses)])
+    torch.testing.assert_close(sampled, scores.log_probs.detach(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,60 @@
+"""The order of training rows: shares by weight, whole passes, the same from wherever one looks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from pipelines.order import BLOCK, Mixture, permuted, training_order
+
+SIZES = {"a": 1000, "b": 37, "c": 5}
+WEIGHTS = {"a": 3.0, "b": 1.0, "c": 0.0}
+
+
+@given(st.integers(1, 3000), st.integers(0, 100))
+def test_a_shuffle_is_a_bijection(size: int, seed: int) -> None:
+    assert sorted(permuted(i, size, (seed,)) for i in range(size)) == list(range(size))
+
+
+def test_a_shuffle_looks_random() -> None:
+    """Neither places nor steps between neighbours are told from uniform ones."""
+    size = 1 << 12
+    found = np.array([permuted(i, size, (3, 1)) for i in range(size)])
+    for values in (found[: size // 4], np.diff(found) % size):
+        assert chisquare(np.bincount(values * 16 // size, minlength=16)).pvalue > 1e-4
+    other = np.array([permuted(i, size, (3, 2)) for i in range(size)])
+    assert abs(np.corrcoef(found, other)[0, 1]) < 0.06
+
+
+def test_a_mixture_goes_through_each_source_in_whole_passes() -> None:
+    rows = BLOCK + 500
+    order = Mixture([1, 8], rows, WEIGHTS, SIZES)
+    found = [order[i] for i in range(rows)]
+    counts = {name: sum(source == name for source, _ in found) for name in SIZES}
+    assert counts["c"] == 0
+    assert counts["a"] / rows == pytest.approx(0.75, abs=0.01)
+    for name in ("a", "b"):
+        mine = [row for source, row in found if source == name]
+        size = SIZES[name]
+        passes = [mine[start : start + size] for start in range(0, len(mine) - size + 1, size)]
+        assert all(sorted(one) == list(range(size)) for one in passes)
+        assert passes[0] != passes[1]
+
+
+def test_any_place_is_found_without_those_before_it() -> None:
+    rows = 3 * BLOCK
+    order, again = Mixture([1, 8], rows, WEIGHTS, SIZES), Mixture([1, 8], rows, WEIGHTS, SIZES)
+    places = np.random.default_rng(0).integers(0, rows, 300)
+    assert [again[int(i)] for i in sorted(places)[::-1]] == [order[int(i)] for i in sorted(places)][::-1]
+    shorter = Mixture([1, 8], BLOCK + 10, WEIGHTS, SIZES)
+    assert [shorter[i] for i in range(0, BLOCK + 10, 997)] == [order[i] for i in range(0, BLOCK + 10, 997)]
+    other = Mixture([2, 8], rows, WEIGHTS, SIZES)
+    assert [other[i] for i in range(50)] != [order[i] for i in range(50)]
+    with pytest.raises(IndexError):
+        order[rows]
+
+
+def test_small_corpora_have_theirs_written_out() -> None:
+    assert isinstance(training_order([1], 10, WEIGHTS, SIZES, sharded=False), list)
+    assert isinstance(training_order([1], 10, WEIGHTS, SIZES, sharded=True), Mixture)

@@ -1,0 +1,194 @@
+"""Token shards: what is read back is what a tokenizer makes of the documents; kills, copies and mistakes."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
+from pipelines.data import docstrings, prepare
+from pipelines.errors import StageFailure, UserError
+from pipelines.ledger import Ledger
+from pipelines.models import build_model
+from pipelines.preparation import documents_of, is_held_out, ngram_hashes, parts_of, prepare_shards
+from pipelines.shards import TokenShards, fingerprint, token_type
+from pipelines.training import train
+from shaping import Objective
+
+TEXTS = [document.text for document in docstrings("networkx")][:300]
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    opened: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt") as file:  # type: ignore[attr-defined]
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Path]:
+    """Shards of two sources, in two processes, with documents of an evaluation set left out."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_jsonl(folder / "a.jsonl", TEXTS[:200])
+    write_jsonl(folder / "b.jsonl.gz", TEXTS[200:250])
+    (folder / "c.txt").write_text("\n\n".join(text.replace("\n\n", "\n") for text in TEXTS[250:]))
+    long = [text for text in TEXTS[:200] if len(text.split()) > 60]
+    question = " ".join(long[0].split()[5:40]).upper()  # other case, another place
+    (folder / "evaluation.jsonl").write_text(json.dumps({"question": question, "answer": "the"}) + "\n")
+    data = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(folder / "shards"))
+    data.sources = {
+        "web": SourceConfig("jsonl", str(folder / "*.jsonl*").replace("*.jsonl*", "[ab].jsonl*")),
+        "prose": SourceConfig("text", str(folder / "c.txt")),
+    }
+    prepare_shards(data, 2, 0.2, [str(folder / "evaluation.jsonl")], lambda *_: None)
+    return data, folder
+
+
+def test_shards_hold_every_document_once(prepared: tuple[DataConfig, Path]) -> None:
+    data, _ = prepared
+    shards = TokenShards(str(data.shards))
+    tokenizer = AutoTokenizer.from_pretrained(shards.folder / "tokenizer")
+    found: dict[str, list[str]] = {"train": [], "validation": []}
+    for split, texts in found.items():
+        for shard in shards.index["sources"]["web"][split]:
+            rows = np.fromfile(shards.folder / "web" / split / f"{shard['name']}.tokens", "<u2")
+            starts = shards.documents("web", split, shard["name"])
+            assert rows[-1] == tokenizer.eos_token_id
+            for begin, stop in zip(starts, [*starts[1:-1], starts[-1] - 1], strict=False):
+                assert rows[begin] == tokenizer.eos_token_id
+                texts.append(tokenizer.decode(rows[int(begin) + 1 : int(stop)]))
+    assert sum(map(len, found.values())) == 249 == shards.index["documents"] - 1 - len_of_prose(shards)
+    assert all(is_held_out(text, 0.2) for text in found["validation"])
+    assert not any(is_held_out(text, 0.2) for text in found["train"])
+    missing = set(TEXTS[:250]) - set(found["train"]) - set(found["validation"])
+    assert len(missing) == 1  # the one that holds the evaluation set's question
+    assert shards.index["contaminated"] == 1
+
+
+def len_of_prose(shards: TokenShards) -> int:
+    return sum(shard["documents"] for split in shards.index["sources"]["prose"].values() for shard in split)
+
+
+def test_the_parts_of_a_large_file_hold_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    for stretch in (700, 4096, 1 << 20):
+        monkeypatch.setattr("pipelines.preparation.STRETCH", stretch)
+        parts = parts_of("web", SourceConfig("jsonl", str(tmp_path / "a.jsonl")))
+        assert [text for part in parts for text in documents_of(part)] == TEXTS
+
+
+def test_parquet_and_data_sets(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet", row_group_size=20)
+    parts = parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet"), column="body"))
+    assert len(parts) == 2
+    assert [text for part in parts for text in documents_of(part)] == TEXTS
+    with pytest.raises(StageFailure, match="no column 'text'"):
+        list(documents_of(parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet")))[0]))
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()  # a folder is a data set to the library that the Hub's names go to
+    write_jsonl(tmp_path / "set" / "b.jsonl", TEXTS[:50])
+    (part,) = parts_of("web", SourceConfig("hub", str(tmp_path / "set")))
+    assert list(documents_of(part)) == TEXTS[:50]
+
+
+def test_ngrams_see_through_case_and_punctuation() -> None:
+    words = [f"word{i}" for i in range(14)]
+    a, b = ngram_hashes(" ".join(words)), ngram_hashes("Zero. " + ", ".join(words[:13]).upper())
+    assert len(a) == 2
+    assert a[0] == b[1]
+    assert len({*a.tolist(), *b.tolist()}) == 3
+
+
+def test_a_command_that_was_killed_goes_on(tmp_path: Path) -> None:
+    for i in range(12):
+        write_jsonl(tmp_path / f"{i:02d}.jsonl", TEXTS[:100])
+    code = (
+        "import sys; from pipelines.cell import DataConfig, SourceConfig; "
+        "from pipelines.preparation import prepare_shards\n"
+        "if __name__ == '__main__':\n"
+        f"    d = DataConfig('t', [], ['chain3'], 100, 0.5, 0.5, 400, 8, shards={str(tmp_path / 'shards')!r})\n"
+        f"    d.sources = {{'web': SourceConfig('jsonl', {str(tmp_path / '*.jsonl')!r})}}\n"
+        "    prepare_shards(d, 1, 0.1, [], lambda done, total, record: print(done, flush=True))\n"
+    )
+    script = tmp_path / "prepare.py"
+    script.write_text(code)
+    first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline().strip() == "1"
+    first.kill()
+    first.wait()
+    assert fingerprint(tmp_path / "shards") is None
+    time.sleep(0.2)
+    records = sorted((tmp_path / "shards" / "web").glob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    assert 1 <= len(before) < 12
+    finished = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "12"
+    assert all(path.stat().st_mtime_ns == changed for path, changed in list(before.items())[:1])
+    shards = TokenShards(tmp_path / "shards")
+    assert shards.verify() == 24
+    assert shards.index["documents"] == 12 * 100
+
+
+def test_shards_that_are_not_what_the_index_says(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
+    data, _ = prepared
+    subprocess.run(["cp", "-r", str(data.shards), str(tmp_path / "copy")], check=True)
+    shard = next((tmp_path / "copy" / "web" / "train").glob("*.tokens"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-2])
+    with pytest.raises(StageFailure, match="the index says"):
+        TokenShards(tmp_path / "copy")
+    shard.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    with pytest.raises(StageFailure, match="sha256"):
+        TokenShards(tmp_path / "copy")
+    (tmp_path / "copy" / "index.json").write_text('{"format": 99}')
+    with pytest.raises(StageFailure, match="format 99"):
+        TokenShards(tmp_path / "copy")
+
+
+def test_mistakes_are_said(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
+    data, _ = prepared
+    with pytest.raises(UserError, match="begun with another"):
+        prepare_shards(data, 1, 0.5, [], lambda *_: None)
+    other = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(tmp_path / "s"), tokenizer="/nowhere/x")
+    other.sources = dict(data.sources)
+    with pytest.raises(UserError, match=r"data\.tokenizer=/nowhere/x"):
+        prepare_shards(other, 1, 0.1, [], lambda *_: None)
+    other.sources = {"web": SourceConfig("jsonl", str(tmp_path / "*.jsonl"))}
+    with pytest.raises(UserError, match=r"data\.sources\.web\.path"):
+        prepare_shards(other, 1, 0.1, [], lambda *_: None)
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(StageFailure, match=r"the line at byte 0 has no text in 'text'"):
+        list(documents_of(parts_of("web", other.sources["web"])[0]))
+    assert token_type(65536).itemsize == 2
+    assert token_type(65537).itemsize == 4
+
+
+def test_training_on_shards(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
+    """A model trains on a mixture of shards and generated tasks, with the shards' tokenizer."""
+    data, _ = prepared
+    corpus = prepare(data, tmp_path / "cache")
+    budget = PretrainConfig(64 * 8, 64, 16, 1e-2, 1e4, {"web": 2.0, "prose": 1.0, "chain3": 1.0}, 1, warmup_steps=2)
+    model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, 3, vocabulary=512)
+    assert model.config.vocab_size == 512
+    spec = {"stage": "pretrain", "labels": {}, "config": {}}
+    with Ledger(spec, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+        metrics = train(
+            model, Objective(), budget, corpus, 7, ledger, lambda *_: None, compute=ComputeConfig(micro_batch_tokens=32)
+        )
+    assert metrics["loss"] < np.log(512)
+    with pytest.raises(StageFailure, match="vocab_size=100"):
+        build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, 3, vocabulary=100)
+    held_out = corpus.rows("web", "test", 16)
+    assert len(held_out) > 0
+    assert held_out[np.array([0, 1])].shape == (2, 17)
+    index = Path(str(data.shards)) / "index.json"
+    assert fingerprint(str(data.shards)) == hashlib.sha256(index.read_bytes()).hexdigest()
