@@ -106,9 +106,15 @@ class Corpus:
 
     def rows(self, source: str, split: str, length: int) -> Tokens:
         """All rows of one source (`text` or a family), [rows, length + 1]: inputs and, one further, targets."""
+        return self.rows_with_documents(source, split, length)[0]
+
+    def rows_with_documents(self, source: str, split: str, length: int) -> tuple[Tokens, NDArray[np.int64]]:
+        """The rows, and the number of the document that each of their tokens belongs to, in the order of
+        `documents(split)`; what ends the last document belongs to it too. Both [rows, length + 1]."""
         with np.load(self.folder / "tokens.npz") as arrays:
             tokens, starts = arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"]
-        return tokens[row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)]
+        places = row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)
+        return tokens[places], np.searchsorted(starts, places, side="right") - 1
 
 
 def row_starts(documents: NDArray[np.int64], size: int, length: int) -> NDArray[np.int64]:

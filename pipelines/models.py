@@ -46,6 +46,12 @@ def load_model(checkpoint: Path, rope_base: float | None = None) -> Qwen3ForCaus
     return Qwen3ForCausalLM.from_pretrained(checkpoint, config=config, dtype=torch.float32, local_files_only=True)
 
 
+def on_device(model: Qwen3ForCausalLM, rank: int = 0) -> Qwen3ForCausalLM:
+    """The model, ready to be measured, on the GPU of process `rank` of this machine, or on the CPU if there is none."""
+    gpus = torch.cuda.device_count()
+    return model.eval().to(f"cuda:{rank % gpus}" if gpus else "cpu")
+
+
 def save_checkpoint(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Model and tokenizer as `from_pretrained` reads them; the folder appears whole or not at all."""
     beside = folder.with_name(f".{folder.name}")

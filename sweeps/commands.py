@@ -160,7 +160,8 @@ def _status(store: Store | None, run: StageRun) -> str:
 def _grow(tree: Tree, graph: Plan, statuses: dict[str, str], run: StageRun) -> None:
     branch = tree.add(Text(f"{title(run)}  {run.signature}  {statuses[run.signature]}"))
     for child in graph.children(run.signature):
-        _grow(branch, graph, statuses, child)
+        if child.reference != run.signature:  # a control stands under the checkpoint that it measures
+            _grow(branch, graph, statuses, child)
 
 
 def _plan_lines(graph: Plan, statuses: dict[str, str], stages: dict[str, Any]) -> Iterator[str]:
@@ -425,13 +426,14 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
 
 
 def _lineage(signature: str, everything: dict[str, Row]) -> set[str]:
-    """A stage run and all that it starts from."""
+    """A stage run and all that it needs, directly or not."""
     found: set[str] = set()
-    at: str | None = signature
-    while at in everything:
-        assert at is not None
-        found.add(at)
-        at = everything[at].parent
+    waiting = [signature]
+    while waiting:
+        at = waiting.pop()
+        if at in everything and at not in found:
+            found.add(at)
+            waiting += everything[at].needs
     return found
 
 

@@ -56,12 +56,14 @@ def generate(
     sampling: Sampling,
     seed: Sequence[int],
     rows: int | None = None,
+    first: int = 0,
 ) -> Rollouts:
     """Sample `n` responses to each of `prompts` (token ids, none empty).
 
     `seed` is a path of non-negative integers, such as (run seed, step, round). Sample j of prompt i draws from its
     own row of uniform numbers, so a result depends neither on `rows`, the most sequences that run together (None: as
-    memory allows), nor on what else is in the batch. The end token is the model's `config.eos_token_id`.
+    memory allows), nor on what else is in the batch; `first` is the number of the first prompt, where they are some of
+    a longer list. The end token is the model's `config.eos_token_id`.
 
     Raises `ValueError` for models with other than full attention, whose caches are not a plain buffer.
     """
@@ -85,7 +87,7 @@ def generate(
         for start in range(0, count, rows):
             batch = torch.from_numpy(order[start : start + rows])
             chosen, source = torch.unique(batch // n, return_inverse=True)
-            uniforms = _uniforms(seed, batch.tolist(), sampling.max_new_tokens).to(model.device)
+            uniforms = _uniforms(seed, (batch + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             tokens, log_probs = _run(model, [prompts[i] for i in chosen], source.to(model.device), uniforms, sampling)
             _file(tokens.cpu(), log_probs.cpu(), batch, end, result)
     model.train(training)

@@ -10,7 +10,8 @@ import pytest
 from pipelines.cell import DataConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import StageFailure, UserError
-from pipelines.problems import FORMATS, Question, contamination, load_questions
+from pipelines.formats import FORMATS
+from pipelines.problems import Question, contamination, load_questions
 from pipelines.tasks import generate
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_grpo import small_corpus

@@ -6,6 +6,7 @@ A new key without a decision here fails the first test.
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,8 @@ CHANGES = {
         evaluation.stage_max_new_tokens
         evaluation.benchmarks evaluation.benchmarks.*.kind evaluation.benchmarks.*.group evaluation.benchmarks.*.task
         evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
+        evaluation.benchmarks.*.dataset evaluation.benchmarks.*.shots evaluation.benchmarks.*.metric
+        evaluation.benchmarks.*.verifier evaluation.benchmarks.*.max_new_tokens
     """,
 }
 """The first stage whose signature a key changes; those after it follow through their parents."""
@@ -54,9 +57,9 @@ CHANGES = {
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
     tracking.mode tracking.project tracking.entity
-    until
+    until evaluation.controls
 """
-"""Names, paths, tracking; `until` says how much is run and not what it comes to."""
+"""Names, paths, tracking; `until` and `controls` say how much is run and not what it comes to."""
 
 OTHER_VALUES: dict[str, Any] = {
     "until": "midtrain",
@@ -84,6 +87,12 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.kind": "text",
     "evaluation.benchmarks.*.stages": ["pretrain", "midtrain"],
     "evaluation.benchmarks.*.task": "chain4",
+    "evaluation.benchmarks.*.dataset": str(Path(__file__).parents[2] / "tests/sweeps/questions.jsonl"),
+    "evaluation.benchmarks.*.shots": 3,
+    "evaluation.benchmarks.*.metric": "acc",
+    "evaluation.benchmarks.*.verifier": "math",
+    "evaluation.benchmarks.*.max_new_tokens": 7,
+    "evaluation.controls": {},
     "evaluation.pass_k": [2],
     "sweep.points": [{"seed": 1}],
     "sweep.grid": {"seed": [1]},
@@ -145,8 +154,8 @@ def changed(key: str) -> Cell:
     node = OmegaConf.select(content, parent) if parent else content
     OmegaConf.set_struct(content, False)
     node[name] = new
-    if name == "kind":  # a kind has its own tasks
-        node.task = "text"
+    if name in ("kind", "dataset"):  # a kind has its own tasks, and a file's are formats
+        node.task = "text" if name == "kind" else "marked"
     cell = OmegaConf.to_object(content)
     assert isinstance(cell, Cell)
     return cell
