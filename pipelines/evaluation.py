@@ -27,7 +27,7 @@ from pipelines.metrics import Estimate, estimate, mean_and_error
 from pipelines.pieces import Pieces, Rows, cut
 from pipelines.problems import Question, load_items
 from pipelines.rollouts import Sampling, generate, length_batches, score
-from pipelines.samples import SAMPLES, Sample, cast_votes, measure, prompt_hash, write_rows
+from pipelines.samples import SAMPLES, Sample, measure, sample_rows, write_rows
 from pipelines.verifiers import Judge
 from shaping.objective import Objective
 from shaping.statistics import entropy, head_tail_mass
@@ -254,39 +254,20 @@ def sample_answers(
     prompts = [question.prompt for question in questions]
     rollouts = generate(model, [corpus.encode(prompt) for prompt in prompts], n, sampling, (seed,), first=first)
     responses = corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
-    stopped, log_probs = rollouts.stopped.tolist(), rollouts.log_probs.double().sum(1).tolist()
+    stopped = rollouts.stopped.tolist()
     judged = [questions[i // n].judged(response) for i, response in enumerate(responses)]
     judged = [(name, answer if stopped[i] else None, gold) for i, (name, answer, gold) in enumerate(judged)]
-    verdicts = judge.rewards(judged)
-    votes: list[int | None] = []
-    for verifier, begin, end in _runs([name for name, _, _ in judged], n):
-        table = [[judged[i * n + j][1] for j in range(n)] for i in range(begin, end)]
-        votes += [vote for row in cast_votes(table, verifier, judge) for vote in row]
-    return [
-        {
-            "item": first + i // n,
-            "prompt": prompt_hash(prompts[i // n]),
-            "question": questions[i // n].question,
-            "response": response,
-            "answer": judged[i][1],
-            "vote": votes[i],
-            "reward": verdicts[i].reward,
-            "log_prob": round(log_probs[i], 4),
-            "length": length,
-            "finish": "stop" if stopped[i] else "length",
-        }
-        for i, (response, length) in enumerate(zip(responses, rollouts.lengths.tolist(), strict=True))
-    ]
-
-
-def _runs(verifiers: list[str], n: int) -> Iterator[tuple[str, int, int]]:
-    """(verifier, first item, last item + 1) of the runs of items with one verifier."""
-    items = verifiers[::n]
-    begin = 0
-    for end in range(1, len(items) + 1):
-        if end == len(items) or items[end] != items[begin]:
-            yield items[begin], begin, end
-            begin = end
+    asked = [(prompt, question.question) for prompt, question in zip(prompts, questions, strict=True)]
+    return sample_rows(
+        asked,
+        responses,
+        judged,
+        judge,
+        rollouts.log_probs.double().sum(1).tolist(),
+        rollouts.lengths.tolist(),
+        stopped,
+        first,
+    )
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:

@@ -45,6 +45,56 @@ def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
+Judged = tuple[str, str | None, str]
+"""Verifier, answer or None, and reference, as `Judge.rewards` takes them."""
+
+
+def sample_rows(
+    asked: Sequence[tuple[str, str]],
+    responses: Sequence[str],
+    judged: Sequence[Judged],
+    judge: Judge,
+    log_probs: Sequence[float],
+    lengths: Sequence[int],
+    stopped: Sequence[bool],
+    first: int,
+) -> list[Sample]:
+    """The rows, less the benchmark's name, of n samples for each of `asked`, (prompt, question); item by item.
+
+    All items have one verifier, or each run of items one. `first` is the number of the first item.
+    """
+    n = len(responses) // len(asked)
+    verdicts = judge.rewards(judged)
+    votes: list[int | None] = []
+    for begin, end in _runs([name for name, _, _ in judged[::n]]):
+        table = [[answer for _, answer, _ in judged[i * n : (i + 1) * n]] for i in range(begin, end)]
+        votes += [vote for row in cast_votes(table, judged[begin * n][0], judge) for vote in row]
+    return [
+        {
+            "item": first + i // n,
+            "prompt": prompt_hash(asked[i // n][0]),
+            "question": asked[i // n][1],
+            "response": response,
+            "answer": judged[i][1],
+            "vote": votes[i],
+            "reward": verdicts[i].reward,
+            "log_prob": round(log_probs[i], 4),
+            "length": lengths[i],
+            "finish": "stop" if stopped[i] else "length",
+        }
+        for i, response in enumerate(responses)
+    ]
+
+
+def _runs(verifiers: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of the runs of equal verifiers."""
+    begin = 0
+    for end in range(1, len(verifiers) + 1):
+        if end == len(verifiers) or verifiers[end] != verifiers[begin]:
+            yield begin, end
+            begin = end
+
+
 def measure(samples: Iterable[Sample], pass_k: Sequence[int]) -> dict[str, Estimate]:
     """The metrics of one benchmark from its samples, in any order."""
     items: dict[int, list[Sample]] = defaultdict(list)

@@ -11,6 +11,7 @@ middle is no pass. Files that are readable to the user stay readable, and code t
 frames for the word is not defended against. Linux on x86-64 or arm64.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -22,6 +23,10 @@ import signal
 import struct
 import tempfile
 import time
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a thread could not be started in the child, nor may this process hold any
+with contextlib.suppress(ImportError):
+    import numpy  # noqa: F401 - tests import it (HumanEval+ and MBPP+ compare arrays); a child cannot load its libraries
 
 SECONDS = 4
 """Processor and wall time of one program with its tests."""
