@@ -1,163 +1,330 @@
-"""The paper's curves from a study's own rows: what pre-training does to the distribution, and what RL makes of it."""
+"""The paper's figures 1-7 from a study's own rows, as Vega-Lite descriptions: one description for page and file.
 
-from collections.abc import Callable
+A chart is one or a few panels; a page lays them out and shows values under the pointer, a file has them in a row.
+Curves are means over seeds, with the seeds' range as a band.
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FormatStrFormatter
 
 from analysis.frames import Study
+from analysis.layout import GROUPS, counterpart
+from analysis.reference import EXPERTS
+from analysis.tables import score_metric
 
 COLOURS = {
-    "ce": "#4d4d4d",
+    "ce": "#808080",
     "precision": "#0072b2",
     "diversity": "#d55e00",
     "tail_penalty": "#009e73",
     "head_reward": "#cc79a7",
 }
-"""Okabe and Ito's colours, which the colour-blind tell apart; other settings take matplotlib's cycle."""
+"""Okabe and Ito's colours, which the colour-blind tell apart and which read on light and dark."""
 
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "shaping",
-}
+OTHERS = ("#56b4e9", "#e69f00", "#b39b00", "#7b5ea7", "#8c564b", "#17becf", "#7f9c3b", "#a05195")
 
-SMOOTHING = 5
-"""RL steps in the running mean that is drawn over the single steps."""
+STEPS_SMOOTHED = 5
+"""RL steps in the running mean of a curve."""
+
+CURVE_POINTS = 60
+"""Points of a curve at most: a page of hundreds of cells stays small."""
+
+Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn figure with its name and what it shows."""
+    """A figure: its panels in Vega-Lite, the data that they draw, and what it shows."""
 
     name: str
+    number: int | None
+    """The paper's number; None for what the paper does not have."""
     title: str
-    figure: Figure
+    caption: str
+    panels: tuple[Spec, ...]
+    data: pd.DataFrame
+    """What is drawn, for those who read numbers."""
 
 
 def build_figures(study: Study) -> list[Chart]:
-    """All figures of a study; those for which nothing has been measured are left out."""
-    charts = []
-    with mpl.rc_context(STYLE):
-        for model in sorted(study.runs["model"].unique()):
-            charts += [
-                chart for chart in (_pretraining(study, model), _rl(study, model), _before_after(study, model)) if chart
-            ]
-    return charts
+    """Figures 1-7 of a study, for every model in it; those for which nothing has been measured are left out."""
+    charts: list[Chart | None] = []
+    for model in study.runs["model"].unique():
+        configs = [study.specs[s]["config"] for s in study.runs.loc[study.runs["model"] == model, "stage_run"]]
+        experts = counterpart(model, next((c["model"] for c in configs if "model" in c), {})) in EXPERTS
+        charts += [
+            _pretraining(study, model, 2 if experts else 1),
+            _base_scores(study, model, 4 if experts else 3),
+            _rl_scores(study, model, 6 if experts else 5),
+            _rl_curves(study, model),
+        ]
+    found = [chart for chart in charts if chart]
+    return sorted(found, key=lambda chart: chart.number or 99)
 
 
-def _settings(frame: pd.DataFrame) -> list[str]:
-    found = list(dict.fromkeys(frame["objective"]))
-    return [name for name in COLOURS if name in found] + [name for name in found if name not in COLOURS]
+def objectives(names: Iterable[str]) -> list[str]:
+    """The settings in their usual order, others after them by name."""
+    found = set(names)
+    return [name for name in COLOURS if name in found] + sorted(found - set(COLOURS))
 
 
-def _lines(
-    axes: Axes, frame: pd.DataFrame, x: str, y: str, draw: Callable[[Axes, pd.Series, str, str | None], None]
-) -> None:
-    """One line a setting: the mean over seeds, by `draw`, and the seeds' range as a band."""
-    for name in _settings(frame):
-        by_step = frame[frame["objective"] == name].groupby(x)[y]
-        mean = by_step.mean()
-        draw(axes, mean, name, COLOURS.get(name))
-        if frame["seed"].nunique() > 1:
-            axes.fill_between(mean.index, by_step.min(), by_step.max(), color=COLOURS.get(name), alpha=0.12, lw=0)
+def colour(names: Iterable[str], **more: Any) -> Spec:
+    """The encoding that gives every setting its colour."""
+    order = objectives(names)
+    others = [name for name in order if name not in COLOURS]
+    shades = {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(others)}
+    scale = {"domain": order, "range": [COLOURS.get(name) or shades[name] for name in order]}
+    return {"field": "objective", "type": "nominal", "scale": scale, "title": None, **more}
 
 
-def _markers(axes: Axes, mean: pd.Series, name: str, colour: str | None) -> None:
-    axes.plot(mean.index, mean, marker="o", ms=3.5, lw=1.4, label=name, color=colour)
+def values(frame: pd.DataFrame) -> Spec:
+    """A frame as Vega-Lite data: five significant digits, missing numbers left out."""
+    rows = []
+    for record in frame.to_dict("records"):
+        row = {str(k): v.item() if hasattr(v, "item") else v for k, v in record.items() if not _empty(v)}
+        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
+    return {"values": rows}
 
 
-def _smoothed(axes: Axes, mean: pd.Series, name: str, colour: str | None) -> None:
-    line = axes.plot(
-        mean.index, mean.rolling(SMOOTHING, min_periods=1, center=True).mean(), lw=1.6, label=name, color=colour
-    )
-    axes.plot(mean.index, mean, lw=0.6, alpha=0.35, color=line[0].get_color())
+def _empty(value: Any) -> bool:
+    return value is None or value is pd.NA or (not isinstance(value, str) and not math.isfinite(value))
 
 
-def _pretraining(study: Study, model: str) -> Chart | None:
+def over_seeds(frame: pd.DataFrame, by: list[str], column: str = "value") -> pd.DataFrame:
+    """Columns `by`, `mean`, `low`, `high` (range over seeds) and `seeds`."""
+    grouped = frame.groupby(by, observed=True, sort=False)[column]
+    return grouped.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
+
+
+def lines(frame: pd.DataFrame, x: str, title: str, x_title: str, *, log: bool = False, points: bool = True) -> Spec:
+    """A panel of curves with bands; `frame` is one of `over_seeds`, with `objective` and `x`."""
+    legend = {"orient": "bottom", "columns": 3}
+    line = {"type": "line", "strokeWidth": 2, **({"point": {"size": 28}} if points else {})}
+    tooltip = [
+        {"field": "objective", "type": "nominal"},
+        {"field": x, "type": "quantitative", "title": x_title, "format": ","},
+        {"field": "mean", "type": "quantitative", "format": ".4g"},
+        {"field": "low", "type": "quantitative", "format": ".4g", "title": "lowest seed"},
+        {"field": "high", "type": "quantitative", "format": ".4g", "title": "highest seed"},
+        {"field": "seeds", "type": "quantitative"},
+    ]
+    x_axis = {"field": x, "type": "quantitative", "title": x_title, "axis": {"format": "~s", "tickCount": 5}}
+    scale: Spec = {"type": "log"} if log else {"zero": False}
+    y_axis = {
+        "type": "quantitative",
+        "title": None,
+        "scale": scale,
+        "axis": {"tickCount": 5, **({"format": "~s"} if log else {})},
+    }
+    shade = colour(frame["objective"], legend=legend)
+    layers: list[Spec] = []
+    if (frame["seeds"] > 1).any():
+        layers.append(
+            {
+                "mark": {"type": "area", "opacity": 0.15},
+                "encoding": {"x": x_axis, "y": {**y_axis, "field": "low"}, "y2": {"field": "high"}, "color": shade},
+            }
+        )
+    encoding = {"x": x_axis, "y": {**y_axis, "field": "mean"}, "color": shade, "tooltip": tooltip}
+    layers.append({"mark": line, "encoding": encoding})
+    return {"title": title, "data": values(frame[["objective", x, "mean", "low", "high", "seeds"]]), "layer": layers}
+
+
+def measured(study: Study, model: str, stage: str) -> pd.DataFrame:
+    """The plain measurements of a model at a stage."""
+    rows = study.measurements
+    return rows[(rows["model"] == model) & (rows["stage"] == stage) & (rows["variant"] == "")]
+
+
+def averages(rows: pd.DataFrame, at: str, kind: str | None = None) -> pd.DataFrame:
+    """Percent, averaged over benchmarks, for each setting, seed and value of `at`; only where all benchmarks are there.
+
+    `kind` is the metric (`avg`, `pass`), with its largest n or k, of the mathematics benchmarks; None is the score that
+    the base models' tables average.
+    """
+    chosen = []
+    for (group, benchmark), own in rows.groupby(["group", "benchmark"], observed=True, sort=False):
+        metrics = own["metric"].unique()
+        metric: str | None
+        if kind is None:
+            metric = score_metric(metrics, str(group)) if group in GROUPS else None
+        else:
+            sizes = sorted((int(m.split("@")[1]), m) for m in metrics if m.startswith(f"{kind}@"))
+            metric = sizes[-1][1] if sizes and group == "math" else None
+        if metric:
+            chosen.append(own[own["metric"] == metric].assign(benchmark=str(benchmark)))
+    if not chosen:
+        return pd.DataFrame(columns=["objective", "seed", at, "value"])
+    together = pd.concat(chosen)
+    found = together.groupby(["objective", "seed", at], observed=True, sort=False)["value"].agg(["mean", "count"])
+    complete = found.loc[found["count"] == len(chosen), "mean"] * 100
+    return complete.rename("value").reset_index()
+
+
+def _pretraining(study: Study, model: str, number: int) -> Chart | None:
     """Figures 1-2: perplexity converges alike, entropy splits by beta."""
-    measured = study.measurements
-    rows = measured[(measured["model"] == model) & (measured["stage"] == "pretrain") & (measured["group"] == "text")]
+    rows = measured(study, model, "pretrain")
+    rows = rows[(rows["group"] == "text") & rows["metric"].isin(["perplexity", "entropy"])]
     if rows.empty:
         return None
-    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-    for axes, metric, label in zip(
-        figure.subplots(1, 2), ("perplexity", "entropy"), ("perplexity", "entropy (nats)"), strict=True
-    ):
-        _lines(axes, rows[rows["metric"] == metric], "tokens", "value", _markers)
-        axes.set(xlabel="pre-training tokens", ylabel=label, title=f"{label} on held-out text")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if metric == "perplexity":
-            axes.set_yscale("log")
-            for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis_formatter(FormatStrFormatter("%g"))
-    _legend(figure)
-    return Chart(f"pretraining-{model}", f"Perplexity and entropy over pre-training, {model}", figure)
+    data = over_seeds(rows.astype({"tokens": float}), ["metric", "objective", "tokens"])
+    panels = tuple(
+        lines(data[data["metric"] == metric], "tokens", title, "pre-training tokens", log=metric == "perplexity")
+        for metric, title in (("perplexity", "perplexity"), ("entropy", "entropy (nats)"))
+    )
+    caption = "On held-out text over pre-training."
+    return Chart(f"pretraining-{model}", number, f"Perplexity and entropy, {model}", caption, panels, data)
 
 
-def _rl(study: Study, model: str) -> Chart | None:
-    """Figure 7 and its companions: reward, pass@k, entropy and response length over RL steps."""
-    rows = study.curves[(study.curves["model"] == model) & (study.curves["stage"] == "grpo")]
+def _base_scores(study: Study, model: str, number: int) -> Chart | None:
+    """Figures 3-4, which are not described in what is known of the paper: the natural reading."""
+    panels, parts = [], []
+    for stage, title in (("pretrain", "pre-training"), ("midtrain", "mid-training")):
+        scores = averages(measured(study, model, stage), "tokens")
+        if len(scores):
+            data = over_seeds(scores.astype({"tokens": float}), ["objective", "tokens"])
+            panels.append(lines(data, "tokens", "average score (percent)", f"{title} tokens"))
+            parts.append(data.assign(stage=stage))
+    if not panels:
+        return None
+    caption = "Average over the base models' benchmarks, as in their tables."
+    return Chart(f"scores-{model}", number, f"Base-model scores, {model}", caption, tuple(panels), pd.concat(parts))
+
+
+def _rl_scores(study: Study, model: str, number: int) -> Chart | None:
+    """Figures 5-6, which are not described in what is known of the paper: the natural reading."""
+    rows = measured(study, model, "grpo")
+    panels, parts = [], []
+    for kind, title in (("avg", "Avg@n"), ("pass", "Pass@k")):
+        scores = averages(rows, "step", kind)
+        if len(scores):
+            data = over_seeds(scores.astype({"step": float}), ["objective", "step"])
+            panels.append(lines(data, "step", f"{title} (percent)", "RL step"))
+            parts.append(data.assign(metric=kind))
+    if not panels:
+        return None
+    caption = "Average over the held-out mathematics benchmarks; step 0 is the mid-trained model."
+    return Chart(f"rl-scores-{model}", number, f"RL results, {model}", caption, tuple(panels), pd.concat(parts))
+
+
+def _rl_curves(study: Study, model: str) -> Chart | None:
+    """Figure 7: entropy and response length in RL, with the reward and the pass@k that they buy."""
+    rows = study.curves
+    rows = rows[(rows["model"] == model) & (rows["stage"] == "grpo")]
     if rows.empty:
         return None
+    panels, parts = [], []
     columns = {"reward": "reward", "entropy": "entropy (nats)", "response_length": "response length (tokens)"}
     passes = [name for name in map(str, rows.columns) if name.startswith("pass@") and rows[name].notna().any()]
     if passes:
         largest = max(passes, key=lambda name: int(name.removeprefix("pass@")))
         columns[largest] = f"{largest} of the training groups"
-    if "held_out_reward" in rows and rows["held_out_reward"].notna().any():
-        columns["held_out_reward"] = "reward on held-out problems"
-    figure = Figure(figsize=(7.2, 2.7 * -(-len(columns) // 3)), layout="constrained")
-    grid = figure.subplots(-(-len(columns) // 3), 3, squeeze=False).flatten()
-    for axes, (column, label) in zip(grid, columns.items(), strict=False):
-        _lines(axes, rows[rows[column].notna()], "step", column, _markers if column.startswith("held") else _smoothed)
-        axes.set(xlabel="RL step", title=label)
-    for axes in grid[len(columns) :]:
-        axes.set_axis_off()
-    _legend(figure)
-    return Chart(f"rl-{model}", f"RL: reward, entropy, response length and pass@k, {model}", figure)
-
-
-def _before_after(study: Study, model: str) -> Chart | None:
-    """Avg@n on held-out problems before RL and after it, a pair of bars a setting."""
-    measured = study.measurements
-    rows = measured[
-        (measured["model"] == model)
-        & (measured["stage"] == "grpo")
-        & (measured["group"] == "math")
-        & measured["metric"].str.startswith("avg@")
-    ]
-    if rows.empty:
+    columns["held_out_reward"] = "reward on held-out problems"
+    for column, title in columns.items():
+        if column not in rows or rows[column].isna().all():
+            continue
+        data = over_seeds(rows[rows[column].notna()], ["objective", "step"], column).sort_values(["objective", "step"])
+        held_out = column == "held_out_reward"  # measured at few steps, so neither smoothed nor without points
+        if not held_out:
+            smooth = data.groupby("objective", sort=False)[["mean", "low", "high"]]
+            rolled = smooth.rolling(STEPS_SMOOTHED, min_periods=1, center=True).mean().reset_index(level=0, drop=True)
+            data = data.assign(**{name: rolled[name] for name in ("mean", "low", "high")})
+        data = thinned(data, "step")
+        panels.append(lines(data, "step", title, "RL step", points=held_out))
+        parts.append(data.assign(metric=column))
+    if not panels:
         return None
-    last = rows["step"].max()
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
-    axes = figure.subplots()
-    names = _settings(rows)
-    for shift, step, alpha, label in ((-0.2, 0, 0.4, "before RL"), (0.2, last, 1.0, f"after {last} steps")):
-        mean = rows[rows["step"] == step].groupby("objective")["value"].mean().reindex(names) * 100
-        bars = axes.bar(
-            [i + shift for i in range(len(names))],
-            mean.to_numpy(),
-            width=0.38,
-            color=[COLOURS.get(name, "C0") for name in names],
-            alpha=alpha,
-            label=label,
-        )
-        axes.bar_label(bars, fmt="%.0f", fontsize=8)
-    axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="percent right (Avg@n)", title="Held-out problems, before RL (pale) and after")
-    return Chart(f"before-after-{model}", f"Held-out problems before and after RL, {model}", figure)
+    caption = f"Of training, running mean over {STEPS_SMOOTHED} steps; held-out problems as measured."
+    title = f"RL: reward, entropy, response length and pass@k, {model}"
+    return Chart(f"rl-{model}", 7, title, caption, tuple(panels), pd.concat(parts))
 
 
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), frameon=False)
+def thinned(frame: pd.DataFrame, x: str) -> pd.DataFrame:
+    """At most about `CURVE_POINTS` different values of `x`, the ends kept."""
+    steps = sorted(frame[x].unique())
+    every = -(-len(steps) // CURVE_POINTS)
+    return frame[frame[x].isin({*steps[::every], steps[-1]})]
+
+
+CONFIG: Spec = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
+             "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor",
+             "titleFontWeight": "normal"},
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "symbolType": "circle",
+               "symbolOpacity": 1},
+    "title": {"color": "currentColor", "fontSize": 12, "fontWeight": 600, "anchor": "start"},
+    "text": {"color": "currentColor"},
+    "rule": {"color": "currentColor"},
+    "header": {"labelColor": "currentColor", "titleColor": "currentColor"},
+}  # fmt: skip
+"""Looks: everything that is not data takes the colour of the text around it, light or dark."""
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+VERSION = "6.4"
+"""Of Vega-Lite."""
+
+
+def vega_bundle() -> str:
+    """The script that draws Vega-Lite in a page (vega-embed with all it needs), as `window.vegaEmbed`.
+
+    vl-convert carries the libraries; joining them takes seconds, so the result is kept in the user's cache folder.
+    """
+    import vl_convert
+
+    version = importlib.metadata.version("vl-convert-python")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
+    path = folder / f"vega-embed-{VERSION}-{version}.js"
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(script)
+        beside.rename(path)
+    return script
+
+
+def page_specs(chart: Chart) -> list[Spec]:
+    """The panels for a page: as wide as their place."""
+    return [
+        {"$schema": SCHEMA, "width": "container", "height": 220, "config": CONFIG, **panel} for panel in chart.panels
+    ]
+
+
+def static_spec(chart: Chart) -> Spec:
+    """The panels in a row for a file, on white."""
+    panels = [{"width": 260, "height": 200, **panel} for panel in chart.panels]
+    config = {**CONFIG, "background": "white", "font": "sans-serif"}
+    return {"$schema": SCHEMA, "config": config, "padding": 8, "concat": panels, "columns": 3,
+            "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
+
+
+def svg(chart: Chart) -> str:
+    """The figure as SVG text."""
+    import vl_convert
+
+    text: str = vl_convert.vegalite_to_svg(static_spec(chart), vl_version=VERSION)
+    # Vega numbers gradients and clips over the life of the process; here they are numbered from 0 in each figure.
+    names: dict[str, str] = {}
+    return re.sub(r"\b(gradient_|clip)(\d+)\b", lambda m: names.setdefault(m[0], f"{m[1]}{len(names)}"), text)
+
+
+def png(drawn: str) -> bytes:
+    """An SVG as PNG, twice as large."""
+    import vl_convert
+
+    image: bytes = vl_convert.svg_to_png(drawn, scale=2)
+    return image

@@ -516,7 +516,7 @@ class EvaluationConfig:
     """The k of Pass@k that are reported; the samples are kept, and any other k is `shaping-sweeps measure` away."""
     benchmarks: dict[str, BenchmarkConfig] = MISSING
     controls: dict[str, list[str]] = field(default_factory=dict)
-    """Control -> stages at whose milestones the ce checkpoint is measured once more for each other objective of the
+    """Control -> stages at whose end the ce checkpoint is measured once more for each other objective of the
     sweep: `matched`, at the temperature that gives it the shaped checkpoint's entropy; `theory`, with the distribution
     that the objective would make of its own."""
 

@@ -277,7 +277,7 @@ def _on_file(name: str, task: str, manager: TaskManager, path: str) -> dict[str,
     source = manager.task_index[task].yaml_path
     if source is None or task in manager.all_groups:
         raise UserError(
-            f"evaluation.benchmarks.{name}.dataset={path}: {task} is a group of tasks, each with a data set of its own; "
+            f"evaluation.benchmarks.{name}.dataset={path}: {task} is a group of tasks, each with its own data set; "
             "name one of them as the task"
         )
     file = Path(path).absolute()

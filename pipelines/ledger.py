@@ -4,12 +4,13 @@ The file is the source of truth; W&B keeps up to 32 KiB back when a process is k
 """
 
 import json
+import logging
 import math
 import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 
@@ -17,6 +18,9 @@ from pipelines.cell import TrackingConfig
 
 AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": "step"}
 """What a stage's metrics are drawn against."""
+
+SERVER_SECONDS = 15
+"""How long a W&B server may take to answer at the start and the end of a stage run; its metrics stay on disk."""
 
 
 class Ledger:
@@ -83,24 +87,30 @@ def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "w
     cell = f"{labels['model']}/{labels['objective']}/seed{labels['seed']}"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     (root / "wandb").mkdir(exist_ok=True)
-    run = wandb.init(
-        project=tracking.project,
-        entity=tracking.entity,
-        dir=root,
-        mode="online" if tracking.mode == "online" else "offline",
-        name=" ".join(filter(None, [stage, cell, spec["checkpoint"] if stage == "evaluate" else None])),
-        group=f"{labels['sweep']}/{cell}" if labels["sweep"] else cell,
-        job_type=stage,
-        tags=[tag for tag in (labels["objective"], labels["model"], labels["scale"], labels["sweep"]) if tag],
-        config={
+    arguments: dict[str, Any] = {
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "dir": root,
+        "name": " ".join(filter(None, [stage, cell, spec["checkpoint"] if stage == "evaluate" else None])),
+        "group": f"{labels['sweep']}/{cell}" if labels["sweep"] else cell,
+        "job_type": stage,
+        "tags": [tag for tag in (labels["objective"], labels["model"], labels["scale"], labels["sweep"]) if tag],
+        "config": {
             "stage_run": spec["signature"],
             "parent": spec["parent"],
             "checkpoint": spec["checkpoint"],
             **labels,
             **spec["config"],
         },
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=False),
-    )
+    }
+    settings: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "x_disable_meta": False}
+    try:
+        waits: dict[str, Any] = {"init_timeout": SERVER_SECONDS, "finish_timeout": SERVER_SECONDS}
+        mode: Literal["online", "offline"] = "online" if tracking.mode == "online" else "offline"
+        run = wandb.init(**arguments, mode=mode, settings=wandb.Settings(**settings, **waits))
+    except wandb.Error as error:  # no server is a reason to log offline, not to stop training
+        logging.getLogger(__name__).warning("W&B: %s; this run is kept offline", " ".join(str(error).split()))
+        run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
     axis = AXES[stage]
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis)

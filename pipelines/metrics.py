@@ -123,6 +123,7 @@ def mean_intervals(values: Items, fractions: bool = True) -> tuple[Items, Items]
         far = 1 - ((1 - LEVEL) / 2) ** (1 / count)
         high = np.where((values == 0).all(0), far, high)
         low = np.where((values == 1).all(0), 1 - far, low)
+        low, high = low.clip(0, 1), high.clip(0, 1)
     return low, high
 
 

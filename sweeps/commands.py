@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from pipelines.errors import UserError, nearest
+from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.display import STAGE_ORDER, amount, clock, title
 from sweeps.plan import Plan, StageRun
 from sweeps.status import ORDER, TROUBLE, Row, rows
@@ -502,6 +502,30 @@ def show(
     """Show one stage run: its configuration, state and results."""
     run = find(Store.open(store), signature)
     print(json.dumps({"folder": str(run.folder), **run.spec, "state": run.state, "result": run.result}, indent=1))
+
+
+@app.command()
+def sync(
+    store: Annotated[str, typer.Option(help="Folder of stage runs.")] = "store",
+    project: Annotated[str | None, typer.Option(help="W&B project; that of the runs where none is named.")] = None,
+    entity: Annotated[str | None, typer.Option(help="W&B user or team.")] = None,
+    artifacts: Annotated[bool, typer.Option(help="Send specs, results, ledgers and samples as artifacts too.")] = False,
+    checkpoints: Annotated[bool, typer.Option(help="Put checkpoints into the artifacts; they are large.")] = False,
+) -> None:
+    """Send offline W&B runs, and on request the stage runs' files with their lineage; the same command goes on."""
+    from sweeps.sync import send_artifacts, send_runs
+
+    console = Console(highlight=False, soft_wrap=True)
+    opened = Store.open(store)
+    sent = send_runs(opened, project, entity, lambda line: console.print(line, markup=False))
+    console.print(f"{len(sent.runs)} runs sent, {sent.already} were sent before, {len(sent.failed)} wait")
+    if sent.failed:
+        raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command goes on")
+    if artifacts or checkpoints:
+        names = send_artifacts(
+            opened, project or "shaping", entity, checkpoints, lambda line: console.print(line, markup=False)
+        )
+        console.print(f"{len(names)} artifacts sent")
 
 
 def find(store: Store, signature: str) -> StoredRun:

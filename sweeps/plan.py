@@ -310,7 +310,7 @@ class _Planner:
 
     def controls(self, cells: list[Cell], chains: list[list[StageRun]]) -> list[list[StageRun]]:
         """For each cell the controls that hang off it: a ce cell's, one for each cell that differs from it in the
-        objective alone, at the milestones of the stages that `evaluation.controls` names."""
+        objective alone, at the last checkpoint of the stages that `evaluation.controls` names."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for index, cell in enumerate(cells):
             if cell.evaluation.controls:
@@ -336,6 +336,8 @@ class _Planner:
             if measured.stage != "evaluate" or measured.parent is None:
                 continue
             stage = measured.parent[0]
+            if measured.checkpoint != checkpoint_name(getattr(cell, stage).checkpoints()[-1]):
+                continue
             for control, stages in cell.evaluation.controls.items():
                 if stage not in stages or stage not in trained:
                     continue

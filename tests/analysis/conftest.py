@@ -1,16 +1,26 @@
-"""A store made by hand: every number in it is a known function of where it stands."""
+"""Stores made by hand: every number in them is a known function of where it stands."""
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.cell import Cell
 from sweeps.composition import compose_cells
-from sweeps.plan import Plan, plan
-from sweeps.store import Store, write_json
+from sweeps.plan import Plan, StageRun, plan
+from sweeps.store import Store
+
+METRICS = {
+    "text": ["perplexity", "entropy"],
+    "choice": ["accuracy"],
+    "sampled": ["avg@8", "cons@8", "pass@4", "response_length"],
+}
+
+Number = Callable[[str, int, str, int, str, str], float]
 
 
 def known(objective: str, seed: int, stage: str, step: int, benchmark: str, metric: str) -> float:
@@ -18,55 +28,69 @@ def known(objective: str, seed: int, stage: str, step: int, benchmark: str, metr
     return zlib.crc32(f"{objective}/{seed}/{stage}/{step}/{benchmark}/{metric}".encode()) / 2**32
 
 
+@cache
+def composed(arguments: tuple[str, ...]) -> list[Cell]:
+    """The cells of a command line, composed once for all tests: it is what takes longest."""
+    return compose_cells(list(arguments))
+
+
+@cache
+def planned(arguments: tuple[str, ...]) -> Plan:
+    """The plan of a command line."""
+    return plan(composed(arguments))
+
+
+def composed_once(patch: pytest.MonkeyPatch) -> None:
+    """Let the command take cells from `composed`."""
+
+    def compose(arguments: Sequence[str]) -> list[Cell]:
+        return composed(tuple(a for a in arguments if a != "scale=nano"))
+
+    patch.setattr("analysis.reproduce.compose_cells", compose)
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed_once(monkeypatch)
+
+
+def write_run(store: Store, run: StageRun, number: Number = known, **more: Any) -> Path:
+    """A finished stage run whose measurements are `number` of their place; `more` goes into its result."""
+    folder = store.run(run.stage, run.signature).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps({**run.spec, "environment": {"shaping": "0.1.0"}}))
+    measurements: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
+    if run.stage == "evaluate":
+        assert run.parent is not None
+        assert run.checkpoint is not None
+        for name, benchmark in run.config["evaluation"]["benchmarks"].items():
+            for metric in METRICS[benchmark["kind"]]:
+                place = (run.labels["objective"], run.config["seed"], run.parent[0], int(run.checkpoint[5:]))
+                row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "n": 64, "stderr": 0.01}
+                measurements.append({**row, "value": number(*place, name, metric)})
+    elif run.stage == "pretrain":
+        metrics = {"parameters": 366_384}
+    else:
+        rows = [{"step": s, "reward": s / 10, "entropy": 1 / s, "response_length": 20 + s} for s in range(1, 5)]
+        (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {"format": 1, "stage": run.stage, "seconds": 1.5, "metrics": metrics, "measurements": measurements}
+    (folder / "result.json").write_text(json.dumps({**result, **more}))
+    return folder
+
+
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[Plan, Store]]:
     """Write finished stage runs for a plan, all but those that `leave_out` names."""
 
-    def make(arguments: list[str], leave_out: Callable[[Any], bool] = lambda run: False) -> tuple[Plan, Store]:
-        graph = plan(compose_cells(arguments))
+    def make(
+        arguments: list[str], leave_out: Callable[[Any], bool] = lambda run: False, number: Number = known
+    ) -> tuple[Plan, Store]:
+        graph = planned(tuple(arguments))
         store = Store.create(tmp_path / "store")
         for run in graph.runs.values():
-            if leave_out(run):
-                continue
-            folder = store.run(run.stage, run.signature).folder
-            folder.mkdir(parents=True)
-            write_json(folder / "spec.json", run.spec)
-            measurements, metrics = [], {}
-            if run.stage == "evaluate":
-                assert run.parent is not None
-                assert run.checkpoint is not None
-                measurements = [
-                    {
-                        "benchmark": name,
-                        "group": b["group"],
-                        "metric": metric,
-                        "value": known(
-                            run.labels["objective"],
-                            run.config["seed"],
-                            run.parent[0],
-                            int(run.checkpoint[5:]),
-                            name,
-                            metric,
-                        ),
-                        "stderr": 0.01,
-                        "n": 64,
-                    }
-                    for name, b in run.config["evaluation"]["benchmarks"].items()
-                    for metric in {
-                        "text": ["perplexity", "entropy"],
-                        "choice": ["accuracy"],
-                        "sampled": ["avg@8", "cons@8", "pass@4", "response_length"],
-                    }[b["kind"]]
-                ]
-            elif run.stage == "pretrain":
-                metrics = {"parameters": 366_384}
-            else:
-                rows = [{"step": s, "reward": s / 10, "entropy": 1 / s, "response_length": 20 + s} for s in range(1, 5)]
-                (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            write_json(
-                folder / "result.json",
-                {"stage": run.stage, "seconds": 1.5, "metrics": metrics, "measurements": measurements, "files": {}},
-            )
+            if not leave_out(run):
+                write_run(store, run, number)
         return graph, store
 
     return make

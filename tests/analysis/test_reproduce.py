@@ -1,108 +1,151 @@
-"""`reproduce-paper-tables`: its files read back, its page in a real browser, its errors."""
+"""`reproduce-paper-tables`: its files read back, its selections, its errors."""
 
-import csv
+import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
-from analysis.reproduce import Options, parse, reproduce
+from analysis.formats import file_name, html_table, latex, markdown
+from analysis.reproduce import Options, parse, reproduce, select, show_claims, show_missing
+from analysis.tables import Entry, Table
 from pipelines.errors import UserError
-from tests.analysis.conftest import known
+from sweeps.store import Store
+from tests.analysis.conftest import composed_once, known, planned, write_run
 from tests.conftest import SMALL
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def results(make_store: Callable, tmp_path: Path, **changes: object) -> Path:
-    make_store(["+sweep=nano"], **changes)
-    options = Options(store=str(tmp_path / "store"), results=str(tmp_path / "results"), sweep="nano")
-    return reproduce(options, Console(quiet=True))
-
-
-def test_every_format_holds_the_numbers(make_store: Callable, tmp_path: Path) -> None:
-    folder = results(make_store, tmp_path)
-    number = f"{100 * known('ce', 1, 'grpo', 10, 'Chain-5', 'avg@8'):.2f}"
-    with (folder / "tables" / "grpo-ce-nano.csv").open() as file:
-        (row,) = [row for row in csv.DictReader(file) if row["RL step"] == "10"]
-    assert row["Chain-5 Avg@8"] == number
-    markdown = (folder / "tables" / "grpo-ce-nano.md").read_text()
-    assert number in markdown
-    assert "One seed." in markdown
-    latex = (folder / "tables" / "grpo-ce-nano.tex").read_text()
-    assert number in latex
-    assert r"\toprule" in latex
-    tidy = pd.read_csv(folder / "measurements.csv")
-    (value,) = tidy.query(
-        "objective == 'ce' and stage == 'grpo' and step == 10 and benchmark == 'Chain-5' and metric == 'avg@8'"
-    )["value"]
-    assert f"{100 * value:.2f}" == number
-    for name in ("pretraining-nano", "rl-nano", "before-after-nano"):
-        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
-
-
-def test_latex_is_balanced(make_store: Callable, tmp_path: Path) -> None:
-    for path in (results(make_store, tmp_path) / "tables").glob("*.tex"):
-        text = path.read_text()
-        assert text.count("{") == text.count("}")
-        assert not re.search(r"(?<!\\)[%_]", text.split(r"\label")[0]), path
-        assert not set("βλ±–") & set(text), path
-
-
-def test_the_page_is_self_contained(make_store: Callable, tmp_path: Path) -> None:
-    page = (results(make_store, tmp_path) / "report.html").read_text()
-    links = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
-    assert all(link.startswith("#") for link in links)
-    targets = set(re.findall(r"id=\"([^\"]+)\"", page))
-    assert {link[1:] for link in links} <= targets
-    assert "50.75" in page  # what the study reports for precision after RL on the 10B
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: install the package chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a whole nano study, for tests that only look at them."""
+    place = tmp_path_factory.mktemp("finished")
+    graph, store = planned(("+sweep=nano",)), Store.create(place / "store")
+    for run in graph.runs.values():
+        write_run(store, run)
+    with pytest.MonkeyPatch.context() as patch:
+        composed_once(patch)
+        return reproduce(options_of(place), Console(quiet=True))
 
 
-@pytest.mark.browser
-def test_the_page_in_a_browser(make_store: Callable, tmp_path: Path, browser: Browser) -> None:
-    """No error, no request; a number's link opens its stage run; a phone need not scroll sideways; print is clean."""
-    folder = results(make_store, tmp_path, leave_out=lambda run: run.checkpoint == "step-000020")
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    errors: list[str] = []
-    requests: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto((folder / "report.html").as_uri())
-    assert page.locator("figure svg").count() == 3
-    assert page.locator("section table").count() == 10
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("#missing code").inner_text().startswith("shaping-run -m +sweep=nano")
-    cell = page.locator("#grpo-ce-nano tbody td a").first
-    target = cell.get_attribute("href")
-    cell.click()
-    assert page.locator(f"{target}").get_attribute("open") is not None
-    assert page.locator(f"{target} pre").is_visible()
-    page.emulate_media(media="print")
-    assert not page.locator(".runs").is_visible()
-    assert page.locator("#grpo-ce-nano table").is_visible()
-    assert errors == []
-    assert len(requests) == 1
-    page.close()
+def options_of(tmp_path: Path, **changes: Any) -> Options:
+    return Options(
+        **{"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "sweep": "nano", **changes}
+    )
+
+
+def test_every_format_holds_the_numbers(finished: Path) -> None:
+    folder = finished
+    exact = 100 * known("ce", 1, "grpo", 10, "Chain-5", "avg@8")
+    for frame in (
+        pd.read_csv(folder / "tables/table-14-nano.csv"),
+        pd.read_parquet(folder / "tables/table-14-nano.parquet"),
+    ):
+        row = frame[frame["RL step"] == 10].iloc[0]
+        assert row["Chain-5 Avg@8"] == pytest.approx(exact)
+        assert row["Chain-5 Avg@8 ±"] == pytest.approx(1.96, abs=0.001)  # one seed: 1.96 standard errors of 1 percent
+        assert row["Chain-5 Avg@8 n"] == 1
+    for ending in ("md", "tex", "html"):
+        text = (folder / f"tables/table-14-nano.{ending}").read_text()
+        assert f"{exact:.2f}" in text
+        assert "One seed" in text
+    tidy = pd.read_csv(folder / "measurements.csv", keep_default_na=False).astype({"step": str})
+    (value,) = tidy.query(
+        "objective == 'ce' and stage == 'grpo' and step == '10' and benchmark == 'Chain-5' and metric == 'avg@8'"
+    )["value"]
+    assert float(value) == pytest.approx(exact / 100)
+    for name in ("pretraining-nano", "rl-nano", "rl-scores-nano", "maps-nano"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
+    claims = json.loads((folder / "claims.json").read_text())
+    assert {claim["verdict"] for claim in claims["study"]} == {"undecided"}
+    assert len(claims["paper"]) == 6
+
+
+def test_the_same_store_gives_the_same_bytes(make_store: Callable, tmp_path: Path) -> None:
+    def digest(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    make_store(["objective=ce,precision"])
+    first = digest(reproduce(options_of(tmp_path, sweep=None), Console(quiet=True)))
+    (tmp_path / "store" / "cache" / "readings.arrow").unlink()
+    second = digest(reproduce(options_of(tmp_path, sweep=None), Console(quiet=True)))
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_latex_is_sound(finished: Path) -> None:
+    for path in (finished / "tables").glob("*.tex"):
+        text = path.read_text()
+        assert text.count("{") == text.count("}")
+        assert not re.search(r"(?<!\\)[%_]", re.sub(r"\\label\{.*\}|\{!\}\{%", "", text)), path
+        assert not set("βλ±–") & set(text), path
+        widths = {line.count("&") for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line}
+        assert len(widths) == 1, path
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here: install texlive-latex-recommended")
+def test_latex_compiles(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished / "tables", tmp_path / "tables"))
+    names = "\n".join(rf"\input{{{path.name}}}" for path in sorted(folder.glob("*.tex")))
+    (folder / "all.tex").write_text(
+        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{names}\end{{document}}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "all.tex"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_hostile_names_stay_text_in_every_format() -> None:
+    name = "<img src=x onerror=alert(1)>|$\\input{/etc/passwd}_%&#~^"
+    frame = pd.DataFrame([[Entry(1.0, n=1, stage_runs=("a",))]], columns=pd.MultiIndex.from_tuples([(name, name)]))
+    frame.index = pd.MultiIndex.from_tuples([(name, 1)], names=["objective", "step"])
+    table = Table("../" + name, None, name, name, frame, "m", "grpo", (name,))
+    assert "<img" not in html_table(table)
+    assert "\\input{" not in latex(table)
+    assert r"\|" in markdown(table)
+    assert file_name(table).count("/") == 0
+
+
+def test_a_selection_is_written_alone(make_store: Callable, tmp_path: Path) -> None:
+    make_store(["+sweep=nano"])
+    whole = tmp_path / "results" / "nano"
+    whole.mkdir(parents=True)
+    (whole / "report.html").write_text("the whole")
+    chosen = options_of(tmp_path, tables=[3, 16], models=["nano"], format="latex")
+    folder = select(chosen, Console(quiet=True))
+    assert sorted(p.name for p in folder.iterdir()) == ["table-03-nano.tex", "table-16-nano.tex"]
+    assert (whole / "report.html").read_text() == "the whole"
+
+
+def test_missing_is_one_command(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_store(["+sweep=nano", "seed=1,2"], leave_out=lambda run: run.checkpoint == "step-000020")
+    show_missing(options_of(tmp_path), Console(soft_wrap=True))
+    said = capsys.readouterr().out
+    assert "10 stage runs are missing" in said
+    assert f"shaping-run -m +sweep=nano seed=1,2 store={tmp_path / 'store'}" in said
+    assert "Table 14: RL from ce, nano: 13 cells wait for 2 stage runs" in said
+
+
+def test_claims_say_how_it_went(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_store(["+sweep=nano"])
+    assert show_claims(options_of(tmp_path), Console(soft_wrap=True)) == 4
+    said = capsys.readouterr().out
+    assert "UNDECIDED  The tail penalty beats the baseline after RL.  (the paper's numbers: supported)" in said
+
+
+def test_without_a_sweep_it_reads_what_the_store_holds(make_store: Callable, tmp_path: Path) -> None:
+    make_store(["objective=ce,head_reward", "seed=3"])
+    folder = reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
+    assert {p.stem for p in (folder / "tables").glob("*.md")} >= {"table-14-nano", "table-21-nano"}
 
 
 @pytest.mark.slow
@@ -112,8 +155,8 @@ def test_a_trained_study_has_no_gaps(study: Path, shaping_run: Command) -> None:
     finished = shaping_run("scale=nano", f"overrides=[{overrides}]", cwd=study, module="analysis.reproduce")
     assert finished.returncode == 0, finished.stderr
     tables = study / "results" / "nano" / "tables"
-    assert {p.stem for p in tables.glob("grpo-*.md")} == {"grpo-ce-nano", "grpo-precision-nano"}
-    for path in tables.glob("*.md"):
+    assert {p.stem for p in tables.glob("table-1[4-9]*.md")} == {"table-14-nano", "table-16-nano"}
+    for path in tables.glob("table-[01][0-9]-nano.md"):
         assert "–" not in path.read_text()
     assert "missing" not in finished.stdout
 
@@ -124,6 +167,8 @@ def test_a_trained_study_has_no_gaps(study: Path, shaping_run: Command) -> None:
         (["scael=nano"], "scael: there is no such key; did you mean 'scale'"),
         (["nano"], "nano: it is not of the form key=value"),
         (["seeds=[x]"], "seeds"),
+        (["tables=[24]"], "tables=24: the paper's tables are 1 to 23"),
+        (["format=pdf"], "format=pdf: it is one of: csv"),
     ],
 )
 def test_mistyped_options_are_named(arguments: list[str], message: str) -> None:
@@ -147,10 +192,10 @@ def test_a_corrupt_spec_is_named(make_store: Callable, tmp_path: Path) -> None:
 
 
 def test_results_are_replaced_whole(make_store: Callable, tmp_path: Path) -> None:
-    folder = results(make_store, tmp_path)
+    make_store(["objective=ce"])
+    folder = reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     (folder / "tables" / "old.csv").write_text("from another time")
-    options = Options(store=str(tmp_path / "store"), results=str(tmp_path / "results"), sweep="nano")
-    reproduce(options, Console(quiet=True))
+    reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     assert not (folder / "tables" / "old.csv").exists()
     assert [p.name for p in folder.parent.iterdir()] == ["nano"]
 

@@ -1,15 +1,27 @@
 """Tables from a hand-made store: each number in its place, averages and intervals by an independent road."""
 
+import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.frames import MEASUREMENTS, read_study
+from analysis.cells import gather
+from analysis.frames import read_study
+from analysis.layout import TABLES, benchmark_order
+from analysis.reference import MODELS, reference
 from analysis.tables import Entry, Table, build_tables
-from pipelines.errors import UserError
-from tests.analysis.conftest import known
+from sweeps.composition import compose_cells
+from sweeps.plan import Plan, plan
+from sweeps.store import Store
+from tests.analysis.conftest import known, write_run
+
+NUMBERS = {("pretrain", "beta"): 3, ("pretrain", "lambda"): 7, ("midtrain", "beta"): 10, ("midtrain", "lambda"): 12}
 
 SCORES = {
     ("knowledge", "Modules accuracy"): ("Modules", "accuracy"),
@@ -29,17 +41,13 @@ def tables_of(graph: object, store: object) -> dict[str, Table]:
 
 def test_the_families_are_the_papers(make_store: Callable) -> None:
     assert list(tables_of(*make_store(["+sweep=nano"]))) == [
-        "architecture",
-        "pretrain-beta-nano",
-        "pretrain-lambda-nano",
-        "midtrain-beta-nano",
-        "midtrain-lambda-nano",
-        *(f"grpo-{name}-nano" for name in ("ce", "precision", "diversity", "tail_penalty", "head_reward")),
+        "table-01",
+        *(f"table-{number:02d}-nano" for number in (3, 7, 10, 12, 14, 16, 17, 20, 21)),
     ]
 
 
 def test_architecture(make_store: Callable) -> None:
-    (row,) = tables_of(*make_store(["objective=ce"]))["architecture"].text().to_dict("records")
+    (row,) = tables_of(*make_store(["objective=ce"]))["table-01"].text().to_dict("records")
     assert row["layers"] == "3"
     assert row["parameters"] == "366,384"
 
@@ -52,7 +60,7 @@ def test_every_base_model_number_is_in_its_place(make_store: Callable) -> None:
             ("beta", ["precision", "ce", "diversity"]),
             ("lambda", ["tail_penalty", "ce", "head_reward"]),
         ):
-            cells = tables[f"{stage}-{family}-nano"].cells
+            cells = tables[f"table-{NUMBERS[stage, family]:02d}-nano"].cells
             assert list(dict.fromkeys(cells.index.get_level_values("objective"))) == settings
             for (objective, tokens), row in cells.iterrows():  # type: ignore[misc]
                 place = (objective, 1, stage, tokens // batch)
@@ -61,13 +69,13 @@ def test_every_base_model_number_is_in_its_place(make_store: Callable) -> None:
                     assert row[column].value == pytest.approx(number)
                 assert row["", "average"].value == pytest.approx(statistics.fmean(expected.values()))
                 assert row["text", "perplexity"].value == pytest.approx(known(*place, "Docstrings", "perplexity"))
-                assert row["text", "entropy"].interval is None
+                assert row["text", "entropy"].n == 1
 
 
 def test_rl_starts_from_the_mid_trained_model(make_store: Callable) -> None:
     graph, store = make_store(["+sweep=nano"])
     last = next(run for run in graph.runs.values() if run.stage == "midtrain").steps
-    cells = tables_of(graph, store)["grpo-diversity-nano"].cells
+    cells = tables_of(graph, store)["table-17-nano"].cells.droplevel(0)
     assert list(cells.index) == [0, 10, 20]
     for step, place in ((0, ("midtrain", last)), (10, ("grpo", 10)), (20, ("grpo", 20))):
         values = []
@@ -80,12 +88,12 @@ def test_rl_starts_from_the_mid_trained_model(make_store: Callable) -> None:
 
 def test_several_seeds_are_a_mean_and_an_interval(make_store: Callable) -> None:
     tables = tables_of(*make_store(["objective=ce", "seed=1,2,3"]))
-    table = tables["grpo-ce-nano"]
-    entry = table.cells.loc[20, ("Chain-4", "Avg@8")]
+    table = tables["table-14-nano"]
+    entry = table.cells.loc[("ce", 20), ("Chain-4", "Avg@8")]
     values = [100 * known("ce", seed, "grpo", 20, "Chain-4", "avg@8") for seed in (1, 2, 3)]
     assert entry.value == pytest.approx(statistics.fmean(values))
     low, high = stats.t.interval(0.95, 2, loc=statistics.fmean(values), scale=stats.sem(values))
-    assert entry.interval == pytest.approx((high - low) / 2)
+    assert entry.half == pytest.approx((high - low) / 2)
     assert len(entry.stage_runs) == 3
     assert "3 seeds" in table.caption
     assert " ± " in str(entry)
@@ -93,31 +101,37 @@ def test_several_seeds_are_a_mean_and_an_interval(make_store: Callable) -> None:
 
 def test_one_seed_is_said(make_store: Callable) -> None:
     for name, table in tables_of(*make_store(["objective=ce"])).items():
-        assert name == "architecture" or "One seed." in table.caption
+        assert name == "table-01" or "One seed;" in table.caption
 
 
 def test_what_is_missing_is_shown_as_missing(make_store: Callable) -> None:
     def last_rl(run: object) -> bool:
         return run.stage == "evaluate" and run.checkpoint == "step-000020"  # type: ignore[attr-defined]
 
-    tables = tables_of(*make_store(["objective=ce"], leave_out=last_rl))
-    table = tables["grpo-ce-nano"]
-    assert table.missing == 12
-    assert set(table.text().loc[20]) == {"–"}
-    assert "–" not in set(table.text().loc[10])
+    graph, store = make_store(["objective=ce"], leave_out=last_rl)
+    table = tables_of(graph, store)["table-14-nano"]
+    (lacking,) = [run.signature for run in graph.runs.values() if last_rl(run)]
+    assert table.lacks == [f"evaluate/{lacking}"]
+    assert table.missing == 12 + 1  # and the difference from the paper's number
+    assert set(table.text().loc[("ce", 20)]) - {"50.99"} == {"–"}
+    assert "–" not in set(table.text().loc[("ce", 10)])
     empty = tables_of(*make_store(["objective=precision", "seed=9"], leave_out=lambda run: True))
-    assert set(empty["pretrain-beta-nano"].text().to_numpy().ravel()) == {"–"}
-    assert "Nothing measured yet" in empty["grpo-precision-nano"].caption
+    assert set(empty["table-03-nano"].text()["average"]) == {"–"}
+    assert "Nothing measured yet" in empty["table-16-nano"].caption
 
 
 def test_an_average_needs_all_its_parts(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     study = read_study(graph, store)
-    study.measurements.drop(study.measurements[study.measurements["benchmark"] == "Python"].index[:3], inplace=True)
-    cells = {t.name: t for t in build_tables(study)}["pretrain-beta-nano"].cells
+    pretrained = study.measurements[study.measurements["stage"] == "pretrain"]
+    gone = (study.measurements["benchmark"] == "Python") & (study.measurements["tokens"] == pretrained["tokens"].min())
+    partial = replace(study, measurements=study.measurements[~gone])
+    cells = {t.name: t for t in build_tables(partial)}["table-03-nano"].cells
     first = cells.iloc[0]
-    assert first["code", "Python Pass@4"] is None
-    assert first["", "average"] is None
+    last = cells.iloc[-1]
+    assert last["", "average"].value is not None
+    assert first["code", "Python Pass@4"].value is None
+    assert first["", "average"].value is None
 
 
 def test_other_settings_get_tables_of_their_own(make_store: Callable) -> None:
@@ -126,28 +140,113 @@ def test_other_settings_get_tables_of_their_own(make_store: Callable) -> None:
     assert "grpo-beta=0.25-nano" in tables
 
 
-def test_the_tidy_frame(make_store: Callable) -> None:
-    graph, store = make_store(["objective=ce,tail_penalty"])
-    frame = read_study(graph, store).measurements
-    assert list(frame.columns) == MEASUREMENTS
-    assert set(frame["objective"]) == {"ce", "tail_penalty"}
-    row = frame[
-        (frame["objective"] == "tail_penalty") & (frame["benchmark"] == "Modules") & (frame["stage"] == "midtrain")
-    ].iloc[-1]
-    assert (row["lam_tail"], row["top_k"], row["stage"], row["step"]) == (-0.1, 16, "midtrain", 360_000 // 512)
-    assert row["tokens"] == 360_000 // 512 * 512
-    assert row["stage_run"] in graph.runs
-    assert frame.loc[frame["objective"] == "ce", "top_k"].isna().all()
-
-
-def test_a_corrupt_ledger_line_is_named(make_store: Callable) -> None:
-    graph, store = make_store(["objective=ce"])
-    (ledger,) = store.root.glob("grpo/*/ledger.jsonl")
-    ledger.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"ledger\.jsonl: line 2"):
-        read_study(graph, store)
-
-
 def test_numbers_read_well() -> None:
-    assert str(Entry(12.346, None, ())) == "12.35"
-    assert str(Entry(50.0, 1.5, ())) == "50.00 ± 1.50"
+    assert str(Entry(12.346)) == "12.35"
+    assert str(Entry(50.0, 1.5)) == "50.00 ± 1.50"
+    assert str(Entry(0.294, 0.1, form="{:+.2f}")) == "+0.29 ± 0.10"
+    assert str(Entry(None)) == "–"
+
+
+def test_the_papers_number_stands_beside_ours(make_store: Callable) -> None:
+    tables = tables_of(*make_store(["+sweep=nano"]))
+    last = tables["table-03-nano"].cells.loc["precision"].iloc[-1]
+    assert last["paper, 4B", "average"] == "43.11"
+    assert last["ours - paper", "average"].value == pytest.approx(last["", "average"].value - 43.11)
+    rl = tables["table-20-nano"].cells.iloc[-1]
+    assert rl["paper, 4B", "average Pass@64"] == "51.18"
+    assert rl["ours - paper", "average Pass@64"].value == pytest.approx(rl["average", "Pass@4"].value - 51.18)
+    assert "for the shape and not for comparison" in tables["table-20-nano"].caption
+
+
+def paper_plan() -> Plan:
+    """The five settings on the paper's four models by name, at nano's budgets."""
+    named = compose_cells(["+sweep=nano"])
+    models = [replace(cell, model=replace(cell.model, name=name)) for name in MODELS for cell in named]
+    # a signature has no name in it, so that each model is made another by its width
+    return plan(
+        replace(cell, model=replace(cell.model, ffn=256 + 32 * MODELS.index(cell.model.name))) for cell in models
+    )
+
+
+def test_all_23_tables_at_paper_scale(tmp_path: Path) -> None:
+    graph, store = paper_plan(), Store.create(tmp_path / "store")
+    tables = {t.number: t for t in build_tables(read_study(graph, store))}
+    paper_rl = {"4B", "10B-A0.5B"}
+    assert set(range(1, 24)) <= set(tables)
+    for number, place in TABLES.items():
+        assert tables[number].model == place.model
+        assert tables[number].stage == place.stage
+    assert {tables[n].model for n in range(14, 24)} == paper_rl
+    only = build_tables(read_study(graph, store), numbers=[3, 15], models=["4B"])
+    assert [t.number for t in only] == [3]
+
+
+def test_every_reference_number_is_in_its_table(tmp_path: Path) -> None:
+    tables = {t.number: t for t in build_tables(read_study(paper_plan(), Store.create(tmp_path / "store")))}
+    for row in reference().to_dict("records"):
+        if row["benchmark"] == "average":
+            shown = {c for c in tables[row["table"]].cells.to_numpy().ravel() if isinstance(c, str)}
+            assert f"{row['value']:.2f}" in shown, row
+    assert set(reference()["source"].str.extract(r"Table (\d+)$")[0].astype(int)) == set(reference()["table"])
+
+
+def test_benchmarks_stand_in_the_papers_order() -> None:
+    assert benchmark_order(["MBPP+", "Own", "GSM8K", "MMLU"], "pretrain") == ["MMLU", "GSM8K", "MBPP+", "Own"]
+    assert benchmark_order(["Minerva", "AMC23"], "grpo") == ["AMC23", "Minerva"]
+
+
+def test_bold_is_significant_against_every_other_setting(make_store: Callable) -> None:
+    def number(objective: str, seed: int, stage: str, step: int, benchmark: str, metric: str) -> float:
+        noise = np.random.default_rng([seed, len(objective), len(benchmark)]).normal(0, 0.001)
+        return 0.5 + noise + (0.2 if objective == "precision" and benchmark == "Modules" else 0)
+
+    tables = tables_of(*make_store(["+sweep=nano", "seed=1,2,3,4,5"], number=number))
+    table = tables["table-03-nano"]
+    bold = {
+        (key[0], name)
+        for key, row in table.cells.iterrows()
+        for name, cell in row.items()
+        if isinstance(cell, Entry) and cell.best
+    }
+    assert ("precision", ("knowledge", "Modules accuracy")) in bold
+    assert {objective for objective, (group, _) in bold if group == "knowledge"} == {"precision"}
+    assert "Holm" in table.caption
+    one_seed = tables_of(*make_store(["+sweep=nano"], number=number))["table-03-nano"]
+    assert not any(entry.best for entry in one_seed.entries)
+
+
+def test_holes_in_seeds_are_shown(make_store: Callable) -> None:
+    graph, store = make_store(
+        ["objective=ce", "seed=1,2,3"],
+        leave_out=lambda run: run.stage == "evaluate" and run.config["seed"] == 2 and run.checkpoint == "step-000020",
+    )
+    table = tables_of(graph, store)["table-14-nano"]
+    entry = table.cells.loc[("ce", 20), ("Chain-4", "Avg@8")]
+    assert (entry.n, len(entry.lacks)) == (2, 1)
+    assert "(n = 2)" in table.text().loc[("ce", 20), "Chain-4 Avg@8"]
+    assert "2 to 3 seeds" in table.caption
+
+
+def test_the_temperature_control_has_its_rows_or_is_said_to_be_missing(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision"])
+    table = tables_of(graph, store)["table-16-nano"]
+    assert "no evaluation variant matched:precision of ce" in table.caption
+    runs = [run for run in graph.runs.values() if run.stage == "evaluate" and run.labels["objective"] == "ce"]
+    (last,) = [run for run in runs if run.checkpoint == "step-000878"]
+    path = store.root / "evaluate" / last.signature / "result.json"
+    rows = json.loads(path.read_text())["measurements"]
+    own = {"variant": "matched:precision", "value": 0.25}
+    write_run(store, last, measurements=[*rows, *({**row, **own} for row in rows if row["group"] == "math")])
+    table = tables_of(graph, store)["table-16-nano"]
+    assert table.cells.loc[("ce, entropy matched", 0), ("Chain-3", "Avg@8")].value == 25.0
+    assert "control is missing" not in table.caption
+
+
+def test_repeated_measurements_are_averaged_within_their_seed(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    study = read_study(graph, store)
+    again = study.measurements.assign(value=study.measurements["value"] + 0.5)
+    both = replace(study, measurements=pd.concat([study.measurements, again], ignore_index=True))
+    single, double = (gather(s) for s in (study, both))
+    assert double.values == pytest.approx(single.values + 0.25)
+    assert double.repeated == len(study.measurements)

@@ -1,0 +1,116 @@
+"""A study's measurements gathered once for all tables: one row of numbers over seeds for each place and metric."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.frames import Study, checkpoint_step
+from analysis.statistics import Floats, t_half_width
+
+Key = tuple[str, str, str, int, str, str, str]
+"""model, objective, stage, step, variant, benchmark, metric"""
+
+KEYS = ["model", "objective", "stage", "step", "variant", "benchmark", "metric"]
+
+
+@dataclass
+class Cells:
+    """Numbers over seeds, by place."""
+
+    seeds: list[int]
+    rows: dict[Key, int]
+    values: Floats
+    """[places, seeds], NaN where a seed was not measured; several measurements of one seed are averaged."""
+    errors: Floats
+    """[places, seeds] standard errors over items"""
+    half: Floats
+    """[places] half-width of the t interval over seeds, NaN below two seeds"""
+    stage_runs: list[tuple[str, ...]]
+    repeated: int
+    """Measurements that stand at a place that has one already: another configuration in the same store."""
+    benchmarks: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = field(default_factory=dict)
+    """(model, stage) -> benchmark -> its group and metrics, variants left out"""
+    evaluations: dict[tuple[str, str, str, int], list[str]] = field(default_factory=dict)
+    """(model, objective, stage, step) -> signatures of its planned evaluations"""
+
+    def of(self, key: Key) -> Floats | None:
+        """The numbers [seeds] of a place, None where nothing was measured."""
+        row = self.rows.get(key)
+        return None if row is None else self.values[row]
+
+
+def gather(study: Study) -> Cells:
+    """The cells of a study."""
+    frame = study.measurements
+    seeds = sorted(frame["seed"].unique().tolist())
+    codes = [pd.factorize(frame[name])[0].astype(np.int64) for name in (*KEYS, "seed")]
+    place = _combined(codes[:-1])
+    cell, first = np.unique(place, return_index=True)
+    number = np.searchsorted(cell, place)
+    column = np.searchsorted(seeds, frame["seed"].to_numpy()) if len(seeds) else np.zeros(0, np.int64)
+    shape = (len(cell), max(1, len(seeds)))
+    flat = number * shape[1] + column
+    count = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
+    with np.errstate(invalid="ignore"):
+        values, errors = (
+            np.bincount(flat, frame[name].fillna(0).to_numpy(float), minlength=count.size).reshape(shape) / count
+            for name in ("value", "stderr")
+        )
+    run, names = pd.factorize(frame["stage_run"])
+    signatures = [str(name) for name in names]
+    runs: dict[int, list[str]] = defaultdict(list)
+    for pair in np.unique(number * max(1, len(names)) + run).tolist():
+        runs[pair // len(names)].append(signatures[pair % len(names)])
+    keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
+    rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}
+    return Cells(
+        seeds,
+        rows,
+        values,
+        errors,
+        t_half_width(values),
+        [tuple(runs[row]) for row in range(len(cell))],
+        int((count - 1).clip(min=0).sum()),
+        _benchmarks(rows, dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True)), first),
+        _evaluations(study),
+    )
+
+
+def _benchmarks(
+    rows: dict[Key, int], group: dict[str, str], first: Any
+) -> dict[tuple[str, str], dict[str, tuple[str, list[str]]]]:
+    """In the order in which they were measured."""
+    found: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = defaultdict(dict)
+    for key in sorted(rows, key=lambda key: first[rows[key]]):
+        model, _, stage, _, variant, benchmark, metric = key
+        if variant == "":
+            metrics = found[model, stage].setdefault(benchmark, (group[benchmark], []))[1]
+            if metric not in metrics:
+                metrics.append(metric)
+    return found
+
+
+def _combined(codes: list[Any]) -> Any:
+    """One integer for each combination of codes."""
+    total = np.zeros(len(codes[0]), np.int64)
+    for code in codes:
+        total = total * (int(code.max(initial=0)) + 1) + code
+    return total
+
+
+def _evaluations(study: Study) -> dict[tuple[str, str, str, int], list[str]]:
+    found: dict[tuple[str, str, str, int], list[str]] = defaultdict(list)
+    runs = study.runs
+    starts = {(run.parent[1], run.checkpoint) for run in study.plan.runs.values() if run.stage == "grpo" and run.parent}
+    own = runs[runs["stage"] == "evaluate"]
+    for signature, model, objective, stage, checkpoint in zip(
+        own["stage_run"], own["model"], own["objective"], own["measures"], own["checkpoint"], strict=True
+    ):
+        found[model, objective, stage, checkpoint_step(checkpoint)].append(signature)
+        parent = study.plan.runs[signature].parent
+        if parent and (parent[1], checkpoint) in starts:
+            found[model, objective, "grpo", 0].append(signature)
+    return found

@@ -1,0 +1,133 @@
+"use strict";
+// The page's behaviour. Text from the study only ever enters the page as text nodes (textContent).
+const data = JSON.parse(document.getElementById("data").textContent);
+const element = (name, text, ...children) => {
+  const made = document.createElement(name);
+  if (text) made.textContent = text;
+  made.append(...children);
+  return made;
+};
+
+// Light and dark: the system's choice until the button is used.
+const root = document.documentElement, theme = document.getElementById("theme");
+const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+const label = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
+theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
+label();
+
+// Figures: drawn when they come near the screen. The interpreter needs no eval, which the policy forbids.
+const nothing = { load: () => Promise.reject(new Error("this page loads nothing")), sanitize: () => Promise.reject(new Error("no links")) };
+const draw = async (panel) => {
+  const spec = data.charts[panel.dataset.chart][panel.dataset.panel];
+  await vegaEmbed(panel, spec, { actions: false, ast: true, renderer: "svg", loader: nothing });
+  panel.dataset.drawn = "";
+};
+const near = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => {
+  near.unobserve(e.target);
+  draw(e.target).catch((error) => console.error(String(error)));
+}), { rootMargin: "400px" });
+document.querySelectorAll(".panel").forEach((panel) => near.observe(panel));
+addEventListener("beforeprint", () => document.querySelectorAll(".panel:not([data-drawn])").forEach(draw));
+
+// Sorting: by number where there is one, else by text; empty cells last; a third click restores the order.
+const status = document.getElementById("status");
+for (const table of document.querySelectorAll("section.table table")) {
+  const body = table.tBodies[0], original = [...body.rows];
+  const heads = [...table.querySelectorAll("tr.names th")];
+  heads.forEach((head, place) => head.querySelector("button").addEventListener("click", () => {
+    const next = { ascending: "descending", descending: "none" }[head.getAttribute("aria-sort")] ?? "ascending";
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    if (next !== "none") head.setAttribute("aria-sort", next);
+    const key = (row) => row.cells[place].dataset.v ?? "";
+    const compare = (a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = isNaN(x) || isNaN(y) ? (x < y ? -1 : x > y ? 1 : 0) : x - y;
+      return next === "descending" ? -order : order;
+    };
+    body.append(...(next === "none" ? original : [...original].sort(compare)));
+    status.textContent = next === "none" ? "Order restored." : `Sorted by ${head.textContent}, ${next}.`;
+  }));
+}
+
+// Filters: tables by model, rows and tables by objective, columns by benchmark.
+const chosen = { model: "", objective: "", benchmark: "" };
+const applies = (wanted, own) => wanted === "" || own === "" || wanted === own;
+const filter = () => {
+  let shown = 0;
+  for (const section of document.querySelectorAll("section.table")) {
+    const own = section.dataset.objectives.split("\n");
+    section.hidden = !applies(chosen.model, section.dataset.model) ||
+      (chosen.objective !== "" && own[0] !== "" && !own.includes(chosen.objective));
+    shown += !section.hidden;
+    if (section.hidden) continue;
+    const heads = [...section.querySelectorAll("tr.names th")];
+    const visible = heads.map((head) => applies(chosen.benchmark, head.dataset.benchmark ?? ""));
+    heads.forEach((head, place) => { head.hidden = !visible[place]; });
+    for (const row of section.querySelector("tbody").rows) {
+      row.hidden = own[0] !== "" && !applies(chosen.objective, row.dataset.objective) && !row.dataset.objective.startsWith("ce, ");
+      [...row.cells].forEach((cell, place) => { cell.hidden = !visible[place]; });
+    }
+    let place = 0;
+    for (const cell of section.querySelector("tr.groups")?.cells ?? []) {
+      const width = Number(cell.dataset.width ??= cell.colSpan);
+      const left = visible.slice(place, place + width).filter(Boolean).length;
+      place += width;
+      cell.hidden = left === 0;
+      if (left) cell.colSpan = left;
+    }
+  }
+  status.textContent = `${shown} tables shown.`;
+};
+for (const select of document.querySelectorAll("[data-filter]"))
+  select.addEventListener("change", () => { chosen[select.dataset.filter] = select.value; filter(); });
+
+// Lineage: from a number to its stage runs, each with its parents, configuration and ledger.
+const dialog = document.getElementById("lineage"), chain = document.getElementById("chain");
+const describe = (index) => {
+  const [stage, signature, parent, cell, checkpoint, state, parts] = data.runs[index];
+  const item = element("section", "", element("h3", `${stage} ${cell}`));
+  item.append(element("p", `${state}${checkpoint ? `, reads ${checkpoint} of its parent` : ""}`));
+  item.append(element("p", "", element("code", `${stage}/${signature}/ledger.jsonl`)));
+  const config = element("details", "", element("summary", "configuration"));
+  for (const [name, part] of Object.entries(parts)) config.append(element("h4", name), element("pre", data.parts[part]));
+  item.append(config);
+  return [item, parent];
+};
+const show = (indices) => {
+  chain.replaceChildren();
+  for (const first of indices) {
+    for (let index = first; index >= 0;) {
+      const [item, parent] = describe(index);
+      chain.append(item);
+      index = parent;
+    }
+    chain.append(document.createElement("hr"));
+  }
+  dialog.showModal();
+};
+const follow = () => {
+  const found = location.hash.match(/^#run=([\d,]+)$/);
+  if (found) show(found[1].split(",").map(Number).filter((index) => index < data.runs.length));
+};
+addEventListener("hashchange", follow);
+dialog.addEventListener("close", () => { if (location.hash.startsWith("#run=")) history.replaceState(null, "", location.pathname); });
+document.getElementById("close").addEventListener("click", () => dialog.close());
+follow();
+
+// Finding a stage run.
+const find = document.getElementById("find"), found = document.getElementById("found");
+const search = () => {
+  const wanted = find.value.trim().toLowerCase();
+  found.replaceChildren();
+  data.runs.forEach(([stage, signature, , cell, checkpoint], index) => {
+    const name = `${stage} ${cell}${stage === "evaluate" ? ` of ${checkpoint}` : ""} ${signature}`;
+    if (found.childElementCount < 50 && name.toLowerCase().includes(wanted)) {
+      const link = element("a", name);
+      link.href = `#run=${index}`;
+      found.append(element("li", "", link));
+    }
+  });
+};
+find.addEventListener("input", search);
+search();

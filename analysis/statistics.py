@@ -1,0 +1,183 @@
+"""Intervals and tests for a few seeds and a few dozen problems.
+
+Seeds are paired across settings: equal seeds see the same data in the same order and are asked the same problems, so
+a setting is compared with another by its differences seed by seed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.95
+ALPHA = 1 - LEVEL
+REPLICATES = 2000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what is known of its error; `low`, `high` and `p` are None where the data do not say."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    """Two-sided p-value of the value being 0."""
+    n: int
+    """Seeds."""
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """Student's two-sided 95 % quantile."""
+    return float(stats.t.ppf(1 - ALPHA / 2, degrees))
+
+
+def t_half_width(values: Floats) -> Floats:
+    """Half-width of the 95 % t interval of the mean over the last axis, NaN where fewer than two values are there."""
+    count = np.isfinite(values).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(count > 0, np.nansum(values, -1) / count, np.nan)
+        spread = np.sqrt(np.nansum((values - mean[..., None]) ** 2, -1) / (count - 1))
+        half = stats.t.ppf(1 - ALPHA / 2, count - 1) * spread / np.sqrt(count)
+    return np.where(count > 1, half, np.nan)
+
+
+def t_test(differences: Floats) -> Floats:
+    """Two-sided p-value of a mean of 0 over the last axis, NaN where fewer than two differences are there.
+
+    `scipy.stats.ttest_1samp` without its loop over rows that have gaps.
+    """
+    count = np.isfinite(differences).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(differences, -1) / count
+        spread = np.sqrt(np.nansum((differences - mean[..., None]) ** 2, -1) / (count - 1))
+        statistic = mean * np.sqrt(count) / spread
+        p = 2 * stats.t.sf(np.abs(statistic), count - 1)
+    return np.where((count > 1) & (spread > 0), p, np.where((count > 1) & (mean != 0), 0.0, np.nan))
+
+
+def holm(p: Floats) -> Floats:
+    """Holm's correction of all finite p-values together; the others stay NaN.
+
+    What `statsmodels.stats.multitest.multipletests(method="holm")` gives, which collects the whole heap's garbage at
+    every call and so takes seconds in the middle of a large study.
+    """
+    corrected = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    return corrected
+
+
+def permutation_test(differences: Sequence[float]) -> float | None:
+    """Two-sided p-value by flipping the signs of paired differences, all 2^n of them up to n = 13.
+
+    None for fewer than two. With n seeds it cannot fall below 2 / 2^n: 5 seeds reach 0.0625.
+    """
+    if len(differences) < 2:
+        return None
+    found = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        lambda x, axis: x.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def seeds_needed(differences: Sequence[float], power: float = 0.8) -> int | None:
+    """How many seeds in all a two-sided paired t-test needs to see a mean difference like this one.
+
+    None where there are fewer than two differences, or none is to be seen.
+    """
+    d = np.asarray(differences, dtype=float)
+    if len(d) < 2 or d.mean() == 0:
+        return None
+    spread = d.std(ddof=1)
+    if spread == 0:
+        return 2
+    from statsmodels.stats.power import TTestPower
+
+    effect = abs(d.mean()) / spread
+    if effect < 1e-3:
+        return None
+    if effect > 8:  # below two degrees of freedom the solver has no root; two seeds do
+        return 2
+    needed = TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=power, alternative="two-sided")
+    return max(2, math.ceil(float(np.squeeze(needed))))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One quantity of one setting, seed by seed, with what is known of its problems.
+
+    `parts` holds, for each benchmark that the quantity averages, either per-problem values [seeds, problems], or
+    `None` with the standard error over problems of each seed in `errors`.
+    """
+
+    seeds: tuple[int, ...]
+    values: Floats
+    """[seeds]"""
+    parts: tuple[tuple[str, Floats | None, Floats], ...]
+    """(name of the problems, values [seeds, problems] or None, standard errors [seeds])"""
+
+
+def hierarchical_bootstrap(
+    quantities: Sequence[Sampled],
+    statistic: Callable[[list[Floats]], Floats],
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Estimate:
+    """`statistic` of the quantities' means, with an interval over new seeds and new problems.
+
+    Seeds and problems are crossed: every seed of every setting is asked the same problems. A replicate draws seeds and,
+    independently, problems, with replacement, the same for all quantities (Owen 2007, the pigeonhole bootstrap): what
+    they have in common cancels in a difference. A part whose problems are not known contributes normal noise of its
+    standard error instead, independent between quantities.
+
+    Few seeds make a percentile interval too narrow, so the replicates give a standard error, scaled by
+    sqrt(S / (S - 1)), and the interval is Student's with S - 1 degrees of freedom (normal over problems alone for one
+    seed, and no p-value). `quantities` must name the same seeds in the same order; `statistic` maps one array [R] for
+    each quantity to one array [R].
+    """
+    rng = np.random.default_rng(seed)
+    count = len(quantities[0].seeds)
+    if any(q.seeds != quantities[0].seeds for q in quantities):
+        raise ValueError("quantities: they must have the same seeds in the same order")
+    value = float(statistic([q.values.mean(keepdims=True) for q in quantities])[0])
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=replicates) / count
+    if count == 1:
+        drawn = np.ones((replicates, 1))
+    weights: dict[str, Floats] = {}
+    means = []
+    for quantity in quantities:
+        shift = np.zeros((replicates, count))
+        for name, values, errors in quantity.parts:
+            if values is None:
+                noise = rng.standard_normal((replicates, count)) * np.nan_to_num(errors)
+            else:
+                size = values.shape[1]
+                key = f"{name}/{size}"
+                if key not in weights:
+                    weights[key] = rng.multinomial(size, np.full(size, 1 / size), size=replicates) / size
+                noise = (weights[key] - 1 / size) @ values.T
+            shift += noise / len(quantity.parts)
+        means.append((drawn * (quantity.values + shift)).sum(1))
+    spread = float(np.nanstd(statistic(means), ddof=1))
+    if count == 1:
+        half = float(stats.norm.ppf(1 - ALPHA / 2)) * spread
+        return Estimate(value, value - half, value + half, None, 1)
+    error = spread * math.sqrt(count / (count - 1))
+    half = float(stats.t.ppf(1 - ALPHA / 2, count - 1)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else (0.0 if value else 1.0)
+    return Estimate(value, value - half, value + half, p, count)

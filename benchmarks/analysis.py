@@ -1,0 +1,148 @@
+"""How long reading takes: ten thousand stage runs to all tables, and the command on a nano study.
+
+    python -m benchmarks.analysis [--json FILE]
+
+The bars are absolute, so the peer's column holds the bar. The large store has real files with made numbers: ledgers of
+1,000 lines, hard-linked from a few, since what counts is that each is opened and read. "Cold" has no file of earlier
+readings, "warm" has; neither drops the kernel's page cache. Times are of fresh processes; the large store's are from
+the first read to the last table, without imports, which are a row of their own.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.comparison import Row, report
+from pipelines.cell import ObjectiveConfig
+from sweeps.composition import compose_cells
+from sweeps.plan import Plan, StageRun, plan
+
+SEEDS = 10
+STAGE_RUNS = 10_000
+LEDGER_LINES = 1000
+REPORT_CELLS = 500
+
+READ = """
+import json, resource, sys, time
+began = time.perf_counter()
+from analysis.frames import read_stored
+from analysis.tables import build_tables
+from analysis.formats import csv
+from sweeps.store import Store
+imported = time.perf_counter()
+store = Store.open(sys.argv[1])
+study = read_stored(store)
+tables = build_tables(study, sys.argv[1])
+done = time.perf_counter()
+size = sum(len(csv(table)) for table in tables)
+written = time.perf_counter()
+if len(sys.argv) > 2:
+    len(study.curves)
+assert "torch" not in sys.modules
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps([imported - began, done - imported, time.perf_counter() - written, peak, len(tables), size]))
+"""
+
+
+def write_run(root: Path, run: StageRun, ledgers: list[Path]) -> None:
+    """A finished stage run with made numbers."""
+    folder = root / run.stage / run.signature
+    folder.mkdir(parents=True)
+    spec = {**run.spec, "environment": {"shaping": "0.1.0"}}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    number = int(run.signature, 16)
+    measurements = []
+    if run.stage == "evaluate":
+        metrics = {"text": ["perplexity", "entropy", "head_mass", "tail_mass"], "choice": ["accuracy"],
+                   "sampled": ["avg@8", "cons@8", "pass@4", "response_length"]}  # fmt: skip
+        for name, benchmark in run.config["evaluation"]["benchmarks"].items():
+            for metric in metrics[benchmark["kind"]]:
+                number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
+                row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "value": number / 2**64}
+                measurements.append({**row, "stderr": 0.01, "n": 64})
+    counted = {"parameters": 366_384} if run.stage == "pretrain" else {}
+    result = {"format": 1, "signature": run.signature, "stage": run.stage, "seconds": 1.0, "metrics": counted}
+    (folder / "result.json").write_text(json.dumps({**result, "measurements": measurements, "files": {}}))
+    os.link(ledgers[int(run.signature, 16) % len(ledgers)], folder / "ledger.jsonl")
+
+
+def make_store(root: Path, graph: Plan) -> None:
+    """A store of the whole plan."""
+    (root / "cache").mkdir(parents=True)
+    (root / "STORE.json").write_text('{"format": 1}')
+    ledgers = []
+    for number in range(8):
+        path = root / "cache" / f"ledger-{number}.jsonl"
+        rows = ({"step": s, "tokens": 512 * s, "loss": 3 / s, "cross_entropy": 3 / s, "entropy": 2 + number / s,
+                 "reward": s / 1000, "response_length": 30 - s / 100, "learning_rate": 0.004, "gradient_norm": 0.5,
+                 "tokens_per_second": 11000.5, "time": 1.7e9 + s} for s in range(1, LEDGER_LINES + 1))  # fmt: skip
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ledgers.append(path)
+    for run in graph.runs.values():
+        write_run(root, run, ledgers)
+
+
+def many_cells(count: int, seeds: int) -> Plan:
+    """The plan of `count` nano cells: the five settings and a fine grid of the knobs, `seeds` seeds each."""
+    named = [cell for name in ("ce", "precision", "diversity") for cell in compose_cells([f"objective={name}"])]
+    objectives = [cell.objective for cell in named]
+    objectives += [
+        ObjectiveConfig("custom", round(-0.5 + 0.05 * i, 2), 0.0, -0.1 * j, 16) for j in range(1, 9) for i in range(31)
+    ]
+    return plan(
+        dataclasses.replace(named[0], objective=objective, seed=seed)
+        for objective in objectives[: count // seeds]
+        for seed in range(1, seeds + 1)
+    )
+
+
+def read(root: Path, *more: str) -> list[float]:
+    """Seconds of imports, of reading and tables, of curves; MiB at the peak; tables and their bytes."""
+    done = subprocess.run([sys.executable, "-c", READ, str(root), *more], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def command(folder: Path, *arguments: str) -> float:
+    """Seconds of `reproduce-paper-tables` as a process, imports included."""
+    began = time.perf_counter()
+    line = [sys.executable, "-m", "analysis.reproduce", *arguments]
+    subprocess.run(line, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    """Measure and report."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "large"
+        graph = many_cells(STAGE_RUNS * SEEDS // 110 // SEEDS * SEEDS + SEEDS, SEEDS)
+        make_store(root, graph)
+        size = f"{len(graph.runs):,} stage runs"
+        cold = read(root)
+        warm = [read(root) for _ in range(3)]
+        curves = read(root, "curves")
+        rows.append(Row(f"{size} to {cold[4]} tables, cold", cold[1], 10, "s", 1))
+        rows.append(Row(f"{size} to {cold[4]} tables, warm", sorted(w[1] for w in warm)[1], 2, "s", 1))
+        rows.append(Row("memory at the peak, curves included", curves[3], 2048, "MiB", 1))
+        rows.append(Row("imports", warm[0][0], 5, "s"))
+        rows.append(Row("curves of all its ledgers, thinned", curves[2], 10, "s"))
+        small = Path(name) / "small"
+        make_store(small / "store", plan(compose_cells(["+sweep=nano"])))
+        command(small)  # the first call joins the page's drawing library and keeps it
+        rows.append(Row("the command on a nano store", sorted(command(small) for _ in range(3))[1], 5, "s", 1))
+        many = Path(name) / "many"
+        make_store(many / "store", many_cells(REPORT_CELLS, 5))
+        seconds = command(many, "sweep=null")
+        page = (many / "results" / "nano" / "report.html").stat().st_size / 2**20
+        rows.append(Row(f"report of {REPORT_CELLS} cells", page, 5, "MiB", 1))
+        rows.append(Row(f"the command on {REPORT_CELLS} cells", seconds, 60, "s"))
+    return report(rows, "Reading a study")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""`shaping-dashboard` with the real W&B client and a loopback server: what is saved, and that a second call updates."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.dashboard import PANELS, table_rows
+from analysis.frames import read_study
+from analysis.tables import build_tables
+from tests.wandb_server import wandb_server
+
+
+def dashboard(folder: Path, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    own = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40, "WANDB_ERROR_REPORTING": "false", "HOME": str(folder)}
+    line = [sys.executable, "-m", "analysis.dashboard", f"store={folder / 'store'}", *arguments]
+    return subprocess.run(line, env={**os.environ, **own}, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.slow
+def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable, tmp_path: Path) -> None:
+    make_store(["objective=ce,precision"])
+    with wandb_server() as (address, arrived):
+        first = dashboard(tmp_path, address)
+        assert first.returncode == 0, first.stderr
+        assert len(arrived.views) == 4
+        views = {view["displayName"]: view for view in arrived.views.values()}
+        text = views["Shaping nano: RL"]["spec"]
+        for panels in PANELS["RL"].values():
+            for _, column, title in panels:
+                assert column in text
+                assert json.dumps(title) in text
+        assert '"grpo"' in text
+        report = views["Shaping: the nano study"]["spec"]
+        assert "Table 14: RL from ce, nano" in report
+        assert "It leaves undecided" in report
+        sent = {a["variables"]["artifactCollectionName"] for a in arrived.artifacts.values()}
+        assert sum("tablestable-" in name for name in sent) == 7
+        assert any("claims" in name for name in sent)
+        second = dashboard(tmp_path, address)
+        assert second.returncode == 0, second.stderr
+        assert {view["saves"] for view in arrived.views.values()} == {2}
+        assert len(arrived.views) == 4
+        assert set(arrived.runs) == {"tables-nano"}
+        assert arrived.unknown == []
+
+
+def test_a_table_as_wandb_takes_it(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"], leave_out=lambda run: run.checkpoint == "step-000020")
+    table = next(t for t in build_tables(read_study(graph, store)) if t.number == 14)
+    columns, rows = table_rows(table)
+    assert columns[:2] == ["objective", "RL step"]
+    assert rows[-1][:2] == ["ce", 20]
+    assert rows[-1][2] is None
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_mistake_is_named(tmp_path: Path) -> None:
+    found = dashboard(tmp_path, "http://127.0.0.1:9", "projct=x")
+    assert found.returncode == 2
+    assert "did you mean 'project'" in found.stderr

@@ -1,0 +1,181 @@
+"""The tidy frame: typed, complete, and the same whether a store is read for the first time or again."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
+from pipelines.errors import UserError
+from pipelines.samples import SAMPLES, write_rows
+from sweeps.store import Store
+from tests.analysis.conftest import known, write_run
+
+
+def test_the_frame_is_as_documented(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,tail_penalty"])
+    frame = analysis.load(store.root)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+        name: kind for name, (kind, _) in COLUMNS.items()
+    }
+    row = frame.query(
+        "objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain' and step == 878"
+    ).iloc[0]
+    assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 878, 878 * 512)
+    assert row["value"] == known("tail_penalty", 1, "midtrain", 878, "Modules", "accuracy")
+    assert row["stage_run"] in graph.runs
+    assert frame.loc[frame["objective"] == "ce", "top_k"].isna().all()
+
+
+def test_the_store_alone_gives_what_its_plan_gives(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision", "seed=1,2"])
+    order = ["stage_run", "stage", "step", "benchmark", "metric"]
+    by_plan, by_store = (
+        study.measurements.astype(str).sort_values(order, ignore_index=True)
+        for study in (read_study(graph, store), read_stored(store))
+    )
+    pd.testing.assert_frame_equal(by_plan, by_store)
+
+
+def test_the_mid_trained_model_is_rls_step_0(make_store: Callable) -> None:
+    frame = analysis.load(make_store(["objective=ce"])[1].root)
+    start = frame.query("stage == 'grpo' and step == 0")
+    last = frame.query("stage == 'midtrain' and step == 878")
+    assert len(start)
+    assert start["value"].tolist() == last["value"].tolist()
+
+
+def test_a_second_reading_opens_only_what_is_new(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, store = make_store(["objective=ce"], leave_out=lambda run: run.stage == "grpo")
+    first = analysis.load(store.root)
+    late = next(run for run in graph.runs.values() if run.stage == "grpo")
+    write_run(store, late)
+    opened: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))  # type: ignore[func-returns-value]
+    second = analysis.load(store.root)
+    assert {path.parent.name for path in opened} == {late.signature}
+    assert len(second) > len(first)  # with its RL the mid-trained model is RL's step 0 too
+
+
+def test_a_changed_or_removed_result_is_read_again(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    analysis.load(store.root)
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    folder = write_run(store, run, lambda *place: 0.125)
+    frame = analysis.load(store.root)
+    assert set(frame.loc[frame["stage_run"] == run.signature, "value"]) == {0.125}
+    os.remove(folder / "result.json")
+    assert run.signature not in set(analysis.load(store.root)["stage_run"])
+
+
+def test_a_damaged_or_foreign_cache_costs_only_time(make_store: Callable) -> None:
+    _, store = make_store(["objective=ce"])
+    first = analysis.load(store.root)
+    (store.root / "cache" / "readings.arrow").write_bytes(b"not arrow")
+    pd.testing.assert_frame_equal(analysis.load(store.root), first)
+
+
+def test_a_store_that_cannot_be_written_is_read(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = make_store(["objective=ce"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert len(analysis.load(store.root))
+    assert not (store.root / "cache").exists()
+
+
+def test_variants_are_kept_apart(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    row = {"benchmark": "Chain-3", "group": "math", "metric": "avg@8", "value": 0.5, "stderr": 0.1, "n": 64}
+    write_run(store, run, measurements=[row, {**row, "variant": "matched:precision", "value": 0.75}])
+    frame = analysis.load(store.root)
+    own = frame[frame["stage_run"] == run.signature].drop_duplicates("variant")
+    assert dict(zip(own["variant"], own["value"], strict=True)) == {"": 0.5, "matched:precision": 0.75}
+
+
+def test_nan_is_a_missing_value_and_no_corruption(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    row = {"benchmark": "Chain-3", "group": "math", "metric": "avg@8", "value": float("nan"), "stderr": None, "n": 1}
+    write_run(store, run, measurements=[row], metrics={"entropy": float("nan")})
+    for _ in range(2):  # from the file, then from what was kept of it
+        frame = analysis.load(store.root)
+        assert frame.loc[frame["stage_run"] == run.signature, "value"].isna().all()
+
+
+def test_a_future_format_is_named(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    write_run(store, next(iter(graph.runs.values())), format=2)
+    with pytest.raises(UserError, match=r"result\.json: its format is 2 and this version reads 1"):
+        analysis.load(store.root)
+
+
+def test_a_corrupt_file_is_named(make_store: Callable) -> None:
+    _, store = make_store(["objective=ce"])
+    next(store.root.glob("grpo/*/spec.json")).write_text("{")
+    with pytest.raises(UserError, match=r"spec\.json: it is not readable JSON"):
+        analysis.load(store.root)
+
+
+def test_half_a_last_ledger_line_is_left_out_and_a_broken_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3')
+    assert read_ledger(path, None) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"ledger\.jsonl: line 2"):
+        read_ledger(path, None)
+
+
+def test_long_ledgers_are_thinned_evenly_with_both_ends(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(1, 1002)))
+    assert [row["step"] for row in read_ledger(path, 11)] == list(range(1, 1002, 100))
+
+
+def test_ledger_and_samples(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    curves = analysis.ledger(store.root, "grpo")
+    assert curves["reward"].tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert set(curves["objective"]) == {"ce"}
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate" and "Chain-3" in str(run.config))
+    rows = [{"benchmark": b, "question": "7+5", "response": "12", "answer": "12", "reward": 1.0} for b in ("A", "B")]
+    write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
+    samples = analysis.samples(store.root, benchmark="A", stage_run=run.signature[:8])
+    assert samples[["benchmark", "response", "objective"]].drop_duplicates().values.tolist() == [["A", "12", "ce"]]
+
+
+def test_what_waits_for_what(make_store: Callable) -> None:
+    graph, store = make_store(
+        ["objective=ce"], leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020"
+    )
+    study = read_study(graph, store)
+    (rl,) = [run for run in graph.runs.values() if run.stage == "grpo"]
+    (last,) = [run for run in graph.runs.values() if run.checkpoint == "step-000020"]
+    assert study.lacks([last.signature]) == [f"grpo/{rl.signature}", f"evaluate/{last.signature}"]
+
+
+def test_an_empty_store_is_an_empty_frame(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    assert analysis.load(store.root).empty
+    assert analysis.ledger(store.root).empty
+    assert analysis.samples(store.root).empty
+
+
+def test_orphans_keep_their_own_labels(make_store: Callable, tmp_path: Path) -> None:
+    """A part of a store that came without its parents still reads."""
+    graph, _ = make_store(["objective=precision"], leave_out=lambda run: True)
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    store = Store.create(tmp_path / "part")
+    write_run(store, replace(run))
+    frame = analysis.load(store.root)
+    assert set(frame["objective"]) == {"precision"}
+    assert frame["beta"].isna().all()

@@ -1,0 +1,231 @@
+"""The report in a real browser: what it shows and does, that it loads nothing, and that no text in it can run."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+
+from analysis.reproduce import Options, reproduce
+from pipelines.samples import SAMPLES, write_rows
+from sweeps.store import Store
+from tests.analysis.conftest import composed_once, planned, write_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'>{{7*7}}\u2028<!--"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: install the package chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+def with_samples(store: Store, graph: Any, text: str) -> None:
+    for run in graph.runs.values():
+        evaluation = store.root / "evaluate" / run.signature
+        if run.checkpoint == "step-000020" and evaluation.exists():
+            rows = [
+                {"benchmark": "Chain-3", "question": f"{text}{q}", "response": text, "reward": float(q == 0)}
+                for q in range(2)
+            ]
+            write_rows(evaluation / SAMPLES, rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two seeds with answers, in which seed 2's last RL evaluations are missing."""
+    place = tmp_path_factory.mktemp("report")
+    graph, store = planned(("+sweep=nano", "seed=1,2")), Store.create(place / "store")
+    for run in graph.runs.values():
+        if not (run.stage == "evaluate" and run.checkpoint == "step-000020" and run.config["seed"] == 2):
+            write_run(store, run)
+    with_samples(store, graph, "7+5-3")
+    with pytest.MonkeyPatch.context() as patch:
+        composed_once(patch)
+        options = Options(store=str(store.root), results=str(place / "results"), sweep="nano")
+        return reproduce(options, Console(quiet=True))
+
+
+@pytest.fixture
+def page(browser: Browser, folder: Path) -> Iterator[Page]:
+    """The report, opened; a script error, a complaint of the console or any request fails the test."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    troubles = watched(page)
+    page.goto((folder / "report.html").as_uri())
+    yield page
+    page.close()
+    assert troubles == []
+
+
+def watched(page: Page) -> list[str]:
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("request", lambda request: None if request.url.startswith("file:") else troubles.append(request.url))
+    return troubles
+
+
+def draw_all(page: Page) -> None:
+    panels = page.locator(".panel")
+    for place in range(panels.count()):
+        panels.nth(place).scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.panel:not([data-drawn])').length === 0")
+
+
+pytestmark = pytest.mark.browser
+
+
+def test_links_lead_somewhere_and_nothing_is_loaded(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    links = re.findall(r"(?:src|href)=\"([^\"]+)\"", markup)
+    targets = set(re.findall(r"id=\"([^\"]+)\"", markup))
+    assert links
+    assert all(link[1:] in targets or link.startswith("#run=") for link in links)
+    assert "default-src &#39;none&#39;" in text
+    assert "50.75" in text  # what the paper reports for precision after RL on the 10B
+
+
+def test_figures_are_drawn_with_values_under_the_pointer(page: Page) -> None:
+    draw_all(page)
+    assert page.locator(".panel svg").count() == page.locator(".panel").count() >= 10
+    page.locator("#pretraining-nano").scroll_into_view_if_needed()
+    page.locator("#pretraining-nano .panel").first.locator("svg path[aria-roledescription=point]").first.hover(
+        force=True
+    )
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert "highest seed" in page.locator("#vg-tooltip-element").inner_text()
+
+
+def test_a_number_leads_to_its_stage_runs(page: Page) -> None:
+    cell = page.locator("#table-14-nano tbody td a").first
+    cell.click()
+    dialog = page.locator("#lineage")
+    assert dialog.is_visible()
+    titles = dialog.locator("h3").all_inner_texts()
+    assert titles == [f"{s} nano/ce/seed{n}" for n in (1, 2) for s in ("evaluate", "midtrain", "pretrain")]
+    assert "ledger.jsonl" in dialog.inner_text()
+    dialog.locator("summary").first.click()
+    assert "seed" in dialog.locator("pre").all_inner_texts()[0] or dialog.locator("pre").count() > 2
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+def test_sorting_by_keyboard(page: Page) -> None:
+    head = page.locator("#table-03-nano tr.names th").nth(2)
+    cells = page.locator("#table-03-nano tbody tr td:nth-of-type(1)")
+    before = [float(v) for v in cells.evaluate_all("all => all.map(c => c.dataset.v)")]
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [float(v) for v in cells.evaluate_all("all => all.map(c => c.dataset.v)")] == sorted(before)
+    page.keyboard.press("Enter")
+    assert [float(v) for v in cells.evaluate_all("all => all.map(c => c.dataset.v)")] == sorted(before, reverse=True)
+    page.keyboard.press("Enter")
+    assert [float(v) for v in cells.evaluate_all("all => all.map(c => c.dataset.v)")] == before
+
+
+def test_filters(page: Page) -> None:
+    page.select_option("[data-filter=objective]", "diversity")
+    assert page.locator("section.table:visible").count() == 1 + 2 + 1  # models, two stages by beta, its RL
+    assert set(
+        page.locator("#table-03-nano tbody tr:visible").evaluate_all("all => all.map(r => r.dataset.objective)")
+    ) == {"diversity"}
+    page.select_option("[data-filter=benchmark]", "Chain-4")
+    heads = page.locator("#table-17-nano tr.names th:visible").all_inner_texts()
+    assert [head.strip() for head in heads[:2]] == ["objective", "RL step"]
+    assert {page.locator("#table-17-nano tr.groups th:visible").first.inner_text()} == {"Chain-4"}
+    page.select_option("[data-filter=objective]", "")
+    page.select_option("[data-filter=benchmark]", "")
+    assert page.locator("section.table:visible").count() == 10
+
+
+def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
+    assert "5 of 110 stage runs are missing" in page.locator("#missing").inner_text()
+    assert page.locator("#missing pre").inner_text().startswith("shaping-run -m +sweep=nano seed=1,2")
+    assert page.locator("#samples tbody tr").count() == 2
+    assert page.locator("#samples thead th").all_inner_texts()[1:] == [
+        "ce", "precision", "diversity", "tail_penalty", "head_reward"
+    ]  # fmt: skip
+    assert page.locator("#claims tbody tr").count() == 6
+    assert "Theory against measurement, nano: missing" in page.locator("#figures").inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, folder: Path, theme: Any) -> None:
+    page = browser.new_page(color_scheme=theme)
+    page.goto((folder / "report.html").as_uri())
+    draw_all(page)
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found] == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(27, 27, 26)"}[theme]
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
+    page.close()
+
+
+def test_a_phone_need_not_scroll_sideways_and_print_is_clean(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    draw_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.emulate_media(media="print")
+    assert not page.locator(".filters").is_visible()
+    assert page.locator("#table-14-nano table").is_visible()
+
+
+def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Path) -> None:
+    """Hostile strings as answer, question, benchmark, model, objective, variant and environment."""
+    graph, store = planned(("objective=ce,precision", "seed=1")), Store.create(tmp_path / "store")
+    for run in graph.runs.values():
+        folder = write_run(store, run)
+        spec = json.loads((folder / "spec.json").read_text())
+        spec["labels"] |= {"model": HOSTILE, "objective": HOSTILE + spec["labels"]["objective"]}
+        spec["environment"] |= {HOSTILE: HOSTILE}
+        (folder / "spec.json").write_text(json.dumps(spec))
+        text = (folder / "result.json").read_text()
+        (folder / "result.json").write_text(text.replace('"Chain-4"', json.dumps(HOSTILE)))
+    with_samples(store, graph, HOSTILE)
+    options = Options(store=str(store.root), results=str(tmp_path / "results"), sweep=None)
+    folder = reproduce(options, Console(quiet=True))
+    page = browser.new_page()
+    troubles = watched(page)
+    page.goto((folder / "report.html").as_uri())
+    draw_all(page)
+    page.locator("section.table tbody td a").first.click()
+    assert page.locator("#lineage").is_visible()
+    assert page.evaluate("window.ran") is None
+    assert page.locator("img").count() == 0
+    assert HOSTILE.split("\u2028")[0] in page.locator("#samples td pre").first.inner_text()
+    assert "49" not in page.locator("#samples td pre").first.inner_text()
+    assert troubles == []
+    page.close()
+
+
+def test_the_policy_stops_what_escaping_would_miss(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    """With a script put into the file behind the template's back, the browser refuses to run or load it."""
+    text = (folder / "report.html").read_text()
+    path = tmp_path / "report.html"
+    path.write_text(
+        text.replace("</main>", '<script>window.ran=1</script><img src="http://127.0.0.1:9/x"></main>'),
+        encoding="utf-8",
+    )
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    assert page.evaluate("window.ran") is None
+    assert len([line for line in refused if "Content Security Policy" in line]) == 2
+    page.close()
