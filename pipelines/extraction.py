@@ -11,7 +11,7 @@ LONGEST = 1 << 16
 """Characters from the end of a response that are looked at: the answer comes last."""
 
 _SAYS = re.compile(
-    r"(?:final answer|answer|result)\b[^\S\n]{0,8}(?:is|are|:|=|to be)[^\S\n]{0,8}"
+    r"(?:final answer|answers?|result)\b[^\S\n]{0,8}(?:is|are|:|=|to be)[^\S\n]{0,8}"
     r"(?:that[^\S\n]{1,8})?(?:the final answer is[^\S\n]{1,8})?[:=]?",
     re.IGNORECASE,
 )

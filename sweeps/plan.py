@@ -46,6 +46,12 @@ class StageRun:
     """Names for people: model, objective, seed, scale, sweep, tokens; not in the signature."""
 
     @property
+    def control(self) -> str | None:
+        """`matched:SETTING` or `theory:SETTING` where an evaluation changes the distribution that it measures."""
+        name = self.config.get("variant", {}).get("name")
+        return name and str(name)
+
+    @property
     def reference(self) -> str | None:
         """Signature of the stage run whose checkpoint a control is matched to, where this is one."""
         reference = self.config.get("variant", {}).get("reference")

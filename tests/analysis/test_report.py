@@ -153,7 +153,7 @@ def test_filters(page: Page) -> None:
 
 
 def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
-    assert "5 of 110 stage runs are missing" in page.locator("#missing").inner_text()
+    assert "9 of 134 stage runs are missing" in page.locator("#missing").inner_text()
     assert page.locator("#missing pre").inner_text().startswith("shaping-run -m +sweep=nano seed=1,2")
     assert page.locator("#samples tbody tr").count() == 2
     assert page.locator("#samples thead th").all_inner_texts()[1:] == [
