@@ -100,6 +100,14 @@ class Corpus:
         """The documents of one split, in a fixed order."""
         return [d for d in self._documents if d.split == split]
 
+    def training_texts(self, sources: list[str]) -> Iterator[str]:
+        """What training on `sources` (`text`, or families) shows, document by document."""
+        for source in sources:
+            if source == "text":
+                yield from (document.training_text for document in self.documents("train"))
+            else:
+                yield from (p.prompt + p.worked for p in self.problems(source, "train"))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` after the end-of-text token that begins every document."""
         return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]

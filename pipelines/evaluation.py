@@ -230,6 +230,32 @@ class _Measured:
             )
 
 
+def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What the items of each benchmark say, for the search for contamination, and why some cannot be had."""
+    texts: dict[str, list[str]] = {}
+    missing: dict[str, str] = {}
+    for name, benchmark in config.benchmarks.items():
+        if benchmark.kind == "text":
+            rows, _ = text_rows(corpus, benchmark, config.text_length)
+            texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        elif benchmark.kind == "choice":
+            items = CHOICE_TASKS[benchmark.task](corpus, benchmark.items)
+            texts[name] = [
+                corpus.tokenizer.decode([*begin, *end], skip_special_tokens=True) for (begin, end), *_ in items
+            ]
+        elif benchmark.kind == "sampled":
+            questions = load_items(benchmark.task, benchmark.dataset, corpus)[: benchmark.items]
+            texts[name] = [question.question for question in questions]
+        else:
+            from pipelines.harness import item_texts
+
+            try:
+                texts[name] = item_texts(name, benchmark)
+            except MissingData as error:
+                missing[name] = str(error)
+    return texts, missing
+
+
 def text_rows(corpus: Corpus, benchmark: BenchmarkConfig, length: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The held-out rows that a benchmark of text measures, and the document of each token."""
     rows, documents = corpus.rows_with_documents(benchmark.task, "test", length)

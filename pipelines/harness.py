@@ -329,6 +329,14 @@ def run_task(
     return {"accuracy": estimate(values)}, [], {}
 
 
+def item_texts(name: str, benchmark: BenchmarkConfig) -> list[str]:
+    """What the items of a row say, without worked examples."""
+    tasks = load_tasks(name, benchmark)
+    limit = max(1, benchmark.items // len(tasks))
+    docs = [(task, doc) for task in tasks.values() for _, doc in task.doc_iterator(limit=limit)]
+    return [f"{task.doc_to_text(doc)} {task.doc_to_target(doc)}" for task, doc in docs]
+
+
 def _sampled(
     lm: RolloutLM,
     name: str,

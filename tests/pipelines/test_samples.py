@@ -70,7 +70,7 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_votes_are_equal_where_the_verifier_says_so() -> None:
-    answers = [["0.5", "1/2", "3", "$\\frac12$", None, "0.50"], ["x+1", "1+x", "y", "x", "x+1", "y"]]
+    answers = [["0.5", "1/2", "3", "$\\frac12$", None, "0.50"], ["$x+1$", "$1+x$", "$y$", "$x$", "$x+1$", "$y$"]]
     with Judge(1) as judge:
         half, terms = cast_votes(answers, "math", judge)
         assert cast_votes(answers, "code", judge) == [[None] * 6] * 2
