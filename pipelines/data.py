@@ -84,9 +84,8 @@ class Corpus:
         )
 
     @cached_property
-    def _problems(self) -> list[Problem]:
-        rows = json.loads((self.folder / "problems.json").read_text())
-        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
+    def _problems(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / "problems.json").read_text())  # type: ignore[no-any-return]
 
     @cached_property
     def _documents(self) -> list[Document]:
@@ -94,7 +93,8 @@ class Corpus:
 
     def problems(self, family: str, split: str) -> list[Problem]:
         """The problems of one family in one split, in a fixed order."""
-        return [p for p in self._problems if p.family == family and split_of(p.question) == split]
+        rows = (row for row in self._problems if row["family"] == family and split_of(row["question"]) == split)
+        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
 
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in a fixed order."""
@@ -111,6 +111,12 @@ class Corpus:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` after the end-of-text token that begins every document."""
         return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def document_tokens(self, split: str) -> list[Tokens]:
+        """The tokens of each of `documents(split)`, as `encode` gives them for its `training_text`."""
+        with np.load(self.folder / "tokens.npz") as arrays:
+            tokens, starts = arrays[f"text-{split}"], arrays[f"text-{split}-starts"]
+        return np.split(tokens[:-1], starts[1:])
 
     def rows(self, source: str, split: str, length: int) -> Tokens:
         """All rows of one source (`text` or a family), [rows, length + 1]: inputs and, one further, targets."""

@@ -26,7 +26,7 @@ from shaping.loss import token_statistics
 BATCH_TOKENS = 16_384
 BINS = 15
 HEADS = (1, 4, 16, 64, 256)
-"""Sizes of the head at which its mass is given, besides the data's own k; those below the vocabulary."""
+"""Sizes of the head at which its mass is given, besides the data's own k: up to an eighth of the vocabulary."""
 FORKING_SHARE = 0.2
 POSITIONS = 8
 """Parts of a row by which a position is told."""
@@ -69,7 +69,7 @@ def token_table(model: PreTrainedModel, rows: NDArray[Any], top_k: int, transfor
     length = rows.shape[1] - 1
     columns: list[Tensor] = []
     vocabulary = model.config.vocab_size
-    heads = sorted({min(top_k, vocabulary), *(k for k in HEADS if k < vocabulary)})
+    heads = sorted({min(top_k, vocabulary), *(k for k in HEADS if 8 * k <= vocabulary)})
     for batch, logits in _batches(model, rows):
         logits = transform(logits.flatten(0, 1))
         stats = token_statistics(logits, batch[:, 1:].flatten(), top_k)
@@ -106,14 +106,20 @@ def _batches(model: PreTrainedModel, rows: NDArray[Any]) -> Any:
             yield batch, model(input_ids=batch[:, :-1]).logits
 
 
-def mean_entropy(model: PreTrainedModel, rows: NDArray[Any], temperatures: Sequence[float]) -> NDArray[np.float64]:
-    """Mean entropy, nats a token, of `model` on rows [R, length + 1] at each of `temperatures`, in one pass."""
-    totals = np.zeros(len(temperatures))
+def mean_entropy(model: PreTrainedModel, rows: NDArray[Any], temperature: float = 1.0) -> tuple[float, float]:
+    """Mean entropy, nats a token, of `model` on rows [R, length + 1] at a temperature T, and its slope in log T.
+
+    d H / d log T = Var_p(z / T), the variance of the scaled logits under the tempered distribution.
+    """
+    entropies, slopes = 0.0, 0.0
     for _, logits in _batches(model, rows):
-        for i, temperature in enumerate(temperatures):
-            log_probs = (logits.flatten(0, 1).float() / temperature).log_softmax(-1)
-            totals[i] -= (log_probs.exp() * log_probs).double().sum().item()
-    return totals / (len(rows) * (rows.shape[1] - 1))
+        log_probs = (logits.flatten(0, 1).float() / temperature).log_softmax(-1)
+        p = log_probs.exp()
+        entropy = -(p * log_probs).sum(-1)
+        entropies += entropy.double().sum().item()
+        slopes += ((p * log_probs.square_()).sum(-1) - entropy**2).double().sum().item()
+    count = len(rows) * (rows.shape[1] - 1)
+    return entropies / count, slopes / count
 
 
 LOWEST, HIGHEST = 0.1, 10.0
@@ -124,33 +130,18 @@ CLOSE = 1e-5
 def matched_temperature(model: PreTrainedModel, rows: NDArray[Any], entropy: float) -> float:
     """The temperature between 0.1 and 10 at which `model` has a mean entropy on rows [R, length + 1].
 
-    Entropy rises with temperature. One pass over a grid brackets it, and the few that follow narrow the bracket by
-    straight lines (Illinois' rule). Raises `ValueError` where no such temperature gives the entropy.
+    Entropy rises with temperature: Newton's steps in log T from 1, halving the interval where one leaves it. Raises
+    `ValueError` where no such temperature gives the entropy.
     """
-    grid = np.geomspace(LOWEST, HIGHEST, 17)
-    found = mean_entropy(model, rows, grid.tolist()) - entropy
-    if found[0] > 0 or found[-1] < 0:
-        raise ValueError(
-            f"no temperature between {LOWEST} and {HIGHEST} gives an entropy of {entropy:.4f} nats: the model's lie "
-            f"between {found[0] + entropy:.4f} and {found[-1] + entropy:.4f}"
-        )
-    at = int(np.searchsorted(found, 0))
-    if at == 0:
-        return float(grid[0])
-    (low, high), (below, above) = np.log(grid[at - 1 : at + 1]), found[at - 1 : at + 1]
-    side = 0
-    for _ in range(20):
-        middle = low + (high - low) * -below / (above - below)
-        gap = float(mean_entropy(model, rows, [math.exp(middle)])[0] - entropy)
-        if abs(gap) < CLOSE:
-            break
-        if gap < 0:
-            low, below, above = middle, gap, above / 2 if side < 0 else above
-            side = -1
-        else:
-            high, above, below = middle, gap, below / 2 if side > 0 else below
-            side = 1
-    return math.exp(middle)
+    low, high, at = math.log(LOWEST), math.log(HIGHEST), 0.0
+    while high - low > 1e-7:
+        found, slope = mean_entropy(model, rows, math.exp(at))
+        if abs(found - entropy) < CLOSE:
+            return math.exp(at)
+        low, high = (at, high) if found < entropy else (low, at)
+        step = at - (found - entropy) / max(slope, 1e-9)
+        at = step if low < step < high else (low + high) / 2
+    raise ValueError(f"no temperature between {LOWEST} and {HIGHEST} gives the model an entropy of {entropy:.4f} nats")
 
 
 def headline(table: TokenTable, top_k: int, byte_lengths: NDArray[np.int64]) -> dict[str, Estimate]:

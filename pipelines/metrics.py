@@ -8,6 +8,7 @@ on the very same problems would differ by.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -105,8 +106,10 @@ def estimate(values: Items, fractions: bool = True) -> Estimate:
     return Estimate(value, error, len(values), *((None, None) if error is None else (float(low[0]), float(high[0]))))
 
 
-def mean_intervals(values: Items, fractions: bool = True) -> tuple[Items, Items]:
+def mean_intervals(values: Items, fractions: bool = True, resample: bool = True) -> tuple[Items, Items]:
     """95 % intervals [M] of the means of values [items, M], by resampling the items; NaN for one item.
+
+    Without `resample`, and for more than 2,000 items, they are Student's t: symmetric, and a hundred times faster.
 
     `fractions`: the values lie in 0..1; where all items are 0 or all are 1, resampling sees no chance at all, and the
     far end is that of the exact binomial interval.
@@ -114,7 +117,7 @@ def mean_intervals(values: Items, fractions: bool = True) -> tuple[Items, Items]
     count = len(values)
     if count < 2:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    if count > MOST_RESAMPLED:
+    if count > MOST_RESAMPLED or not resample:
         half = stats.t.isf((1 - LEVEL) / 2, count - 1) * values.std(0, ddof=1) / np.sqrt(count)
         low, high = values.mean(0) - half, values.mean(0) + half
     else:
@@ -127,6 +130,7 @@ def mean_intervals(values: Items, fractions: bool = True) -> tuple[Items, Items]
     return low, high
 
 
+@cache
 def resampling(count: int, seed: int = 0) -> Items:
     """Weights [RESAMPLES, count] of bootstrap samples of `count` items, each row summing to 1; a fixed draw, so that
     metrics of the same items are resampled alike and the same samples give the same interval."""

@@ -204,7 +204,7 @@ def _control(context: _Context, evaluation: EvaluationConfig, model: Any, pieces
     def find() -> list[dict[str, Any]]:
         assert context.reference is not None
         reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
-        wanted = float(mean_entropy(on_device(reference, context.rank), rows, [1.0])[0])
+        wanted, _ = mean_entropy(on_device(reference, context.rank), rows)
         return [{"temperature": matched_temperature(model, rows, wanted)}]
 
     identity = {"temperature": variant, "items": text.items, "text_length": evaluation.text_length}
