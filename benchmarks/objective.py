@@ -55,7 +55,7 @@ def fused() -> list[Row]:
         for name, objective in SETTINGS.items()
     }
     plain = step(lambda: F.cross_entropy(hidden @ weight.t(), targets), *leaves)
-    seconds = timed({**sides, "plain": plain}, rounds=3)
+    seconds = timed({**sides, "plain": plain}, rounds=5)
     memory = {name: extra(call, leaves) for name, call in {**sides, "plain": plain}.items()}
     return [
         *(Row(f"fused, {name}: time", seconds[name], seconds["plain"], "s", 1.05) for name in sides),

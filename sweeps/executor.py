@@ -7,6 +7,7 @@ command is at work on is waited for.
 
 import heapq
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from sweeps.work import perform
 
 REFRESH_SECONDS = 0.25
 """How often the display is drawn and stage runs that others hold are looked at; an ended worker is seen at once."""
+LEAST_FREE = 2**20
+"""Bytes; with less room than that a disk counts as full."""
 GRACE_SECONDS = 10.0
 """How long a worker that was asked to stop may take to put its things in order."""
 
@@ -169,7 +172,11 @@ class _Execution:
             self.free_gpus.append(worker.gpu)
         stored = self.store.run(worker.run.stage, signature)
         if result := stored.result:
-            if worker.job.result():
+            try:
+                here = worker.job.result()
+            except Exception:  # it is published; only submitit's own note of that found no room on the disk
+                here = True
+            if here:
                 self.outcome.done.append(signature)
                 self.outcome.stage_seconds += result["seconds"]
             else:  # another command was quicker
@@ -180,13 +187,19 @@ class _Execution:
             error = attempts[-1].get("error")
             if not error:
                 code = worker.job._process.poll() if worker.job._process else None
-                error = f"its worker died without a word ({cause(code)})"
+                error = self._silence(code)
             self.outcome.failed[signature] = f"{error}; log: {worker.job.paths.stderr}"
             for descendant in self.plan.descendants(signature):
                 if descendant.signature in self.waiting:
                     self.waiting.remove(descendant.signature)
                     self.outcome.blocked.append(descendant.signature)
         self.display.ended(worker.run, self.outcome)
+
+    def _silence(self, code: int | None) -> str:
+        """Why a worker ended without a word: on a full disk it cannot leave one."""
+        if shutil.disk_usage(self.store.root).free < LEAST_FREE:
+            return f"store={self.store.root}: its disk is full; make room there and give the same command again"
+        return f"its worker died without a word ({cause(code)})"
 
     def _free_children(self, signature: str) -> None:
         for child in self.plan.children(signature):

@@ -1,5 +1,6 @@
 """Hydra's and OmegaConf's errors as one sentence that names the key, the value and the way out."""
 
+import errno
 import re
 from dataclasses import fields, is_dataclass
 
@@ -30,6 +31,8 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
             return str(link)
     cause = links[-1]
     text = " ".join(str(error).split())
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return f"{cause.filename or 'a file'}: its disk is full; make room there and give the same command again"
     if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = missing.groups()
         offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)

@@ -308,3 +308,21 @@ def test_plan_counts_what_is_at_work_elsewhere(tmp_path: Path) -> None:
 def test_cells_of_one_name_are_told_apart(tmp_path: Path) -> None:
     cells = json.loads(sweeps("plan", "grpo.learning_rate=1e-4,2e-4", *FEW, "--json", cwd=tmp_path).stdout)["cells"]
     assert list(cells) == ["nano/ce/seed1/grpo.learning_rate=0.0001", "nano/ce/seed1/grpo.learning_rate=0.0002"]
+
+
+def test_a_full_disk_is_named_and_room_is_all_that_it_takes(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount the small disk that this fills")
+    try:
+        failed = run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000")
+        assert failed.returncode == 1
+        assert "disk is full" in failed.stderr + failed.stdout
+        assert "Traceback" not in failed.stderr + failed.stdout
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000").returncode == 0
+        assert "0 with faults" in sweeps("verify", "--store", "disk/store", cwd=tmp_path).stdout
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

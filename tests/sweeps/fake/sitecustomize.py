@@ -6,6 +6,7 @@ anything imports it, and no torch is loaded. What a stage does here can be set b
     FAKE_SECONDS   how long it works (default 0), asking all the while whether to stop
     FAKE_FAIL      a word; stage runs whose spec holds it fail
     FAKE_DIE       a word; stage runs whose spec holds it kill their own process
+    FAKE_BYTES     the size of its checkpoint (default that of the signature)
 """
 
 import json
@@ -46,7 +47,9 @@ def run_stage(spec, folder, parent, root, tracking, interrupted=lambda: False):
             time.sleep(0.02)
     if spec["stage"] != "evaluate":
         (folder / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints" / "step-000001" / "weights").write_text(spec["signature"])
+        (folder / "checkpoints" / "step-000001" / "weights").write_text(
+            spec["signature"] + " " * int(os.environ.get("FAKE_BYTES", 0))
+        )
     return {"metrics": {"resumed": done}, "measurements": []}
 
 

@@ -1,0 +1,36 @@
+"""Draws docs/images/nano.png from a store: perplexity and entropy over pre-training, and reward over RL.
+
+python docs/nano_picture.py [STORE]
+"""
+
+import sys
+from pathlib import Path
+
+import vl_convert
+
+from analysis.figures import VERSION, build_figures, png, static_spec
+from analysis.frames import read_study
+from sweeps.composition import compose_cells
+from sweeps.plan import plan
+from sweeps.store import Store
+
+PANELS = ("perplexity", "entropy (nats)", "reward", "reward on held-out problems")
+FIGURES = ("pretraining-nano", "pretraining-nano", "rl-nano", "rl-nano")
+
+
+def main() -> None:
+    """Draw it."""
+    study = read_study(plan(compose_cells(["+sweep=nano"])), Store.open(sys.argv[1] if sys.argv[1:] else "store"))
+    figures = {chart.name: chart for chart in build_figures(study)}
+    panels = [
+        next(panel for panel in figures[name].panels if panel["title"] == title)
+        for name, title in zip(FIGURES, PANELS, strict=True)
+    ]
+    small = [{**panel, "width": 190, "height": 170} for panel in panels]
+    spec = {**static_spec(figures["rl-nano"]), "concat": small, "columns": 4}
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
+    (Path(__file__).parent / "images" / "nano.png").write_bytes(png(drawn))
+
+
+if __name__ == "__main__":
+    main()
