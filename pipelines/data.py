@@ -85,7 +85,7 @@ class Corpus:
 
     @cached_property
     def _problems(self) -> list[dict[str, Any]]:
-        return json.loads((self.folder / "problems.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((self.folder / "problems.json").read_text())
 
     @cached_property
     def _documents(self) -> list[Document]:

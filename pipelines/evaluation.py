@@ -236,8 +236,8 @@ def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str
     missing: dict[str, str] = {}
     for name, benchmark in config.benchmarks.items():
         if benchmark.kind == "text":
-            rows, _ = text_rows(corpus, benchmark, config.text_length)
-            texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
+            held_out, _ = text_rows(corpus, benchmark, config.text_length)
+            texts[name] = corpus.tokenizer.batch_decode(held_out, skip_special_tokens=True)
         elif benchmark.kind == "choice":
             items = CHOICE_TASKS[benchmark.task](corpus, benchmark.items)
             texts[name] = [

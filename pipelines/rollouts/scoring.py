@@ -67,7 +67,7 @@ def likelihoods(
     """
     shared = 0
     if qwen3.supports(model) and len(prompts) > 1:
-        low, high = min(prompts), max(prompts)  # what these two begin with, all do
+        low, high = min(map(list, prompts)), max(map(list, prompts))  # what these two begin with, all do
         least = min(map(len, prompts)) - 1
         while shared < least and low[shared] == high[shared]:
             shared += 1
