@@ -273,7 +273,7 @@ def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
 
 def _on_file(name: str, task: str, manager: TaskManager, path: str) -> dict[str, Any]:
     """The task, with a file here in the place of its data set. Worked examples come from FILE.train.jsonl if it is
-    there, else from the file itself, where an item is never its own example."""
+    there, else from the task's own file, else from the file itself, where an item is never its own example."""
     source = manager.task_index[task].yaml_path
     if source is None or task in manager.all_groups:
         raise UserError(
@@ -292,11 +292,19 @@ def _on_file(name: str, task: str, manager: TaskManager, path: str) -> dict[str,
         "test_split": "test",
         "validation_split": None,
         "training_split": "train" if examples.exists() else None,
-        "fewshot_split": "train" if examples.exists() else "test",
+        "fewshot_split": "train" if examples.exists() else None,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{task}.yaml").write_text(json.dumps(changed))  # JSON is YAML
-        return dict(TaskManager(include_path=folder, include_defaults=False).load(task)["tasks"])
+
+    def load() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / f"{task}.yaml").write_text(json.dumps(changed))  # JSON is YAML
+            return dict(TaskManager(include_path=folder, include_defaults=False).load(task)["tasks"])
+
+    tasks = load()
+    if not examples.exists() and tasks[task].fewshot_cfg.samples is None:  # the task's file holds no examples itself
+        changed["fewshot_split"] = "test"
+        tasks = load()
+    return tasks
 
 
 def run_task(
