@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb.sdk.launch  # noqa: F401  # wandb.init does, and that takes a second
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from pipelines.cell import (
     BenchmarkConfig,
@@ -30,6 +32,8 @@ from pipelines.models import build_model, load_model, on_device, parameter_count
 from pipelines.pieces import Pieces, Share
 from pipelines.training import train
 from shaping.objective import Objective
+
+get_checkpoint_conversion_mapping("qwen3")  # compiles a thousand patterns, once for all models that are loaded
 
 Outcome = dict[str, Any]
 """`metrics` (the numbers that sum the stage run up) and `measurements` (benchmark results of an evaluation)."""
