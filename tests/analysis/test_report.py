@@ -160,7 +160,7 @@ def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
         "ce", "precision", "diversity", "tail_penalty", "head_reward"
     ]  # fmt: skip
     assert page.locator("#claims tbody tr").count() == 6
-    assert "Theory against measurement, nano: missing" in page.locator("#figures").inner_text()
+    assert "Scaling over model sizes: missing" in page.locator("#figures").inner_text()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
