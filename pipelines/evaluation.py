@@ -239,10 +239,8 @@ def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str
             held_out, _ = text_rows(corpus, benchmark, config.text_length)
             texts[name] = corpus.tokenizer.batch_decode(held_out, skip_special_tokens=True)
         elif benchmark.kind == "choice":
-            items = CHOICE_TASKS[benchmark.task](corpus, benchmark.items)
-            texts[name] = [
-                corpus.tokenizer.decode([*begin, *end], skip_special_tokens=True) for (begin, end), *_ in items
-            ]
+            rows = [[*begin, *end] for (begin, end), *_ in CHOICE_TASKS[benchmark.task](corpus, benchmark.items)]
+            texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
         elif benchmark.kind == "sampled":
             questions = load_items(benchmark.task, benchmark.dataset, corpus)[: benchmark.items]
             texts[name] = [question.question for question in questions]
