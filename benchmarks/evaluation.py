@@ -32,9 +32,9 @@ MODEL = ModelConfig("nano", layers=3, d_model=96, ffn=288, heads=6, kv_heads=2, 
 CHOICE = """
 task: choice
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
+dataset_kwargs: {{data_files: {{test: {file}, train: {file}.train}}}}
 test_split: test
-fewshot_split: test
+fewshot_split: train
 num_fewshot: 5
 output_type: multiple_choice
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
@@ -125,7 +125,9 @@ def questions(corpus: Corpus, path: Path) -> None:
         }
         for i, document in enumerate(documents)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines))
+    path.with_name(f"{path.name}.train").write_text("".join(lines[-5:]))  # the worked examples, the same for every item
 
 
 def metric_rows() -> list[Row]:
