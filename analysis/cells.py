@@ -109,6 +109,8 @@ def _evaluations(study: Study) -> dict[tuple[str, str, str, int], list[str]]:
     for signature, model, objective, stage, checkpoint in zip(
         own["stage_run"], own["model"], own["objective"], own["measures"], own["checkpoint"], strict=True
     ):
+        if study.plan.runs[signature].control:
+            continue  # its numbers are a variant's
         found[model, objective, stage, checkpoint_step(checkpoint)].append(signature)
         parent = study.plan.runs[signature].parent
         if parent and (parent[1], checkpoint) in starts:

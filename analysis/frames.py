@@ -5,6 +5,7 @@ analysis.ledger("store")     the training stages' metrics over their steps
 analysis.samples("store")    the sampled answers
 """
 
+import gzip
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +21,8 @@ import pandas as pd
 from analysis.index import Finished, Readings, read_object, read_store
 from pipelines.cell import STAGES
 from pipelines.errors import UserError
+from pipelines.metrics import RIGHT
+from pipelines.samples import SAMPLES
 from sweeps.plan import Plan, StageRun
 from sweeps.store import Store
 
@@ -86,13 +89,16 @@ class Study:
         """`stage/signature` of the stage runs that have to run before these are done, first things first."""
         status: Mapping[str, str] = self.status
         wanted: dict[str, None] = {}
+
+        def add(signature: str) -> None:
+            if status[signature] != "done":
+                run = self.plan.runs[signature]
+                for need in run.needs:
+                    add(need)
+                wanted[f"{run.stage}/{signature}"] = None
+
         for signature in signatures:
-            chain: list[str] = []
-            run: StageRun | None = self.plan.runs[signature]
-            while run is not None and status[run.signature] != "done":
-                chain.append(f"{run.stage}/{run.signature}")
-                run = self.plan.runs.get(run.parent[1]) if run.parent else None
-            wanted |= dict.fromkeys(reversed(chain))
+            add(signature)
         return list(wanted)
 
     @cached_property
@@ -146,17 +152,19 @@ def samples(store: str | Path, benchmark: str | None = None, stage_run: str | No
 
 
 def read_samples(store: Store, stage_run: str, benchmark: str | None, most: int | None = None) -> list[dict[str, Any]]:
-    """Rows of an evaluation's `samples.jsonl`, at most the first `most`; none where it kept no samples."""
-    path = store.root / "evaluate" / stage_run / "samples.jsonl"
+    """Rows of an evaluation's samples with whether they are `right`, at most the first `most`; none where it kept
+    none."""
+    path = store.root / "evaluate" / stage_run / SAMPLES
     if not path.exists():
         return []
     wanted = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
     rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
+    with gzip.open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n") or (wanted and wanted not in line):
                 continue
             row = orjson.loads(line)
+            row["right"] = row["reward"] >= RIGHT
             if benchmark is None or row["benchmark"] == benchmark:
                 rows.append(row)
             if most is not None and len(rows) == most:

@@ -16,12 +16,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines import gym
 from pipelines.errors import UserError, nearest, require
+from pipelines.formats import FORMATS
 from pipelines.tasks import FAMILIES
+from pipelines.verifiers.registry import VERIFIERS
 
 STAGES = ("pretrain", "midtrain", "grpo")
 """The training stages in their order; evaluations hang off their checkpoints."""
 
-STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 1}
+STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 2}
 """Version of each stage's code, part of its signature: raised by hand when a change alters results."""
 
 
@@ -564,6 +566,11 @@ HARNESS = ("harness", "harness_choice")
 CHOICE_TASKS = ("module", "continuation")
 """Multiple-choice tasks; `pipelines.evaluation` builds their items."""
 
+LOCAL_FILES = (".jsonl", ".parquet")
+"""Endings of the names of data sets that are files here."""
+
+CONTROLS = ("matched", "theory")
+
 
 @dataclass
 class BenchmarkConfig:
@@ -571,23 +578,52 @@ class BenchmarkConfig:
 
     kind: str = MISSING
     """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`; `harness` and
-    `harness_choice` are the first two as tasks of an evaluation harness, which can be planned and not run yet."""
+    `harness_choice` are generation and log-likelihood tasks of lm-eval (the extra `evaluation`)."""
     group: str = MISSING
     """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
     task: str = MISSING
-    """What is asked: a family of tasks, a multiple-choice builder, or a source of held-out text."""
+    """What is asked: a family of tasks, a multiple-choice builder, a source of held-out text, or a task of lm-eval;
+    of `sampled`, also a format of `pipelines.problems.FORMATS` for the questions of `dataset`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages whose milestone checkpoints are measured on it."""
     items: int = MISSING
+    """Most items: the first ones."""
     samples: int = 1
-    """Samples an item (`sampled` only)."""
+    """Samples an item (`sampled` and `harness`); 1 in `harness`: one greedy answer, scored by lm-eval itself."""
+    dataset: str | None = None
+    """Where the items come from: a name on the hub, or a local .jsonl or .parquet file, which may stand in for any."""
+    shots: int | None = None
+    """Worked examples before the question; null: as lm-eval's task has it."""
+    metric: str | None = None
+    """What the tables show: a metric of lm-eval, with its filter where it has one (`exact_match,strict-match`)."""
+    verifier: str | None = None
+    """What judges a sampled answer of `harness`: a name of `pipelines.verifiers`; null: lm-eval's own scoring."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens, where it is not `evaluation.max_new_tokens`."""
 
     def __post_init__(self) -> None:
+        key = "evaluation.benchmarks.*"
         kinds = ("sampled", "choice", "text", *HARNESS)
-        require(self.kind in kinds, "evaluation.benchmarks.*.kind", self.kind, nearest(self.kind, kinds))
-        _positive("evaluation.benchmarks.*", self, "items", "samples")
+        require(self.kind in kinds, f"{key}.kind", self.kind, nearest(self.kind, kinds))
+        _positive(key, self, "items", "samples")
         for stage in self.stages:
-            require(stage in STAGES, "evaluation.benchmarks.*.stages", stage, nearest(stage, STAGES))
+            require(stage in STAGES, f"{key}.stages", stage, nearest(stage, STAGES))
+        if self.local:
+            require(Path(self.dataset or "").is_file(), f"{key}.dataset", self.dataset, "there is no such file")
+        require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, "it must be 0 or more")
+        if self.verifier is not None:
+            require(self.verifier in VERIFIERS, f"{key}.verifier", self.verifier, nearest(self.verifier, VERIFIERS))
+        require(
+            self.max_new_tokens is None or self.max_new_tokens > 0,
+            f"{key}.max_new_tokens",
+            self.max_new_tokens,
+            "it must be above 0",
+        )
+
+    @property
+    def local(self) -> bool:
+        """Whether the items are in a file here."""
+        return self.dataset is not None and self.dataset.endswith(LOCAL_FILES)
 
 
 @dataclass
@@ -603,8 +639,12 @@ class EvaluationConfig:
     text_length: int = MISSING
     """Tokens of a row of held-out text, the same for every stage."""
     pass_k: list[int] = MISSING
-    """The k of Pass@k that are reported."""
+    """The k of Pass@k that are reported; the samples are kept, and any other k is `shaping-sweeps measure` away."""
     benchmarks: dict[str, BenchmarkConfig] = MISSING
+    controls: dict[str, list[str]] = field(default_factory=dict)
+    """Control -> stages at whose end the ce checkpoint is measured once more for each other objective of the
+    sweep: `matched`, at the temperature that gives it the shaped checkpoint's entropy; `theory`, with the distribution
+    that the objective would make of its own."""
 
     def __post_init__(self) -> None:
         _positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
@@ -614,6 +654,16 @@ class EvaluationConfig:
             require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, "it must be above 0")
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, "it must be 1 or more")
+        for control, stages in self.controls.items():
+            require(control in CONTROLS, "evaluation.controls", control, nearest(control, CONTROLS))
+            for stage in stages:
+                require(stage in STAGES, f"evaluation.controls.{control}", stage, nearest(stage, STAGES))
+            require(
+                not stages or any(b.kind == "text" for b in self.benchmarks.values()),
+                f"evaluation.controls.{control}",
+                stages,
+                "a control is found on held-out text: name a benchmark of the kind text",
+            )
 
 
 @dataclass
@@ -680,10 +730,21 @@ class Cell:
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:
                 continue
-            asked = {"text": ["text", *self.data.sources], "choice": list(CHOICE_TASKS), "sampled": self.data.tasks}[
-                benchmark.kind
-            ]
             key = f"evaluation.benchmarks.{name}.task"
+            if benchmark.kind == "sampled" and benchmark.dataset is not None:
+                require(
+                    benchmark.local,
+                    f"evaluation.benchmarks.{name}.dataset",
+                    benchmark.dataset,
+                    "questions of our own formats come from a local .jsonl or .parquet file",
+                )
+                asked = list(FORMATS)
+            else:
+                asked = {
+                    "text": ["text", *self.data.sources],
+                    "choice": list(CHOICE_TASKS),
+                    "sampled": self.data.tasks,
+                }[benchmark.kind]
             require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
         for task in self.grpo.tasks:
             if task.endswith(".jsonl"):
@@ -713,12 +774,13 @@ def unsupported(cell: Cell) -> str | None:
             f"data.shards={data.shards}: there are no token shards yet; make them with shaping-data prepare "
             f"data={data.name}"
         )
-    for name, benchmark in cell.evaluation.benchmarks.items():
-        if benchmark.kind in HARNESS:
-            return (
-                f"evaluation.benchmarks.{name}: benchmarks of the evaluation harness can be planned but not run yet; "
-                "choose evaluation=nano"
-            )
+    if find_spec("lm_eval") is None:
+        for name, benchmark in cell.evaluation.benchmarks.items():
+            if benchmark.kind in HARNESS:
+                return (
+                    f"evaluation.benchmarks.{name}: it is a task of lm-eval, which is not installed: pip install "
+                    "'shaping[evaluation]', or choose evaluation=nano"
+                )
     return None
 
 

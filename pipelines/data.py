@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,9 +89,8 @@ class Corpus:
         )
 
     @cached_property
-    def _problems(self) -> list[Problem]:
-        rows = json.loads((self.folder / "problems.json").read_text())
-        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
+    def _problems(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / "problems.json").read_text())
 
     @cached_property
     def _documents(self) -> list[Document]:
@@ -98,11 +98,20 @@ class Corpus:
 
     def problems(self, family: str, split: str) -> list[Problem]:
         """The problems of one family in one split, in a fixed order."""
-        return [p for p in self._problems if p.family == family and split_of(p.question) == split]
+        rows = (row for row in self._problems if row["family"] == family and split_of(row["question"]) == split)
+        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
 
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in a fixed order."""
         return [d for d in self._documents if d.split == split]
+
+    def training_texts(self, sources: list[str]) -> Iterator[str]:
+        """What training on `sources` (`text`, or families) shows, document by document."""
+        for source in sources:
+            if source == "text":
+                yield from (document.training_text for document in self.documents("train"))
+            else:
+                yield from (p.prompt + p.worked for p in self.problems(source, "train"))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` after the end-of-text token that begins every document."""
@@ -113,14 +122,26 @@ class Corpus:
         """Whether there are token shards, whose order is computed rather than written out."""
         return self._shards is not None
 
+    def document_tokens(self, split: str) -> list[Tokens]:
+        """The tokens of each of `documents(split)`, as `encode` gives them for its `training_text`."""
+        with np.load(self.folder / "tokens.npz") as arrays:
+            tokens, starts = arrays[f"text-{split}"], arrays[f"text-{split}-starts"]
+        return np.split(tokens[:-1], starts[1:])
+
     def rows(self, source: str, split: str, length: int) -> Tokens | ShardRows:
         """All rows of one source (`text`, a family or a source of the shards), [rows, length + 1]: inputs and, one
         further, targets."""
         if self._shards and source in self._shards.sources:
             return self._shards.rows(source, split, length)
+        return self.rows_with_documents(source, split, length)[0]
+
+    def rows_with_documents(self, source: str, split: str, length: int) -> tuple[Tokens, NDArray[np.int64]]:
+        """The rows, and the number of the document that each of their tokens belongs to, in the order of
+        `documents(split)`; what ends the last document belongs to it too. Both [rows, length + 1]."""
         with np.load(self.folder / "tokens.npz") as arrays:
             tokens, starts = arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"]
-        return tokens[row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)]
+        places = row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)
+        return tokens[places], np.searchsorted(starts, places, side="right") - 1
 
 
 def row_starts(documents: NDArray[np.int64], size: int, length: int) -> NDArray[np.int64]:

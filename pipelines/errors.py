@@ -21,6 +21,10 @@ class StageFailure(Exception):
     exit_code = 1
 
 
+class MissingData(Exception):
+    """The data set of one benchmark is neither here nor reachable; the others are measured all the same."""
+
+
 class Interrupted(Exception):
     """A stage was asked to stop between two steps; its trainer state is saved, and the next attempt goes on there."""
 

@@ -1,13 +1,15 @@
-"""What a checkpoint knows: held-out text, multiple choice, and sampled answers put to a verifier.
+"""What a checkpoint knows: held-out text, multiple choice, sampled answers put to a verifier, and lm-eval's tasks.
 
 Items are the first ones of the test split, the same for every checkpoint, and samples draw from seeds that depend
-on the benchmark alone, so two checkpoints differ by their models only.
+on the benchmark alone, so two checkpoints differ by their models only. What is measured is kept by benchmark and
+piece (`pipelines.pieces`), so nothing is measured twice and a kill costs one piece.
 """
 
 import json
-import math
 import time
 import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,48 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from pipelines.cell import BenchmarkConfig, EvaluationConfig
+from pipelines import distribution
+from pipelines.cell import HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.data import Corpus
+from pipelines.errors import MissingData
 from pipelines.ledger import Ledger
-from pipelines.metrics import majority, mean_and_error, pass_at_k
+from pipelines.metrics import Estimate, estimate, mean_and_error
+from pipelines.pieces import Pieces, Rows, cut
+from pipelines.problems import Question, load_items
 from pipelines.rollouts import Sampling, generate, length_batches, score
-from pipelines.tasks import extract_answer
-from shaping.loss import token_statistics
+from pipelines.samples import SAMPLES, Sample, measure, sample_rows, write_rows
+from pipelines.shards import ShardRows
+from pipelines.verifiers import Judge
+from shaping.objective import Objective
+from shaping.statistics import entropy, head_tail_mass
+from shaping.theory import stationary_distribution
 
 BATCH_TOKENS = 16_384
 CHOICES = 4
 SHOWN = 4
-"""Sampled answers of each benchmark that W&B shows; `samples.jsonl` holds all."""
+"""Sampled answers of each benchmark that W&B shows; `samples.jsonl.gz` holds all."""
+PIECE_TOKENS = 1 << 18
+"""Most tokens that the answers of one piece may come to; an item is never cut."""
+THEORY_TOKENS = 64
+"""Tokens whose stationary distribution is solved for: each takes milliseconds."""
 
 Measurement = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Control:
+    """How the checkpoint's distribution is changed before it is measured.
+
+    `matched:SETTING`: logits are divided by `temperature`, and the sampling temperature is multiplied with it.
+    `theory:SETTING`: what a tabular model trained with `objective` on the checkpoint's distribution would converge to.
+    """
+
+    name: str
+    temperature: float = 1.0
+    objective: Objective | None = None
+
+
+AS_IT_IS = Control("")
 
 
 def evaluate(
@@ -39,89 +69,241 @@ def evaluate(
     top_k: int,
     ledger: Ledger,
     folder: Path,
+    pieces: Pieces,
+    control: Control = AS_IT_IS,
 ) -> dict[str, Any]:
-    """Measure `model` on every benchmark of `config`; answers go to `samples.jsonl` in `folder`.
+    """Measure `model` on every benchmark of `config`; `folder` takes answers and `distribution.json`.
 
-    Returns `{"metrics": name/metric -> value, "measurements": [...]}`, fractions between 0 and 1, entropy in nats,
-    response length in tokens.
+    Returns `{"metrics": name/metric -> value, "measurements": [...], "missing": name -> why}`, fractions between 0 and
+    1, entropy in nats, response length in tokens. A benchmark whose data set cannot be had is missing, with a sentence.
     """
     measurements: list[Measurement] = []
-    shown: list[dict[str, Any]] = []
-    with torch.inference_mode(), (folder / "samples.jsonl").open("w") as file:
+    details: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    kept: list[Sample] = []
+    measured = _Measured(model, config, corpus, top_k, pieces, control)
+    with torch.inference_mode():
         for step, (name, benchmark) in enumerate(config.benchmarks.items(), start=1):
             began = time.time()
-            samples: list[dict[str, Any]] = []
-            match benchmark.kind:
-                case "text":
-                    found = _text(model, benchmark, corpus, config.text_length, top_k)
-                case "choice":
-                    found = _choice(model, benchmark, corpus)
-                case _:
-                    found, samples = _sampled(model, name, benchmark, corpus, config)
-            for metric, (value, error, count) in found.items():
-                measurements.append(
-                    {
-                        "benchmark": name,
-                        "group": benchmark.group,
-                        "metric": metric,
-                        "value": value,
-                        "stderr": error,
-                        "n": count,
-                    }
-                )
-            for sample in samples:
-                file.write(json.dumps({"benchmark": name, **sample}) + "\n")
-            shown += [{"benchmark": name, **sample} for sample in samples[:SHOWN]]
-            values = {f"{name}/{metric}": value for metric, (value, _, _) in found.items()}
+            try:
+                found, samples, detail = measured.benchmark(name, benchmark)
+            except MissingData as error:
+                missing[name] = str(error)
+                print(f"{name} is missing: {error}", flush=True)
+                ledger.log({"step": step, "benchmark": name, "missing": str(error), "seconds": time.time() - began})
+                continue
+            for metric, measurement in found.items():
+                row = {"benchmark": name, "group": benchmark.group, "metric": metric, **measurement._asdict()}
+                measurements.append(row | ({"variant": control.name} if control.name else {}))
+            kept += [{"benchmark": name, **sample} for sample in samples]
+            if detail:
+                details[name] = detail
+            values = {f"{name}/{metric}": measurement.value for metric, measurement in found.items()}
             ledger.log({"step": step, "benchmark": name, **values, "seconds": time.time() - began})
-    ledger.samples("samples", shown)
+    write_rows(folder / SAMPLES, kept)
+    if details:
+        (folder / "distribution.json").write_text(json.dumps(details) + "\n")
+    ledger.samples("samples", list(_shown(kept)))
     metrics = {f"{m['benchmark']}/{m['metric']}": m["value"] for m in measurements}
-    return {"metrics": metrics, "measurements": measurements}
+    return {"metrics": metrics, "measurements": measurements} | ({"missing": missing} if missing else {})
 
 
-Found = dict[str, tuple[float, float | None, int]]
-"""metric -> (value, standard error, number of items)"""
+def _shown(samples: list[Sample]) -> Iterator[Sample]:
+    counts: dict[str, int] = {}
+    for sample in samples:
+        counts[sample["benchmark"]] = counts.get(sample["benchmark"], 0) + 1
+        if counts[sample["benchmark"]] <= SHOWN:
+            yield sample
 
 
-def _text(model: PreTrainedModel, benchmark: BenchmarkConfig, corpus: Corpus, length: int, top_k: int) -> Found:
-    """Perplexity and mean entropy on rows of held-out text; errors over rows, which are long enough to be apart."""
+Found = dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One checkpoint, benchmark by benchmark."""
+
+    model: PreTrainedModel
+    config: EvaluationConfig
+    corpus: Corpus
+    top_k: int
+    pieces: Pieces
+    control: Control
+
+    def benchmark(self, name: str, benchmark: BenchmarkConfig) -> tuple[Found, list[Sample], dict[str, Any]]:
+        """Metrics, samples, and what of the distribution does not fit into a number."""
+        if benchmark.kind in HARNESS:
+            from pipelines.harness import run_task
+
+            return run_task(self.model, self.corpus.tokenizer, name, benchmark, self.config, self.pieces)
+        if benchmark.kind == "sampled":
+            samples = self._samples(name, benchmark)
+            return measure(samples, self.config.pass_k), samples, {}
+        identity = asdict(benchmark) | {"group": "", "stages": []}
+        if benchmark.kind == "text":
+            identity |= {"text_length": self.config.text_length}
+        make = self._choice if benchmark.kind == "choice" else self._text
+        (row,) = self.pieces.rows(name, identity, [range(benchmark.items)], lambda _: [make(benchmark)])
+        return {metric: Estimate(*values) for metric, values in row["found"].items()}, [], row["detail"]
+
+    def _text(self, benchmark: BenchmarkConfig) -> dict[str, Any]:
+        """Perplexity, entropy and the rest on rows of held-out text."""
+        rows, domains, names = text_rows(self.corpus, benchmark, self.config.text_length)
+        if self.control.objective is not None:
+            return {"found": self._theory(rows, self.control.objective), "detail": {}}
+        transform: distribution.Transform = distribution.as_it_is
+        if self.control.name:
+            transform = distribution.tempered(self.control.temperature)
+        table = distribution.token_table(self.model, rows, self.top_k, transform)
+        sizes = distribution.byte_lengths(self.corpus)
+        found = distribution.headline(table, self.top_k, sizes)
+        if self.control.name:
+            found["temperature"] = Estimate(self.control.temperature, None, len(rows))
+        return {"found": found, "detail": distribution.detail(table, self.corpus, sizes, domains[:, 1:], names)}
+
+    def _theory(self, rows: NDArray[Any], objective: Objective) -> Found:
+        """Entropy and masses of the stationary distributions of `objective` with the model's own as the data's.
+
+        They are solved for on a few tokens; what they differ from the model's own by is added to the model's mean over
+        all tokens, so that the choice of the tokens hardly matters.
+        """
+        own = distribution.token_table(self.model, rows, self.top_k)
+        spread = _spread(len(rows) * (rows.shape[1] - 1), THEORY_TOKENS)
+        row, place = np.divmod(spread, rows.shape[1] - 1)
+        inputs = torch.from_numpy(rows[row, :-1].astype(np.int64)).to(self.model.device)
+        logits = torch.cat([self.model(input_ids=part).logits for part in inputs.split(64)])
+        q = logits[torch.arange(len(place)), torch.from_numpy(place)].double().cpu().softmax(-1)
+        p = stationary_distribution(q, objective)
+        k = min(self.top_k, q.shape[1])
+        pairs = {
+            "entropy": (own.entropy, torch.special.entr(p).sum(-1) - entropy(q.log())),
+            "head_mass": (own.head_mass[k], head_tail_mass(p.log(), k)[0] - head_tail_mass(q.log(), k)[0]),
+        }
+        found: Found = {}
+        for metric, (everywhere, difference) in pairs.items():
+            base, error = mean_and_error(everywhere.mean(1))
+            moved, doubt = mean_and_error(difference.numpy())
+            found[metric] = Estimate(base + moved, float(np.hypot(error or 0.0, doubt or 0.0)), len(rows))
+        head = found["head_mass"]
+        found["tail_mass"] = Estimate(1 - head.value, head.stderr, head.n)
+        return found
+
+    def _choice(self, benchmark: BenchmarkConfig) -> dict[str, Any]:
+        """Accuracy at choosing, among four, the pair of context and continuation that the model finds likeliest."""
+        items = CHOICE_TASKS[benchmark.task](self.corpus, benchmark.items)
+        pairs = [pair for item in items for pair in item]
+        lengths = [len(context) + len(continuation) for context, continuation in pairs]
+        totals = np.empty(len(pairs))
+        for batch in length_batches(lengths, BATCH_TOKENS):
+            log_probs = score(self.model, [pairs[i][0] for i in batch], [pairs[i][1] for i in batch]).log_probs
+            split = log_probs.split([len(pairs[i][1]) for i in batch])
+            totals[batch] = [part.sum().item() for part in split]
+        by_item = totals.reshape(-1, CHOICES)
+        right = by_item[:, 0] > by_item[:, 1:].max(1)  # the true pair stands first
+        return {"found": {"accuracy": estimate(right.astype(np.float64))}, "detail": {}}
+
+    def _samples(self, name: str, benchmark: BenchmarkConfig) -> list[Sample]:
+        """Sampled answers with their rewards."""
+        questions = load_items(benchmark.task, benchmark.dataset, self.corpus)[: benchmark.items]
+        limit = benchmark.max_new_tokens or self.config.max_new_tokens
+        sampling = Sampling(self.config.temperature * self.control.temperature, self.config.top_p, limit)
+        identity: Mapping[str, Any] = {"name": name, "task": benchmark.task, "samples": benchmark.samples,
+                    "dataset": benchmark.dataset, "sampling": asdict(sampling)}  # fmt: skip
+        size = min(PIECE_TOKENS // (benchmark.samples * limit), -(-len(questions) // self.pieces.share.tasks))
+        with Judge() as judge:
+            return self.pieces.rows(
+                name,
+                identity,
+                cut(len(questions), size),
+                lambda items: sample_answers(
+                    self.model,
+                    self.corpus,
+                    questions[items.start : items.stop],
+                    benchmark.samples,
+                    sampling,
+                    zlib.crc32(name.encode()),
+                    judge,
+                    items.start,
+                ),
+            )
+
+
+def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What the items of each benchmark say, for the search for contamination, and why some cannot be had."""
+    texts: dict[str, list[str]] = {}
+    missing: dict[str, str] = {}
+    for name, benchmark in config.benchmarks.items():
+        if benchmark.kind == "text":
+            held_out, *_ = text_rows(corpus, benchmark, config.text_length)
+            texts[name] = corpus.tokenizer.batch_decode(held_out, skip_special_tokens=True)
+        elif benchmark.kind == "choice":
+            rows = [[*begin, *end] for (begin, end), *_ in CHOICE_TASKS[benchmark.task](corpus, benchmark.items)]
+            texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        elif benchmark.kind == "sampled":
+            questions = load_items(benchmark.task, benchmark.dataset, corpus)[: benchmark.items]
+            texts[name] = [question.question for question in questions]
+        else:
+            from pipelines.harness import item_texts
+
+            try:
+                texts[name] = item_texts(name, benchmark)
+            except MissingData as error:
+                missing[name] = str(error)
+    return texts, missing
+
+
+def text_rows(
+    corpus: Corpus, benchmark: BenchmarkConfig, length: int
+) -> tuple[NDArray[Any], NDArray[np.int64], list[str]]:
+    """The held-out rows that a benchmark of text measures [items, length + 1], the domain of each token (its number,
+    in the same shape), and the domains' names: packages of the documents, or the source of token shards."""
     rows = corpus.rows(benchmark.task, "test", length)
-    rows = rows[_spread(len(rows), benchmark.items)]
-    parts = []
-    for start in range(0, len(rows), max(1, BATCH_TOKENS // length)):
-        batch = torch.from_numpy(rows[start : start + max(1, BATCH_TOKENS // length)].astype(np.int64))
-        batch = batch.to(model.device)
-        logits = model(input_ids=batch[:, :-1]).logits
-        stats = token_statistics(logits.flatten(0, 1), batch[:, 1:].flatten(), top_k)
-        columns = (-stats.target_probability.log(), stats.entropy, stats.head_mass, stats.tail_mass)
-        parts.append(torch.stack(columns, -1).view(len(batch), length, -1).double().mean(1))
-    means = torch.cat(parts).cpu().numpy()
-    loss, loss_error = mean_and_error(means[:, 0])
-    perplexity = math.exp(loss)
-    found: Found = {"perplexity": (perplexity, None if loss_error is None else perplexity * loss_error, len(means))}
-    for column, metric in enumerate(("entropy", "head_mass", "tail_mass"), start=1):
-        found[metric] = (*mean_and_error(means[:, column]), len(means))
-    return found
+    chosen = _spread(len(rows), benchmark.items)
+    if isinstance(rows, ShardRows):
+        picked = rows[chosen]
+        return picked, np.zeros(picked.shape, dtype=np.int64), [benchmark.task]
+    rows, documents = corpus.rows_with_documents(benchmark.task, "test", length)
+    packages = [document.module.split(".")[0] for document in corpus.documents("test")]
+    names = list(dict.fromkeys(packages))
+    return rows[chosen], np.array([names.index(package) for package in packages])[documents[chosen]], names
+
+
+def sample_answers(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    questions: list[Question],
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    judge: Judge,
+    first: int = 0,
+) -> Rows:
+    """Rows of `pipelines.samples`, without the benchmark's name: `n` answers to each question, judged.
+
+    `first` is the number of the first question in its benchmark. A response that the limit cut has no answer.
+    """
+    prompts = [question.prompt for question in questions]
+    rollouts = generate(model, [corpus.encode(prompt) for prompt in prompts], n, sampling, (seed,), first=first)
+    responses = corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
+    stopped = rollouts.stopped.tolist()
+    judged = [questions[i // n].judged(response) for i, response in enumerate(responses)]
+    judged = [(name, answer if stopped[i] else None, gold) for i, (name, answer, gold) in enumerate(judged)]
+    asked = [(prompt, question.question) for prompt, question in zip(prompts, questions, strict=True)]
+    return sample_rows(
+        asked,
+        responses,
+        judged,
+        judge,
+        rollouts.log_probs.double().sum(1).tolist(),
+        rollouts.lengths.tolist(),
+        stopped,
+        first,
+    )
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:
     """At most `count` indices spread evenly over `size`."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))
-
-
-def _choice(model: PreTrainedModel, benchmark: BenchmarkConfig, corpus: Corpus) -> Found:
-    """Accuracy at choosing, among four, the pair of context and continuation that the model finds likeliest."""
-    items = CHOICE_TASKS[benchmark.task](corpus, benchmark.items)
-    pairs = [pair for item in items for pair in item]
-    lengths = [len(context) + len(continuation) for context, continuation in pairs]
-    totals = np.empty(len(pairs))
-    for batch in length_batches(lengths, BATCH_TOKENS):
-        log_probs = score(model, [pairs[i][0] for i in batch], [pairs[i][1] for i in batch]).log_probs
-        split = log_probs.split([len(pairs[i][1]) for i in batch])
-        totals[batch] = [part.sum().item() for part in split]
-    by_item = totals.reshape(-1, CHOICES)
-    right = by_item[:, 0] > by_item[:, 1:].max(1)  # the true pair stands first
-    return {"accuracy": (*mean_and_error(right.astype(np.float64)), len(right))}
 
 
 Pair = tuple[list[int], list[int]]
@@ -147,8 +329,7 @@ def _module(corpus: Corpus, count: int) -> list[list[Pair]]:
 
 def _continuation(corpus: Corpus, count: int) -> list[list[Pair]]:
     """Commonsense: which continuation belongs to the beginning of a docstring never trained on? First the true one."""
-    tokens = [corpus.encode(document.training_text) for document in corpus.documents("test")]
-    tokens = [ids for ids in tokens if len(ids) >= 3 * CHOICE_TOKENS]
+    tokens = [ids.tolist() for ids in corpus.document_tokens("test") if len(ids) >= 3 * CHOICE_TOKENS]
     rng = np.random.default_rng(0)
     items = []
     for index in rng.permutation(len(tokens))[:count]:
@@ -160,36 +341,3 @@ def _continuation(corpus: Corpus, count: int) -> list[list[Pair]]:
 
 CHOICE_TASKS = {"module": _module, "continuation": _continuation}
 """Name of a multiple-choice task -> its items, four (context, continuation) pairs each, the true one first."""
-
-
-def _sampled(
-    model: PreTrainedModel, name: str, benchmark: BenchmarkConfig, corpus: Corpus, config: EvaluationConfig
-) -> tuple[Found, list[dict[str, Any]]]:
-    """Avg@n, Cons@n and Pass@k of sampled answers, with the mean response length."""
-    problems = corpus.problems(benchmark.task, "test")[: benchmark.items]
-    n = benchmark.samples
-    rollouts = generate(
-        model,
-        [corpus.encode(problem.prompt) for problem in problems],
-        n,
-        Sampling(config.temperature, config.top_p, config.max_new_tokens),
-        (zlib.crc32(name.encode()),),
-    )
-    responses = corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
-    answers = [
-        extract_answer(response) if stopped else None
-        for response, stopped in zip(responses, rollouts.stopped.tolist(), strict=True)
-    ]
-    right = np.array([answer == problems[i // n].answer for i, answer in enumerate(answers)]).reshape(-1, n)
-    votes = [majority(answers[i * n : (i + 1) * n], problem.answer) for i, problem in enumerate(problems)]
-    lengths = rollouts.lengths.double().numpy().reshape(-1, n).mean(1)
-    per_item = {f"avg@{n}": right.mean(1)}
-    if n > 1:
-        per_item[f"cons@{n}"] = np.array(votes)
-        per_item |= {f"pass@{k}": pass_at_k(right.sum(1), n, k) for k in config.pass_k if 1 < k <= n}
-    per_item["response_length"] = lengths
-    samples = [
-        {"question": problems[i // n].question, "response": response, "answer": answer, "right": bool(right.flat[i])}
-        for i, (response, answer) in enumerate(zip(responses, answers, strict=True))
-    ]
-    return {metric: (*mean_and_error(values), len(problems)) for metric, values in per_item.items()}, samples

@@ -112,6 +112,12 @@ def load_model(
     return model
 
 
+def on_device(model: PreTrainedModel, rank: int = 0) -> PreTrainedModel:
+    """The model, ready to be measured, on the GPU of process `rank` of this machine, or on the CPU if there is none."""
+    gpus = torch.cuda.device_count()
+    return model.eval().to(f"cuda:{rank % gpus}" if gpus else "cpu")
+
+
 def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,

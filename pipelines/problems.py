@@ -1,8 +1,9 @@
 """What RL asks: data sets of problems, each with the way it is put, read and verified.
 
 A data set is a family of the corpus (generated tasks, `gym_` families among them) or a file of JSON lines. How a
-question becomes a prompt, where a response's answer is found and which verifier judges it stand in `FORMATS`, as data.
-Problems are split by a hash of the question, so the ones that are held out are never trained on.
+question becomes a prompt, where a response's answer is found and which verifier judges it stand in
+`pipelines.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are never
+trained on.
 """
 
 import json
@@ -10,48 +11,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.data import Corpus
 from pipelines.errors import UserError, nearest
-from pipelines.tasks import split_of
-from pipelines.verifiers import VERIFIERS
+from pipelines.formats import FORMATS
+from pipelines.tasks import Problem, split_of
 
 FILE = ".jsonl"
 """Ending of the names in `grpo.tasks` that are files."""
 
-
-@dataclass(frozen=True)
-class Format:
-    """How a problem is put, read and verified."""
-
-    prompt: str
-    """The prompt; `{question}` stands for the question."""
-    answer: str
-    """A regular expression; the first group of its last match in the response is the answer."""
-    verifier: str
-    """`exact`, or a name of `pipelines.verifiers.VERIFIERS`."""
-    judged: str = "{answer}"
-    """What the verifier is given; `{answer}` stands for the answer."""
-
-    def extract(self, response: str) -> str | None:
-        """The answer in a response, stripped, or None."""
-        found = None
-        for match in re.finditer(self.answer, response):
-            found = match.group(1).strip()
-        return found
-
-
-FORMATS: dict[str, Format] = {
-    "marked": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "exact"),
-    "boxed": Format(
-        "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n",
-        r"(?s)(?:.*</think>)?(.*\\boxed.*)$",
-        "math",
-    ),
-    "python": Format("{question}\nWrite the program between ```python and ```.\n", r"(?s)```python\n(.*?)```", "code"),
-    "program": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "code", "f = lambda x: {answer}"),
-}
-"""Name -> format. `marked` is how the corpus writes its tasks. Adding one is adding a line."""
 
 TESTED = {"program": "for x in range(-20, 21):\n    assert f(x) == ({answer}), x"}
 """Families whose answers are programs, with the tests that stand in for equality: any program that passes is right."""
@@ -80,6 +49,27 @@ class Question:
         return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
 
+def load_items(task: str, dataset: str | None, corpus: Corpus) -> list[Question]:
+    """The questions of a benchmark, in a fixed order: a family's test split, or all of a local file, asked in the
+    format `task` where a line names no other.
+
+    Raises `UserError` where a file's line is not as it should be, or where there are none.
+    """
+    if dataset is not None:
+        found = _read(Path(dataset), task)
+    elif task in TESTED:
+        found = [_tested(task, problem) for problem in corpus.problems(task, "test")]
+    else:
+        found = [Question(task, p.question, p.answer, "marked") for p in corpus.problems(task, "test")]
+    if not found:
+        raise UserError(f"{dataset or task}: it has no questions to measure with; give it more")
+    return found
+
+
+def _tested(task: str, problem: Problem) -> Question:
+    return Question(task, problem.question, TESTED[task].replace("{answer}", problem.answer), "program")
+
+
 def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
     """The questions of a data set in one split (`rl` to train on, `validation` to hold out), in a fixed order.
 
@@ -90,9 +80,7 @@ def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
     else:
         problems = corpus.problems(task, split)
         if task in TESTED:
-            found = [
-                Question(task, p.question, TESTED[task].replace("{answer}", p.answer), "program") for p in problems
-            ]
+            found = [_tested(task, problem) for problem in problems]
         else:
             found = [Question(task, p.question, p.answer, "marked") for p in problems]
     if not found:
@@ -105,13 +93,16 @@ def _file_split(question: str) -> str:
     return "validation" if split_of(question) == "validation" else "rl"
 
 
-def _read(path: Path) -> list[Question]:
-    """Lines {"question": ..., "answer": ..., "format": one of `FORMATS`, `boxed` if absent}, equal questions once."""
+def _read(path: Path, usual: str = "boxed") -> list[Question]:
+    """Lines {"question": ..., "answer": ..., "format": one of `FORMATS`, `usual` if absent}, equal questions once.
+
+    A Parquet file has these as columns.
+    """
     questions: dict[str, Question] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         try:
-            row = json.loads(line)
-            question, answer, form = str(row["question"]), str(row["answer"]), row.get("format", "boxed")
+            row = json.loads(line) if isinstance(line, str) else line
+            question, answer, form = str(row["question"]), str(row["answer"]), row.get("format") or usual
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f'{path}:{number}: a line is a JSON object with "question" and "answer", and perhaps "format"'
@@ -120,6 +111,15 @@ def _read(path: Path) -> list[Question]:
             raise UserError(f"{path}:{number}: format={form}: {nearest(form, FORMATS)}")
         questions.setdefault(question, Question(str(path), question, answer, form))
     return list(questions.values())
+
+
+def _lines(path: Path) -> list[Any]:
+    """Lines of a JSON-lines file, or rows of a Parquet file."""
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        return list(pd.read_parquet(path).to_dict("records"))
+    return list(path.read_text().splitlines())
 
 
 def contamination(questions: Iterable[Question], corpus: Corpus, families: Sequence[str]) -> float:
@@ -140,6 +140,3 @@ SHORTEST = 30
 
 def _plain(text: str) -> str:
     return re.sub(r"\s+", "", text).lower()
-
-
-assert all(form.verifier == "exact" or form.verifier in VERIFIERS for form in FORMATS.values())

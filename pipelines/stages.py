@@ -27,11 +27,13 @@ from pipelines.cell import (
     TrackingConfig,
 )
 from pipelines.data import Corpus, prepare
+from pipelines.distribution import matched_temperature, mean_entropy
 from pipelines.errors import StageFailure
-from pipelines.evaluation import evaluate
+from pipelines.evaluation import AS_IT_IS, Control, evaluate, text_rows
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
-from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.models import build_model, load_model, on_device, parameter_count, save_checkpoint
+from pipelines.pieces import Pieces, Share
 from pipelines.shards import fingerprint
 from pipelines.training import train
 from shaping.objective import Objective
@@ -55,6 +57,10 @@ class _Context:
     """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage asks between steps; when it is true the
     stage saves its trainer state (`pipelines.resume`) in `resume` and raises `pipelines.errors.Interrupted`."""
 
+    root: Path
+    """Of the store."""
+    reference: Path | None = None
+    """Folder of the stage run that a control is matched to."""
     rank: int = 0
     """Of several processes at one stage run, which this is; the first alone writes."""
     tasks: int = 1
@@ -98,13 +104,15 @@ def run_stage(
     rank: int = 0,
     tasks: int = 1,
     nodes: int = 1,
+    reference: Path | None = None,
 ) -> Outcome:
-    """Do the work of `spec` in `folder` of the store at `root`; `parent` is the folder of the stage run before.
+    """Do the work of `spec` in `folder` of the store at `root`; `parent` is the folder of the stage run before,
+    `reference` that of the one that a control is matched to.
 
     Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine, also
     when the work was interrupted and goes on from `folder / "resume"`. Raises `Interrupted` soon after
-    `interrupted()` turns true. Pre-training and mid-training may be shared by `tasks` processes on `nodes` nodes; what
-    those of a `rank` above 0 would write goes nowhere.
+    `interrupted()` turns true. Pre-training, mid-training and evaluations may be shared by `tasks` processes on
+    `nodes` nodes; what those of a `rank` above 0 would write goes nowhere, but for the pieces of an evaluation.
     """
     corpus = prepare(_data(spec), root / "cache")
     torch.manual_seed(spec["config"]["seed"])
@@ -113,7 +121,7 @@ def run_stage(
             Ledger(spec, Path(nowhere), root, TrackingConfig("off")) if rank else Ledger(spec, folder, root, tracking)
         )
         with ledger:
-            context = _Context(spec, folder, parent, corpus, ledger, interrupted, rank, tasks, nodes)
+            context = _Context(spec, folder, parent, corpus, ledger, interrupted, root, reference, rank, tasks, nodes)
             outcome = STAGES[spec["stage"]](context)
             ledger.summarize(outcome["metrics"])
     return outcome
@@ -197,15 +205,45 @@ def _grpo(context: _Context) -> Outcome:
 
 def _evaluate(context: _Context) -> Outcome:
     config = dict(context.config["evaluation"])
-    benchmarks = {name: BenchmarkConfig(**b, stages=[]) for name, b in config.pop("benchmarks").items()}
+    rows = {name: {k: v for k, v in b.items() if k != "dataset_sha256"} for name, b in config.pop("benchmarks").items()}
+    benchmarks = {name: BenchmarkConfig(**row, stages=[]) for name, row in rows.items()}
+    evaluation = EvaluationConfig(name="", **config, benchmarks=benchmarks)
+    variant = context.config.get("variant")
+    identity = {"version": context.spec["version"], "parent": context.spec["parent"], "variant": variant}
+    identity |= {key: context.spec[key] for key in ("checkpoint",)}
+    identity |= {key: context.config[key] for key in ("data", "text_versions")}
+    share = Share(context.rank, context.tasks, context.interrupted)
+    pieces = Pieces(context.root / "cache" / "evaluations", identity, share)
+    model = on_device(load_model(context.source), context.rank)
     return evaluate(
-        load_model(context.source),
-        EvaluationConfig(name="", **config, benchmarks=benchmarks),
+        model,
+        evaluation,
         context.corpus,
         context.config["data"]["top_k"],
         context.ledger,
         context.folder,
+        pieces,
+        _control(context, evaluation, model, pieces) if variant else AS_IT_IS,
     )
+
+
+def _control(context: _Context, evaluation: EvaluationConfig, model: Any, pieces: Pieces) -> Control:
+    """The control that a variant asks for; its temperature is found once and kept with the pieces."""
+    variant = context.config["variant"]
+    if "objective" in variant:
+        return Control(variant["name"], objective=_objective(variant, context.corpus))
+    text = next(b for b in evaluation.benchmarks.values() if b.kind == "text")
+    rows, *_ = text_rows(context.corpus, text, evaluation.text_length)
+
+    def find() -> list[dict[str, Any]]:
+        assert context.reference is not None
+        reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
+        wanted, _ = mean_entropy(on_device(reference, context.rank), rows)
+        return [{"temperature": matched_temperature(model, rows, wanted)}]
+
+    identity = {"temperature": variant, "items": text.items, "text_length": evaluation.text_length}
+    (found,) = pieces.rows("temperature", identity, [range(1)], lambda _: find())
+    return Control(variant["name"], temperature=found["temperature"])
 
 
 def _objective(config: dict[str, Any], corpus: Corpus) -> Objective:

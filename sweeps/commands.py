@@ -177,7 +177,8 @@ def _status(store: Store | None, run: StageRun) -> str:
 def _grow(tree: Tree, graph: Plan, statuses: dict[str, str], run: StageRun) -> None:
     branch = tree.add(Text(f"{title(run)}  {run.signature}  {statuses[run.signature]}"))
     for child in graph.children(run.signature):
-        _grow(branch, graph, statuses, child)
+        if child.reference != run.signature:  # a control stands under the checkpoint that it measures
+            _grow(branch, graph, statuses, child)
 
 
 def _plan_lines(graph: Plan, statuses: dict[str, str], stages: dict[str, Any]) -> Iterator[str]:
@@ -500,13 +501,14 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
 
 
 def _lineage(signature: str, everything: dict[str, Row]) -> set[str]:
-    """A stage run and all that it starts from."""
+    """A stage run and all that it needs, directly or not."""
     found: set[str] = set()
-    at: str | None = signature
-    while at in everything:
-        assert at is not None
-        found.add(at)
-        at = everything[at].parent
+    waiting = [signature]
+    while waiting:
+        at = waiting.pop()
+        if at in everything and at not in found:
+            found.add(at)
+            waiting += everything[at].needs
     return found
 
 
@@ -599,6 +601,77 @@ def sync(
             opened, project or "shaping", entity, checkpoints, lambda line: console.print(line, markup=False)
         )
         console.print(f"{len(names)} artifacts sent")
+
+
+@app.command()
+def measure(
+    filters: Filters = None,
+    store: StorePath = "store",
+    k: Annotated[str, typer.Option("--k", help="The k of Pass@k, with commas, or `all`.")] = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Compute Avg@n, Cons@n and Pass@k anew from the samples that evaluations have stored; needs no model."""
+    from pipelines.samples import SAMPLES, measure, read_rows
+
+    opened = Store.open(store)
+    if k != "all" and not all(part.strip().isdigit() and int(part) > 0 for part in k.split(",")):
+        raise UserError(f"--k={k}: name whole numbers above 0, such as --k=1,4,16, or all")
+    listed: list[dict[str, Any]] = []
+    for row in rows(opened, ["stage=evaluate", *(filters or [])]):
+        path = opened.run("evaluate", row.signature).folder / SAMPLES
+        if row.status != "done" or not path.exists():
+            continue
+        samples: dict[str, list[dict[str, Any]]] = {}
+        for sample in read_rows(path):
+            samples.setdefault(sample["benchmark"], []).append(sample)
+        for benchmark, own in samples.items():
+            ks = list(range(1, len(own) + 1)) if k == "all" else [int(part) for part in k.split(",")]
+            for metric, found in measure(own, ks).items():
+                place = {"stage_run": row.signature, "what": row.title, "benchmark": benchmark, "metric": metric}
+                listed.append(place | found._asdict())
+    if as_json:
+        print(json.dumps(listed, indent=1))
+        return
+    for entry in listed:
+        low, high = entry["low"], entry["high"]
+        interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
+        print(f"{entry['what']}  {entry['benchmark']}  {entry['metric']}  {entry['value']:.4f}{interval}")
+    if not listed:
+        print("None of the selected evaluations has stored samples")
+
+
+@app.command()
+def contamination(
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", help="Words in a row that must be equal.")] = 13,
+    as_json: AsJson = False,
+) -> None:
+    """Report, for each benchmark of a command line's cells, how many of its items the training mixture has shown.
+
+    Builds the data if they are not in the store; loads torch. Benchmarks whose data set is not here are named.
+    """
+    from pipelines.cell import STAGES as TRAINED
+    from pipelines.contamination import overlap
+    from pipelines.data import prepare
+    from pipelines.evaluation import evaluation_texts
+    from sweeps.composition import compose_cells
+
+    if n < 5:
+        raise UserError(f"-n={n}: five words and more; shorter ones stand in any text by chance")
+    cell = compose_cells(list(overrides or []))[0]
+    corpus = prepare(cell.data, Store.create(cell.store).cache)
+    texts, missing = evaluation_texts(cell.evaluation, corpus)
+    sources = {s for stage in TRAINED[:2] for s, weight in getattr(cell, stage).mixture.items() if weight > 0}
+    report = overlap(texts, corpus.training_texts(sorted(sources)), n)
+    if as_json:
+        print(json.dumps({"n": n, "benchmarks": report, "missing": missing}, indent=1))
+        return
+    print(f"{'benchmark':20}{'items':>8}{'too short':>11}{'contaminated':>14}")
+    for name, found in report.items():
+        share = "" if found["contaminated"] is None else f"{found['contaminated']:.1%}"
+        print(f"{name:20}{found['items']:>8}{found['short']:>11}{share:>14}")
+    for name, why in missing.items():
+        print(f"{name} is missing: {why}")
 
 
 def find(store: Store, signature: str) -> StoredRun:

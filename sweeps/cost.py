@@ -105,13 +105,14 @@ def _extended(config: Mapping[str, Any]) -> int:
 def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) -> Work:
     total = Work()
     for benchmark in config["benchmarks"].values():
+        limit = benchmark["max_new_tokens"] or config["max_new_tokens"]
         match benchmark["kind"]:
             case "text":
                 tokens, length = benchmark["items"] * config["text_length"], config["text_length"]
             case "choice" | "harness_choice":
                 tokens, length = benchmark["items"] * CHOICES * CHOICE_TOKENS, CHOICE_TOKENS
             case _:
-                length = sum(_response(config["max_new_tokens"]))
+                length = sum(_response(limit))
                 tokens = benchmark["items"] * benchmark["samples"] * length
         total += Work(sampling=forward_operations(model, vocabulary, tokens, length), sampled_tokens=tokens)
     return total
@@ -281,8 +282,8 @@ def _wall(plan: Plan, hours: dict[str, float], room: Room) -> float:
     if not room.devices:
         return max(chain.values())
     free, now = room.devices, 0.0
-    parents = {s: plan.runs[s].parent for s in hours}
-    ready = [(-chain[s], s) for s, parent in parents.items() if parent is None or parent[1] not in hours]
+    lacking = {s: sum(need in hours for need in plan.runs[s].needs) for s in hours}
+    ready = [(-chain[s], s) for s, count in lacking.items() if not count]
     heapq.heapify(ready)
     ends: list[tuple[float, str, int]] = []
     while ready or ends:
@@ -295,7 +296,9 @@ def _wall(plan: Plan, hours: dict[str, float], room: Room) -> float:
         free += used
         for child in plan.children(signature):
             if child.signature in hours:
-                heapq.heappush(ready, (-chain[child.signature], child.signature))
+                lacking[child.signature] -= 1
+                if not lacking[child.signature]:
+                    heapq.heappush(ready, (-chain[child.signature], child.signature))
     return now
 
 

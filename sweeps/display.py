@@ -155,7 +155,8 @@ class Display:
 def title(run: StageRun) -> str:
     """What a line calls the stage run: `grpo nano/ce/seed1`, with the checkpoint that an evaluation measures."""
     if run.stage == "evaluate" and run.parent:
-        return f"evaluate {cell_of(run.labels)} {run.parent[0]} {run.checkpoint}"
+        control = f" {run.labels['control']}" if "control" in run.labels else ""
+        return f"evaluate {cell_of(run.labels)} {run.parent[0]} {run.checkpoint}{control}"
     return f"{run.stage} {cell_of(run.labels)}"
 
 

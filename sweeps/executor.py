@@ -117,7 +117,7 @@ class _Execution:
         self.ready = [
             (-self.priority[s], place, s)
             for place, (s, run) in enumerate(plan.runs.items())
-            if s in self.waiting and not (run.parent and run.parent[1] in self.waiting)
+            if s in self.waiting and not any(need in self.waiting for need in run.needs)
         ]
         heapq.heapify(self.ready)
         self.places = {s: place for place, s in enumerate(plan.runs)}
@@ -203,7 +203,7 @@ class _Execution:
 
     def _free_children(self, signature: str) -> None:
         for child in self.plan.children(signature):
-            if child.signature in self.waiting:
+            if child.signature in self.waiting and all(_is_done(self.store, self.plan.runs[n]) for n in child.needs):
                 heapq.heappush(self.ready, self._entry(child.signature))
 
     def _entry(self, signature: str) -> tuple[int, int, str]:

@@ -10,10 +10,12 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from pipelines.cell import (
+    CONTROLS,
+    LOCAL_FILES,
     STAGE_VERSIONS,
     STAGES,
     Cell,
@@ -47,6 +49,23 @@ class StageRun:
     """How it is computed (`ComputeConfig`) and where its data lie; not in the signature."""
 
     @property
+    def control(self) -> str | None:
+        """`matched:SETTING` or `theory:SETTING` where an evaluation changes the distribution that it measures."""
+        name = self.config.get("variant", {}).get("name")
+        return name and str(name)
+
+    @property
+    def reference(self) -> str | None:
+        """Signature of the stage run whose checkpoint a control is matched to, where this is one."""
+        reference = self.config.get("variant", {}).get("reference")
+        return reference and str(reference["signature"])
+
+    @property
+    def needs(self) -> list[str]:
+        """Signatures of the stage runs that must be done before this one: its parent, and a control's reference."""
+        return [signature for signature in (self.parent and self.parent[1], self.reference) if signature]
+
+    @property
     def spec(self) -> dict[str, Any]:
         """What `spec.json` records of it, less the environment."""
         return {
@@ -75,29 +94,29 @@ class Plan:
         """Take `run` into the graph unless it is there."""
         if run.signature not in self.runs:
             self.runs[run.signature] = run
-            if run.parent:
-                self._children.setdefault(run.parent[1], []).append(run)
+            for signature in run.needs:
+                self._children.setdefault(signature, []).append(run)
 
     def children(self, signature: str) -> list[StageRun]:
-        """The stage runs that start from `signature`, directly."""
+        """The stage runs that need `signature` directly: they start from it, or are matched to it."""
         return self._children.get(signature, [])
 
     def descendants(self, signature: str) -> list[StageRun]:
         """The stage runs that need `signature`, directly or not."""
-        found: list[StageRun] = []
+        found: dict[str, StageRun] = {}
         for child in self.children(signature):
-            found += [child, *self.descendants(child.signature)]
-        return found
+            found |= {run.signature: run for run in (child, *self.descendants(child.signature))}
+        return list(found.values())
 
     def part(self, signatures: Iterable[str]) -> "Plan":
         """The graph of some of the stage runs and what they start from; each cell keeps those of its own among them."""
         wanted: set[str] = set()
-        for signature in signatures:
-            at: str | None = signature
-            while at is not None and at not in wanted:
-                wanted.add(at)
-                parent = self.runs[at].parent
-                at = parent and parent[1]
+        waiting = list(signatures)
+        while waiting:
+            signature = waiting.pop()
+            if signature not in wanted:
+                wanted.add(signature)
+                waiting += self.runs[signature].needs
         graph = Plan()
         for signature, run in self.runs.items():
             if signature in wanted:
@@ -112,11 +131,15 @@ def plan(cells: Iterable[Cell]) -> Plan:
     """The graph of stage runs that `cells` need, shared ones once."""
     cells = list(cells)
     graph, planner = Plan(), _Planner()
-    for cell, variant in zip(cells, _variants(cells), strict=True):
-        chain = planner.stage_runs(cell, variant)
-        for run in chain:
+    variants = _variants(cells)
+    chains = [planner.stage_runs(cell, variant) for cell, variant in zip(cells, variants, strict=True)]
+    controls = planner.controls(cells, chains)  # after all chains: a control may need what any of them trains
+    for runs in (*chains, *controls):
+        for run in runs:
             graph.add(run)
-        graph.cells["/".join([cell_name(cell), *_shown(variant)])] = [run.signature for run in chain]
+    for cell, variant, chain, own in zip(cells, variants, chains, controls, strict=True):
+        name = "/".join([cell_name(cell), *_shown(variant)])
+        graph.cells[name] = list(dict.fromkeys(run.signature for run in (*chain, *own)))
     return graph
 
 
@@ -299,6 +322,61 @@ class _Planner:
             checkpoint = checkpoint_name(budget.checkpoints()[-1])
         return runs
 
+    def controls(self, cells: list[Cell], chains: list[list[StageRun]]) -> list[list[StageRun]]:
+        """For each cell the controls that hang off it: a ce cell's, one for each cell that differs from it in the
+        objective alone, at the last checkpoint of the stages that `evaluation.controls` names."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, cell in enumerate(cells):
+            if cell.evaluation.controls:
+                parts = [self._fragment(name, getattr(cell, name)).text for name in ("model", "data", *STAGES)]
+                rest = (cell.midtrain.objective, _json(asdict(cell.evaluation)), str(cell.seed))
+                groups.setdefault((*parts, *rest), []).append(index)
+        found: list[list[StageRun]] = [[] for _ in cells]
+        for indices in groups.values():
+            for ours in indices:
+                if _is_ce(cells[ours]):
+                    others = {objective_name(cells[i]): i for i in indices if not _is_ce(cells[i])}
+                    for setting, theirs in others.items():
+                        found[ours] += self._against(cells[ours], chains[ours], setting, cells[theirs], chains[theirs])
+        return found
+
+    def _against(
+        self, cell: Cell, chain: list[StageRun], setting: str, other: Cell, others: list[StageRun]
+    ) -> list[StageRun]:
+        """The controls of a ce cell against one other."""
+        trained = {run.stage: run for run in others if run.stage != "evaluate"}
+        found = []
+        for measured in chain:
+            if measured.stage != "evaluate" or measured.parent is None:
+                continue
+            stage = measured.parent[0]
+            if measured.checkpoint != checkpoint_name(getattr(cell, stage).checkpoints()[-1]):
+                continue
+            for control, stages in cell.evaluation.controls.items():
+                if stage not in stages or stage not in trained:
+                    continue
+                evaluation = self._fragment(f"{stage} {control}", cell.evaluation)
+                variant: dict[str, Any] = {"name": f"{control}:{setting}"}
+                if control == "matched":
+                    reference = {"stage": stage, "signature": trained[stage].signature}
+                    variant["reference"] = reference | {"checkpoint": measured.checkpoint}
+                else:
+                    variant["objective"] = canonical_objective(other.objective)
+                config = {key: _Fragment(value, _json(value)) for key, value in measured.config.items()}
+                config |= {"evaluation": evaluation, "variant": _Fragment(variant, _json(variant))}
+                benchmarks = len(evaluation.content["benchmarks"])
+                labels = measured.labels | {"control": variant["name"]}
+                found.append(
+                    _stage_run(
+                        "evaluate", config, measured.parent, measured.checkpoint, benchmarks, labels, measured.compute
+                    )
+                )
+        return found
+
+
+def _is_ce(cell: Cell) -> bool:
+    return canonical_objective(cell.objective) == canonical_objective(ObjectiveConfig())
+
 
 def _variant_label(shown: list[str]) -> dict[str, str]:
     return {"variant": ",".join(shown)} if shown else {}
@@ -362,10 +440,32 @@ def _evaluation(evaluation: EvaluationConfig, stage: str) -> dict[str, Any]:
     """The part of the evaluation table that is measured at the checkpoints of `stage`."""
     content = _nameless(evaluation)
     content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
+    del content["controls"]  # which controls there are changes none of them
     content["benchmarks"] = {
         name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
     }
+    for benchmark in content["benchmarks"].values():
+        if str(benchmark["dataset"]).endswith(LOCAL_FILES):  # a file of the same name may change
+            benchmark["dataset_sha256"] = _sha256(benchmark["dataset"])
     return content
+
+
+CONTROL_KINDS = {"matched": ("text", "sampled"), "theory": ("text",)}
+"""Kinds of benchmarks that a control changes."""
+
+
+def _control(evaluation: EvaluationConfig, stage: str, control: str) -> dict[str, Any]:
+    """The part of the evaluation table that a control is measured on."""
+    content = _evaluation(evaluation, stage)
+    kinds = CONTROL_KINDS[control]
+    content["benchmarks"] = {name: b for name, b in content["benchmarks"].items() if b["kind"] in kinds}
+    return content
+
+
+@cache
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -378,5 +478,10 @@ _CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "midtrain": _midtrain,
     "grpo": _nameless,
     **{f"{stage} evaluation": partial(_evaluation, stage=stage) for stage in STAGES},
+    **{
+        f"{stage} {control}": partial(_control, stage=stage, control=control)
+        for stage in STAGES
+        for control in CONTROLS
+    },
 }
 """Name of a fragment -> what it is made of: the part of the configuration that can change a result."""

@@ -60,6 +60,7 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
         "stage": run.stage,
         "parent": run.parent and run.parent[1],
         "checkpoint": run.checkpoint,
+        "reference": run.reference,
         "steps": run.steps,
         "labels": run.labels,
     }

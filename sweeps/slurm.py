@@ -114,6 +114,7 @@ class _Batch:
     stage: str
     tasks: dict[int, str]
     dependency: str | None
+    """What all tasks wait for; a control, which waits for two stage runs, is an array of its own."""
 
 
 def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]:
@@ -126,8 +127,15 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
         for signature in sorted(level, key=lambda s: waiting[s].stage == "evaluate"):  # training goes first
             run = waiting[signature]
             parent = run.parent and run.parent[1]
-            if parent is None or parent in done:
+            missing = [need for need in run.needs if need not in done]
+            jobs = [submission.submitted.get(need) or submission.attached.get(need) for need in missing]
+            if not missing:
                 free[run.stage].append(signature)
+            elif parent is None or run.reference:
+                if all(jobs):
+                    yield _Batch(run.stage, {0: signature}, "afterok:" + ":".join(map(str, jobs)))
+                else:
+                    submission.blocked.append(signature)
             elif job := submission.submitted.get(parent) or submission.attached.get(parent):
                 array, _, task = job.partition("_")
                 chained[run.stage, array][int(task or 0)].append(signature)
@@ -145,8 +153,8 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
 def _levels(plan: Plan, waiting: Mapping[str, StageRun]) -> list[list[str]]:
     """The waiting stage runs by how many others they wait for in a row."""
     depth: dict[str, int] = {}
-    for signature, run in waiting.items():  # parents come before their children
-        depth[signature] = depth[run.parent[1]] + 1 if run.parent and run.parent[1] in depth else 0
+    for signature, run in waiting.items():  # what a stage run needs comes before it
+        depth[signature] = max((depth[need] + 1 for need in run.needs if need in depth), default=0)
     levels: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     for signature, level in depth.items():
         levels[level].append(signature)

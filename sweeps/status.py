@@ -48,11 +48,19 @@ class Row:
     log: str | None = None
     job: str | None = None
     sweeps: list[str] = field(default_factory=list)
+    reference: str | None = None
+    """What a control is matched to."""
+
+    @property
+    def needs(self) -> list[str]:
+        """What must be done before: its parent, and a control's reference."""
+        return [signature for signature in (self.parent, self.reference) if signature]
 
     @property
     def title(self) -> str:
         """Stage and cell, with what an evaluation measures."""
-        return f"{self.cell}:{self.stage}" + (f"@{self.checkpoint}" if self.stage == "evaluate" else "")
+        measured = f"@{self.checkpoint}" if self.stage == "evaluate" else ""
+        return f"{self.cell}:{self.stage}{measured}" + (f" {c}" if (c := self.labels.get("control")) else "")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -98,6 +106,7 @@ def _merge(known: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Row
                     entry["checkpoint"],
                     steps=entry["steps"],
                     sweeps=of[signature],
+                    reference=entry.get("reference"),
                 )
             )
     for signature, summary in known.items():
@@ -117,6 +126,7 @@ def _merge(known: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Row
                 log=summary.log,
                 job=summary.job,
                 sweeps=of.get(signature, []),
+                reference=planned.get(signature, {}).get("reference"),
             )
         )
     return merged
@@ -172,12 +182,7 @@ def _looked_after(store: Store, known: dict[str, Summary], found: list[Row]) -> 
     by_signature = {row.signature: row for row in found}
 
     def is_blocked(row: Row) -> bool:
-        parent = row.parent
-        while parent:
-            if parent in trouble:
-                return True
-            parent = by_signature[parent].parent if parent in by_signature else None
-        return False
+        return any(need in trouble or (need in by_signature and is_blocked(by_signature[need])) for need in row.needs)
 
     return [Row(**{**vars(row), "status": "blocked"}) if row.status == "missing" and is_blocked(row) else row
             for row in found]  # fmt: skip

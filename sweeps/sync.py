@@ -25,7 +25,7 @@ BATCH = 25
 """Runs that one `wandb sync` is given: few enough that a broken connection costs little."""
 
 ORDER = ("pretrain", "midtrain", "grpo", "evaluate")
-SMALL = ("spec.json", "result.json", "ledger.jsonl", "samples.jsonl")
+SMALL = ("spec.json", "result.json", "ledger.jsonl", "samples.jsonl", "samples.jsonl.gz")
 """Files of a stage run that an artifact always holds; checkpoints are large and asked for."""
 
 

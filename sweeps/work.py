@@ -145,6 +145,8 @@ def _run_stage(
 
     parent = spec["parent"]
     source = parent and store.run(parent["stage"], parent["signature"]).folder
+    matched = spec["config"].get("variant", {}).get("reference")
+    reference = matched and store.run(matched["stage"], matched["signature"]).folder
     shared: dict[str, int] = {}
     if environment.num_tasks > 1:
         shared = {
@@ -152,7 +154,7 @@ def _run_stage(
             "tasks": environment.num_tasks,
             "nodes": environment.num_nodes,
         }
-    return run_stage(spec, work, source, store.root, tracking, interrupted, **shared)
+    return run_stage(spec, work, source, store.root, tracking, interrupted, **shared, reference=reference)
 
 
 class _Attempt:

@@ -5,7 +5,17 @@ vLLM. `qwen3` is the forward pass that makes the small dense models fast.
 """
 
 from pipelines.rollouts.engine import Engine, Rollouts, Sampling
-from pipelines.rollouts.scoring import Scores, length_batches, score
+from pipelines.rollouts.scoring import Scores, length_batches, likelihoods, score
 from pipelines.rollouts.transformers_engine import TransformersEngine, generate
 
-__all__ = ["Engine", "Rollouts", "Sampling", "Scores", "TransformersEngine", "generate", "length_batches", "score"]
+__all__ = [
+    "Engine",
+    "Rollouts",
+    "Sampling",
+    "Scores",
+    "TransformersEngine",
+    "generate",
+    "length_batches",
+    "likelihoods",
+    "score",
+]

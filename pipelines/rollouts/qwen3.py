@@ -207,15 +207,34 @@ class _SwiGLU(torch.autograd.Function):
         return for_gate, for_up
 
 
+Prefix = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values [1, kv heads, P, head_dim] of each layer of P tokens that precede every prompt."""
+
+
+def prefix_of(model: Qwen3ForCausalLM, tokens: Sequence[int]) -> Prefix:
+    """Run tokens that several prompts begin with, once."""
+    output = model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, logits_to_keep=1)
+    return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
 def hidden_states(
-    model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    model: Qwen3ForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """Final hidden states [sum of response lengths, d] where each response token is predicted, response by response.
 
-    Prompts that are equal are computed once. Carries gradient to the model's weights.
+    Prompts that are equal are computed once; with a `prefix`, they are what follows it. Carries gradient to the model's
+    weights, but for the prefix.
     """
     flat, positions, rows, predicts = _layout(prompts, responses)
     device, config = model.device, model.config
+    mask: Tensor | None = None
+    if prefix:
+        before, width = prefix[0][0].shape[2], rows.shape[1]
+        positions = positions + before
+        mask = torch.ones(width, before + width, dtype=torch.bool, device=device).tril_(before)
     place = rows.flatten().to(device)
     # Where the rows hold each flat token; of a prompt that several rows hold, one of them.
     origin = torch.empty(len(flat), dtype=torch.int64)
@@ -226,7 +245,7 @@ def hidden_states(
     heads, kv_heads, dim = _heads(config)
     eps = config.rms_norm_eps
     x = model.model.embed_tokens(flat.to(device))
-    for layer in model.model.layers:
+    for number, layer in enumerate(model.model.layers):
         attention, mlp = layer.self_attn, layer.mlp
         y = _Norm.apply(x, layer.input_layernorm.weight, eps)
         scale = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(kv_heads, -1)])
@@ -236,7 +255,14 @@ def hidden_states(
         qkv = torch.cat([turned, qkv[:, heads + kv_heads :]], 1).view(len(flat), -1)
         in_rows = F.embedding(place, qkv).view(*rows.shape, -1, dim).transpose(1, 2)
         query, key, value = in_rows.split([heads, kv_heads, kv_heads], 1)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=heads != kv_heads)
+        if prefix:
+            key, value = (
+                torch.cat([old.expand(len(new), -1, -1, -1), new], 2)
+                for old, new in zip(prefix[number], (key, value), strict=True)
+            )
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=heads != kv_heads
+        )
         attended = F.embedding(origin, attended.transpose(1, 2).reshape(-1, heads * dim))
         x = x + attention.o_proj(attended)
         y = _Norm.apply(x, layer.post_attention_layernorm.weight, eps)

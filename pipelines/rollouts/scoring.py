@@ -44,6 +44,58 @@ def score(
     return Scores(*_TokenScores.apply(hidden, model.get_output_embeddings().weight, targets, temperature))
 
 
+class Likelihoods(NamedTuple):
+    """Of each response token, response by response, [sum of response lengths]: log pi in nats, float32, and whether
+    the token is the likeliest (bool)."""
+
+    log_probs: Tensor
+    likeliest: Tensor
+
+
+LEAST_PREFIX = 16
+"""Tokens from which on it pays to run what all prompts begin with by itself."""
+
+
+@torch.no_grad()
+def likelihoods(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], batch_tokens: int
+) -> Iterator[tuple[list[int], Likelihoods]]:
+    """Score responses that are given, in batches of like length: (their indices, what is found for those).
+
+    What all prompts begin with, such as worked examples, is run once, and equal prompts once a batch (Qwen3 models).
+    A batch holds at most `batch_tokens` tokens besides, and a 16th of the common beginning a row.
+    """
+    shared = 0
+    if qwen3.supports(model) and len(prompts) > 1:
+        low, high = min(map(list, prompts)), max(map(list, prompts))  # what these two begin with, all do
+        least = min(map(len, prompts)) - 1
+        while shared < least and low[shared] == high[shared]:
+            shared += 1
+    prefix = None
+    if qwen3.supports(model) and shared >= LEAST_PREFIX:
+        prefix = qwen3.prefix_of(model, prompts[0][:shared])
+        prompts = [prompt[shared:] for prompt in prompts]
+    else:
+        shared = 0
+    weight = model.get_output_embeddings().weight
+    lengths = [len(p) + len(r) + shared // 16 for p, r in zip(prompts, responses, strict=True)]
+    for batch in length_batches(lengths, batch_tokens):
+        # equal prompts stand side by side, so that a batch holds all of an item's options
+        some = [prompts[i] for i in batch], [responses[i] for i in batch]
+        if qwen3.supports(model):
+            hidden = qwen3.hidden_states(model, *some, prefix)
+        else:
+            hidden = _padded_hidden_states(model, *some)
+        targets = torch.tensor([token for response in some[1] for token in response], device=hidden.device)
+        log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = (hidden[rows] @ weight.T).float()
+            log_probs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - logits.logsumexp(-1)
+            likeliest[rows] = logits.argmax(-1) == targets[rows]
+        yield batch, Likelihoods(log_probs, likeliest)
+
+
 def _padded_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> Tensor:

@@ -6,7 +6,7 @@ have ended are compacted away. Qwen3 models decode by `pipelines.rollouts.qwen3`
 forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,9 @@ DEVICE_SHARE = 0.3
 """Memory that keys and values may take: bytes on a CPU, a share of a device's memory elsewhere."""
 
 MOST_ROWS = 2048
+
+STOP_EVERY = 16
+"""Tokens between two looks at whether a response need not go on."""
 
 
 class TransformersEngine:
@@ -56,12 +59,16 @@ def generate(
     sampling: Sampling,
     seed: Sequence[int],
     rows: int | None = None,
+    first: int = 0,
+    ended: Callable[[list[list[int]]], list[bool]] | None = None,
 ) -> Rollouts:
     """Sample `n` responses to each of `prompts` (token ids, none empty).
 
     `seed` is a path of non-negative integers, such as (run seed, step, round). Sample j of prompt i draws from its
     own row of uniform numbers, so a result depends neither on `rows`, the most sequences that run together (None: as
-    memory allows), nor on what else is in the batch. The end token is the model's `config.eos_token_id`.
+    memory allows), nor on what else is in the batch; `first` is the number of the first prompt, where they are some of
+    a longer list. `ended` tells of responses so far which need not go on, such as those that hold a stop string; it is
+    asked every 16 tokens, and what comes after is of no account. The end token is the model's `config.eos_token_id`.
 
     Raises `ValueError` for models with other than full attention, whose caches are not a plain buffer.
     """
@@ -85,8 +92,9 @@ def generate(
         for start in range(0, count, rows):
             batch = torch.from_numpy(order[start : start + rows])
             chosen, source = torch.unique(batch // n, return_inverse=True)
-            uniforms = _uniforms(seed, batch.tolist(), sampling.max_new_tokens).to(model.device)
-            tokens, log_probs = _run(model, [prompts[i] for i in chosen], source.to(model.device), uniforms, sampling)
+            uniforms = _uniforms(seed, (batch + first * n).tolist(), sampling.max_new_tokens).to(model.device)
+            some = [prompts[i] for i in chosen]
+            tokens, log_probs = _run(model, some, source.to(model.device), uniforms, sampling, ended)
             _file(tokens.cpu(), log_probs.cpu(), batch, end, result)
     model.train(training)
     return result
@@ -136,7 +144,12 @@ class _Decoder(Protocol):
 
 
 def _run(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], source: Tensor, uniforms: Tensor, sampling: Sampling
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    source: Tensor,
+    uniforms: Tensor,
+    sampling: Sampling,
+    stop: Callable[[list[list[int]]], list[bool]] | None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one response a row, [B, steps] tokens and log-probabilities; what stands after an end token is no sample.
 
@@ -169,6 +182,8 @@ def _run(
         tokens[rows, step] = drawn
         log_probs[rows, step] = log_prob
         ended |= drawn == end
+        if stop and (step + 1) % STOP_EVERY == 0:
+            ended |= torch.tensor(stop(tokens[rows, : step + 1].tolist()), device=device)
         left = len(rows) - int(ended.sum())
         if left == 0 or step + 1 == limit:
             return tokens[:, : step + 1], log_probs[:, : step + 1]

@@ -22,6 +22,10 @@ LOAD_SECONDS = 120.0
 """Time for a worker to import its function; sympy alone takes seconds on a busy machine."""
 
 
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+"""What a worker keeps of the environment, which holds keys and tokens that no program under test should read."""
+
+
 class Verdict(NamedTuple):
     """A reward between 0 and 1, and what went wrong on the way to it, if anything: `timeout` or `error`."""
 
@@ -110,7 +114,10 @@ class _Worker:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # a group of its own, so that killing it takes along what it forked
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])},
+            env={
+                **{key: os.environ[key] for key in KEPT if key in os.environ},
+                "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)]),
+            },
         )
 
     def wait_until_ready(self) -> None:

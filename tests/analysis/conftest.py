@@ -68,7 +68,8 @@ def write_run(store: Store, run: StageRun, number: Number = known, **more: Any) 
             for metric in METRICS[benchmark["kind"]]:
                 place = (run.labels["objective"], run.config["seed"], run.parent[0], int(run.checkpoint[5:]))
                 row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "n": 64, "stderr": 0.01}
-                measurements.append({**row, "value": number(*place, name, metric)})
+                variant = {"variant": run.control} if run.control else {}
+                measurements.append({**row, **variant, "value": number(*place, name, metric)})
     elif run.stage == "pretrain":
         metrics = {"parameters": 366_384}
     else:

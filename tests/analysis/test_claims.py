@@ -10,6 +10,7 @@ import pytest
 from analysis.claims import PaperSource, StudySource, exit_code, judge, parse, read_claims, sentences
 from analysis.frames import read_study
 from pipelines.errors import UserError
+from pipelines.samples import SAMPLES, write_rows
 from tests.analysis.conftest import write_run
 
 SEEDS = ["+sweep=nano", "seed=1,2,3,4,5"]
@@ -102,12 +103,11 @@ def test_problems_are_read_from_samples(make_store: Callable) -> None:
     for run in graph.runs.values():
         if run.checkpoint == "step-000020":
             rows = [
-                {"benchmark": "Chain-3", "question": f"q{q}", "right": (q + s) % 3 == 0}
+                {"benchmark": "Chain-3", "question": f"q{q}", "reward": float((q + s) % 3 == 0)}
                 for q in range(6)
                 for s in range(8)
             ]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (store.root / "evaluate" / run.signature / "samples.jsonl").write_text(text)
+            write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
     source = StudySource(read_study(graph, store))
     ((parsed,),) = [parse('value("ce", benchmark="Chain-3", metric="avg") > 0', "c")]
     (term,) = parsed.terms

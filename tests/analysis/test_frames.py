@@ -12,6 +12,7 @@ import pytest
 import analysis
 from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
+from pipelines.samples import SAMPLES, write_rows
 from sweeps.store import Store
 from tests.analysis.conftest import known, write_run
 
@@ -146,9 +147,8 @@ def test_ledger_and_samples(make_store: Callable) -> None:
     assert curves["reward"].tolist() == [0.1, 0.2, 0.3, 0.4]
     assert set(curves["objective"]) == {"ce"}
     run = next(run for run in graph.runs.values() if run.stage == "evaluate" and "Chain-3" in str(run.config))
-    rows = [{"benchmark": b, "question": "7+5", "response": "12", "answer": "12", "right": True} for b in ("A", "B")]
-    path = store.root / "evaluate" / run.signature / "samples.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"benchmark": b, "question": "7+5", "response": "12", "answer": "12", "reward": 1.0} for b in ("A", "B")]
+    write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
     samples = analysis.samples(store.root, benchmark="A", stage_run=run.signature[:8])
     assert samples[["benchmark", "response", "objective"]].drop_duplicates().values.tolist() == [["A", "12", "ce"]]
 

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
 from analysis.reproduce import Options, reproduce
+from pipelines.samples import SAMPLES, write_rows
 from sweeps.store import Store
 from tests.analysis.conftest import composed_once, planned, write_run
 
@@ -36,10 +37,10 @@ def with_samples(store: Store, graph: Any, text: str) -> None:
         evaluation = store.root / "evaluate" / run.signature
         if run.checkpoint == "step-000020" and evaluation.exists():
             rows = [
-                {"benchmark": "Chain-3", "question": f"{text}{q}", "response": text, "right": q == 0} for q in range(2)
+                {"benchmark": "Chain-3", "question": f"{text}{q}", "response": text, "reward": float(q == 0)}
+                for q in range(2)
             ]
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (evaluation / "samples.jsonl").write_text(lines)
+            write_rows(evaluation / SAMPLES, rows)
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +153,14 @@ def test_filters(page: Page) -> None:
 
 
 def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
-    assert "5 of 110 stage runs are missing" in page.locator("#missing").inner_text()
+    assert "9 of 134 stage runs are missing" in page.locator("#missing").inner_text()
     assert page.locator("#missing pre").inner_text().startswith("shaping-run -m +sweep=nano seed=1,2")
     assert page.locator("#samples tbody tr").count() == 2
     assert page.locator("#samples thead th").all_inner_texts()[1:] == [
         "ce", "precision", "diversity", "tail_penalty", "head_reward"
     ]  # fmt: skip
     assert page.locator("#claims tbody tr").count() == 6
-    assert "Theory against measurement, nano: missing" in page.locator("#figures").inner_text()
+    assert "Scaling over model sizes: missing" in page.locator("#figures").inner_text()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

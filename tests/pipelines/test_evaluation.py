@@ -15,6 +15,8 @@ from pipelines.evaluation import CHOICE_TASKS, evaluate
 from pipelines.ledger import Ledger
 from pipelines.metrics import pass_at_k
 from pipelines.models import build_model
+from pipelines.pieces import Pieces
+from pipelines.samples import SAMPLES, read_rows
 from pipelines.tasks import verify
 
 BENCHMARKS = {
@@ -38,7 +40,7 @@ def evaluated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("evaluation")
     model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=0).eval()
     with Ledger({"stage": "evaluate"}, folder, folder, TrackingConfig(mode="off")) as ledger:
-        outcome = evaluate(model, CONFIG, corpus, 8, ledger, folder)
+        outcome = evaluate(model, CONFIG, corpus, 8, ledger, folder, Pieces(folder / "cache", {}))
     return model, outcome, folder
 
 
@@ -95,23 +97,30 @@ def test_choices_differ_and_come_from_where_they_should(corpus: Corpus) -> None:
 
 def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tuple) -> None:
     _, outcome, folder = evaluated
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    samples = list(read_rows(folder / SAMPLES))
     assert len(samples) == 6 * 5
     problems = {p.question: p.answer for p in corpus.problems("chain3", "test")[:6]}
     assert {s["question"] for s in samples} == set(problems)
     for sample in samples:
-        assert sample["right"] <= verify(sample["response"], problems[sample["question"]])
-    right = np.array([s["right"] for s in samples]).reshape(6, 5)
+        assert sample["reward"] <= verify(sample["response"], problems[sample["question"]])
+    right = np.array([s["reward"] == 1 for s in samples]).reshape(6, 5)
     assert value(outcome, "Chains", "avg@5")["value"] == right.mean()
     for k in (2, 4):
         assert value(outcome, "Chains", f"pass@{k}")["value"] == pass_at_k(right.sum(1), 5, k).mean()
     metrics = {m["metric"] for m in outcome["measurements"] if m["benchmark"] == "Chains"}
-    assert metrics == {"avg@5", "cons@5", "pass@2", "pass@4", "response_length"}  # k = 1 is Avg, k = 9 > n
+    assert metrics == {
+        "avg@5",
+        "cons@5",
+        "pass@2",
+        "pass@4",
+        "response_length",
+        "sampling_error",
+    }  # k = 1 is Avg, k = 9 > n
 
 
 def test_the_same_checkpoint_gives_the_same_numbers(corpus: Corpus, evaluated: tuple, tmp_path: Path) -> None:
     model, outcome, _ = evaluated
     with Ledger({"stage": "evaluate"}, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
-        assert evaluate(model, CONFIG, corpus, 8, ledger, tmp_path) == outcome
+        assert evaluate(model, CONFIG, corpus, 8, ledger, tmp_path, Pieces(tmp_path / "cache", {})) == outcome
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["benchmark"] for row in rows] == list(BENCHMARKS)

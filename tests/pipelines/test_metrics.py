@@ -1,14 +1,24 @@
-"""Sampling metrics against enumeration."""
+"""Sampling metrics against enumeration, intervals against simulation."""
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.metrics import majority, mean_and_error, pass_at_k
+from pipelines.metrics import (
+    consensus,
+    estimate,
+    majority,
+    mean_and_error,
+    mean_intervals,
+    pass_at_k,
+    sampled_metrics,
+    sampling_error,
+)
 
 
 @given(n=st.integers(1, 8), data=st.data())
@@ -20,9 +30,25 @@ def test_pass_at_k_counts_subsets(n: int, data: st.DataObject) -> None:
     assert pass_at_k(np.array([correct]), n, k)[0] == pytest.approx(expected, abs=1e-12)
 
 
-def test_pass_at_k_of_the_papers_size() -> None:
-    expected = 1 - math.comb(128 - 3, 64) / math.comb(128, 64)
-    assert pass_at_k(np.array([3, 0, 128]), 128, 64) == pytest.approx([expected, 0, 1])
+def exact(n: int, c: int, k: int) -> float:
+    return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
+
+
+def test_pass_at_every_k_of_the_papers_size() -> None:
+    table = pass_at_k(np.arange(129), 128, np.arange(1, 129))
+    assert table.shape == (129, 128)
+    expected = [[exact(128, c, k) for k in range(1, 129)] for c in range(129)]
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+    assert (np.diff(table, axis=0) >= 0).all()
+    assert (np.diff(table, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(10**6, 1, 1), (10**6, 2, 3), (10**5, 7, 50_000), (10**5, 99_000, 2)])
+def test_pass_at_k_stays_exact_for_many_samples(n: int, c: int, k: int) -> None:
+    """The quotient of two numbers of thousands of digits, to ten digits of the result however small that is."""
+    few, many = sorted((c, k))
+    wrong = math.prod((Fraction(n - many - i, n - i) for i in range(few)), start=Fraction(1))
+    assert pass_at_k(np.array([c]), n, k)[0] == pytest.approx(float(1 - wrong), rel=1e-10)
 
 
 @pytest.mark.parametrize(("n", "k", "c"), [(4, 5, 0), (4, 0, 0), (4, 2, 5), (4, 2, -1)])
@@ -40,6 +66,67 @@ def test_majority_is_the_chance_of_a_fair_tie_break(answers: list[str | None]) -
     assert majority(answers, "7") == expected
 
 
+def test_consensus_of_every_way_to_vote() -> None:
+    """All votes of five samples for three answers or none, answer 0 being right: whatever their order, the same."""
+    for votes in itertools.product((-1, 0, 1, 2), repeat=5):
+        counts = [votes.count(a) for a in range(3)]
+        winners = [a for a in range(3) if counts[a] == max(counts) and counts[a]]
+        expected = (0 in winners) / len(winners) if winners else 0
+        rewards = np.array([[float(v == 0) for v in votes]])
+        assert consensus(np.array([votes]), rewards)[0] == pytest.approx(expected)
+
+
+def test_an_answer_that_was_judged_both_ways_counts_by_its_share() -> None:
+    assert consensus(np.array([[0, 0, 0, 1]]), np.array([[1.0, 0.0, 1.0, 0.0]]))[0] == pytest.approx(2 / 3)
+
+
 def test_mean_and_error() -> None:
     assert mean_and_error(np.array([0.0, 1.0, 1.0, 0.0])) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
     assert mean_and_error(np.array([0.25])) == (0.25, None)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 1), (8, 4), (32, 8)])
+def test_the_sampling_error_is_that_of_sampling_again(n: int, k: int) -> None:
+    """Sample the same 20 problems anew 4,000 times, at success rates that the counts suggest."""
+    rng = np.random.default_rng(0)
+    correct = rng.integers(0, n + 1, 20)
+    again = rng.binomial(n, correct / n, (4000, 20))
+    means = pass_at_k(again.ravel(), n, k).reshape(again.shape).mean(1)
+    assert sampling_error(correct, n, k) == pytest.approx(means.std(), rel=0.05)
+
+
+def covered(items: int, n: int, k: int, trials: int = 500) -> float:
+    """How often the interval of Pass@k over problems of all difficulties holds the truth."""
+    rng = np.random.default_rng(items + n)
+    difficulty = lambda size: rng.beta(0.5, 0.8, size)  # noqa: E731
+    truth = float((1 - (1 - difficulty(2_000_000)) ** k).mean())
+    correct = rng.binomial(n, difficulty((trials, items)))
+    columns = pass_at_k(correct.ravel(), n, k).reshape(correct.shape)
+    low, high = mean_intervals(columns.T)
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+@pytest.mark.parametrize(("items", "n", "k"), [(30, 16, 1), (30, 128, 8), (64, 8, 4), (500, 8, 4)])
+def test_intervals_hold_the_truth_as_often_as_they_say(items: int, n: int, k: int) -> None:
+    assert 0.92 <= covered(items, n, k) <= 0.98  # 95 %, give or take three standard errors of 500 trials
+
+
+def test_where_nothing_varies_the_interval_still_has_width() -> None:
+    """No right answer in 30 problems leaves room for a share of 11.6 % (Clopper and Pearson)."""
+    none, all_ = estimate(np.zeros(30)), estimate(np.ones(30))
+    assert (none.low, none.high) == (0, pytest.approx(1 - 0.025 ** (1 / 30)))
+    assert (all_.low, all_.high) == (pytest.approx(0.025 ** (1 / 30)), 1)
+    assert estimate(np.array([1.0])).low is None
+
+
+def test_the_same_samples_give_the_same_interval() -> None:
+    values = np.random.default_rng(0).random(40)
+    assert estimate(values) == estimate(values)
+    many = np.random.default_rng(0).random(3000)  # a Student's t interval from 2,000 items on
+    found = estimate(many)
+    assert found.high == pytest.approx(many.mean() + 1.9608 * many.std(ddof=1) / math.sqrt(3000), rel=1e-4)
+
+
+def test_one_sample_an_item_has_neither_votes_nor_pass_at_k() -> None:
+    found = sampled_metrics(np.array([[1.0], [0.0]]), np.array([[0], [-1]]), np.array([[3.0], [5.0]]), [1, 2])
+    assert set(found) == {"avg@1", "response_length"}

@@ -18,7 +18,8 @@ from sweeps.store import Store, write_json
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
-FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off"]
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off",
+       "evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]  # fmt: skip
 
 Result = subprocess.CompletedProcess[str]
 

@@ -129,3 +129,40 @@ def test_a_raised_stage_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cells_are_values() -> None:
     cell = compose_cell([])
     assert replace(cell) == cell
+
+
+def test_a_control_waits_for_two_checkpoints() -> None:
+    """One for each other objective of the same model, data and seed, at the end of the stages that the table names."""
+    graph = plan(compose_cells(["objective=ce,precision,diversity", "seed=1,2"]))
+    controls = [run for run in graph.runs.values() if run.control]
+    assert len(controls) == 2 * 2 * 3  # seeds, settings, (theory after pre-training, matched after the two others)
+    for run in controls:
+        kind, setting = str(run.control).split(":")
+        assert run.labels["objective"] == "ce"
+        assert set(run.config["evaluation"]["benchmarks"]) >= {"Docstrings"}
+        if kind == "theory":
+            assert run.reference is None
+            continue
+        assert run.reference is not None
+        other = graph.runs[run.reference]
+        assert run.parent is not None
+        assert (other.stage, other.labels["objective"]) == (run.parent[0], setting)
+        assert other.config["seed"] == run.config["seed"]
+        assert run in graph.children(run.reference)
+        assert run in graph.descendants(run.reference)
+        assert {run.reference, run.parent[1]} <= set(graph.part([run.signature]).runs)
+        places = list(graph.runs)
+        assert places.index(run.signature) > max(places.index(need) for need in run.needs)
+    assert all(run.signature in graph.cells[f"nano/ce/seed{run.config['seed']}"] for run in controls)
+
+
+def test_what_a_control_is_matched_to_is_in_its_signature() -> None:
+    def matched(*overrides: str) -> set[str]:
+        graph = plan(compose_cells(["objective=ce,precision", *overrides]))
+        return {run.signature for run in graph.runs.values() if run.control and run.reference}
+
+    assert len(matched()) == 2
+    assert not matched() & matched("grpo.steps=10", "midtrain.tokens=100_000")
+    alone = plan([compose_cell(["objective=precision"])])
+    assert not any(run.control for run in alone.runs.values())
+    assert not matched("evaluation.controls.matched=[]")

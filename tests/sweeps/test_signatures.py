@@ -6,6 +6,7 @@ A new key without a decision here fails the first test.
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,8 @@ CHANGES = {
         evaluation.stage_max_new_tokens
         evaluation.benchmarks evaluation.benchmarks.*.kind evaluation.benchmarks.*.group evaluation.benchmarks.*.task
         evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
+        evaluation.benchmarks.*.dataset evaluation.benchmarks.*.shots evaluation.benchmarks.*.metric
+        evaluation.benchmarks.*.verifier evaluation.benchmarks.*.max_new_tokens
     """,
 }
 """The first stage whose signature a key changes; those after it follow through their parents."""
@@ -56,13 +59,13 @@ CHANGES = {
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
     tracking.mode tracking.project tracking.entity
-    until
+    until evaluation.controls
     data.sources data.tokenizer
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
     compute.keep_last
 """
-"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` says how much is
-run and not what it comes to."""
+"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` and `controls`
+say how much is run and not what it comes to."""
 
 OTHER_VALUES: dict[str, Any] = {
     "until": "midtrain",
@@ -105,6 +108,12 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.kind": "text",
     "evaluation.benchmarks.*.stages": ["pretrain", "midtrain"],
     "evaluation.benchmarks.*.task": "chain4",
+    "evaluation.benchmarks.*.dataset": str(Path(__file__).parents[2] / "tests/sweeps/questions.jsonl"),
+    "evaluation.benchmarks.*.shots": 3,
+    "evaluation.benchmarks.*.metric": "acc",
+    "evaluation.benchmarks.*.verifier": "math",
+    "evaluation.benchmarks.*.max_new_tokens": 7,
+    "evaluation.controls": {},
     "evaluation.pass_k": [2],
     "sweep.points": [{"seed": 1}],
     "sweep.grid": {"seed": [1]},
@@ -166,8 +175,8 @@ def changed(key: str) -> Cell:
     node = OmegaConf.select(content, parent) if parent else content
     OmegaConf.set_struct(content, False)
     node[name] = new
-    if name == "kind":  # a kind has its own tasks
-        node.task = "text"
+    if name in ("kind", "dataset"):  # a kind has its own tasks, and a file's are formats
+        node.task = "text" if name == "kind" else "marked"
     cell = OmegaConf.to_object(content)
     assert isinstance(cell, Cell)
     return cell

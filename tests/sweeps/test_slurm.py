@@ -29,8 +29,9 @@ pytestmark = [
 ]
 
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
-FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1"]
-"""Six stage runs a cell: three that train, each with one evaluation."""
+ALONE = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *ALONE]
+"""Six stage runs a cell: three that train, each with one evaluation; no controls."""
 
 
 class Cluster:
@@ -143,6 +144,19 @@ def test_a_graph_is_submitted_at_once_and_runs_in_order(cluster: Cluster, tmp_pa
     assert cluster.sweeps(tmp_path, "verify").returncode == 0
     again = cluster.launch(tmp_path, "objective=ce,precision", *FEW, *SLURM)
     assert "0 stage runs submitted, 0 were queued or running already, 12 are done" in again.stdout
+
+
+def test_a_control_waits_for_both_of_its_checkpoints(cluster: Cluster, tmp_path: Path) -> None:
+    words = [*FEW, *SLURM, "until=midtrain", "evaluation.controls.matched=[midtrain]"]
+    launched = cluster.launch(tmp_path, "objective=ce,precision", *words)
+    assert launched.returncode == 0, launched.stderr
+    assert cluster.finished(tmp_path) == {"done": 9}
+    runs = {run.signature: run for run in Store.open(tmp_path / "store").runs()}
+    (control,) = [run for run in runs.values() if "variant" in run.spec["config"]]
+    needs = [control.spec["parent"]["signature"], control.spec["config"]["variant"]["reference"]["signature"]]
+    assert len(set(needs)) == 2
+    began = control.state["attempts"][0]["started"]
+    assert all(began >= runs[need].state["attempts"][-1]["ended"] for need in needs)
 
 
 def test_a_failure_blocks_its_descendants_alone_and_retry_finishes(cluster: Cluster, tmp_path: Path) -> None:

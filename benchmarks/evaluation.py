@@ -1,0 +1,213 @@
+"""Evaluation: our `LM` beside lm-eval's `hf` backend, metrics and verification by the clock, and its share of a sweep.
+
+    python -m benchmarks.evaluation [--json FILE] [--store STORE]
+
+`--store` names a store in which `shaping-run -m +sweep=nano` has run: its evaluations' share of all stage seconds.
+Without it that row is left out, since the sweep takes minutes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen3ForCausalLM
+
+from benchmarks.comparison import Row, report, timed
+from pipelines.cell import DataConfig, ModelConfig
+from pipelines.data import Corpus, prepare
+from pipelines.metrics import mean_intervals, pass_at_k, sampling_error
+from pipelines.models import build_model
+from pipelines.verifiers import Judge
+from sweeps.store import Store
+
+MODEL = ModelConfig("nano", layers=3, d_model=96, ffn=288, heads=6, kv_heads=2, head_dim=16)
+CHOICE = """
+task: choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}, train: {file}.train}}}}
+test_split: test
+fewshot_split: train
+num_fewshot: 5
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: "{{{{choices}}}}"
+fewshot_config: {{sampler: first_n}}
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+SAMPLED = """
+task: sampled
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+num_fewshot: 0
+repeats: 16
+output_type: generate_until
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{until: ["Question:"], do_sample: true, temperature: 0.7, top_p: 0.95, max_gen_toks: 48}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+
+
+def harness_rows(folder: Path) -> list[Row]:
+    """A five-shot multiple-choice task of 64 items, and 16 samples of 16 prompts, at the best batch size for hf."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from pipelines.harness import RolloutLM
+
+    corpus = prepare(DataConfig("b", ["networkx"], ["chain3"], 2000, 0.5, 0.5, 640, 16), folder / "cache")
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0).eval()
+    questions(corpus, folder / "items.jsonl")
+    for name, content in (("choice", CHOICE), ("sampled", SAMPLED)):
+        (folder / f"{name}.yaml").write_text(content.format(file=folder / "items.jsonl"))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def run(lm: Any, task: str, limit: int) -> None:
+        torch.manual_seed(0)
+        lm_eval.evaluate(lm, manager.load(task), limit=limit, bootstrap_iters=0, log_samples=False)
+
+    rows = []
+    for task, limit, what in (
+        ("choice", 64, "five-shot multiple choice, 64 items"),
+        ("sampled", 16, "16 samples of 16 prompts, 48 tokens"),
+    ):
+        batch = best_batch(model, corpus, task, limit, run)
+        sides = timed(
+            {
+                "ours": lambda task=task, limit=limit: run(RolloutLM(model, corpus.tokenizer), task, limit),  # type: ignore[misc]
+                "hf": lambda task=task, limit=limit, batch=batch: run(  # type: ignore[misc]
+                    HFLM(pretrained=model, tokenizer=corpus.tokenizer, batch_size=batch), task, limit
+                ),
+            },
+            rounds=3,
+            warm_up=0,
+        )
+        rows.append(Row(f"{what} (hf at batch {batch})", sides["ours"], sides["hf"], "s", 1 / 1.5))
+    return rows
+
+
+def best_batch(model: Qwen3ForCausalLM, corpus: Corpus, task: str, limit: int, run: Any) -> int:
+    """hf's fastest batch size, of 8, 32 and 128."""
+    from lm_eval.models.huggingface import HFLM
+
+    seconds = {}
+    for size in (8, 32, 128):
+        lm = HFLM(pretrained=model, tokenizer=corpus.tokenizer, batch_size=size)
+        began = time.perf_counter()
+        run(lm, task, limit)
+        seconds[size] = time.perf_counter() - began
+    return min(seconds, key=lambda size: seconds[size])
+
+
+def questions(corpus: Corpus, path: Path) -> None:
+    """64 questions of about 50 tokens with four options, out of documents."""
+    documents = corpus.documents("test")[:64]
+    rows = [
+        {
+            "question": " ".join(document.text.split()[:25]),
+            "choices": [" ".join(documents[(i + j) % 64].text.split()[25:31]) or "nothing" for j in range(4)],
+            "label": 0,
+        }
+        for i, document in enumerate(documents)
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines))
+    path.with_name(f"{path.name}.train").write_text("".join(lines[-5:]))  # the worked examples, the same for every item
+
+
+def metric_rows() -> list[Row]:
+    """A million Pass@k: 7,813 sets of 64 problems with 128 samples, every k, each with its error and its interval."""
+    rng = np.random.default_rng(0)
+    correct = rng.binomial(128, rng.beta(0.5, 0.8, (7813, 64)))
+    every = np.arange(1, 129)
+
+    def cells() -> None:
+        table = pass_at_k(np.arange(129), 128, every)
+        for counts in correct:
+            mean_intervals(table[counts], resample=False)
+
+    def bootstrapped() -> None:
+        """The same for 100 of the sets, whose intervals are resampled, with the samples' own error."""
+        for counts in correct[:100]:
+            values = pass_at_k(counts, 128, every)
+            mean_intervals(values), sampling_error(counts, 128, every)
+
+    seconds = timed({"cells": cells, "bootstrapped": bootstrapped}, rounds=3)
+    return [
+        Row("1,000,064 Pass@k with intervals (Student's t)", seconds["cells"], 5.0, "s", 1.0),
+        Row("12,800 Pass@k with resampled intervals", seconds["bootstrapped"], 5.0, "s", None),
+    ]
+
+
+HOSTILE = [
+    "\\boxed{9^{9^{9^{9^9}}}}", "\\boxed{" * 500, "(" * 3000, "1" * 4000, "$" + "\\frac{" * 400,
+    "\\boxed{(1+2)^{10^{10}}}",
+    "\\boxed{\\sqrt{" + "x+" * 800 + "1}}", "x" * 4096, "\x00" * 100, "\\boxed{100000000!}",
+]  # fmt: skip
+
+
+def verification_rows() -> list[Row]:
+    """10,000 mathematical answers by two workers, 100 hostile ones among them."""
+    rng = np.random.default_rng(0)
+    items: list[tuple[str, str | None, str]] = []
+    for i in range(10_000):
+        a, b = (int(n) for n in rng.integers(1, 99, 2))
+        kinds = (
+            f"\\boxed{{{a}}}",
+            f"so it is \\boxed{{\\frac{{{a}}}{{{b}}}}}",
+            f"\\boxed{{{a}x+{b}}}",
+            f"\\boxed{{{a / b:.3f}}}",
+        )
+        golds = (str(a), f"{a}/{b}", f"{b}+{a}x", f"{a / b:.3f}")
+        items.append(("math", HOSTILE[i // 100 % len(HOSTILE)] if i % 100 == 50 else kinds[i % 4], golds[i % 4]))
+    with Judge(2) as judge:
+        judge.rewards(items[:4])
+        began = time.perf_counter()
+        verdicts = judge.rewards(items)
+        seconds = time.perf_counter() - began
+    wrong = sum(v.reward != 1 for i, v in enumerate(verdicts) if i % 100 != 50)
+    if wrong:
+        raise SystemExit(f"{wrong} right answers were not seen to be right")
+    return [Row("verification of 10,000 answers, 2 workers", seconds, 30.0, "s", 1.0)]
+
+
+def share_rows(store: Path) -> list[Row]:
+    """Seconds of the evaluations in a store against those of all its stage runs; the bar is a quarter."""
+    seconds = {"evaluate": 0.0, "all": 0.0}
+    for run in Store.open(store).runs():
+        if run.result:
+            seconds["all"] += run.result["seconds"]
+            seconds["evaluate"] += run.result["seconds"] * (run.stage == "evaluate")
+    return [Row("evaluations' share of the sweep", seconds["evaluate"], seconds["all"], "s", 0.25)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--only", choices=("harness", "metrics", "verification"))
+    options, rest = parser.parse_known_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    logging.disable(logging.WARNING)
+    rows = [] if options.only in ("harness", "verification") else metric_rows()
+    if options.only in (None, "verification"):
+        rows += verification_rows()
+    if options.only in (None, "harness"):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += harness_rows(Path(folder))
+    rows += share_rows(options.store) if options.store else []
+    sys.exit(report(rows, "Evaluation", rest))
