@@ -91,11 +91,11 @@ def test_calibration_is_zero_where_confidence_is_truth_and_the_gap_where_it_is_n
 
 
 def test_details_add_up(corpus: Corpus, model: Any) -> None:
-    rows, documents = text_rows(corpus, TEXT, LENGTH)
+    rows, domains, names = text_rows(corpus, TEXT, LENGTH)
+    assert {document.module.split(".")[0] for document in corpus.documents("test")} == set(names)
     table = token_table(model, rows, 8)
     sizes = distribution.byte_lengths(corpus)
-    domains = (documents[:, 1:] % 2).astype(np.int64)
-    detail = distribution.detail(table, corpus, sizes, domains, ["even", "odd"])
+    detail = distribution.detail(table, corpus, sizes, domains[:, 1:], names)
     for key in ("by_domain", "by_position", "by_class"):
         assert sum(group["tokens"] for group in detail[key]) == table.loss.size
         weighted = sum(group["tokens"] * math.log(group["perplexity"]) for group in detail[key])
