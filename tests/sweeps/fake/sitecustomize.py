@@ -18,7 +18,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 
-def run_stage(spec, folder, parent, root, tracking, interrupted=lambda: False):
+def run_stage(spec, folder, parent, root, tracking, interrupted=lambda: False, reference=None):
     from pipelines.errors import Interrupted
 
     text = json.dumps(spec)
@@ -30,6 +30,8 @@ def run_stage(spec, folder, parent, root, tracking, interrupted=lambda: False):
         os.kill(os.getpid(), signal.SIGKILL)
     if parent is not None:
         assert (parent / "result.json").exists(), "started before its parent was done"
+    if reference is not None:
+        assert (reference / "result.json").exists(), "started before what it is matched to was done"
     state = folder / "resume" / "state.json"
     done = json.loads(state.read_text()) if state.exists() else 0.0
     began = time.time()
