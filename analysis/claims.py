@@ -246,6 +246,11 @@ CURVES: dict[str, tuple[str, Callable[[float, float], float]]] = {
 """Name -> column of RL's ledger, and the measure of its first and last steps' means."""
 
 
+OF_TEXT = ("perplexity", "entropy", "head_mass", "tail_mass", "bits_per_byte", "calibration_error")
+"""Metrics of held-out text, in their own units; all others are fractions, and claims speak of percent. Their intervals
+are over seeds and hold for this text."""
+
+
 class StudySource:
     """A study's numbers."""
 
@@ -304,7 +309,8 @@ class StudySource:
             lacks = self.study.lacks(s for s in waits if self.study.status[s] != "done")
             raise Missing(f"{term.objective} on {model} at {stage} {step} is not measured" + _waits(lacks))
         scores = self._scores(own, stage, options)
-        factor = 1.0 if options.get("metric") in ("perplexity", "entropy", "head_mass", "tail_mass") else 100.0
+        of_text = options.get("metric") in OF_TEXT
+        factor = 1.0 if of_text else 100.0
         rows = [self.cells.rows[model, term.objective, stage, step, variant, *score] for score in scores]
         values = self.cells.values[rows]
         there: Any = np.isfinite(values).all(0)
@@ -315,9 +321,10 @@ class StudySource:
         for row, (benchmark, metric) in zip(rows, scores, strict=True):
             runs = sorted(self.cells.stage_runs[row], key=self._seed.__getitem__)
             items = [self._per_item(run, benchmark, metric) for run in runs]
-            parts.append(
-                (benchmark, _matrix(items, values[len(parts)][there], factor), self.cells.errors[row][there] * factor)
-            )
+            errors = self.cells.errors[row][there] * factor
+            if of_text and len(seeds) > 1:  # every model reads the same rows, and nearly all of their error is shared
+                errors = np.zeros_like(errors)
+            parts.append((benchmark, _matrix(items, values[len(parts)][there], factor), errors))
         return Sampled(seeds, values.mean(0)[there] * factor, tuple(parts))
 
     def _scores(self, keys: Sequence[Any], stage: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:

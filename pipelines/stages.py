@@ -50,6 +50,8 @@ class _Context:
 
     spec: dict[str, Any]
     folder: Path
+    output: Path
+    """Where an evaluation writes: `folder`, or nowhere that lasts for a rank above 0."""
     parent: Path | None
     corpus: Corpus
     ledger: Ledger
@@ -117,11 +119,11 @@ def run_stage(
     corpus = prepare(_data(spec), root / "cache")
     torch.manual_seed(spec["config"]["seed"])
     with tempfile.TemporaryDirectory() as nowhere:
-        ledger = (
-            Ledger(spec, Path(nowhere), root, TrackingConfig("off")) if rank else Ledger(spec, folder, root, tracking)
-        )
-        with ledger:
-            context = _Context(spec, folder, parent, corpus, ledger, interrupted, root, reference, rank, tasks, nodes)
+        output = Path(nowhere) if rank else folder
+        with Ledger(spec, output, root, TrackingConfig("off") if rank else tracking) as ledger:
+            context = _Context(
+                spec, folder, output, parent, corpus, ledger, interrupted, root, reference, rank, tasks, nodes
+            )
             outcome = STAGES[spec["stage"]](context)
             ledger.summarize(outcome["metrics"])
     return outcome
@@ -221,7 +223,7 @@ def _evaluate(context: _Context) -> Outcome:
         context.corpus,
         context.config["data"]["top_k"],
         context.ledger,
-        context.folder,
+        context.output,
         pieces,
         _control(context, evaluation, model, pieces) if variant else AS_IT_IS,
     )

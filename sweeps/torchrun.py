@@ -1,7 +1,7 @@
 """One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 -m sweeps.torchrun model=1B ...`.
 
-Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training
-and mid-training. RL and evaluation work in rank 0 alone.
+Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training,
+mid-training and evaluations. RL works in rank 0 alone.
 """
 
 import os
@@ -21,6 +21,8 @@ from sweeps.store import Store
 from sweeps.work import perform
 
 TOKEN_STAGES = ("pretrain", "midtrain")
+SHARED_STAGES = (*TOKEN_STAGES, "evaluate")
+"""Stages whose work all ranks share."""
 
 
 class TorchrunJobEnvironment(JobEnvironment):
@@ -65,7 +67,7 @@ def run(overrides: list[str]) -> None:
         store = Store.open(cells[0].store)
     os.environ.setdefault("SUBMITIT_FOLDER", str(store.root / "jobs"))
     for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
-        if environment.global_rank == 0 or stage_run.stage in TOKEN_STAGES:
+        if environment.global_rank == 0 or stage_run.stage in SHARED_STAGES:
             perform(str(store.root), stage_run.spec, cells[0].tracking, environment=environment)
 
 
