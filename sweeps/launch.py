@@ -78,15 +78,14 @@ def _check(options: SlurmLauncherConfig) -> None:
             value = getattr(part, name)
             require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
         require(part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, "it must be 0 or more")
-    for stage in ("grpo", "evaluate"):
-        asked = resources(options, stage)
-        require(
-            asked["nodes"] * asked["tasks"] == 1,
-            f"hydra.launcher.{stage}.tasks",
-            f"{asked['nodes'] * asked['tasks']} on {asked['nodes']} nodes",
-            f"{stage} works in one task so far, so more can be planned and not launched; set "
-            f"hydra.launcher.{stage}.nodes=1 and hydra.launcher.{stage}.gpus=1",
-        )
+    asked = resources(options, "grpo")
+    require(
+        asked["nodes"] * asked["tasks"] == 1,
+        "hydra.launcher.grpo.tasks",
+        f"{asked['nodes'] * asked['tasks']} on {asked['nodes']} nodes",
+        "grpo works in one task so far, so more can be planned and not launched; set hydra.launcher.grpo.nodes=1 and "
+        "hydra.launcher.grpo.gpus=1",
+    )
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)
         require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")
