@@ -106,10 +106,11 @@ class _Worker:
 
     def _start(self) -> None:
         root = Path(__file__).parents[2]
+        limit = [str(self._verifier.processor_seconds)] if self._verifier.processor_seconds else []
         self._ready = False
         self._received = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.verifiers.worker", self._verifier.function],
+            [sys.executable, "-m", "pipelines.verifiers.worker", self._verifier.function, *limit],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -142,6 +143,8 @@ class _Worker:
             reply = None
         if isinstance(reply, int | float) and math.isfinite(reply):
             return Verdict(min(1.0, max(0.0, float(reply))))
+        if reply == "timeout":
+            return Verdict(0.0, "timeout")
         if isinstance(reply, dict | float):
             return Verdict(0.0, "error")
         failure = "timeout" if self._process.poll() is None else "error"

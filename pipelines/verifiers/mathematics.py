@@ -1,7 +1,7 @@
 """Whether two mathematical answers are the same, by math-verify: LaTeX, boxed or plain numbers and expressions.
 
 math-verify bounds its own time by SIGALRM, which only a main thread may use and which an expression can outlive; here
-it runs without, in a worker that is killed from outside.
+it runs without, in a process that is killed from outside.
 """
 
 from math_verify import parse, verify
@@ -19,3 +19,6 @@ def equivalent(answer: str, reference: str) -> float:
         raise ValueError(f"the reference {reference!r} holds no expression that math-verify reads")
     found = parse(answer, parsing_timeout=None)
     return float(verify(gold, found, timeout_seconds=None))
+
+
+equivalent("1", "1")  # the parsers load on first use: once, before a worker is forked

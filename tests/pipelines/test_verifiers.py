@@ -47,8 +47,13 @@ def test_mathematics_is_compared_by_value() -> None:
 
 
 @pytest.mark.slow
-def test_an_expression_that_hangs_costs_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERIFIERS, "math", Verifier(VERIFIERS["math"].function, 2.0))
+@pytest.mark.parametrize(
+    "limits",
+    [Verifier(VERIFIERS["math"].function, 2.0), Verifier(VERIFIERS["math"].function, 60.0, 0.5)],
+    ids=["wall", "processor"],
+)
+def test_an_expression_that_hangs_costs_its_time_limit(limits: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERIFIERS, "math", limits)
     with Judge(1) as judge:
         judge.rewards([("math", "1", "1")])
         began = time.monotonic()
@@ -57,6 +62,20 @@ def test_an_expression_that_hangs_costs_its_time_limit(monkeypatch: pytest.Monke
     assert time.monotonic() - began < 60
     with Judge() as judge:
         assert judge.rewards([("math", "1" * 5000, "1")])[0].reward == 0  # too long to be read
+
+
+@pytest.mark.slow
+def test_after_a_timeout_the_same_worker_goes_on_in_another_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of the standard library tells the process that answers: `os.getpid` does not import anew."""
+    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.spinning:verify", 60.0, 0.2))
+    with Judge(1) as judge:
+        asked = ["pid", "parent", "spin", "pid", "parent", "die", "parent"]
+        found = judge.rewards([("spins", word, "") for word in asked])
+    rewards, failures = zip(*found, strict=True)
+    assert failures == (None, None, "timeout", None, None, "error", None)
+    assert rewards[0] != rewards[3]  # another fork
+    assert rewards[1] == rewards[4]  # of the same worker
+    assert rewards[6] != rewards[1]  # which ends when its fork dies of anything else
 
 
 def test_a_verifier_that_cannot_be_loaded_is_a_failure_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
