@@ -36,12 +36,13 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]  # type: ignore[union-attr, misc]
 
 
-def work(rank: int, rendezvous: str) -> None:
+def work(rank: int, folder: Path) -> None:
+    """One of two processes: its gradients against those of one process with the whole batch."""
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     own = IDS[2 * rank : 2 * rank + 2]
     for tied in (False, True):
@@ -59,9 +60,11 @@ def work(rank: int, rendezvous: str) -> None:
     with pytest.raises(ValueError, match="sharded"):
         linear_shaped_cross_entropy(torch.zeros(2, 8), sharded.head.weight, torch.zeros(2, dtype=torch.long), OBJECTIVE)
     dist.destroy_process_group()
+    (folder / f"agreed-{rank}").touch()
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(work, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+    torch.multiprocessing.spawn(work, args=(tmp_path,), nprocs=2)  # raises what a process raised
+    assert sorted(path.name for path in tmp_path.glob("agreed-*")) == ["agreed-0", "agreed-1"]

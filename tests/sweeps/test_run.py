@@ -123,9 +123,13 @@ def test_kill_9_in_the_middle_loses_only_what_was_unfinished(tmp_path: Path, sha
 def test_killing_the_command_leaves_no_worker(tmp_path: Path) -> None:
     process = start(tmp_path, "pretrain.tokens=4096000", "pretrain.milestones=1")  # minutes, if it went on
     until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
+    assert len(processes_in(tmp_path)) > 1, "there is no worker to be left behind"
     process.kill()
     process.wait()
-    until(lambda: not processes_in(tmp_path), 15)
+    deadline = time.time() + 15
+    while processes_in(tmp_path) and time.time() < deadline:
+        time.sleep(0.05)
+    assert processes_in(tmp_path) == []
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
