@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipelines import distribution
-from pipelines.cell import BenchmarkConfig, DataConfig, EvaluationConfig, ModelConfig, TrackingConfig
-from pipelines.data import Corpus, prepare
+from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig, TrackingConfig
+from pipelines.data import Corpus
 from pipelines.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
 from pipelines.evaluation import Control, evaluate, text_rows
 from pipelines.ledger import Ledger
@@ -20,11 +20,6 @@ from shaping.theory import stationary_distribution
 
 TEXT = BenchmarkConfig("text", "text", "text", items=10)
 LENGTH = 24
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

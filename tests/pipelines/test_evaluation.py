@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipelines.cell import CHOICE_TASKS as CHOICE_NAMES
-from pipelines.cell import BenchmarkConfig, DataConfig, EvaluationConfig, ModelConfig, TrackingConfig
-from pipelines.data import Corpus, prepare
+from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig, TrackingConfig
+from pipelines.data import Corpus
 from pipelines.evaluation import CHOICE_TASKS, evaluate
 from pipelines.ledger import Ledger
 from pipelines.metrics import pass_at_k
@@ -28,11 +28,6 @@ BENCHMARKS = {
 CONFIG = EvaluationConfig(
     "t", temperature=1.0, top_p=1.0, max_new_tokens=6, text_length=24, pass_k=[1, 2, 4, 9], benchmarks=BENCHMARKS
 )
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from pipelines.cell import BenchmarkConfig, DataConfig, EvaluationConfig, ModelConfig  # noqa: E402
-from pipelines.data import Corpus, prepare  # noqa: E402
+from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig  # noqa: E402
+from pipelines.data import Corpus  # noqa: E402
 from pipelines.errors import MissingData, UserError  # noqa: E402
 from pipelines.harness import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
 from pipelines.models import build_model, save_checkpoint  # noqa: E402
@@ -90,11 +90,6 @@ metric_list:
 }
 """Name -> a task's file: multiple choice with worked examples and by letter, cloze, whole texts, generation with a
 regular expression, after worked examples, mathematics, and code."""
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

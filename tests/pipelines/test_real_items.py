@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
-from pipelines.cell import BenchmarkConfig, DataConfig, EvaluationConfig, ModelConfig
-from pipelines.data import Corpus, prepare
+from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig
+from pipelines.data import Corpus
 from pipelines.harness import run_task
 from pipelines.models import build_model
 from pipelines.pieces import Pieces
@@ -36,11 +36,6 @@ def shipped(package: str, path: str) -> Path:
 def write(path: Path, rows: Iterable[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

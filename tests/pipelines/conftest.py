@@ -1,0 +1,12 @@
+"""A corpus small enough to build in a moment, with text and tasks in it."""
+
+import pytest
+
+from pipelines.cell import DataConfig
+from pipelines.data import Corpus, prepare
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """networkx's docstrings and sums of three numbers, 300 tokens; files that need another have their own."""
+    return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))
