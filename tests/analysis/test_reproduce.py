@@ -102,6 +102,7 @@ def test_latex_compiles(finished: Path, tmp_path: Path) -> None:
         ["pdflatex", "-halt-on-error", "all.tex"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "all.pdf").stat().st_size > 10_000
 
 
 def test_hostile_names_stay_text_in_every_format() -> None:
