@@ -1,0 +1,247 @@
+"""`shaping-sweeps plan` and `sizes`: what a sweep would run and cost, and how large models are."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from rich.tree import Tree
+
+from pipelines.errors import UserError, nearest
+from sweeps.command_line import AsJson, Overrides, app, console
+from sweeps.display import STAGE_ORDER, amount, title
+from sweeps.options import SlurmLauncherConfig
+from sweeps.plan import Plan, StageRun
+from sweeps.store import Store
+
+
+@app.command("plan")
+def show_plan(
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    why: Annotated[
+        str | None, typer.Option("--why", metavar="CELL", help="Say why a cell's stage runs are not in the store.")
+    ] = None,
+    tree: Annotated[bool, typer.Option(help="Print the tree of who starts from whom.")] = True,
+    device: Annotated[str, typer.Option(help="What the cost is counted on: h100, h200, a100, core.")] = "h100",
+    mfu: Annotated[float, typer.Option(help="Share of the device's peak that training reaches.")] = 0.4,
+    sampling_mfu: Annotated[float, typer.Option(help="The same for sampling.")] = 0.1,
+    devices: Annotated[int, typer.Option(help="Devices at once, for the wall time; 0: no limit.")] = 0,
+    sbatch: Annotated[bool, typer.Option("--sbatch", help="Print the scripts that Slurm would be sent.")] = False,
+) -> None:
+    """Show the stage runs that a command line needs, what is done of them, and what the rest costs; runs nothing.
+
+    hydra/launcher=slurm and hydra.launcher.* among the overrides give the devices of a stage run and its time limit.
+    """
+    from sweeps import cost
+    from sweeps.composition import compose_cells, compose_launcher
+    from sweeps.plan import plan
+
+    words = [o for o in overrides or [] if o not in ("-m", "--multirun")]
+    ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]
+    cells = compose_cells(ours)
+    graph = plan(cells)
+    root = cells[0].store
+    store = Store.open(root) if os.path.isdir(root) else None
+    if why is not None:
+        _why(graph, store, why)
+        return
+    launcher = compose_launcher([o for o in words if o not in ours])
+    if isinstance(launcher, SlurmLauncherConfig):
+        from sweeps.launch import check_ranks, ranks
+
+        for cell in cells:
+            check_ranks(cell, {stage: ranks(launcher, stage) for stage in ("pretrain", "midtrain")})
+    if sbatch:
+        from sweeps.slurm import scripts
+
+        if not isinstance(launcher, SlurmLauncherConfig):
+            raise UserError("--sbatch: there are scripts for hydra/launcher=slurm alone; add that")
+        for script in scripts(graph, launcher, Path(root) / "jobs"):
+            print(script)
+        return
+    if device not in cost.DEVICES:
+        raise UserError(f"--device={device}: {nearest(device, cost.DEVICES)}")
+    for name, value in (("--mfu", mfu), ("--sampling-mfu", sampling_mfu)):
+        if not 0 < value <= 1:
+            raise UserError(f"{name}={value}: it is a share of the peak, above 0 and at most 1")
+    statuses = {s: _status(store, run) for s, run in graph.runs.items()}
+    missing = {s for s, status in statuses.items() if status not in ("done", "running", "queued")}
+    rate = cost.Rate(device, mfu, sampling_mfu)
+    room = cost.room(launcher, devices)
+    stages, hours = cost.estimate(graph, missing, rate, room)
+    if as_json:
+        listed = [
+            {"stage_run": s, "stage": run.stage, "title": title(run), "parent": run.parent and run.parent[1],
+             "checkpoint": run.checkpoint, "steps": run.steps, "status": statuses[s]}
+            for s, run in graph.runs.items()
+        ]  # fmt: skip
+        figures = {
+            "device": device, "mfu": mfu, "sampling_mfu": sampling_mfu, "wall_hours": hours,
+            "stages": {stage: found.to_json() for stage, found in stages.items()},
+        }  # fmt: skip
+        print(json.dumps({"cells": graph.cells, "stage_runs": listed, "cost": figures}, indent=1))
+        return
+    terminal = console()
+    for line in _plan_lines(graph, statuses, stages):
+        terminal.print(line)
+    for line in _cost_lines(stages, hours, rate, room.devices):
+        terminal.print(line)
+    for line in _memory_lines(graph, room):
+        terminal.print(line)
+    if tree:
+        root_of_tree = Tree("stage runs")
+        for run in graph.runs.values():
+            if run.parent is None:
+                _grow(root_of_tree, graph, statuses, run)
+        terminal.print(root_of_tree)
+
+
+def _status(store: Store | None, run: StageRun) -> str:
+    return store.run(run.stage, run.signature).status if store else "missing"
+
+
+def _grow(tree: Tree, graph: Plan, statuses: dict[str, str], run: StageRun) -> None:
+    branch = tree.add(Text(f"{title(run)}  {run.signature}  {statuses[run.signature]}"))
+    for child in graph.children(run.signature):
+        if child.reference != run.signature:  # a control stands under the checkpoint that it measures
+            _grow(branch, graph, statuses, child)
+
+
+def _plan_lines(graph: Plan, statuses: dict[str, str], stages: dict[str, Any]) -> Iterator[str]:
+    """A table: how many stage runs the cells name, how many those are, where they stand, what the rest costs."""
+    asked = Counter(graph.runs[s].stage for signatures in graph.cells.values() for s in signatures)
+    where = Counter(
+        (run.stage, {"running": "elsewhere", "queued": "elsewhere", "done": "done"}.get(statuses[s], "to do"))
+        for s, run in graph.runs.items()
+    )
+    yield f"Plan: {len(graph.cells)} cells, {len(graph.runs)} stage runs"
+    names = ("stage", "asked for", "stage runs", "done", "elsewhere", "to do", "operations", "device-hours", "storage")
+    yield "{:10}{:>11}{:>12}{:>7}{:>11}{:>7}{:>13}{:>14}{:>11}".format(*names)
+    for stage in STAGE_ORDER:
+        if asked[stage]:
+            counts = [where[stage, kind] for kind in ("done", "elsewhere", "to do")]
+            found = stages.get(stage)
+            costs = ("", "", "")
+            if found:
+                operations = found.work.training + found.work.sampling
+                costs = (f"{operations:.2e}", f"{found.device_hours:,.1f}", amount(found.storage))
+            unique = sum(counts)
+            yield (
+                f"{stage:10}{asked[stage]:>11}{unique:>12}{counts[0]:>7}{counts[1]:>11}{counts[2]:>7}"
+                f"{costs[0]:>13}{costs[1]:>14}{costs[2]:>11}"
+            )
+
+
+def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int) -> Iterator[str]:
+    from sweeps import cost
+
+    if not stages:
+        yield "Nothing to do"
+        return
+    total = sum(found.device_hours for found in stages.values())
+    stored = sum(found.storage for found in stages.values())
+    state = max(found.trainer_states for found in stages.values())
+    jobs, runs = (sum(getattr(found, name) for found in stages.values()) for name in ("jobs", "runs"))
+    yield (
+        f"To do: {total:,.1f} {rate.device}-hours at {rate.mfu:.0%} of peak ({rate.sampling_mfu:.0%} for sampling), "
+        f"{hours:,.1f} hours of wall time {f'on {devices} at once' if devices else 'with a device for all'}, "
+        f"{amount(stored)} of checkpoints, {amount(state)} for the largest trainer state while it is at work"
+    )
+    if jobs > runs:
+        yield f"With the launcher's time limits that is {jobs} jobs for {runs} stage runs: the rest are requeues"
+    yield (
+        f"Assumed: prompts of {cost.PROMPT_TOKENS} tokens, responses of {cost.RESPONSE_SHARE:.0%} of their limit, "
+        f"{cost.MIXED_SHARE:.0%} of RL's groups mixed; time in the queue is not counted"
+    )
+
+
+def _memory_lines(graph: Plan, room: Any) -> Iterator[str]:
+    """Memory of a rank while it trains, once for each way in which the plan's token stages are computed."""
+    from sweeps.cost import rank_memory
+
+    told = set()
+    for run in graph.runs.values():
+        if run.stage not in ("pretrain", "midtrain"):
+            continue
+        ranks = room.per_run.get(run.stage, 1)
+        parts = rank_memory(graph, run, ranks)
+        line = f"{run.labels['model']} {run.stage}, {ranks} ranks: " + ", ".join(
+            f"{name} {amount(value)}" for name, value in parts.items()
+        )
+        if line not in told:
+            told.add(line)
+            yield f"Memory of a rank, {line}"
+
+
+@app.command()
+def sizes(
+    names: Annotated[list[str] | None, typer.Argument(help="Models of conf/model; all of them by default.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Entries of the vocabulary; 0: 151,936, the paper's.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
+    from dataclasses import asdict
+
+    from pipelines.sizes import active_body_parameters, body_parameters, parameters
+    from sweeps.composition import compose_cell, options_of
+
+    known = options_of("model")
+    for name in names or []:
+        if name not in known:
+            raise UserError(f"{name}: there is no such model; {nearest(name, known)}")
+    entries = vocabulary or 151_936
+    found: list[dict[str, Any]] = []
+    for name in names or known:
+        model = asdict(compose_cell([f"model={name}"]).model)
+        found.append(
+            {
+                "model": name,
+                "parameters": parameters(model, entries),
+                "without_embeddings": body_parameters(model),
+                "active_without_embeddings": active_body_parameters(model),
+            }
+        )
+    found.sort(key=lambda row: row["parameters"])
+    if as_json:
+        print(json.dumps({"vocabulary": entries, "models": found}, indent=1))
+        return
+    print(f"{'model':12}{'parameters':>16}{'no embeddings':>16}{'of them active':>16}   (vocabulary {entries:,})")
+    for row in found:
+        print(
+            f"{row['model']:12}{row['parameters']:>16,}{row['without_embeddings']:>16,}"
+            f"{row['active_without_embeddings']:>16,}"
+        )
+
+
+def _why(graph: Plan, store: Store | None, cell: str) -> None:
+    """Print, for each training stage of the cell, why it is not in the store."""
+    from sweeps.why import explain
+
+    name, _, stage = cell.partition(":")
+    if name not in graph.cells:
+        raise UserError(f"--why={cell}: the command line has no such cell; {nearest(name, graph.cells)}")
+    terminal = console()
+    for signature in graph.cells[name]:
+        run = graph.runs[signature]
+        if stage and run.stage != stage:
+            continue
+        status = _status(store, run)
+        if run.stage == "evaluate" and (status == "done" or not stage):
+            continue
+        if status == "done" or store is None:
+            terminal.print(f"{title(run)}  {signature}: {status}" + ("" if store else ", there is no store yet"))
+            continue
+        other, different = explain(graph, run, store)
+        if other is None:
+            terminal.print(f"{title(run)}  {signature}: {status}; the store has no {run.stage} at all")
+        elif not different:
+            terminal.print(f"{title(run)}  {signature}: {status}; the store has its spec")
+        else:
+            terminal.print(f"{title(run)}  {signature}: {status}; the nearest in the store is {other}")
+            for key, (mine, theirs) in different.items():
+                terminal.print(f"    {key}: {mine!r} here, {theirs!r} there")
