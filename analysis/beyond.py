@@ -11,7 +11,8 @@ import orjson
 import pandas as pd
 from scipy import stats
 
-from analysis.claims import CURVES, Missing, StudySource, Term
+from analysis.claim_language import CURVES, Term
+from analysis.claim_sources import Missing, StudySource
 from analysis.figures import Chart, Spec, averages, colour, measured, over_seeds, values
 from analysis.frames import Study
 from analysis.statistics import holm

@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from analysis.claims import StudySource, Verdict, judge, read_claims, sentences
+from analysis.claim_sources import StudySource
+from analysis.claims import Verdict, judge, read_claims, sentences
 from analysis.formats import numbers
 from analysis.frames import Study, read_stored
 from analysis.tables import Table, build_tables

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from analysis.beyond import build_beyond
-from analysis.claims import PaperSource, StudySource, Verdict, exit_code, judge, read_claims, sentences
+from analysis.claim_sources import PaperSource, StudySource
+from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
 from analysis.figures import Chart, build_figures, png, svg
 from analysis.formats import FORMATS, write_table
 from analysis.frames import Study, read_stored, read_study

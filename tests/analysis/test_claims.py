@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.claims import PaperSource, StudySource, exit_code, judge, parse, read_claims, sentences
+from analysis.claim_language import parse
+from analysis.claim_sources import PaperSource, StudySource
+from analysis.claims import exit_code, judge, read_claims, sentences
 from analysis.frames import read_study
 from pipelines.errors import UserError
 from pipelines.samples import SAMPLES, write_rows

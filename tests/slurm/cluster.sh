@@ -33,8 +33,9 @@ start_database() {
   mariadb-install-db --user=mysql --datadir="$folder/database" --auth-root-authentication-method=normal >/dev/null
   mariadbd --user=mysql --datadir="$folder/database" --socket="$folder/database/socket" --port=$((port + 3)) \
     --bind-address=127.0.0.1 --pid-file="$folder/database/pid" --innodb-buffer-pool-size=64M \
+    --innodb-flush-log-at-trx-commit=0 \
     >"$folder/log/mariadb.log" 2>&1 &
-  for _ in $(seq 100); do mariadb-admin --socket="$folder/database/socket" ping >/dev/null 2>&1 && break; sleep 0.2; done
+  for _ in $(seq 300); do mariadb-admin --socket="$folder/database/socket" ping >/dev/null 2>&1 && break; sleep 0.2; done
   mariadb --socket="$folder/database/socket" -e "create database accounting;
     create user slurm@localhost identified by 'slurm'; create user slurm@'127.0.0.1' identified by 'slurm';
     grant all on accounting.* to slurm@localhost; grant all on accounting.* to slurm@'127.0.0.1';"
@@ -55,7 +56,8 @@ StorageLoc=accounting
 CONF
   chmod 600 "$folder/slurmdbd.conf"
   SLURM_CONF="$folder/slurm.conf" slurmdbd
-  for _ in $(seq 100); do sacctmgr -n show cluster >/dev/null 2>&1 && break; sleep 0.2; done
+  for _ in $(seq 300); do sacctmgr -n show cluster >/dev/null 2>&1 && break; sleep 0.2; done
+  sacctmgr -n show cluster >/dev/null 2>&1 || { tail -5 "$folder/log/slurmdbd.log" >&2; die "slurmdbd does not answer"; }
   sacctmgr -i add cluster tests >/dev/null
   sacctmgr -i add account tests Cluster=tests >/dev/null
   sacctmgr -i add user root Account=tests Cluster=tests >/dev/null
