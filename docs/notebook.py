@@ -32,7 +32,8 @@ CELLS = [
              "ends = curves.sort_values('step').groupby(['objective', 'seed'])[['entropy', 'response_length']]\n"
              "ends.agg(['first', 'last'])"),
     ("text", "## 5. What do the claims say?"),
-    ("code", "from analysis.claim_sources import StudySource\nfrom analysis.claims import judge, read_claims, sentences\n"
+    ("code", "from analysis.claim_sources import StudySource\n"
+             "from analysis.claims import judge, read_claims, sentences\n"
              "from analysis.frames import read_stored\nfrom sweeps.store import Store\n\n"
              "print('\\n'.join(sentences(judge(read_claims(), StudySource(read_stored(Store.open(STORE)))))))"),
 ]  # fmt: skip
