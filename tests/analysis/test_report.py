@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -107,6 +108,17 @@ def test_figures_are_drawn_with_values_under_the_pointer(page: Page) -> None:
     )
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "highest seed" in page.locator("#vg-tooltip-element").inner_text()
+
+
+def test_what_is_drawn_is_what_was_measured(page: Page, folder: Path) -> None:
+    drawn = page.evaluate("rows(data.charts['pretraining-nano'][0].data)")
+    frame = pd.read_csv(folder / "measurements.csv")
+    frame = frame[(frame["stage"] == "pretrain") & (frame["metric"] == "perplexity") & frame["variant"].isna()]
+    means = frame.groupby(["objective", "tokens"])["value"].mean().to_dict()
+    found = {(row["objective"], row["tokens"]): row["mean"] for row in drawn}
+    assert {(objective, float(f"{tokens:.5g}")) for objective, tokens in means} == set(found)
+    for (objective, tokens), mean in means.items():
+        assert found[objective, float(f"{tokens:.5g}")] == pytest.approx(mean, rel=1e-4)
 
 
 def test_a_number_leads_to_its_stage_runs(page: Page) -> None:
