@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ from pipelines.preparation import prepare_shards
 from pipelines.shards import TokenShards
 from pipelines.training import NextToken, train
 from shaping import Objective
+from tests.wandb_server import wandb_server
 
 NANO = ModelConfig("nano", layers=3, d_model=96, ffn=256, heads=4, kv_heads=2, head_dim=24)
 FIVE = ModelConfig("5M", layers=4, d_model=128, ffn=384, heads=4, kv_heads=2, head_dim=32)
@@ -201,6 +202,35 @@ def optimizer_clock(spent: dict[str, float]) -> Iterator[None]:
         module.adamw = plain
 
 
+def mirrored(step: float) -> list[Row]:
+    """What W&B costs a nano step of `step` seconds when its server has died since the run began: a row of a ledger that
+    mirrors it, less one of a ledger that does not, every `EVERY` steps."""
+    spec = {
+        "stage": "pretrain", "signature": "0" * 16, "parent": None, "checkpoint": None, "config": {},
+        "labels": {"model": "nano", "objective": "ce", "seed": 1, "scale": "nano", "sweep": ""},
+    }  # fmt: skip
+    row = dict.fromkeys(("loss", "cross_entropy", "entropy", "head_mass", "learning_rate", "gradient_norm"), 0.5)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as ledgers:
+        root = Path(place)
+        (root / "off").mkdir()
+        (root / "online").mkdir()
+        with wandb_server() as (address, _):
+            os.environ |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+            online = ledgers.enter_context(Ledger(spec, root / "online", root, TrackingConfig("online")))
+            online.log({"step": 0, "tokens": 0, **row})
+        off = ledgers.enter_context(Ledger(spec, root / "off", root, TrackingConfig("off")))
+        spent = {"online": 0.0, "off": 0.0}
+        rows = 200
+        for number in range(1, rows + 1):
+            for name, ledger in (("online", online), ("off", off)):
+                began = time.perf_counter()
+                ledger.log({"step": number, "tokens": number, **row})
+                spent[name] += time.perf_counter() - began
+            time.sleep(0.02)
+    cost = (spent["online"] - spent["off"]) / rows / EVERY
+    return [Row("nano: W&B with a dead server / a step", cost, step, "s", 0.01)]
+
+
 def shards() -> list[Row]:
     """Reading rows of 4,097 tokens in a shuffled order from 1 GB of shards that are in the page cache, against 50 M
     tokens a second; and what memory that adds, against the gigabyte."""
@@ -274,8 +304,10 @@ def _only_tokenize(path: str, tokenizer: str) -> int:
 
 def main() -> int:
     warnings.filterwarnings("ignore")
+    nano = against_trainer("nano", NANO, 640, 64, 1024, 100, 1 / 1.1)
     rows = [
-        *against_trainer("nano", NANO, 640, 64, 1024, 100, 1 / 1.1),
+        *nano,
+        *mirrored(nano[0].ours),
         *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 6, 1 / 1.05),
         *outside(),
         *shards(),

@@ -211,8 +211,7 @@ def _evaluate(context: _Context) -> Outcome:
     benchmarks = {name: BenchmarkConfig(**row, stages=[]) for name, row in rows.items()}
     evaluation = EvaluationConfig(name="", **config, benchmarks=benchmarks)
     variant = context.config.get("variant")
-    identity = {"version": context.spec["version"], "parent": context.spec["parent"], "variant": variant}
-    identity |= {key: context.spec[key] for key in ("checkpoint",)}
+    identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
     identity |= {key: context.config[key] for key in ("data", "text_versions")}
     share = Share(context.rank, context.tasks, context.interrupted)
     pieces = Pieces(context.root / "cache" / "evaluations", identity, share)

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     @property
     def kept(self) -> Remembered:
         """What this server was sent."""
-        return self.server.remembered  # type: ignore[attr-defined,no-any-return]
+        return self.server.remembered  # type: ignore[attr-defined]
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "") == "chunked":
@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _data(self, name: str, query: str, v: dict[str, Any]) -> Any:
-        base = f"http://127.0.0.1:{self.server.server_address[1]}"
+        base = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
         kept = self.kept
         v = v.get("input", v)
         match name:
@@ -150,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
                 kept.artifacts.setdefault(f"A-{digest}", {"variables": v, "state": "PENDING"})
                 return {"createArtifact": {"artifact": artifact}}
             case "CreateArtifactManifest":
-                file = {"id": "F1", "name": v.get("name"), "displayName": v.get("name"),
+                file: dict[str, Any] = {"id": "F1", "name": v.get("name"), "displayName": v.get("name"),
                         "uploadUrl": f"{base}/manifest/{v.get('artifactID')}", "uploadHeaders": []}  # fmt: skip
                 return {"createArtifactManifest": {"artifactManifest": {"id": "M1", "file": file}}}
             case "UpdateArtifactManifest":
