@@ -57,7 +57,7 @@ def timed(sides: Mapping[str, Callable[[], object]], rounds: int = 5, warm_up: i
 def peak_memory(call: Callable[[], object]) -> float:
     """MiB of memory that a call adds to this process at its highest point (Linux; sampled every millisecond).
 
-    What an allocator has kept from before and gives again is not seen, so measure in a process that has done little else.
+    What an allocator has kept from before and gives again is not seen: measure in a process that has done little else.
     """
     page = os.sysconf("SC_PAGE_SIZE")
 
