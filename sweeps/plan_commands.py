@@ -1,4 +1,4 @@
-"""`shaping-sweeps plan` and `sizes`: what a sweep would run and cost, and how large models are."""
+"""`shaping-sweeps plan | sizes | calibrate`: what a sweep runs and costs, how large models are, how near costs come."""
 
 import json
 import os
@@ -12,10 +12,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.errors import UserError, nearest
-from sweeps.command_line import AsJson, Overrides, app, console
+from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.display import STAGE_ORDER, amount, title
 from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
+from sweeps.status import rows
 from sweeps.store import Store
 
 
@@ -216,6 +217,42 @@ def sizes(
             f"{row['model']:12}{row['parameters']:>16,}{row['without_embeddings']:>16,}"
             f"{row['active_without_embeddings']:>16,}"
         )
+
+
+@app.command()
+def calibrate(
+    filters: Filters = None,
+    store: StorePath = "store",
+    device: Annotated[str, typer.Option(help="What the stage runs ran on: h100, h200, a100, core.")] = "core",
+    as_json: AsJson = False,
+) -> None:
+    """Show how near the cost model comes to the seconds that done stage runs took, and the shares to give to `plan`."""
+    from dataclasses import asdict
+
+    from sweeps.calibration import fit, groups, timed
+    from sweeps.cost import DEVICES
+
+    if device not in DEVICES:
+        raise UserError(f"--device={device}: {nearest(device, DEVICES)}")
+    opened = Store.open(store)
+    runs = timed(opened, [row.signature for row in rows(opened, filters) if row.status == "done"])
+    rate, found = fit(runs, device), list(groups(runs, device))
+    if as_json:
+        shares = {"device": device, "mfu": rate.mfu, "sampling_mfu": rate.sampling_mfu}
+        print(json.dumps(shares | {"groups": [asdict(group) for group in found]}, indent=1))
+        return
+    print(
+        f"{'model':12}{'stage':10}{'runs':>6}{'seconds':>11}{'of peak':>9}{'error':>8}{'worst':>8}{'other models':>14}"
+    )
+    for group in found:
+        shown = (f"{'' if v is None else f'{v:.1%}':>{width}}" for v, width in (
+            (group.share, 9), (group.error, 8), (group.worst, 8), (group.error_from_other_models, 14)))  # fmt: skip
+        print(f"{group.model:12}{group.stage:10}{group.runs:>6}{group.device_seconds:>11.1f}{''.join(shown)}")
+    print(
+        "seconds: median on one device; error: of times predicted by the model's other stage runs (median, worst), "
+        "and by other models'"
+    )
+    print(f"shaping-sweeps plan ... --device {device} --mfu {rate.mfu:.3g} --sampling-mfu {rate.sampling_mfu:.3g}")
 
 
 def _why(graph: Plan, store: Store | None, cell: str) -> None:

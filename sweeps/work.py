@@ -233,6 +233,7 @@ class _Attempt:
                 "stage": self.stored.stage,
                 "signature": self.stored.signature,
                 "seconds": sum(a.get("ended", a["started"]) - a["started"] for a in self.attempts),
+                "ranks": self.environment.num_tasks,
                 **outcome,
                 "files": hashes,
             },

@@ -1,0 +1,120 @@
+"""How near the cost model comes to what stage runs took: the share of a device's peak that each of them reached, and
+the error of times that the others predict."""
+
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipelines.errors import UserError
+from sweeps.cost import DEVICES, Rate, Work, work
+from sweeps.plan import Plan, StageRun
+from sweeps.store import Store, StoredRun
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A stage run that is done: what the cost model says that it does, and what it took."""
+
+    model: str
+    stage: str
+    work: Work
+    device_seconds: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The stage runs of one stage of one model. Errors are |predicted / measured - 1|."""
+
+    model: str
+    stage: str
+    runs: int
+    device_seconds: float
+    """The median."""
+    share: float | None
+    """Of the device's peak, the median; None for `grpo`, whose time two shares make up."""
+    error: float | None
+    """Median error of the model's stage runs where one half of them predicts the other; None where it cannot."""
+    worst: float | None
+    """The largest of those errors."""
+    error_from_other_models: float | None
+    """Median error where other models' stage runs predict them; None where there are none."""
+
+
+def timed(store: Store, signatures: Iterable[str]) -> list[Timed]:
+    """Those of the stage runs that are done."""
+    stored = {run.signature: run for run in store.runs()}
+    graph = Plan()
+    for run in stored.values():
+        graph.add(_planned(run))
+    found = []
+    for signature in signatures:
+        run = stored.get(signature)
+        result = run.result if run else None
+        if run and result and result["seconds"] > 0:
+            seconds = result["seconds"] * result.get("ranks", 1)
+            labels = run.spec["labels"]
+            found.append(Timed(labels["model"], run.stage, work(graph, graph.runs[signature]), seconds))
+    return found
+
+
+def _planned(run: StoredRun) -> StageRun:
+    spec = run.spec
+    budget = spec["config"].get(run.stage, {})
+    steps = budget["tokens"] // budget["batch_tokens"] if "tokens" in budget else 0
+    parent = spec["parent"] and (spec["parent"]["stage"], spec["parent"]["signature"])
+    return StageRun(
+        run.stage, run.signature, spec["version"], spec["config"], parent, spec["checkpoint"], steps, spec["labels"]
+    )
+
+
+def fit(runs: list[Timed], device: str) -> Rate:
+    """The shares of a device's peak that predict these stage runs: medians, of the token stages for training and of
+    evaluations for sampling. Raises `UserError` where there are none of either kind."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for run in runs:
+        if run.stage != "grpo":
+            operations = run.work.training + run.work.sampling
+            shares[run.stage == "evaluate"].append(operations / run.device_seconds / DEVICES[device])
+    for is_evaluation, kind in ((False, "pre-training or mid-training"), (True, "evaluation")):
+        if not shares[is_evaluation]:
+            raise UserError(f"no {kind} among them is done; there is nothing to calibrate the cost model by")
+    return Rate(device, statistics.median(shares[False]), statistics.median(shares[True]))
+
+
+def groups(runs: list[Timed], device: str) -> Iterator[Group]:
+    """By model and stage, what was measured and how well others predict it."""
+    for model in dict.fromkeys(run.model for run in runs):
+        kin = [run for run in runs if run.model == model]
+        halves = kin[::2], kin[1::2]
+        other_half = [_rate(half, device) for half in reversed(halves)]
+        others = _rate([run for run in runs if run.model != model], device)
+        for stage in dict.fromkeys(run.stage for run in kin):
+            group = [run for run in kin if run.stage == stage]
+            errors = [
+                _error(run, rate)
+                for half, rate in zip(halves, other_half, strict=True)
+                for run in half
+                if rate and run.stage == stage
+            ]
+            shares = [(run.work.training + run.work.sampling) / run.device_seconds / DEVICES[device] for run in group]
+            yield Group(
+                model,
+                stage,
+                len(group),
+                statistics.median(run.device_seconds for run in group),
+                None if stage == "grpo" else statistics.median(shares),
+                statistics.median(errors) if errors else None,
+                max(errors, default=None),
+                statistics.median(_error(run, others) for run in group) if others else None,
+            )
+
+
+def _rate(runs: list[Timed], device: str) -> Rate | None:
+    try:
+        return fit(runs, device)
+    except UserError:
+        return None
+
+
+def _error(run: Timed, rate: Rate) -> float:
+    return abs(rate.seconds(run.work) / run.device_seconds - 1)

@@ -1,0 +1,59 @@
+"""The cost model against stage runs whose seconds are known."""
+
+import pytest
+
+from pipelines.errors import UserError
+from sweeps.calibration import Timed, fit, groups
+from sweeps.cost import Rate, Work
+
+STAGES = {"pretrain": (4e12, 0.0), "midtrain": (1e12, 0.0), "grpo": (2e12, 1e12), "evaluate": (0.0, 5e11)}
+
+
+def stage_runs(model: str, rate: Rate, factors: dict[str, list[float]]) -> list[Timed]:
+    """Stage runs that took so many times what `rate` says."""
+    return [
+        Timed(model, stage, Work(*STAGES[stage]), rate.seconds(Work(*STAGES[stage])) * factor)
+        for stage, each in factors.items()
+        for factor in each
+    ]
+
+
+def test_the_shares_that_times_were_made_with_are_found() -> None:
+    truth = Rate("core", 0.31, 0.07)
+    runs = stage_runs("nano", truth, {stage: [1.0, 1.0] for stage in STAGES})
+    assert fit(runs, "core").mfu == pytest.approx(0.31)
+    assert fit(runs, "core").sampling_mfu == pytest.approx(0.07)
+    found = {group.stage: group for group in groups(runs, "core")}
+    assert {group.error for group in found.values()} == {pytest.approx(0.0)}
+    assert found["grpo"].share is None  # training and sampling together
+    assert found["pretrain"].device_seconds == pytest.approx(4e12 / (5e10 * 0.31))
+    assert found["evaluate"].share == pytest.approx(0.07)
+
+
+def test_errors_are_of_times_that_others_predict() -> None:
+    """One stage run of each stage in each half; the second half takes a quarter longer."""
+    truth = Rate("core", 0.5, 0.1)
+    runs = stage_runs("nano", truth, {stage: [1.0, 1.25] for stage in STAGES})
+    for group in groups(runs, "core"):
+        # 1 predicted by 1.25: a quarter too much; 1.25 predicted by 1: a fifth too little
+        assert group.error == pytest.approx((0.25 + 0.2) / 2)
+        assert group.worst == pytest.approx(0.25)
+        assert group.error_from_other_models is None
+
+
+def test_other_models_predict_too() -> None:
+    slow, fast = Rate("core", 0.2, 0.1), Rate("core", 0.4, 0.1)
+    ones = {stage: [1.0, 1.0] for stage in STAGES}
+    runs = [*stage_runs("small", slow, ones), *stage_runs("large", fast, ones)]
+    found = {(group.model, group.stage): group.error_from_other_models for group in groups(runs, "core")}
+    assert found["large", "pretrain"] == pytest.approx(1.0)  # twice as long by the small one's share
+    assert found["small", "midtrain"] == pytest.approx(0.5)
+    assert found["small", "evaluate"] == pytest.approx(0.0)
+
+
+def test_one_kind_alone_predicts_nothing() -> None:
+    runs = stage_runs("nano", Rate("core", 0.3, 0.1), {"pretrain": [1.0]})
+    with pytest.raises(UserError, match="no evaluation among them is done"):
+        fit(runs, "core")
+    (group,) = groups(runs, "core")
+    assert (group.error, group.worst) == (None, None)

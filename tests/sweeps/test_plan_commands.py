@@ -1,0 +1,72 @@
+"""`shaping-sweeps plan --sbatch | sizes | calibrate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.sizes import parameters
+from sweeps.composition import compose_cell, compose_cells
+from sweeps.cost import Rate, work
+from sweeps.plan import Plan, plan
+from tests.sweeps.test_commands import FEW, run, sweeps
+
+
+def timed_store(folder: Path, rate: Rate, ranks: int) -> Plan:
+    """A store of two cells whose stage runs took what `rate` says, on `ranks` devices."""
+    assert run("objective=ce,precision", *FEW, cwd=folder).returncode == 0
+    graph = plan(compose_cells(["objective=ce,precision", *FEW]))
+    for signature, planned in graph.runs.items():
+        path = folder / "store" / planned.stage / signature / "result.json"
+        result = json.loads(path.read_text())
+        result |= {"seconds": rate.seconds(work(graph, planned)) / ranks, "ranks": ranks}
+        path.write_text(json.dumps(result))
+    return graph
+
+
+def test_calibrate(tmp_path: Path) -> None:
+    timed_store(tmp_path, Rate("core", 0.25, 0.05), ranks=2)
+    found: dict[str, Any] = json.loads(sweeps("calibrate", "--json", cwd=tmp_path).stdout)
+    assert found["mfu"] == pytest.approx(0.25)
+    assert found["sampling_mfu"] == pytest.approx(0.05)
+    assert {group["stage"]: group["runs"] for group in found["groups"]} == {
+        "pretrain": 2, "midtrain": 2, "grpo": 2, "evaluate": 6
+    }  # fmt: skip
+    assert all(group["worst"] == pytest.approx(0, abs=1e-9) for group in found["groups"])
+    shown = sweeps("calibrate", cwd=tmp_path)
+    assert shown.stdout.splitlines()[-1] == "shaping-sweeps plan ... --device core --mfu 0.25 --sampling-mfu 0.05"
+    nothing = sweeps("calibrate", "stage=pretrain", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert nothing.stderr.strip().endswith("there is nothing to calibrate the cost model by")
+    wrong = sweeps("calibrate", "--device=h10", cwd=tmp_path)
+    assert "did you mean 'h100'" in wrong.stderr
+
+
+def test_sizes_are_those_of_table_1(tmp_path: Path) -> None:
+    found = json.loads(sweeps("sizes", "--json", cwd=tmp_path).stdout)
+    rows = {row["model"]: row for row in found["models"]}
+    assert found["vocabulary"] == 151_936
+    assert rows["1B"]["parameters"] == 1_048_211_968
+    assert rows["10B-A0.5B"]["active_without_embeddings"] == 519_169_536
+    assert len(rows) == 10
+    shown = sweeps("sizes", "nano", "--vocabulary", "640", cwd=tmp_path).stdout.splitlines()
+    model = vars(compose_cell(["model=nano"]).model)
+    assert shown[1].split()[:2] == ["nano", f"{parameters(model, 640):,}"]
+    wrong = sweeps("sizes", "4b", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "did you mean '4B'" in wrong.stderr
+
+
+def test_a_4b_cell_prints_its_batch_scripts(tmp_path: Path) -> None:
+    paper = [f"{group}=paper" for group in ("data", "pretrain", "midtrain", "grpo", "evaluation")]
+    slurm = ["hydra/launcher=slurm", "hydra.launcher.gpus=8", "hydra.launcher.pretrain.nodes=8"]
+    words = ["model=4B", *paper, "compute=sharded", *slurm]
+    shown = sweeps("plan", *words, "--sbatch", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    first = shown.stdout.split("#!/bin/bash")[1]
+    lines = first.splitlines()
+    assert {"#SBATCH --nodes=8", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8"} <= set(lines)
+    assert not (tmp_path / "store").exists()  # it was only shown
+    refused = sweeps("plan", "model=4B", "--sbatch", cwd=tmp_path)
+    assert "add that" in refused.stderr
