@@ -235,7 +235,7 @@ def calibrate(
     if device not in DEVICES:
         raise UserError(f"--device={device}: {nearest(device, DEVICES)}")
     opened = Store.open(store)
-    runs = timed(opened, [row.signature for row in rows(opened, filters) if row.status == "done"])
+    runs = timed(opened, [row.signature for row in rows(opened, filters or ()) if row.status == "done"])
     rate, found = fit(runs, device), list(groups(runs, device))
     if as_json:
         shares = {"device": device, "mfu": rate.mfu, "sampling_mfu": rate.sampling_mfu}
