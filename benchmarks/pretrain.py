@@ -7,6 +7,8 @@ Models and rows are those that the names say; token ids are drawn at random, whi
 import gc
 import json
 import os
+import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -20,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.comparison import Row, peak_memory, report, timed
+from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
 from pipelines import training
-from pipelines.cell import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
+from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
 from pipelines.data import docstrings
 from pipelines.ledger import Ledger
 from pipelines.models import empty_model, model_config
@@ -38,6 +40,8 @@ NANO = ModelConfig("nano", layers=3, d_model=96, ffn=256, heads=4, kv_heads=2, h
 FIVE = ModelConfig("5M", layers=4, d_model=128, ffn=384, heads=4, kv_heads=2, head_dim=32)
 EVERY = 7
 """Steps between two rows of the ledger, as in the nano pre-training, and between two of Trainer's logs."""
+WARM = 3
+"""Steps before what is measured: they compile and find their memory."""
 SPEC: dict[str, Any] = {"stage": "pretrain", "labels": {}, "config": {}}
 
 
@@ -74,15 +78,52 @@ def model(shape: ModelConfig, vocabulary: int) -> PreTrainedModel:
     return empty_model(model_config(shape, vocabulary, 1e4, 0))
 
 
-def ours(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig, objective: Objective) -> None:
+class Clock(TrainerCallback):
+    """Notes when each optimizer step ends, on either side."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now, self.ends = now, list[float]()
+
+    def note(self) -> bool:
+        """In the place of our question whether to stop, which comes once a step."""
+        self.ends.append(self.now())
+        return False
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's own call."""
+        self.ends.append(self.now())
+
+    def a_step(self) -> float:
+        """Mean seconds of a step once all is warm."""
+        return (self.ends[-1] - self.ends[WARM]) / (len(self.ends) - 1 - WARM)
+
+
+def ours(
+    shape: ModelConfig,
+    vocabulary: int,
+    corpus: Corpus,
+    budget: PretrainConfig,
+    objective: Objective,
+    clock: Clock,
+    compiled: bool = False,
+) -> float:
+    """Seconds of one of our steps."""
     training.LEDGER_ROWS = max(1, budget.steps // EVERY)
+    compute = ComputeConfig(compile=compiled)
+    torch.compiler.reset()  # a process of its own would find kernels on the disk and nothing in memory
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with Ledger(SPEC, folder, folder, TrackingConfig(mode="off")) as ledger:
-            train(model(shape, vocabulary), objective, budget, corpus, 1, ledger, lambda *_: None)  # type: ignore[arg-type]
+            train(
+                model(shape, vocabulary), objective, budget, corpus, 1, ledger, lambda *_: None,  # type: ignore[arg-type]
+                interrupted=clock.note, compute=compute,
+            )  # fmt: skip
+    return clock.a_step()
 
 
-def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> None:
+def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> float:
+    """Seconds of one of Trainer's steps."""
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -102,36 +143,46 @@ def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: Pretrai
             disable_tqdm=True,
             log_level="error",
         )
-        peer = Trainer(model(shape, vocabulary), arguments, train_dataset=Records(corpus))
+        peer = Trainer(model(shape, vocabulary), arguments, train_dataset=Records(corpus), callbacks=[clock])
         peer.remove_callback(PrinterCallback)
         peer.train()
+    return clock.a_step()
 
 
 def against_trainer(
     name: str, shape: ModelConfig, vocabulary: int, length: int, batch: int, steps: int, bar: float
 ) -> list[Row]:
+    """Compiled layers need a C++ compiler; without one those rows are not there."""
     budget = PretrainConfig(
         tokens=steps * batch, batch_tokens=batch, sequence_length=length, learning_rate=1e-3, rope_base=1e4,
         mixture={"text": 1.0}, milestones=1, warmup_steps=2,
     )  # fmt: skip
     corpus = Corpus(vocabulary, 512, length)
-    calls: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours(shape, vocabulary, corpus, budget, Objective()),
-        "shaped": lambda: ours(shape, vocabulary, corpus, budget, Objective(beta=-0.25)),
-        "trainer": lambda: trainer(shape, vocabulary, corpus, budget),
-    }
-    seconds = timed(calls, rounds=3)
-    rows = [
-        Row(f"{name}: a step / Trainer", seconds["ours"] / steps, seconds["trainer"] / steps, "s", bar),
-        Row(f"{name}: shaped, a step / Trainer", seconds["shaped"] / steps, seconds["trainer"] / steps, "s", bar),
-    ]
+
+    def in_ours(objective: Objective, compiled: bool = False) -> Callable[[], float]:
+        return lambda: ours(shape, vocabulary, corpus, budget, objective, Clock(), compiled)
+
+    def peer() -> float:
+        return trainer(shape, vocabulary, corpus, budget)
+
+    sides = {"plain": in_ours(Objective()), "shaped": in_ours(Objective(beta=-0.25)), "trainer": peer}
+    compiler = bool(shutil.which("g++") or torch.cuda.is_available())
+    if compiler:
+        sides |= {"compiled": in_ours(Objective(), True), "compiled, shaped": in_ours(Objective(beta=-0.25), True)}
+    found = in_turns(sides, rounds=3)
+    seconds = {side: statistics.median(values) for side, values in found.items()}
+    theirs = seconds.pop("trainer")
+    rows = []
+    for side, mine in seconds.items():
+        held = bar if side.startswith("compiled") == compiler else None  # to the faster way that this machine has
+        rows.append(Row(f"{name}, {side}: a step / Trainer", mine, theirs, "s", held))
     if vocabulary < 2**14:  # a model so small adds nothing to what the libraries take
         return rows
     memory = {}
-    for side in ("ours", "trainer"):
+    for which in ("plain", "trainer"):
         gc.collect()
-        memory[side] = peak_memory(calls[side])
-    return [*rows, Row(f"{name}: memory / Trainer", memory["ours"], memory["trainer"], "MiB", 1.0)]
+        memory[which] = peak_memory(sides[which])
+    return [*rows, Row(f"{name}: memory / Trainer", memory["plain"], memory["trainer"], "MiB", 1.0)]
 
 
 def outside() -> list[Row]:
@@ -157,49 +208,25 @@ def outside() -> list[Row]:
             setattr(owner, name, plain)
 
     budget = PretrainConfig(200 * 1024, 1024, 64, 1e-3, 1e4, {"text": 1.0}, 1, warmup_steps=2)
-    corpus = Corpus(640, 512, 64)
-    whole: list[float] = []
-    plain_step = NextToken.on_train_batch_end
+    work: list[float] = []
 
-    def note(self: NextToken, *args: Any) -> None:
-        plain_step(self, *args)
-        whole.append(time.process_time())
+    def now() -> float:
+        work.append(spent["work"])
+        return time.process_time()
 
-    NextToken.on_train_batch_end = note  # type: ignore[method-assign, assignment]
-    try:
-        with (
-            clocked(NextToken, "training_step"),
-            clocked(torch.Tensor, "backward"),
-            clocked(torch.nn.utils, "clip_grad_norm_"),
-            optimizer_clock(spent),
-        ):
-            before = spent["work"]
-            ours(NANO, 640, corpus, budget, Objective())
-    finally:
-        NextToken.on_train_batch_end = plain_step  # type: ignore[method-assign]
-    steps = len(whole)
-    total = (whole[-1] - whole[0]) / (steps - 1)
-    work = (spent["work"] - before) / steps
-    return [Row("nano: outside forward, backward, optimizer / a step", max(0.0, total - work), total, "s", 0.03)]
-
-
-@contextmanager
-def optimizer_clock(spent: dict[str, float]) -> Iterator[None]:
-    """Clock the fused update itself: `AdamW.step` also runs Lightning's closure, which is clocked elsewhere."""
-    import torch.optim.adamw as module
-
-    plain = module.adamw
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        began = time.process_time()
-        plain(*args, **kwargs)
-        spent["work"] += time.process_time() - began
-
-    module.adamw = call
-    try:
-        yield
-    finally:
-        module.adamw = plain
+    clock = Clock(now)
+    with (
+        clocked(NextToken, "training_step"),
+        clocked(torch.Tensor, "backward"),
+        clocked(torch.nn.utils, "clip_grad_norm_"),
+        # AdamW's step itself also runs Lightning's closure, so its parts are clocked
+        clocked(torch.optim.AdamW, "_init_group"),
+        clocked(sys.modules[torch.optim.Adam.__module__], "adam"),
+        clocked(torch.optim.AdamW, "zero_grad"),
+    ):
+        total = ours(NANO, 640, Corpus(640, 512, 64), budget, Objective(), clock)
+    inside = (work[-1] - work[WARM]) / (len(work) - 1 - WARM)
+    return [Row("nano: outside forward, backward, optimizer / a step", max(0.0, total - inside), total, "s", 0.03)]
 
 
 def mirrored(step: float) -> list[Row]:
@@ -308,7 +335,7 @@ def main() -> int:
     rows = [
         *nano,
         *mirrored(nano[0].ours),
-        *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 6, 1 / 1.05),
+        *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 8, 1 / 1.05),
         *outside(),
         *shards(),
         *preparation(),

@@ -48,12 +48,10 @@ def timed(store: Store, signatures: Iterable[str]) -> list[Timed]:
         graph.add(_planned(run))
     found = []
     for signature in signatures:
-        run = stored.get(signature)
-        result = run.result if run else None
-        if run and result and result["seconds"] > 0:
-            seconds = result["seconds"] * result.get("ranks", 1)
-            labels = run.spec["labels"]
-            found.append(Timed(labels["model"], run.stage, work(graph, graph.runs[signature]), seconds))
+        run = stored[signature]
+        if (result := run.result) and result["seconds"] > 0:
+            seconds = result["seconds"] * result["ranks"]
+            found.append(Timed(run.spec["labels"]["model"], run.stage, work(graph, graph.runs[signature]), seconds))
     return found
 
 

@@ -3,6 +3,13 @@
 import contextlib
 import json
 import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +30,7 @@ from pipelines.data import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.resume import saved_steps
 from pipelines.sizes import forward_operations
 from pipelines.training import CausalLoss, Rows, adamw, learning_rate, train
 from shaping import Objective, shaped_cross_entropy
@@ -41,10 +49,13 @@ SPEC = {"stage": "pretrain", "labels": {}, "config": {}}
 OFF = TrackingConfig(mode="off")
 
 
+def small_corpus(cache: Path) -> Corpus:
+    return prepare(DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8), cache)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    config = DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8)
-    return prepare(config, tmp_path_factory.mktemp("cache"))
+    return small_corpus(tmp_path_factory.mktemp("cache"))
 
 
 def test_warm_up_then_constant() -> None:
@@ -192,6 +203,51 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     ]
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from pipelines import training
+from pipelines.cell import PretrainConfig
+from tests.pipelines.test_training import BUDGET, MODEL, build_model, small_corpus, trainer
+cache, *folders = map(Path, sys.argv[1:])
+training.SAVE_SECONDS = 0.0
+corpus = small_corpus(cache)
+for folder in folders:
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    trainer(corpus, folder, PretrainConfig(**BUDGET | {"tokens": 64 * 150}, warmup_steps=2), model=model)
+    model.save_pretrained(folder / "weights")
+"""
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_any_instruction_ends_with_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
+    """SIGKILL while states are saved after every step; the same command again ends where an unbroken one ends."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    def start(*folders: Path) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(corpus.folder.parent), *map(str, folders)], env=environment
+        )
+
+    killed = start(broken)
+    while len(list((broken / "resume").glob("step-*/trainer.json"))) < 1 or not (broken / "ledger.jsonl").exists():
+        assert killed.poll() is None
+        time.sleep(0.001)
+    time.sleep(random.random() / 2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert saved_steps(broken / "resume")
+    assert not (broken / "weights").exists()
+    assert start(broken, whole).wait(200) == 0
+    weights = [(folder / "weights" / "model.safetensors").read_bytes() for folder in (broken, whole)]
+    assert weights[0] == weights[1]
+    steps = [
+        [json.loads(line)["step"] for line in (f / "ledger.jsonl").read_text().splitlines()] for f in (broken, whole)
+    ]
+    assert steps[0] == steps[1]
+
+
 def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus, tmp_path: Path) -> None:
     budget, asked = PretrainConfig(**BUDGET, warmup_steps=2), []
 
@@ -270,6 +326,21 @@ def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_train_alike(corpus: Corpus, tmp_path: Path) -> None:
+    budget = PretrainConfig(**BUDGET, warmup_steps=2)
+    models = [build_model(MODEL, corpus.tokenizer, 1e4, seed=3) for _ in range(2)]
+    plain = trainer(corpus, tmp_path / "a", budget, model=models[0])
+    torch._dynamo.utils.counters.clear()
+    compiled = trainer(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(compile=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16-mixed", "bfloat16"])

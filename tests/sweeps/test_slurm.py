@@ -1,132 +1,20 @@
 """A real Slurm of one node, with and without an accounting database: graphs, failures, time limits, cancelling.
 
-Most tests train nothing (`tests/sweeps/fake`), so that what takes time is Slurm; the last ones train for real.
+Nothing is trained here (`tests/sweeps/fake`), so that what takes time is Slurm; `test_slurm_training.py` trains.
 """
 
-import json
-import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from sweeps.status import rows
 from sweeps.store import Store
-from tests.conftest import SMALL
+from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
 
-REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
-MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name) is None]
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here ({', '.join(MISSING)}); tests/slurm/cluster.sh install"),
-    pytest.mark.skipif(os.getuid() != 0, reason="starting a Slurm of its own needs root"),
-]
-
-SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
-ALONE = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
-FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *ALONE]
-"""Six stage runs a cell: three that train, each with one evaluation; no controls."""
-
-
-class Cluster:
-    """A running Slurm and the two commands of this project on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
-        self.environment.pop("SHAPING_DEBUG", None)
-        self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"
-
-    def real(self) -> dict[str, str]:
-        """The environment in which stages train."""
-        return {**self.environment, "PYTHONPATH": str(REPOSITORY)}
-
-    def call(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
-
-    def launch(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, "-m", "sweeps.run", "-m", *arguments, cwd=folder, **environment)
-
-    def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, "-m", "sweeps.commands", *arguments, cwd=folder, **environment)
-
-    def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
-        return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)
-
-    def count(self, folder: Path) -> dict[str, int]:
-        """How many stage runs have which status, asked in this process: a command a look would keep a core busy."""
-        with patch.dict(os.environ, self.environment):
-            statuses = [row.status for row in rows(Store.open(folder / "store"))]
-        return {status: statuses.count(status) for status in set(statuses)}
-
-    def queue(self) -> list[str]:
-        return self.call("squeue", "-h", "-r", "-o", "%i").stdout.split()
-
-    def until(self, folder: Path, reached: Callable[[dict[str, int]], bool], seconds: float = 120) -> dict[str, int]:
-        deadline = time.time() + seconds
-        while not reached(found := self.count(folder)):
-            assert time.time() < deadline, f"it came to {found} and no further: {self.sweeps(folder, 'status').stdout}"
-            time.sleep(0.5)
-        return found
-
-    def finished(self, folder: Path, seconds: float = 120) -> dict[str, int]:
-        """Waits until nothing is queued or at work; returns how many stage runs have which status."""
-        return self.until(folder, lambda found: not {"queued", "running"} & set(found), seconds)
-
-
-Start = Callable[[str], Cluster]
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts a cluster of a kind, `no accounting` or `slurmdbd`, the first time that it is asked for."""
-    started: dict[str, Path] = {}
-
-    def cluster(kind: str) -> Cluster:
-        if kind not in started:
-            accounting = ["accounting"] if kind == "slurmdbd" else []
-            if accounting and (lacking := [n for n in ("slurmdbd", "mariadbd") if shutil.which(n) is None]):
-                pytest.skip(f"no accounting here ({', '.join(lacking)}); tests/slurm/cluster.sh install")
-            folder = started[kind] = tmp_path_factory.mktemp("slurm")
-            for parent in (folder, *folder.parents):  # MariaDB's own user reads its files there
-                if parent != Path("/") and not parent.stat().st_mode & 0o001:
-                    parent.chmod(0o755)
-            begun = subprocess.run([SCRIPT, "up", folder, *accounting], capture_output=True, text=True, check=False)
-            assert begun.returncode == 0, begun.stdout + begun.stderr
-        return Cluster(started[kind])
-
-    try:
-        yield cluster
-    finally:
-        for folder in started.values():
-            subprocess.run([SCRIPT, "down", folder], check=False)
-
-
-@pytest.fixture(params=["no accounting", "slurmdbd"])
-def cluster(request: pytest.FixtureRequest, start: Start) -> Cluster:
-    """Either kind of cluster, for what looks at the states of jobs."""
-    return start(request.param)
-
-
-@pytest.fixture
-def plain(start: Start) -> Cluster:
-    """The cluster without accounting, for what does not depend on it."""
-    return start("no accounting")
+pytestmark = NEEDS_SLURM
 
 
 def attempts(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -309,62 +197,3 @@ def test_at_its_time_limit_a_job_is_put_back_and_goes_on(plain: Cluster, tmp_pat
     assert run.state["attempts"][0]["error"] == "its time was up"
     assert run.result is not None
     assert run.result["metrics"]["resumed"] > 0
-
-
-def test_a_job_that_was_put_back_ends_with_the_bits_of_an_uninterrupted_run(plain: Cluster, tmp_path: Path) -> None:
-    cell = [*SMALL, "pretrain.milestones=1", "pretrain.tokens=300_000", "until=pretrain"]
-    command = [sys.executable, "-m", "sweeps.run", *cell]
-    launched = subprocess.run(
-        [*command, *SLURM], cwd=tmp_path, env=plain.real(), capture_output=True, text=True, check=False
-    )
-    assert launched.returncode == 0, launched.stderr
-    store = Store.open(tmp_path / "store")
-    plain.until(tmp_path, lambda found: bool(found.get("running")))
-    (run,) = [run for run in store.runs() if run.stage == "pretrain"]
-    while len(run.again().ledger()) < 5:
-        time.sleep(0.1)
-    plain.call("scancel", "--signal=USR2", plain.status(tmp_path, "stage=pretrain")[0]["job"])
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    subprocess.run([*command, "tracking=off"], cwd=alone, stdout=subprocess.DEVNULL, check=True)
-    assert plain.finished(tmp_path, 200) == {"done": 2}
-    run, whole = run.again(), Store.open(alone / "store").run("pretrain", run.signature)
-    assert [attempt.get("error") for attempt in run.state["attempts"]] == ["its time was up", None]
-    assert run.result is not None
-    assert whole.result is not None
-    weights = [name for name in run.result["files"] if name.endswith(".safetensors")]
-    assert weights
-    assert [run.result["files"][name] for name in weights] == [whole.result["files"][name] for name in weights]
-    assert [row["step"] for row in run.ledger()] == [row["step"] for row in whole.ledger()]
-
-
-def test_two_tasks_train_as_one(plain: Cluster, tmp_path: Path) -> None:
-    """Each takes half of every batch: the same training, up to the order in which numbers are added."""
-    import torch
-    from safetensors.torch import load_file
-
-    cell = [*SMALL, *FEW, "until=pretrain"]
-    for name, tasks in (("one", 1), ("two", 2)):
-        (tmp_path / name).mkdir()
-        command = [sys.executable, "-m", "sweeps.run", *cell, *SLURM, f"hydra.launcher.pretrain.tasks={tasks}"]
-        subprocess.run(command, cwd=tmp_path / name, env=plain.real(), check=True, stdout=subprocess.DEVNULL)
-    found = {}
-    for name in ("one", "two"):
-        assert plain.finished(tmp_path / name, 280) == {"done": 2}
-        (run,) = [run for run in Store.open(tmp_path / name / "store").runs() if run.stage == "pretrain"]
-        assert run.result is not None
-        assert not [file for file in run.result["files"] if file.startswith(".")]
-        (weights,) = run.folder.glob("checkpoints/*/model.safetensors")
-        found[name] = (load_file(weights), [row["loss"] for row in run.ledger()])
-    assert found["two"][1] == pytest.approx(found["one"][1], rel=1e-4)
-    for name, tensor in found["one"][0].items():
-        torch.testing.assert_close(found["two"][0][name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_the_nano_grids_first_stages_train(plain: Cluster, tmp_path: Path) -> None:
-    grid = ["objective=ce,precision", *SMALL, *FEW, "until=midtrain"]
-    command = [sys.executable, "-m", "sweeps.run", "-m", *grid, *SLURM]
-    launched = subprocess.run(command, cwd=tmp_path, env=plain.real(), capture_output=True, text=True, check=False)
-    assert launched.returncode == 0, launched.stderr
-    assert plain.finished(tmp_path, 280) == {"done": 8}
-    assert plain.sweeps(tmp_path, "verify").returncode == 0

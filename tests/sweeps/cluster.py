@@ -1,0 +1,85 @@
+"""A real Slurm of one node for tests, and this project's commands on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from sweeps.status import rows
+from sweeps.store import Store
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
+MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name) is None]
+
+NEEDS_SLURM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here ({', '.join(MISSING)}); tests/slurm/cluster.sh install"),
+    pytest.mark.skipif(os.getuid() != 0, reason="starting a Slurm of its own needs root"),
+]
+
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
+ALONE = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *ALONE]
+"""Six stage runs a cell: three that train, each with one evaluation; no controls."""
+
+
+class Cluster:
+    """A running Slurm and the two commands of this project on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment.pop("SHAPING_DEBUG", None)
+        self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"
+
+    def real(self) -> dict[str, str]:
+        """The environment in which stages train."""
+        return {**self.environment, "PYTHONPATH": str(REPOSITORY)}
+
+    def call(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    def launch(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, "-m", "sweeps.run", "-m", *arguments, cwd=folder, **environment)
+
+    def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, "-m", "sweeps.commands", *arguments, cwd=folder, **environment)
+
+    def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
+        return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)
+
+    def count(self, folder: Path) -> dict[str, int]:
+        """How many stage runs have which status, asked in this process: a command a look would keep a core busy."""
+        with patch.dict(os.environ, self.environment):
+            statuses = [row.status for row in rows(Store.open(folder / "store"))]
+        return {status: statuses.count(status) for status in set(statuses)}
+
+    def queue(self) -> list[str]:
+        return self.call("squeue", "-h", "-r", "-o", "%i").stdout.split()
+
+    def until(self, folder: Path, reached: Callable[[dict[str, int]], bool], seconds: float = 120) -> dict[str, int]:
+        deadline = time.time() + seconds
+        while not reached(found := self.count(folder)):
+            assert time.time() < deadline, f"it came to {found} and no further: {self.sweeps(folder, 'status').stdout}"
+            time.sleep(0.5)
+        return found
+
+    def finished(self, folder: Path, seconds: float = 120) -> dict[str, int]:
+        """Waits until nothing is queued or at work; returns how many stage runs have which status."""
+        return self.until(folder, lambda found: not {"queued", "running"} & set(found), seconds)
