@@ -41,14 +41,16 @@ class Judge:
         self._workers: dict[str, list[_Worker]] = {}
 
     def rewards(self, items: Sequence[tuple[str, str | None, str]]) -> list[Verdict]:
-        """The verdict on each (verifier's name, answer or None where none was found, reference).
+        """The verdict on each (verifier's name, answer or None where none was found, reference); equal items are put to
+        their verifier once, since samples of one question often agree.
 
         Raises `StageFailure` where a verifier cannot be loaded at all.
         """
         verdicts: list[Verdict] = [Verdict(0.0)] * len(items)
         waiting: dict[str, queue.SimpleQueue[int]] = {}
+        first: dict[tuple[str, str | None, str], int] = {}
         for index, (name, answer, reference) in enumerate(items):
-            if answer is None or len(answer) > LONGEST_ANSWER:
+            if answer is None or len(answer) > LONGEST_ANSWER or first.setdefault(items[index], index) != index:
                 continue
             if name == "exact":
                 verdicts[index] = Verdict(float(answer == reference))
@@ -72,7 +74,7 @@ class Judge:
                 thread.start()
             for thread in threads:
                 thread.join()
-        return verdicts
+        return [verdicts[first.get(item, index)] for index, item in enumerate(items)]
 
     def _team(self, name: str) -> list["_Worker"]:
         if name not in self._workers:

@@ -70,12 +70,21 @@ def test_after_a_timeout_the_same_worker_goes_on_in_another_fork(monkeypatch: py
     monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.spinning:verify", 60.0, 0.2))
     with Judge(1) as judge:
         asked = ["pid", "parent", "spin", "pid", "parent", "die", "parent"]
-        found = judge.rewards([("spins", word, "") for word in asked])
+        found = judge.rewards([("spins", word, str(i)) for i, word in enumerate(asked)])
     rewards, failures = zip(*found, strict=True)
     assert failures == (None, None, "timeout", None, None, "error", None)
     assert rewards[0] != rewards[3]  # another fork
     assert rewards[1] == rewards[4]  # of the same worker
     assert rewards[6] != rewards[1]  # which ends when its fork dies of anything else
+
+
+@pytest.mark.slow
+def test_equal_items_are_put_to_their_verifier_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.spinning:verify", 60.0))
+    items = [("spins", "count", reference) for reference in "abacba"]
+    with Judge(1) as judge:
+        rewards = [round(verdict.reward * 2**32) for verdict in judge.rewards([*items, ("exact", "a", "a")])]
+    assert rewards == [1, 2, 1, 3, 2, 1, 2**32]
 
 
 def test_a_verifier_that_cannot_be_loaded_is_a_failure_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
