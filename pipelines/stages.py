@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import wandb.sdk.launch  # noqa: F401  # wandb.init does, and that takes a second
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from pipelines.card import model_card
@@ -35,7 +36,7 @@ from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, on_device, parameter_count, save_checkpoint
 from pipelines.pieces import Pieces, Share
 from pipelines.shards import fingerprint
-from pipelines.training import train
+from pipelines.training import Budget, train
 from shaping.objective import Objective
 
 get_checkpoint_conversion_mapping("qwen3")  # compiles a thousand patterns, once for all models that are loaded
@@ -148,12 +149,17 @@ def _pretrain(context: _Context) -> Outcome:
     padded = config["data"]["vocab_size"] if corpus.sharded else None
     shape = ModelConfig(name="", **config["model"])
     model = build_model(shape, corpus.tokenizer, budget.rope_base, config["seed"], padded)
-    metrics = train(
+    metrics = _train(context, model, budget, shape.balance_rate)
+    return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
+
+
+def _train(context: _Context, model: PreTrainedModel, budget: Budget, balance_rate: float) -> dict[str, float]:
+    return train(
         model,
-        _objective(config, corpus),
+        _objective(context.config, context.corpus),
         budget,
-        corpus,
-        config["seed"],
+        context.corpus,
+        context.config["seed"],
         context.ledger,
         context.keep,
         context.resume,
@@ -162,31 +168,15 @@ def _pretrain(context: _Context) -> Outcome:
         context.tasks,
         context.nodes,
         context.compute,
-        shape.balance_rate,
+        balance_rate,
     )
-    return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
 
 def _midtrain(context: _Context) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = MidtrainConfig(**config["midtrain"])
     model = load_model(context.source, budget.rope_base, corpus.tokenizer)
-    metrics = train(
-        model,
-        _objective(config, corpus),
-        budget,
-        corpus,
-        config["seed"],
-        context.ledger,
-        context.keep,
-        context.resume,
-        context.interrupted,
-        context.rank,
-        context.tasks,
-        context.nodes,
-        context.compute,
-        config.get("balance_rate", 0.0),
-    )
+    metrics = _train(context, model, budget, config.get("balance_rate", 0.0))
     return {"metrics": metrics, "measurements": []}
 
 
