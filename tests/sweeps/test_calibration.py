@@ -26,7 +26,7 @@ def test_the_shares_that_times_were_made_with_are_found() -> None:
     found = {group.stage: group for group in groups(runs, "core")}
     assert [group.error for group in found.values()] == pytest.approx([0.0] * 4)
     assert found["grpo"].share is None  # training and sampling together
-    assert found["pretrain"].device_seconds == pytest.approx(4e12 / (5e10 * 0.31))
+    assert found["pretrain"].device_seconds == pytest.approx(4e12 / (1e11 * 0.31))
     assert found["evaluate"].share == pytest.approx(0.07)
 
 
