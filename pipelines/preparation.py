@@ -110,7 +110,8 @@ def documents_of(part: Part) -> Iterator[str]:
         if part.column not in file.schema_arrow.names:
             raise StageFailure(f"{part.path}: it has no column {part.column!r}; it has {file.schema_arrow.names}")
         for group in range(part.start, part.stop or file.num_row_groups):
-            yield from file.read_row_group(group, [part.column]).column(0).to_pylist()
+            for value in file.read_row_group(group, [part.column]).column(0).to_pylist():
+                yield _text({part.column: value}, part, f"a record of row group {group}")
     elif part.kind == "jsonl":
         yield from _jsonl(part)
     else:
@@ -305,8 +306,8 @@ def prepare_shards(
     require(bool(data.sources), "data.sources", "{}", "name at least one source")
     assert data.shards is not None
     folder = Path(data.shards)
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [part for name, source in data.sources.items() for part in parts_of(name, source)]
+    folder.mkdir(parents=True, exist_ok=True)
     ngrams = _evaluation_ngrams(folder, evaluation_files)
     settings = {
         "tokenizer": data.tokenizer or {"trained": data.vocab_size},
@@ -371,8 +372,11 @@ def _evaluation_ngrams(folder: Path, files: list[str]) -> Path | None:
     for name in files:
         require(os.path.isfile(name), "--decontaminate", name, "there is no such file")
         with _opened(name) as file:
-            for line in file:
-                record = json.loads(line)
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"--decontaminate={name}: line {number} is not JSON ({error})") from error
                 values = record.values() if isinstance(record, dict) else [record]
                 texts = [value for value in values if isinstance(value, str)]
                 found += [hashes for text in texts if len(hashes := ngram_hashes(text)) and _is_long(text)]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
@@ -163,11 +164,19 @@ def test_mistakes_are_said(prepared: tuple[DataConfig, Path], tmp_path: Path) ->
     with pytest.raises(UserError, match=r"data\.tokenizer=/nowhere/x"):
         prepare_shards(other, 1, 0.1, [], lambda *_: None)
     other.sources = {"web": SourceConfig("jsonl", str(tmp_path / "*.jsonl"))}
+    other.shards = str(tmp_path / "never")
     with pytest.raises(UserError, match=r"data\.sources\.web\.path"):
         prepare_shards(other, 1, 0.1, [], lambda *_: None)
+    assert not (tmp_path / "never").exists()
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(StageFailure, match=r"the line at byte 0 has no text in 'text'"):
         list(documents_of(parts_of("web", other.sources["web"])[0]))
+    pd.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(StageFailure, match=r"a record of row group 0 has no text in 'text'"):
+        list(documents_of(parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet")))[0]))
+    (tmp_path / "set.jsonl").write_text('{"question": "x"}\nnot so\n')
+    with pytest.raises(UserError, match=r"--decontaminate=.*set\.jsonl: line 2 is not JSON"):
+        prepare_shards(data, 1, 0.1, [str(tmp_path / "set.jsonl")], lambda *_: None)
     assert token_type(65536).itemsize == 2
     assert token_type(65537).itemsize == 4
 
