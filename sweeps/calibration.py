@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pipelines.cell import GRPOConfig
 from pipelines.errors import UserError
-from sweeps.cost import DEVICES, Rate, Work, work
+from sweeps.cost import DEVICES, Assumed, Rate, Work, work
 from sweeps.plan import Plan, StageRun
 from sweeps.store import Store, StoredRun
 
@@ -40,7 +41,25 @@ class Group:
     """Median error where other models' stage runs predict them; None where there are none."""
 
 
-def timed(store: Store, signatures: Iterable[str]) -> list[Timed]:
+def measured(store: Store, signatures: Iterable[str]) -> Assumed:
+    """What the RL stages among these stage runs say about lengths and groups: means over their steps; what is assumed
+    without any."""
+    wanted = set(signatures)
+    prompts, responses, mixed = list[float](), list[float](), list[float]()
+    for run in store.runs():
+        if run.stage == "grpo" and run.signature in wanted:
+            config = GRPOConfig(**run.spec["config"]["grpo"])
+            for row in run.ledger():
+                if "prompt_length" in row:  # step 0 is held-out prompts alone
+                    prompts.append(row["prompt_length"])
+                    responses.append(row["response_length"] / config.response_limit(row["step"]))
+                    mixed.append(row["groups_mixed"])
+    if not prompts:
+        return Assumed()
+    return Assumed(statistics.fmean(prompts), statistics.fmean(responses), statistics.fmean(mixed))
+
+
+def timed(store: Store, signatures: Iterable[str], assumed: Assumed) -> list[Timed]:
     """Those of the stage runs that are done."""
     stored = {run.signature: run for run in store.runs()}
     graph = Plan()
@@ -51,7 +70,9 @@ def timed(store: Store, signatures: Iterable[str]) -> list[Timed]:
         run = stored[signature]
         if (result := run.result) and result["seconds"] > 0:
             seconds = result["seconds"] * result["ranks"]
-            found.append(Timed(run.spec["labels"]["model"], run.stage, work(graph, graph.runs[signature]), seconds))
+            found.append(
+                Timed(run.spec["labels"]["model"], run.stage, work(graph, graph.runs[signature], assumed), seconds)
+            )
     return found
 
 

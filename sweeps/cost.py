@@ -1,9 +1,7 @@
 """What a plan costs before anything has run: operations (`pipelines.sizes`), GPU-hours, wall time, storage. Arithmetic
 alone, no torch.
 
-What cannot be known is assumed, and the assumptions stand here and are printed with the figures: responses and prompts
-of RL and evaluation have the lengths of `RESPONSE_SHARE` and `PROMPT_TOKENS`, and half of RL's groups are dropped and
-replaced in each round of dynamic sampling.
+What cannot be known is assumed (`Assumed`), and printed with the figures.
 """
 
 import heapq
@@ -18,12 +16,6 @@ from pipelines.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 
-PROMPT_TOKENS = 200
-"""Mean length of a prompt, or the limit of a response where that is less."""
-RESPONSE_SHARE = 0.5
-"""Mean length of a response as a share of its limit."""
-MIXED_SHARE = 0.5
-"""Share of RL's groups whose rewards are not all equal."""
 CHOICES = 4
 CHOICE_TOKENS = 100
 """Options of a multiple-choice item, and tokens of one with its context."""
@@ -37,6 +29,22 @@ CHUNK_BYTES = 2**25
 """Logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
 PROCESS_BYTES = 7 * 2**27
 """Of a worker with its libraries loaded: 0.9 GiB."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What the cost of sampling depends on and no configuration says; `sweeps.calibration` measures it."""
+
+    prompt_tokens: float = 200.0
+    """Mean length of a prompt, or the limit of a response where that is less."""
+    response_share: float = 0.5
+    """Mean length of a response as a share of its limit."""
+    mixed_share: float = 0.5
+    """Share of RL's groups whose rewards are not all equal; the others are dropped and sampled anew."""
+
+    def lengths(self, limit: float) -> tuple[float, float]:
+        """Mean tokens of a prompt and of a response whose limit this is."""
+        return min(self.prompt_tokens, limit), self.response_share * limit
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def _root(plan: Plan, run: StageRun) -> StageRun:
     return run
 
 
-def work(plan: Plan, run: StageRun) -> Work:
+def work(plan: Plan, run: StageRun, assumed: Assumed = Assumed()) -> Work:
     """Operations and tokens of one stage run."""
     model = _root(plan, run).config["model"]
     vocabulary = run.config["data"]["vocab_size"]
@@ -70,23 +78,18 @@ def work(plan: Plan, run: StageRun) -> Work:
             training=3 * forward_operations(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens
         )
     if run.stage == "grpo":
-        return _grpo(model, vocabulary, run.config["grpo"])
-    return _evaluation(model, vocabulary, run.config["evaluation"])
+        return _grpo(model, vocabulary, run.config["grpo"], assumed)
+    return _evaluation(model, vocabulary, run.config["evaluation"], assumed)
 
 
-def _response(limit: float) -> tuple[float, float]:
-    """Mean tokens of a prompt and of a response whose limit this is."""
-    return min(PROMPT_TOKENS, limit), RESPONSE_SHARE * limit
-
-
-def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) -> Work:
+def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any], assumed: Assumed) -> Work:
     total = Work()
     first = config.get("extended_from_step")
     early = config["steps"] if first is None else min(config["steps"], first)
     rounds = config["resample_rounds"] if config.get("dynamic_sampling", True) else 0
-    asked = sum((1 - MIXED_SHARE) ** i for i in range(rounds + 1))
+    asked = sum((1 - assumed.mixed_share) ** i for i in range(rounds + 1))
     for steps, limit in ((early, config["max_new_tokens"]), (config["steps"] - early, _extended(config))):
-        prompt, response = _response(limit)
+        prompt, response = assumed.lengths(limit)
         kept = steps * config["prompts"] * config["samples"] * (prompt + response)
         sampled = kept * asked
         total += Work(
@@ -102,7 +105,7 @@ def _extended(config: Mapping[str, Any]) -> int:
     return int(config.get("extended_max_new_tokens", config["max_new_tokens"]))
 
 
-def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any]) -> Work:
+def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any], assumed: Assumed) -> Work:
     total = Work()
     for benchmark in config["benchmarks"].values():
         limit = benchmark["max_new_tokens"] or config["max_new_tokens"]
@@ -112,7 +115,7 @@ def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, 
             case "choice" | "harness_choice":
                 tokens, length = benchmark["items"] * CHOICES * CHOICE_TOKENS, CHOICE_TOKENS
             case _:
-                length = sum(_response(limit))
+                length = sum(assumed.lengths(limit))
                 tokens = benchmark["items"] * benchmark["samples"] * length
         total += Work(sampling=forward_operations(model, vocabulary, tokens, length), sampled_tokens=tokens)
     return total
@@ -244,7 +247,9 @@ class Estimate:
         }
 
 
-def estimate(plan: Plan, missing: set[str], rate: Rate, room: Room) -> tuple[dict[str, Estimate], float]:
+def estimate(
+    plan: Plan, missing: set[str], rate: Rate, room: Room, assumed: Assumed = Assumed()
+) -> tuple[dict[str, Estimate], float]:
     """The cost of the stage runs in `missing` by stage, and the hours until the last of them is done."""
     stages: dict[str, Estimate] = defaultdict(Estimate)
     hours: dict[str, float] = {}
@@ -256,7 +261,7 @@ def estimate(plan: Plan, missing: set[str], rate: Rate, room: Room) -> tuple[dic
         budget = run.config[run.stage if run.stage != "evaluate" else "evaluation"]
         key = (id(budget), id(_root(plan, run).config["model"]), run.stage)
         if key not in known:
-            known[key] = work(plan, run)
+            known[key] = work(plan, run, assumed)
         total = stages[run.stage]
         spent = rate.seconds(known[key]) / 3600
         hours[signature] = spent / room.per_run.get(run.stage, 1)

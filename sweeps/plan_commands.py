@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,9 @@ def show_plan(
     device: Annotated[str, typer.Option(help="What the cost is counted on: h100, h200, a100, core.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Share of the device's peak that training reaches.")] = 0.4,
     sampling_mfu: Annotated[float, typer.Option(help="The same for sampling.")] = 0.1,
+    prompt_tokens: Annotated[float, typer.Option(help="Tokens of a prompt.")] = 200,
+    response_share: Annotated[float, typer.Option(help="Length of a response as a share of its limit.")] = 0.5,
+    mixed_share: Annotated[float, typer.Option(help="Share of RL's groups that are not all right or all wrong.")] = 0.5,
     devices: Annotated[int, typer.Option(help="Devices at once, for the wall time; 0: no limit.")] = 0,
     sbatch: Annotated[bool, typer.Option("--sbatch", help="Print the scripts that Slurm would be sent.")] = False,
 ) -> None:
@@ -67,14 +71,22 @@ def show_plan(
         return
     if device not in cost.DEVICES:
         raise UserError(f"--device={device}: {nearest(device, cost.DEVICES)}")
-    for name, value in (("--mfu", mfu), ("--sampling-mfu", sampling_mfu)):
+    for name, value in (
+        ("--mfu", mfu),
+        ("--sampling-mfu", sampling_mfu),
+        ("--response-share", response_share),
+        ("--mixed-share", mixed_share),
+    ):
         if not 0 < value <= 1:
-            raise UserError(f"{name}={value}: it is a share of the peak, above 0 and at most 1")
+            raise UserError(f"{name}={value}: it is a share, above 0 and at most 1")
+    if prompt_tokens < 0:
+        raise UserError(f"--prompt-tokens={prompt_tokens}: it is a number of tokens, 0 or more")
     statuses = {s: _status(store, run) for s, run in graph.runs.items()}
     missing = {s for s, status in statuses.items() if status not in ("done", "running", "queued")}
     rate = cost.Rate(device, mfu, sampling_mfu)
     room = cost.room(launcher, devices)
-    stages, hours = cost.estimate(graph, missing, rate, room)
+    assumed = cost.Assumed(prompt_tokens, response_share, mixed_share)
+    stages, hours = cost.estimate(graph, missing, rate, room, assumed)
     if as_json:
         listed = [
             {"stage_run": s, "stage": run.stage, "title": title(run), "parent": run.parent and run.parent[1],
@@ -82,7 +94,7 @@ def show_plan(
             for s, run in graph.runs.items()
         ]  # fmt: skip
         figures = {
-            "device": device, "mfu": mfu, "sampling_mfu": sampling_mfu, "wall_hours": hours,
+            "device": device, "mfu": mfu, "sampling_mfu": sampling_mfu, "wall_hours": hours, "assumed": asdict(assumed),
             "stages": {stage: found.to_json() for stage, found in stages.items()},
         }  # fmt: skip
         print(json.dumps({"cells": graph.cells, "stage_runs": listed, "cost": figures}, indent=1))
@@ -90,7 +102,7 @@ def show_plan(
     terminal = console()
     for line in _plan_lines(graph, statuses, stages):
         terminal.print(line)
-    for line in _cost_lines(stages, hours, rate, room.devices):
+    for line in _cost_lines(stages, hours, rate, room.devices, assumed):
         terminal.print(line)
     for line in _memory_lines(graph, room):
         terminal.print(line)
@@ -138,9 +150,7 @@ def _plan_lines(graph: Plan, statuses: dict[str, str], stages: dict[str, Any]) -
             )
 
 
-def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int) -> Iterator[str]:
-    from sweeps import cost
-
+def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int, assumed: Any) -> Iterator[str]:
     if not stages:
         yield "Nothing to do"
         return
@@ -156,8 +166,8 @@ def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int) -
     if jobs > runs:
         yield f"With the launcher's time limits that is {jobs} jobs for {runs} stage runs: the rest are requeues"
     yield (
-        f"Assumed: prompts of {cost.PROMPT_TOKENS} tokens, responses of {cost.RESPONSE_SHARE:.0%} of their limit, "
-        f"{cost.MIXED_SHARE:.0%} of RL's groups mixed; time in the queue is not counted"
+        f"Assumed: prompts of {assumed.prompt_tokens:g} tokens, responses of {assumed.response_share:.0%} of their "
+        f"limit, {assumed.mixed_share:.0%} of RL's groups mixed; time in the queue is not counted"
     )
 
 
@@ -186,8 +196,6 @@ def sizes(
     as_json: AsJson = False,
 ) -> None:
     """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
-    from dataclasses import asdict
-
     from pipelines.sizes import active_body_parameters, body_parameters, parameters
     from sweeps.composition import compose_cell, options_of
 
@@ -227,18 +235,18 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Show how near the cost model comes to the seconds that done stage runs took, and the shares to give to `plan`."""
-    from dataclasses import asdict
-
-    from sweeps.calibration import fit, groups, timed
+    from sweeps.calibration import fit, groups, measured, timed
     from sweeps.cost import DEVICES
 
     if device not in DEVICES:
         raise UserError(f"--device={device}: {nearest(device, DEVICES)}")
     opened = Store.open(store)
-    runs = timed(opened, [row.signature for row in rows(opened, filters or ()) if row.status == "done"])
+    done = [row.signature for row in rows(opened, filters or ()) if row.status == "done"]
+    assumed = measured(opened, done)
+    runs = timed(opened, done, assumed)
     rate, found = fit(runs, device), list(groups(runs, device))
     if as_json:
-        shares = {"device": device, "mfu": rate.mfu, "sampling_mfu": rate.sampling_mfu}
+        shares = {"device": device, "mfu": rate.mfu, "sampling_mfu": rate.sampling_mfu, "assumed": asdict(assumed)}
         print(json.dumps(shares | {"groups": [asdict(group) for group in found]}, indent=1))
         return
     print(
@@ -252,7 +260,11 @@ def calibrate(
         "seconds: median on one device; error: of times predicted by the model's other stage runs (median, worst), "
         "and by other models'"
     )
-    print(f"shaping-sweeps plan ... --device {device} --mfu {rate.mfu:.3g} --sampling-mfu {rate.sampling_mfu:.3g}")
+    print(
+        f"shaping-sweeps plan ... --device {device} --mfu {rate.mfu:.3g} --sampling-mfu {rate.sampling_mfu:.3g} "
+        f"--prompt-tokens {assumed.prompt_tokens:.3g} --response-share {assumed.response_share:.3g} "
+        f"--mixed-share {assumed.mixed_share:.3g}"
+    )
 
 
 def _why(graph: Plan, store: Store | None, cell: str) -> None:

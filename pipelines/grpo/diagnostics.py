@@ -41,6 +41,7 @@ def collected_row(collected: Collected) -> dict[str, float]:
         "reward_std": rewards.std(1).mean().item(),
         "reward_spread": rewards.mean(1).std().item() if len(groups) > 1 else 0.0,
         "entropy": sampled_entropy(groups),
+        "prompt_length": float(np.mean([len(group.prompt) for group in groups])),
         "response_length": lengths.mean().item(),
         "length_p10": float(p10),
         "length_p50": float(p50),

@@ -8,21 +8,29 @@ import pytest
 
 from pipelines.sizes import parameters
 from sweeps.composition import compose_cell, compose_cells
-from sweeps.cost import Rate, work
-from sweeps.plan import Plan, plan
+from sweeps.cost import Assumed, Rate, work
+from sweeps.plan import plan
 from tests.sweeps.test_commands import FEW, run, sweeps
 
 
-def timed_store(folder: Path, rate: Rate, ranks: int) -> Plan:
-    """A store of two cells whose stage runs took what `rate` says, on `ranks` devices."""
+def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
+    """A store of two cells whose stage runs took what `rate` says, on `ranks` devices, with prompts of 12 tokens,
+    responses of a quarter of their limit and three quarters of the groups mixed."""
     assert run("objective=ce,precision", *FEW, cwd=folder).returncode == 0
     graph = plan(compose_cells(["objective=ce,precision", *FEW]))
     for signature, planned in graph.runs.items():
         path = folder / "store" / planned.stage / signature / "result.json"
         result = json.loads(path.read_text())
-        result |= {"seconds": rate.seconds(work(graph, planned)) / ranks, "ranks": ranks}
-        path.write_text(json.dumps(result))
-    return graph
+        seconds = rate.seconds(work(graph, planned, Assumed(12, 0.25, 0.75)))
+        path.write_text(json.dumps(result | {"seconds": seconds / ranks, "ranks": ranks}))
+        if planned.stage == "grpo":
+            limit = planned.config["grpo"]["max_new_tokens"]
+            steps = [
+                {"step": step, "prompt_length": 10 + 2 * step, "response_length": share * limit, "groups_mixed": mixed}
+                for step, share, mixed in ((0, 0.2, 1.0), (1, 0.25, 0.5), (2, 0.3, 0.75))
+            ]
+            lines = [{"step": 0, "held_out_reward": 0.5}, *steps]
+            path.with_name("ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_calibrate(tmp_path: Path) -> None:
@@ -34,8 +42,14 @@ def test_calibrate(tmp_path: Path) -> None:
         "pretrain": 2, "midtrain": 2, "grpo": 2, "evaluate": 6
     }  # fmt: skip
     assert all(group["worst"] == pytest.approx(0, abs=1e-9) for group in found["groups"])
+    assert found["assumed"] == {"prompt_tokens": 12, "response_share": 0.25, "mixed_share": 0.75}
     shown = sweeps("calibrate", cwd=tmp_path)
-    assert shown.stdout.splitlines()[-1] == "shaping-sweeps plan ... --device core --mfu 0.25 --sampling-mfu 0.05"
+    words = "--device core --mfu 0.25 --sampling-mfu 0.05 --prompt-tokens 12 --response-share 0.25 --mixed-share 0.75"
+    assert shown.stdout.splitlines()[-1] == f"shaping-sweeps plan ... {words}"
+    planned = json.loads(sweeps("plan", "seed=9", *FEW, "--json", *words.split(), cwd=tmp_path).stdout)
+    assert planned["cost"]["assumed"] == found["assumed"]
+    refused = sweeps("plan", "--response-share=2", cwd=tmp_path)
+    assert "--response-share=2.0: it is a share, above 0 and at most 1" in refused.stderr
     nothing = sweeps("calibrate", "stage=pretrain", cwd=tmp_path)
     assert nothing.returncode == 2
     assert nothing.stderr.strip().endswith("there is nothing to calibrate the cost model by")
