@@ -4,7 +4,6 @@ outside its work; token shards; `shaping-data prepare` against the tokenizer alo
 Models and rows are those that the names say; token ids are drawn at random, which costs the same.
 """
 
-import gc
 import json
 import os
 import shutil
@@ -14,7 +13,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,16 +179,23 @@ def against_trainer(
         rows.append(Row(f"{name}, {side}: a step / Trainer", mine, theirs, "s", held))
     if vocabulary < 2**14:  # a model so small adds nothing to what the libraries take
         return rows
-    memory = {}
-    for which in ("plain", "trainer"):
-        gc.collect()
-        memory[which] = peak_memory(sides[which])
-    return [*rows, Row(f"{name}: memory / Trainer", memory["plain"], memory["trainer"], "MiB", 1.0)]
+    # in fresh processes: an allocator gives again what a side before has left
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        mine, theirs = (
+            pool.submit(_memory, which, shape, vocabulary, corpus, budget).result() for which in (ours, trainer)
+        )
+    return [*rows, Row(f"{name}: memory / Trainer", mine, theirs, "MiB", 1.0)]
+
+
+def _memory(side: Any, shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> float:
+    rest = (Objective(), Clock()) if side is ours else ()
+    return peak_memory(lambda: side(shape, vocabulary, corpus, budget, *rest))
 
 
 def outside() -> list[Row]:
     """Seconds of a nano step outside forward, backward and optimizer, against the whole step; seconds of the
-    processor, which other programs leave alone."""
+    processor, which other programs leave alone, on one thread, as a nano stage runs."""
+    torch.set_num_threads(1)
     spent = {"work": 0.0}
 
     @contextmanager
@@ -293,9 +301,6 @@ def _anonymous_mib() -> float:
 
 def preparation() -> list[Row]:
     """`prepare` in two processes against two tokenizers that do nothing else, over the same documents."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     texts = [document.text for document in docstrings("sympy")] * 4
     with tempfile.TemporaryDirectory() as place:
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
@@ -336,9 +341,9 @@ def main() -> int:
         *nano,
         *mirrored(nano[0].ours),
         *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 8, 1 / 1.05),
-        *outside(),
         *shards(),
         *preparation(),
+        *outside(),  # last: it leaves one thread
     ]
     return report(rows, f"Pre-training; torch {torch.__version__}, {torch.get_num_threads()} threads")
 
