@@ -29,4 +29,15 @@ def _gold(reference: str) -> list[Any]:
     return gold
 
 
-equivalent("1", "1")  # the parsers load on first use: once, before a worker is forked
+# Parsers and sympy's simplifications load on first use, which takes longer than one answer may: once for each kind of
+# expression, before a worker is forked.
+for _answer, _reference in (
+    ("1", "1"),
+    (r"\boxed{\frac{1}{2}}", "0.5"),
+    ("$x^2 + 2x + 1$", "(x+1)^2"),
+    (r"\boxed{\sqrt{8}}", r"2\sqrt{2}"),
+    (r"\boxed{\{1, 2\}}", r"\{2, 1\}"),
+    ("$(1, 2]$", "(1, 2]"),
+    (r"$\sin(\pi/6) + x$", r"\frac{1}{2} + x"),
+):
+    equivalent(_answer, _reference)

@@ -115,7 +115,7 @@ def test_filters(made: Path, filters: list[str], count: int | None) -> None:
         (["cancel"], "name what to stop"),
         (["plan", "--why", "nano/ce/seed3"], "--why=nano/ce/seed3: the command line has no such cell"),
         (["plan", "--device", "h10"], "--device=h10: did you mean 'h100'"),
-        (["plan", "--mfu", "40"], "--mfu=40.0: it is a share of the peak"),
+        (["plan", "--mfu", "40"], "--mfu=40.0: it is a share, above 0 and at most 1"),
         (["plan", "hydra.launcher.wrkers=1"], "did you mean 'hydra.launcher.workers'"),
         (["status", "--sotre", "x"], "--sotre"),
     ],
