@@ -69,23 +69,12 @@ def show_plan(
         for script in scripts(graph, launcher, Path(root) / "jobs"):
             print(script)
         return
-    if device not in cost.DEVICES:
-        raise UserError(f"--device={device}: {nearest(device, cost.DEVICES)}")
-    for name, value in (
-        ("--mfu", mfu),
-        ("--sampling-mfu", sampling_mfu),
-        ("--response-share", response_share),
-        ("--mixed-share", mixed_share),
-    ):
-        if not 0 < value <= 1:
-            raise UserError(f"{name}={value}: it is a share, above 0 and at most 1")
-    if prompt_tokens < 0:
-        raise UserError(f"--prompt-tokens={prompt_tokens}: it is a number of tokens, 0 or more")
+    rate = cost.Rate(device, mfu, sampling_mfu)
+    assumed = cost.Assumed(prompt_tokens, response_share, mixed_share)
+    _check(rate, assumed)
     statuses = {s: _status(store, run) for s, run in graph.runs.items()}
     missing = {s for s, status in statuses.items() if status not in ("done", "running", "queued")}
-    rate = cost.Rate(device, mfu, sampling_mfu)
     room = cost.room(launcher, devices)
-    assumed = cost.Assumed(prompt_tokens, response_share, mixed_share)
     stages, hours = cost.estimate(graph, missing, rate, room, assumed)
     if as_json:
         listed = [
@@ -112,6 +101,24 @@ def show_plan(
             if run.parent is None:
                 _grow(root_of_tree, graph, statuses, run)
         terminal.print(root_of_tree)
+
+
+def _check(rate: Any, assumed: Any) -> None:
+    """Raises `UserError` for an option of the cost that is out of its range."""
+    from sweeps import cost
+
+    if rate.device not in cost.DEVICES:
+        raise UserError(f"--device={rate.device}: {nearest(rate.device, cost.DEVICES)}")
+    for name, value in (
+        ("--mfu", rate.mfu),
+        ("--sampling-mfu", rate.sampling_mfu),
+        ("--response-share", assumed.response_share),
+        ("--mixed-share", assumed.mixed_share),
+    ):
+        if not 0 < value <= 1:
+            raise UserError(f"{name}={value}: it is a share, above 0 and at most 1")
+    if assumed.prompt_tokens < 0:
+        raise UserError(f"--prompt-tokens={assumed.prompt_tokens}: it is a number of tokens, 0 or more")
 
 
 def _status(store: Store | None, run: StageRun) -> str:
