@@ -4,12 +4,12 @@ A question whose measurements are not in the store is named in `Beyond.missing` 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
 import pandas as pd
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import special
 
 from analysis.claim_language import CURVES, Term
 from analysis.claim_sources import Missing, StudySource
@@ -163,12 +163,18 @@ def _scatter(data: pd.DataFrame, x: str, y: str, x_title: str, y_title: str, dia
     return {"title": y_title, "data": values(data), "layer": layers}
 
 
-def _rank(x: Any, y: Any) -> tuple[float, float, int]:
-    """Spearman's rho, its p-value, and the number of points."""
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan, np.nan, len(x)
-    found = stats.spearmanr(x, y)
-    return float(found.statistic), float(found.pvalue), len(x)
+def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, int]:
+    """Spearman's rho, its two-sided p-value by Student's t, and the number of points of x and y [n].
+
+    NaN for fewer than four points, and where one of them does not vary.
+    """
+    count = len(x)
+    if count < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan, np.nan, count
+    ranks = [pd.Series(values).rank().to_numpy() for values in (x, y)]
+    rho = float(np.corrcoef(ranks)[0, 1].clip(-1, 1))
+    statistic = abs(rho) * np.sqrt((count - 2) / ((1 - rho) * (1 + rho))) if abs(rho) < 1 else np.inf
+    return rho, float(2 * special.stdtr(count - 2, -statistic)), count
 
 
 def _collapse(facts: pd.DataFrame, model: str) -> Chart | str:
@@ -179,7 +185,7 @@ def _collapse(facts: pd.DataFrame, model: str) -> Chart | str:
         data = facts.dropna(subset=["prior_entropy", column])[["objective", "seed", "prior_entropy", column]]
         if data.empty:
             continue
-        rho, p, n = _rank(data["prior_entropy"].to_numpy(), data[column].to_numpy())
+        rho, p, n = rank_correlation(data["prior_entropy"].to_numpy(), data[column].to_numpy())
         said = "too few cells for a correlation" if np.isnan(rho) else f"Spearman {rho:+.2f} (p = {p:.2g}, {n} cells)"
         sentences.append(f"{title}: {said}")
         panels.append(_scatter(data, "prior_entropy", column, "text entropy before RL (nats)", title))
@@ -202,7 +208,7 @@ def _predictors(study: Study, facts: pd.DataFrame, model: str) -> Chart | str:
         for (benchmark, metric), own in rows.groupby(["benchmark", "metric"], observed=True, sort=False):
             last = _last(own, ["objective", "seed"])
             both = pd.concat([last.rename("base"), goal.rename("rl")], axis=1).dropna()
-            rho, p, n = _rank(both["base"].to_numpy(), both["rl"].to_numpy())
+            rho, p, n = rank_correlation(both["base"].to_numpy(), both["rl"].to_numpy())
             if not np.isnan(rho):
                 records.append({"what": f"{benchmark} {metric}", "stage": stage, "rho": rho, "p": p, "cells": n})
     if not records:

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # scipy.stats takes longer to import than a small study to read
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
@@ -36,7 +36,7 @@ class Estimate:
 @cache
 def t_quantile(degrees: int) -> float:
     """Student's two-sided 95 % quantile."""
-    return float(stats.t.ppf(1 - ALPHA / 2, degrees))
+    return float(special.stdtrit(degrees, 1 - ALPHA / 2))
 
 
 def t_half_width(values: Floats) -> Floats:
@@ -45,7 +45,7 @@ def t_half_width(values: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(count > 0, np.nansum(values, -1) / count, np.nan)
         spread = np.sqrt(np.nansum((values - mean[..., None]) ** 2, -1) / (count - 1))
-        half = stats.t.ppf(1 - ALPHA / 2, count - 1) * spread / np.sqrt(count)
+        half = special.stdtrit(count - 1, 1 - ALPHA / 2) * spread / np.sqrt(count)
     return np.where(count > 1, half, np.nan)
 
 
@@ -59,7 +59,7 @@ def t_test(differences: Floats) -> Floats:
         mean = np.nansum(differences, -1) / count
         spread = np.sqrt(np.nansum((differences - mean[..., None]) ** 2, -1) / (count - 1))
         statistic = mean * np.sqrt(count) / spread
-        p = 2 * stats.t.sf(np.abs(statistic), count - 1)
+        p = 2 * special.stdtr(count - 1, -np.abs(statistic))
     return np.where((count > 1) & (spread > 0), p, np.where((count > 1) & (mean != 0), 0.0, np.nan))
 
 
@@ -84,6 +84,8 @@ def permutation_test(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
+    from scipy import stats
+
     found = stats.permutation_test(
         (np.asarray(differences, dtype=float),),
         lambda x, axis: x.mean(axis),
@@ -110,14 +112,15 @@ def seeds_needed(differences: Sequence[float], power: float = 0.8) -> int | None
     if effect < 1e-3:
         return None
     # The normal approximation with its correction for t: exact to a seed or two where many are needed.
-    normal = stats.norm.ppf([1 - ALPHA / 2, power])
+    normal = special.ndtri([1 - ALPHA / 2, power])
     approximate = math.ceil((normal.sum() / effect) ** 2 + normal[0] ** 2 / 2)
     if approximate > 100:
         return approximate
-    from statsmodels.stats.power import TTestPower
-
-    counts = range(2, approximate + 5)  # statsmodels' own search for a root fails for very large and some other effects
-    return next((n for n in counts if TTestPower().power(effect, n, ALPHA) >= power), counts[-1])
+    counts = np.arange(2, approximate + 5)
+    critical = special.stdtrit(counts - 1, 1 - ALPHA / 2)
+    # The statistic follows a noncentral t; its far tail, on the wrong side of 0, is nothing where power is wanted.
+    reached = 1 - special.nctdtr(counts - 1, effect * np.sqrt(counts), critical)
+    return int(counts[np.argmax(reached >= power)] if (reached >= power).any() else counts[-1])
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,9 @@ def hierarchical_bootstrap(
         means.append((drawn * (quantity.values + shift)).sum(1))
     spread = float(np.nanstd(statistic(means), ddof=1))
     if count == 1:
-        half = float(stats.norm.ppf(1 - ALPHA / 2)) * spread
+        half = float(special.ndtri(1 - ALPHA / 2)) * spread
         return Estimate(value, value - half, value + half, None, 1)
     error = spread * math.sqrt(count / (count - 1))
-    half = float(stats.t.ppf(1 - ALPHA / 2, count - 1)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else (0.0 if value else 1.0)
+    half = float(special.stdtrit(count - 1, 1 - ALPHA / 2)) * error
+    p = float(2 * special.stdtr(count - 1, -abs(value) / error)) if error > 0 else (0.0 if value else 1.0)
     return Estimate(value, value - half, value + half, p, count)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 Items = NDArray[np.float64]
 
@@ -62,7 +62,10 @@ def sampling_error(correct: NDArray[np.int64], n: int, k: ArrayLike) -> Items:
     """
     counts, items = np.unique(correct, return_counts=True)
     everything = np.arange(n + 1)
-    chance = stats.binom.pmf(everything, n, counts[:, None] / n)  # [distinct, n + 1]
+    share = counts[:, None] / n
+    # The binomial distribution in logarithms, [distinct, n + 1]; scipy.stats has it and takes a second to import.
+    ways = -special.betaln(everything + 1, n - everything + 1) - np.log(n + 1)
+    chance = np.exp(ways + special.xlogy(everything, share) + special.xlog1py(n - everything, -share))
     table = pass_at_k(everything, n, k)
     variance = chance @ table**2 - (chance @ table) ** 2
     return np.sqrt(np.tensordot(items, variance.clip(min=0), 1)) / len(correct)
@@ -118,7 +121,7 @@ def mean_intervals(values: Items, fractions: bool = True, resample: bool = True)
     if count < 2:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
     if count > MOST_RESAMPLED or not resample:
-        half = stats.t.isf((1 - LEVEL) / 2, count - 1) * values.std(0, ddof=1) / np.sqrt(count)
+        half = special.stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(0, ddof=1) / np.sqrt(count)
         low, high = values.mean(0) - half, values.mean(0) + half
     else:
         low, high = interval_of(resampling(count) @ values, count)
@@ -144,8 +147,8 @@ def interval_of(draws: Items, count: int) -> tuple[Items, Items]:
     The percentile interval, its levels widened as Student's t is wider than the normal and as the bootstrap's variance
     is too small by (count - 1) / count (Hesterberg 2015, "expanded percentile"): with 30 problems that matters.
     """
-    wide = stats.t.isf((1 - LEVEL) / 2, count - 1) * np.sqrt(count / (count - 1))
-    outside = stats.norm.sf(wide)
+    wide = special.stdtrit(count - 1, (1 + LEVEL) / 2) * np.sqrt(count / (count - 1))
+    outside = special.ndtr(-wide)
     low, high = np.quantile(draws, [outside, 1 - outside], axis=0)
     return low, high
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
+from analysis.beyond import rank_correlation
 from analysis.statistics import (
     Sampled,
     hierarchical_bootstrap,
@@ -53,6 +55,24 @@ def test_permutation_is_exact() -> None:
     assert permutation_test(differences) == pytest.approx((np.abs(means) >= np.mean(differences) - 1e-12).mean())
     assert permutation_test(differences) == 2 / 32
     assert permutation_test([1.0]) is None
+
+
+@pytest.mark.parametrize("effect", [0.3, 0.5, 0.9, 1.7, 4.0, 30.0])
+def test_seeds_needed_are_the_fewest_by_statsmodels(effect: float) -> None:
+    differences = np.array([-1.0, 0.0, 1.0]) + effect  # their mean is the effect and their spread is 1
+    n = seeds_needed(differences.tolist())
+    assert n is not None
+    assert TTestPower().power(effect, n, 0.05) >= 0.8
+    assert n == 2 or TTestPower().power(effect, n - 1, 0.05) < 0.8
+
+
+@pytest.mark.parametrize("count", [4, 9, 40])
+def test_rank_correlation_is_scipys_with_ties(count: int) -> None:
+    x, y = np.random.default_rng(count).integers(0, 6, (2, count)).astype(float)
+    expected = stats.spearmanr(x, y)
+    assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue, count))
+    assert rank_correlation(x, np.exp(x)) == (pytest.approx(1), pytest.approx(0, abs=1e-6), count)
+    assert np.isnan(rank_correlation(x, np.ones(count))[0])
 
 
 def test_seeds_needed_reach_the_power_by_simulation() -> None:

@@ -16,6 +16,8 @@ import pytest
 from sweeps.index import summaries
 from sweeps.store import Store, write_json
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
 FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off",
