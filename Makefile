@@ -16,7 +16,7 @@ demo: $(STAMP)  ## train the five settings at nano scale, then write tables and 
 	$(BIN)/reproduce-paper-tables scale=nano
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -171,8 +171,8 @@ def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[fl
     count = len(x)
     if count < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan, np.nan, count
-    ranks = [pd.Series(values).rank().to_numpy() for values in (x, y)]
-    rho = float(np.corrcoef(ranks)[0, 1].clip(-1, 1))
+    ranks = [pd.Series(values).rank() for values in (x, y)]
+    rho = min(1.0, max(-1.0, float(ranks[0].corr(ranks[1]))))
     statistic = abs(rho) * np.sqrt((count - 2) / ((1 - rho) * (1 + rho))) if abs(rho) < 1 else np.inf
     return rho, float(2 * special.stdtr(count - 2, -statistic)), count
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,10 @@ def gather(study: Study) -> Cells:
             for name in ("value", "stderr")
         )
     run, names = pd.factorize(frame["stage_run"])
-    signatures = [str(name) for name in names]
-    runs: dict[int, list[str]] = defaultdict(list)
-    for pair in np.unique(number * max(1, len(names)) + run).tolist():
-        runs[pair // len(names)].append(signatures[pair % len(names)])
+    pairs = np.sort(number * max(1, len(names)) + run)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    signatures = np.array(names, dtype=object)[pairs % max(1, len(names))].tolist()
+    ends = np.searchsorted(pairs, np.arange(len(cell) + 1) * len(names)).tolist()
     keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
     rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}
     return Cells(
@@ -72,7 +73,7 @@ def gather(study: Study) -> Cells:
         values,
         errors,
         t_half_width(values),
-        [tuple(runs[row]) for row in range(len(cell))],
+        [tuple(signatures[a:b]) for a, b in pairwise(ends)],
         int((count - 1).clip(min=0).sum()),
         _benchmarks(rows, dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True)), first),
         _evaluations(study),
@@ -107,7 +108,7 @@ def _evaluations(study: Study) -> dict[tuple[str, str, str, int], list[str]]:
     starts = {(run.parent[1], run.checkpoint) for run in study.plan.runs.values() if run.stage == "grpo" and run.parent}
     own = runs[runs["stage"] == "evaluate"]
     for signature, model, objective, stage, checkpoint in zip(
-        own["stage_run"], own["model"], own["objective"], own["measures"], own["checkpoint"], strict=True
+        *(own[name].tolist() for name in ("stage_run", "model", "objective", "measures", "checkpoint")), strict=True
     ):
         if study.plan.runs[signature].control:
             continue  # its numbers are a variant's

@@ -8,7 +8,6 @@ import contextlib
 import importlib.metadata
 import math
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,29 +313,3 @@ def _by_column(rows: list[Spec]) -> Spec:
         else:
             columns[name] = column
     return {"columns": columns, "rows": len(rows)}
-
-
-def static_spec(chart: Chart) -> Spec:
-    """The panels in a row for a file, on white."""
-    panels = [{"width": 260, "height": 200, **panel} for panel in chart.panels]
-    config = {**CONFIG, "background": "white", "font": "sans-serif"}
-    return {"$schema": SCHEMA, "config": config, "padding": 8, "concat": panels, "columns": 3,
-            "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
-
-
-def svg(chart: Chart) -> str:
-    """The figure as SVG text."""
-    import vl_convert
-
-    text: str = vl_convert.vegalite_to_svg(static_spec(chart), vl_version=VERSION)
-    # Vega numbers gradients and clips over the life of the process; here they are numbered from 0 in each figure.
-    names: dict[str, str] = {}
-    return re.sub(r"\b(gradient_|clip)(\d+)\b", lambda m: names.setdefault(m[0], f"{m[1]}{len(names)}"), text)
-
-
-def png(drawn: str) -> bytes:
-    """An SVG as PNG, twice as large."""
-    import vl_convert
-
-    image: bytes = vl_convert.svg_to_png(drawn, scale=2)
-    return image

@@ -104,7 +104,7 @@ class Study:
     @cached_property
     def status(self) -> dict[str, str]:
         """Signature -> `done`, `failed`, `running`, `interrupted` or `missing`."""
-        return dict(zip(self.runs["stage_run"], self.runs["status"], strict=True))
+        return dict(zip(self.runs["stage_run"].tolist(), self.runs["status"].tolist(), strict=True))
 
 
 def load(store: str | Path) -> pd.DataFrame:
@@ -308,10 +308,10 @@ def _measurements(plan: Plan, readings: Readings, runs: pd.DataFrame) -> pd.Data
     repeat = np.array([b - a for _, (a, b) in kept], dtype=np.int64)
     by_run = runs.set_index("stage_run")
     own = by_run.loc[[place[0] for place, _ in kept], ["scale", *SETTING]]
-    columns: dict[str, Any] = {str(name): own[name].to_numpy().repeat(repeat) for name in own}
     for position, name in enumerate(("stage_run", "stage", "step", "tokens")):
-        values = np.array([place[position] for place, _ in kept], dtype=object)
-        columns[name] = values.repeat(repeat)
+        own[name] = [place[position] for place, _ in kept]
+    own = own.astype({name: kind for name, (kind, _) in COLUMNS.items() if name in own})
+    columns: dict[str, Any] = {str(name): own[name].array.repeat(repeat) for name in own}
     for name in ("benchmark", "group", "metric", "variant"):
         column = table[name].combine_chunks()
         code = column.indices.to_numpy()[take] if len(table) else np.zeros(0, np.int32)

@@ -26,7 +26,8 @@ from rich.table import Table as RichTable
 from analysis.beyond import build_beyond
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
-from analysis.figures import Chart, build_figures, png, svg
+from analysis.drawing import draw
+from analysis.figures import Chart, build_figures
 from analysis.formats import FORMATS, write_table
 from analysis.frames import Study, read_stored, read_study
 from analysis.layout import TABLES
@@ -272,11 +273,7 @@ def write(
         (beside / "figures").mkdir()
         for table in tables:
             write_table(table, beside / "tables", list(FORMATS))
-        for chart in charts:
-            drawn = svg(chart)
-            name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
-            (beside / "figures" / f"{name}.svg").write_text(drawn)
-            (beside / "figures" / f"{name}.png").write_bytes(png(drawn))
+        draw(charts, beside / "figures", folder / "figures")
         study.measurements.to_csv(beside / "measurements.csv", index=False)
         claims = {"study": [_claim(v) for v in verdicts[0]], "paper": [_claim(v) for v in verdicts[1]]}
         (beside / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")

@@ -123,7 +123,7 @@ class _Builder:
     def __post_init__(self) -> None:
         own = self.study.runs[self.study.runs["stage"] == "evaluate"]
         for model, stage, objective, checkpoint, tokens in zip(
-            own["model"], own["measures"], own["objective"], own["checkpoint"], own["tokens"].tolist(), strict=True
+            *(own[name].tolist() for name in ("model", "measures", "objective", "checkpoint", "tokens")), strict=True
         ):
             step = checkpoint_step(checkpoint)
             place = self.spots.setdefault((model, stage, objective), {})
@@ -181,10 +181,10 @@ def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), mod
         if chosen and model not in chosen:
             continue
         role = builder.roles[model] = counterpart(model, _architecture(study, model))
-        present = list(dict.fromkeys(study.runs.loc[study.runs["model"] == model, "objective"]))
+        planned = study.runs[study.runs["model"] == model]
+        present, stages = planned["objective"].unique().tolist(), set(planned["stage"].unique())
         for number, place in TABLES.items():
             settings = [name for name in place.settings if name in present]
-            stages = set(study.runs.loc[study.runs["model"] == model, "stage"])
             if place.model != role or not settings or place.stage not in stages or (wanted and number not in wanted):
                 continue
             if place.stage == "grpo":
@@ -195,14 +195,14 @@ def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), mod
         if others and not wanted:
             for stage in ("pretrain", "midtrain"):
                 tables.append(base_table(builder, model, Place(stage, role, ()), others, None))
-            with_rl = set(study.runs.loc[(study.runs["model"] == model) & (study.runs["stage"] == "grpo"), "objective"])
+            with_rl = set(planned.loc[planned["stage"] == "grpo", "objective"].unique())
             tables += [rl_table(builder, model, name, None) for name in others if name in with_rl]
     tables = _mark_best(tables)
     return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
 
 
 def _models(study: Study) -> list[str]:
-    found = list(dict.fromkeys(study.runs["model"]))
+    found = study.runs["model"].unique().tolist()
     return sorted(found, key=lambda name: (MODELS.index(name) if name in MODELS else len(MODELS), found.index(name)))
 
 

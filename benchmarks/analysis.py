@@ -11,6 +11,7 @@ the first read to the last table, without imports, which are a row of their own.
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -134,7 +135,13 @@ def main() -> int:
         small = Path(name) / "small"
         make_store(small / "store", plan(compose_cells(["+sweep=nano"])))
         command(small)  # the first call joins the page's drawing library and keeps it
-        rows.append(Row("the command on a nano store", sorted(command(small) for _ in range(3))[1], 5, "s", 1))
+        again, anew = [], []
+        for _ in range(3):
+            again.append(command(small))
+            shutil.rmtree(small / "results")
+            anew.append(command(small))
+        rows.append(Row("the command on a nano store, no results yet", sorted(anew)[1], 5, "s", 1))
+        rows.append(Row("the same, again", sorted(again)[1], 5, "s", 1))
         many = Path(name) / "many"
         make_store(many / "store", many_cells(REPORT_CELLS, 5))
         seconds = command(many, "sweep=null")

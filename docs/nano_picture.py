@@ -6,9 +6,8 @@ python docs/nano_picture.py [STORE]
 import sys
 from pathlib import Path
 
-import vl_convert
-
-from analysis.figures import VERSION, build_figures, png, static_spec
+from analysis.drawing import png, static_spec, svg
+from analysis.figures import build_figures
 from analysis.frames import read_study
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
@@ -28,8 +27,7 @@ def main() -> None:
     ]
     small = [{**panel, "width": 190, "height": 170} for panel in panels]
     spec = {**static_spec(figures["rl-nano"]), "concat": small, "columns": 4}
-    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
-    (Path(__file__).parent / "images" / "nano.png").write_bytes(png(drawn))
+    (Path(__file__).parent / "images" / "nano.png").write_bytes(png(svg(spec)))
 
 
 if __name__ == "__main__":

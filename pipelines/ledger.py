@@ -10,11 +10,12 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
-
-import wandb
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.cell import TrackingConfig
+
+if TYPE_CHECKING:
+    import wandb  # two seconds that a run without tracking does not pay
 
 AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": "step"}
 """What a stage's metrics are drawn against."""
@@ -65,6 +66,8 @@ class Ledger:
     def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Show sampled responses as a W&B table; keys of the first row are its columns."""
         if self._run and rows:
+            import wandb
+
             columns: list[str | int] = list(rows[0])
             table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
             self._run.log({name: table})
@@ -86,6 +89,8 @@ class Ledger:
 
 
 def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "wandb.Run":
+    import wandb
+
     labels, stage = spec["labels"], spec["stage"]
     cell = f"{labels['model']}/{labels['objective']}/seed{labels['seed']}"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb.sdk.launch  # noqa: F401  # wandb.init does, and that takes a second
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping

@@ -108,7 +108,7 @@ class _Execution:
         self.has_gpus = bool(machine.gpus)
         # One folder a command: submitit names jobs by process id, and process ids come round again.
         jobs_folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self.executor = WarmExecutor(jobs_folder)
+        self.executor = WarmExecutor(jobs_folder, tracked=tracking.mode != "off")
         self.running: dict[str, _Worker] = {}
         self.elsewhere: set[str] = set()
         """Stage runs that could start but that another command holds."""

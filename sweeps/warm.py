@@ -27,6 +27,9 @@ from submitit.local.local import LocalExecutor, LocalJob
 PRELOAD = ["sweeps.warmed", "pipelines.stages"]
 """Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
 
+TRACKED = ["wandb.sdk.launch"]
+"""Imported too where runs are tracked: `wandb.init` wants it, and that takes a second."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -47,9 +50,9 @@ class _Forked:
 
 
 class WarmExecutor(LocalExecutor):
-    """submitit's local executor with warm workers of one thread each."""
+    """submitit's local executor with warm workers of one thread each; `tracked` where they log to W&B."""
 
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, threads: int = 1, tracked: bool = True) -> None:
         super().__init__(folder)
         self._throttling = 0.0  # submitit spaces submissions for the sake of a cluster's scheduler
         # Read when the libraries are first imported, which happens in the fork server; it inherits this.
@@ -58,7 +61,7 @@ class WarmExecutor(LocalExecutor):
         self.environment: dict[str, str] = {}
         """Set in the workers that are started next."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+        self._context.set_forkserver_preload(PRELOAD + (TRACKED if tracked else []))
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         process = self._context.Process(target=_job, args=(str(self.folder), self.environment), daemon=False)

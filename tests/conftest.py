@@ -1,6 +1,7 @@
 """What several test files share: a study small enough to train through every stage in seconds, and its store."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test files run at once; torch looks when it is first imported
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton looks when it is first imported
 
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
@@ -78,8 +81,18 @@ def shaping_run() -> Command:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, shaping_run: Command) -> Path:
-    """A folder whose `store` holds the tiny study for two settings, really trained; W&B wrote offline."""
-    folder = tmp_path_factory.mktemp("study")
-    finished = shaping_run("-m", "objective=ce,precision", *SMALL, cwd=folder)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return folder
+    """A folder whose `store` holds the tiny study for two settings, really trained; W&B wrote offline.
+
+    It is trained once however many processes run tests; each has a copy of its own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    trained = shared / "trained-study"
+    with FileLock(shared / "trained-study.lock"):
+        if not trained.exists():
+            folder = tmp_path_factory.mktemp("training")
+            finished = shaping_run("-m", "objective=ce,precision", *SMALL, cwd=folder)
+            assert finished.returncode == 0, finished.stdout + finished.stderr
+            folder.rename(trained)
+    return shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "study")

@@ -1,0 +1,91 @@
+"""Figures as files: real SVG and PNG, and nothing drawn twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from analysis import drawing
+from analysis.figures import Chart
+
+Draw = Callable[..., list[str]]
+
+
+def chart(name: str = "rl scores/ce", height: int = 3) -> Chart:
+    rows = [{"x": 1, "y": 2}, {"x": 2, "y": height}]
+    encoding = {axis: {"field": axis, "type": "quantitative"} for axis in ("x", "y")}
+    panel = {"title": "a panel", "data": {"values": rows}, "mark": "line", "encoding": encoding}
+    return Chart(name, None, "A chart", "Of two points.", (panel,), pd.DataFrame(rows))
+
+
+@pytest.fixture
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Draws charts to a folder, as told by another; returns the names of those that were really drawn."""
+
+    def run(charts: list[Chart], folder: str, before: str) -> list[str]:
+        drawn = []
+
+        def spy(spec: drawing.Spec) -> str:
+            drawn.append(spec)
+            return real(spec)
+
+        monkeypatch.setattr(drawing, "svg", spy)
+        (tmp_path / folder).mkdir()
+        drawing.draw(charts, tmp_path / folder, tmp_path / before)
+        return [next(c.name for c in charts if drawing.static_spec(c) == spec) for spec in drawn]
+
+    real = drawing.svg
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_chart_is_an_svg_and_a_png_by_a_name_that_is_safe(draw: Draw, tmp_path: Path) -> None:
+    draw([chart()], "new", "none")
+    found = files(tmp_path / "new")
+    assert set(found) == {"rl_scores_ce.svg", "rl_scores_ce.png", drawing.DRAWN}
+    root = ElementTree.fromstring(found["rl_scores_ce.svg"])
+    assert root.tag.endswith("svg")
+    assert "a panel" in "".join(root.itertext())
+    assert found["rl_scores_ce.png"].startswith(b"\x89PNG")
+
+
+def test_only_what_changed_is_drawn_again(draw: Draw, tmp_path: Path) -> None:
+    assert draw([chart("a"), chart("b")], "first", "none") == ["a"] * 2  # one description, two names
+    assert draw([chart("a"), chart("b")], "same", "first") == []
+    assert files(tmp_path / "same") == files(tmp_path / "first")
+    assert draw([chart("a"), chart("b", 4)], "changed", "same") == ["b"]
+    again = files(tmp_path / "changed")
+    assert again["a.svg"] == files(tmp_path / "same")["a.svg"] != again["b.svg"]
+    draw([chart("a"), chart("b", 4)], "anew", "none")
+    assert again == files(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_a_file_that_was_edited_or_lost_is_drawn_again(draw: Draw, tmp_path: Path, name: str) -> None:
+    draw([chart("a")], "first", "none")
+    whole = files(tmp_path / "first")
+    (tmp_path / "first" / name).write_bytes(b"edited")
+    assert draw([chart("a")], "second", "first") == ["a"]
+    assert files(tmp_path / "second") == whole
+    (tmp_path / "second" / name).unlink()
+    assert draw([chart("a")], "third", "second") == ["a"]
+    assert files(tmp_path / "third") == whole
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"a": 3})])
+def test_a_broken_list_of_what_was_drawn_is_ignored(draw: Draw, tmp_path: Path, text: str) -> None:
+    draw([chart("a")], "first", "none")
+    (tmp_path / "first" / drawing.DRAWN).write_text(text)
+    assert draw([chart("a")], "second", "first") == ["a"]
+
+
+def test_what_another_version_drew_is_drawn_again(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw([chart("a")], "first", "none")
+    monkeypatch.setattr(drawing.importlib.metadata, "version", lambda package: "0")
+    assert draw([chart("a")], "second", "first") == ["a"]
