@@ -199,16 +199,17 @@ def _collapse(facts: pd.DataFrame, model: str) -> Chart | str:
 
 def _predictors(study: Study, facts: pd.DataFrame, model: str) -> Chart | str:
     """Spearman correlation of every base-model metric with RL's result, over cells."""
-    goal = facts.dropna(subset=["rl_pass"]).set_index(["objective", "seed"])["rl_pass"]
+    goal = facts.dropna(subset=["rl_pass"])[["objective", "seed", "rl_pass"]]
     if len(goal) < 4:
         return f"{len(goal)} cells with an RL result; a correlation needs 4"
     records = []
     for stage in ("pretrain", "midtrain"):
         rows = measured(study, model, stage)
-        for (benchmark, metric), own in rows.groupby(["benchmark", "metric"], observed=True, sort=False):
-            last = _last(own, ["objective", "seed"])
-            both = pd.concat([last.rename("base"), goal.rename("rl")], axis=1).dropna()
-            rho, p, n = rank_correlation(both["base"].to_numpy(), both["rl"].to_numpy())
+        if rows.empty:
+            continue
+        last = _last(rows, ["benchmark", "metric", "objective", "seed"]).reset_index().merge(goal)
+        for (benchmark, metric), own in last.groupby(["benchmark", "metric"], sort=False):
+            rho, p, n = rank_correlation(own["value"].to_numpy(), own["rl_pass"].to_numpy())
             if not np.isnan(rho):
                 records.append({"what": f"{benchmark} {metric}", "stage": stage, "rho": rho, "p": p, "cells": n})
     if not records:
