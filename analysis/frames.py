@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from analysis.index import Finished, Readings, read_object, read_store
+from analysis.index import Finished, Readings, no_collection, read_object, read_store
 from pipelines.cell import STAGES
 from pipelines.errors import UserError
 from pipelines.metrics import RIGHT
@@ -193,6 +193,7 @@ def read_ledger(path: Path, most: int | None) -> list[dict[str, Any]]:
     return rows
 
 
+@no_collection()
 def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] = ()) -> Study:
     """The study of all that the store holds, finished or not (of one scale, of some seeds), with no sweep in hand."""
     readings = read_store(store)
@@ -225,6 +226,7 @@ def _stage_run(spec: Mapping[str, Any]) -> StageRun:
     )
 
 
+@no_collection()
 def read_study(plan: Plan, store: Store | None) -> Study:
     """Everything that `plan` names and `store` holds; with no store all stage runs are missing.
 

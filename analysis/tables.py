@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.cells import Cells, gather
 from analysis.frames import Study, checkpoint_step
+from analysis.index import no_collection
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
@@ -166,6 +167,7 @@ class _Builder:
         return Entry(mean, half, n, stage_runs, lacks, form=form, by_seed=tuple(by_seed))
 
 
+@no_collection()
 def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), models: Iterable[str] = ()) -> list[Table]:
     """All tables of a study in the paper's order, for every model in it; `numbers` and `models` choose among them.
 

@@ -8,6 +8,7 @@ submitit's own.
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -97,6 +98,8 @@ def _job(folder: str, environment: dict[str, str]) -> None:
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = None
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    gc.freeze()  # the libraries are nobody's garbage, and looking through them would copy their memory
+    gc.enable()
     os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers in order
     signal.signal(signal.SIGINT, signal.default_int_handler)
     identity = str(os.getpid())
