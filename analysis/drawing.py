@@ -50,9 +50,9 @@ def _taken(before: Path, name: str) -> tuple[bytes, bytes] | None:
         return None
 
 
-def _digest(by: str, spec: Spec, svg: bytes, png: bytes) -> str:
+def _digest(by: str, spec: Spec, *files: bytes) -> str:
     found = hashlib.sha256(f"{by} {VERSION} {json.dumps(spec)}".encode())
-    for content in (svg, png):
+    for content in files:
         found.update(hashlib.sha256(content).digest())
     return found.hexdigest()
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -19,6 +19,9 @@ from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
 from sweeps.status import rows
 from sweeps.store import Store
+
+if TYPE_CHECKING:
+    from sweeps.cost import Assumed, Rate
 
 
 @app.command("plan")
@@ -103,7 +106,7 @@ def show_plan(
         terminal.print(root_of_tree)
 
 
-def _check(rate: Any, assumed: Any) -> None:
+def _check(rate: "Rate", assumed: "Assumed") -> None:
     """Raises `UserError` for an option of the cost that is out of its range."""
     from sweeps import cost
 

@@ -53,11 +53,11 @@ class _Forked:
 class WarmExecutor(LocalExecutor):
     """submitit's local executor with warm workers of one thread each; `tracked` where they log to W&B."""
 
-    def __init__(self, folder: str | Path, threads: int = 1, tracked: bool = True) -> None:
+    def __init__(self, folder: str | Path, tracked: bool) -> None:
         super().__init__(folder)
         self._throttling = 0.0  # submitit spaces submissions for the sake of a cluster's scheduler
         # Read when the libraries are first imported, which happens in the fork server; it inherits this.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.environment: dict[str, str] = {}
         """Set in the workers that are started next."""
