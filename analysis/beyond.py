@@ -13,9 +13,10 @@ from scipy import special
 
 from analysis.claim_language import CURVES, Term
 from analysis.claim_sources import Missing, StudySource
-from analysis.figures import Chart, Spec, averages, colour, measured, over_seeds, values
+from analysis.figures import Chart, averages, colour, measured, over_seeds, values
 from analysis.frames import Study
 from analysis.statistics import holm
+from analysis.vega import Spec
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,9 @@ A chart is one or a few panels; a page lays them out and shows values under the 
 Curves are means over seeds, with the seeds' range as a band.
 """
 
-import contextlib
-import importlib.metadata
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,6 +15,7 @@ from analysis.frames import Study
 from analysis.layout import GROUPS, counterpart
 from analysis.reference import EXPERTS
 from analysis.tables import score_metric
+from analysis.vega import SCHEMA, Spec
 
 COLOURS = {
     "ce": "#808080",
@@ -36,8 +33,6 @@ STEPS_SMOOTHED = 5
 
 CURVE_POINTS = 60
 """Points of a curve at most: a page of hundreds of cells stays small."""
-
-Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -269,31 +264,6 @@ CONFIG: Spec = {
     "header": {"labelColor": "currentColor", "titleColor": "currentColor"},
 }  # fmt: skip
 """Looks: everything that is not data takes the colour of the text around it, light or dark."""
-
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-VERSION = "6.4"
-"""Of Vega-Lite."""
-
-
-def vega_bundle() -> str:
-    """The script that draws Vega-Lite in a page (vega-embed with all it needs), as `window.vegaEmbed`.
-
-    vl-convert carries the libraries; joining them takes seconds, so the result is kept in the user's cache folder.
-    """
-    import vl_convert
-
-    version = importlib.metadata.version("vl-convert-python")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
-    path = folder / f"vega-embed-{VERSION}-{version}.js"
-    with contextlib.suppress(OSError):
-        return path.read_text()
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(script)
-        beside.rename(path)
-    return script
 
 
 def page_specs(chart: Chart) -> list[Spec]:

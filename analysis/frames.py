@@ -18,9 +18,10 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from analysis.index import Finished, Readings, no_collection, read_object, read_store
+from analysis.index import Finished, Readings, read_object, read_store
 from pipelines.cell import STAGES
 from pipelines.errors import UserError
+from pipelines.garbage import no_collection
 from pipelines.metrics import RIGHT
 from pipelines.samples import SAMPLES
 from sweeps.plan import Plan, StageRun

@@ -6,7 +6,6 @@ read in full every time.
 """
 
 import contextlib
-import gc
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -28,19 +27,6 @@ LAYOUT = 1
 TEXT = ("benchmark", "group", "metric", "variant")
 NUMBERS = ("value", "stderr", "n")
 READ_AT_ONCE = 1000
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Leaves garbage alone meanwhile: among the many objects of a large store, all of which stay, looking for it takes
-    a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass

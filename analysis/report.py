@@ -18,11 +18,12 @@ import pandas as pd
 
 from analysis.beyond import Beyond
 from analysis.claims import Verdict, sentences
-from analysis.figures import Chart, objectives, page_specs, vega_bundle
+from analysis.figures import Chart, objectives, page_specs
 from analysis.frames import Study, read_samples
 from analysis.layout import benchmark_order
 from analysis.reference import reference
 from analysis.tables import Entry, Table, show
+from analysis.vega import page_script
 
 SHOWN_QUESTIONS = 3
 SHOWN_OBJECTIVES = 6
@@ -56,7 +57,7 @@ def render(content: Content) -> str:
     data = {"charts": {chart.name: page_specs(chart) for chart in charts}, **_lineage(study, numbers)}
     # What is embedded may hold any text: escaped so that no "</script>" or "<!--" can end the element it stands in.
     island = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    scripts = [vega_bundle().replace("</script", "<\\/script"), _asset("report.js")]
+    scripts = [page_script().replace("</script", "<\\/script"), _asset("report.js")]
     missing = study.runs[study.runs["status"] != "done"]
     return template.render(
         title=content.title,

@@ -26,8 +26,8 @@ from rich.table import Table as RichTable
 from analysis.beyond import build_beyond
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
-from analysis.drawing import draw
-from analysis.figures import Chart, build_figures
+from analysis.drawing import Drawings
+from analysis.figures import build_figures
 from analysis.formats import FORMATS, write_table
 from analysis.frames import Study, read_stored, read_study
 from analysis.layout import TABLES
@@ -179,10 +179,19 @@ def _judge(options: Options, study: Study) -> tuple[list[Verdict], list[Verdict]
 
 def reproduce(options: Options, console: Console) -> Path:
     """Write the results of a study; returns their folder. Raises `UserError` or `StageFailure`."""
+    folder = Path(options.results) / options.scale
+    with Drawings(folder / "figures") as drawings:
+        return _reproduce(options, console, folder, drawings)
+
+
+def _reproduce(options: Options, console: Console, folder: Path, drawings: Drawings) -> Path:
     read = _read(options)
     study, store, seeds = read.study, read.store, read.seeds
-    tables, charts = _tables(options, study), build_figures(study)
+    charts = build_figures(study)
+    drawings.begin(charts)
     beyond = build_beyond(study)
+    drawings.begin(beyond.charts)
+    tables = _tables(options, study)
     ours, paper = _judge(options, study)
     done = int((study.runs["status"] == "done").sum())
     facts = {
@@ -196,8 +205,7 @@ def reproduce(options: Options, console: Console) -> Path:
     }
     title = f"Shaping: the {options.scale} study"
     page = render(Content(study, tables, charts, beyond, ours, paper, title, read.command, facts))
-    folder = Path(options.results) / options.scale
-    write(folder, study, tables, [*charts, *beyond.charts], (ours, paper), page)
+    write(folder, study, tables, drawings, (ours, paper), page)
     show(console, tables, study, read.command, folder)
     for line in sentences(ours):
         console.print(line, markup=False)
@@ -262,7 +270,7 @@ def write(
     folder: Path,
     study: Study,
     tables: list[Table],
-    charts: list[Chart],
+    drawings: Drawings,
     verdicts: tuple[list[Verdict], list[Verdict]],
     page: str,
 ) -> None:
@@ -273,11 +281,11 @@ def write(
         (beside / "figures").mkdir()
         for table in tables:
             write_table(table, beside / "tables", list(FORMATS))
-        draw(charts, beside / "figures", folder / "figures")
         study.measurements.to_csv(beside / "measurements.csv", index=False)
         claims = {"study": [_claim(v) for v in verdicts[0]], "paper": [_claim(v) for v in verdicts[1]]}
         (beside / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")
         (beside / "report.html").write_text(page)
+        drawings.write(beside / "figures")
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     except OSError as error:

@@ -16,10 +16,10 @@ import pandas as pd
 
 from analysis.cells import Cells, gather
 from analysis.frames import Study, checkpoint_step
-from analysis.index import no_collection
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
+from pipelines.garbage import no_collection
 
 MISSING = "–"
 Z = 1.959963984540054

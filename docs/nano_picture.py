@@ -6,9 +6,10 @@ python docs/nano_picture.py [STORE]
 import sys
 from pathlib import Path
 
-from analysis.drawing import png, static_spec, svg
+from analysis.drawing import static_spec
 from analysis.figures import build_figures
 from analysis.frames import read_study
+from analysis.vega import png, svg
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
 from sweeps.store import Store

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.cell import DataConfig
 from pipelines.errors import StageFailure
+from pipelines.garbage import no_collection
 from pipelines.shards import ShardRows, TokenShards, token_type
 from pipelines.tasks import SPLITS, Problem, generate, split_of
 
@@ -184,6 +186,7 @@ def prepare(config: DataConfig, cache: Path) -> Corpus:
     return Corpus(folder, shards)
 
 
+@no_collection()
 def _build(config: DataConfig, content: dict[str, Any], folder: Path, shards: TokenShards | None) -> None:
     documents = [document for package in config.text for document in docstrings(package)]
     random.Random(config.seed).shuffle(documents)
@@ -215,8 +218,8 @@ def _build(config: DataConfig, content: dict[str, Any], folder: Path, shards: To
             arrays[f"{source}-{split}-starts"] = np.cumsum(lengths) - lengths
     tokenizer.save(str(folder / "tokenizer.json"))
     np.savez(folder / "tokens.npz", **arrays)  # type: ignore[arg-type]
-    (folder / "problems.json").write_text(json.dumps([asdict(p) for p in problems]))
-    (folder / "documents.json").write_text(json.dumps([asdict(d) for d in documents]))
+    (folder / "problems.json").write_text(json.dumps([vars(p) for p in problems]))
+    (folder / "documents.json").write_text(json.dumps([vars(d) for d in documents]))
     manifest = {
         "content": content,
         "vocabulary": tokenizer.get_vocab_size(),
@@ -258,12 +261,21 @@ def docstrings(package: str) -> list[Document]:
         if "tests" in path.parts:
             continue
         module = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in _outside_expressions(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 text = ast.get_docstring(node) or ""
                 if len(text) >= SHORTEST_DOCUMENT:
                     found.setdefault(text, Document(module, text))
     return list(found.values())
+
+
+def _outside_expressions(tree: ast.AST) -> Iterator[ast.AST]:
+    """`ast.walk` without what stands in expressions, which hold no definition and are most of a file."""
+    todo = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        todo.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:

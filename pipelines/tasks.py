@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipelines import gym
 
@@ -64,6 +65,7 @@ def verify(response: str, answer: str) -> bool:
     return extract_answer(response) == answer
 
 
+@lru_cache(1 << 17)
 def split_of(question: str) -> str:
     """The split that a question belongs to: a fixed function of its text, so no question is in two."""
     place = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
@@ -74,11 +76,15 @@ def split_of(question: str) -> str:
     return "test"
 
 
+_MOVES = [[d for d in range(-9, 10) if d and 0 <= total + d <= 9] for total in range(10)]
+"""What may be added to each total of one digit so that it stays one."""
+
+
 def _chain(length: int, rng: random.Random) -> Problem:
     """Digits added and subtracted from left to right, every total one digit: `7-5+3` -> `2+3` -> `5`."""
     totals, moves = [rng.randint(1, 9)], []
     for _ in range(length - 1):
-        moves.append(rng.choice([d for d in range(-9, 10) if d and 0 <= totals[-1] + d <= 9]))
+        moves.append(rng.choice(_MOVES[totals[-1]]))
         totals.append(totals[-1] + moves[-1])
     question, *steps = (
         str(total) + "".join(f"{move:+d}" for move in moves[done:]) for done, total in enumerate(totals)
@@ -91,7 +97,7 @@ def _python(rng: random.Random) -> Problem:
     name, function = rng.choice((("max", max), ("min", min)))
     numbers = [rng.randint(0, 9), rng.randint(0, 9)]
     call, value = f"{name}({numbers[0]},{numbers[1]})", function(numbers)
-    move = rng.choice([d for d in range(-9, 10) if d and 0 <= value + d <= 9])
+    move = rng.choice(_MOVES[value])
     steps = (f"{value}{move:+d}", str(value + move))
     return Problem("python", f"{call}{move:+d}", steps, steps[-1], slip=str(value))
 
@@ -151,9 +157,9 @@ def generate(family: str, count: int, seed: int) -> list[Problem]:
             slip = answer  # careless: what was asked before
         return list(problems.values())[:count]
     rng = random.Random(f"{family}/{seed}")
-    for _ in range(20 * count):
-        if len(problems) == count:
-            break
+    known = 0  # draws in a row that brought nothing new; after twenty for each question found, there is hardly another
+    while len(problems) < count and known <= 20 * len(problems):
         problem = FAMILIES[family](rng)
+        known = known + 1 if problem.question in problems else 0
         problems.setdefault(problem.question, problem)
     return list(problems.values())

@@ -20,7 +20,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -61,12 +61,13 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
 def _expand(arguments: Sequence[str]) -> list[list[str]]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # globs look options up
     overrides = parser.parse_overrides(list(arguments))
-    named = [str(o.input_line) for o in overrides if o.key_or_group == "sweep"]
+    chosen = [o for o in overrides if o.key_or_group == "sweep"]
+    named = [str(o.input_line) for o in chosen]
     typed_by_hand = [o for o in overrides if o.key_or_group != "sweep"]
     by_hand = [list(job) for batch in BasicSweeper.split_arguments(typed_by_hand, max_batch_size=None) for job in batch]
     if not named:
         return by_hand
-    sweep = OmegaConf.to_object(OmegaConf.merge(SweepConfig, compose(config_name="config", overrides=named).sweep))
+    sweep = OmegaConf.to_object(OmegaConf.merge(SweepConfig, _named_sweep(chosen)))
     assert isinstance(sweep, SweepConfig)
     grid = [
         [f"{key}={_literal(value)}" for key, value in zip(sweep.grid, values, strict=True)]
@@ -77,6 +78,22 @@ def _expand(arguments: Sequence[str]) -> list[list[str]]:
     if not (points or sweep.grid) or not places:
         raise UserError(f"sweep={sweep.name}: it has no cells; give it `points` or a `grid` with values")
     return [named + _without(place, {o.split("=")[0] for o in job}) + job for place in places for job in by_hand]
+
+
+def _named_sweep(chosen: Sequence[Override]) -> Any:
+    """The chosen sweep as its file has it, alone where that is all: composing everything takes as long as its cells."""
+    first, repository = chosen[0], GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+    if len(chosen) == 1 and first.is_add() and first.package is None and isinstance(first.value(), str):
+        alone = _plain_option(repository, "sweep", str(first.value()))
+        if alone is not None:
+            return alone
+    return compose(config_name="config", overrides=[str(o.input_line) for o in chosen]).sweep
+
+
+def _plain_option(repository: IConfigRepository, group: str, option: str) -> Any:
+    """The option's own file; None where there is none, or it says where it goes or what else it needs."""
+    loaded = repository.load_config(f"{group}/{option}")
+    return None if loaded is None or loaded.defaults_list or loaded.header.get("package") else loaded.config
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:
@@ -229,12 +246,12 @@ class _Composer:
         assert isinstance(node, Node)
         if option is None:
             return node
-        loaded = self._repository.load_config(f"{part}/{option}")
-        if loaded is None or loaded.defaults_list or loaded.header.get("package"):
+        plain = _plain_option(self._repository, part, option)
+        if plain is None:
             raise _OutOfTheOrdinary(f"{part}={option}")
         kind = OmegaConf.get_type(node)
         assert is_dataclass(kind)
-        return OmegaConf.merge(OmegaConf.structured(kind), loaded.config)
+        return OmegaConf.merge(OmegaConf.structured(kind), plain)
 
     def _needs_of(self, part: str, setting: Setting) -> frozenset[str]:
         """The other parts that this one refers to; all of them where a reference is not a plain one."""

@@ -28,8 +28,8 @@ from submitit.local.local import LocalExecutor, LocalJob
 PRELOAD = ["sweeps.warmed", "pipelines.stages"]
 """Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
 
-TRACKED = ["wandb.sdk.launch"]
-"""Imported too where runs are tracked: `wandb.init` wants it, and that takes a second."""
+TRACKED = ["wandb.sdk.launch", "pandas", "requests"]
+"""Imported too where runs are tracked: what `wandb.init` and a W&B table want takes two seconds."""
 
 PR_SET_PDEATHSIG = 1
 

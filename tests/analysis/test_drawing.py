@@ -1,7 +1,13 @@
 """Figures as files: real SVG and PNG, and nothing drawn twice."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,7 +15,9 @@ import pandas as pd
 import pytest
 
 from analysis import drawing
+from analysis.drawing import Artist, Drawings
 from analysis.figures import Chart
+from analysis.vega import Spec, png, svg
 
 Draw = Callable[..., list[str]]
 
@@ -28,16 +36,18 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
     def run(charts: list[Chart], folder: str, before: str) -> list[str]:
         drawn = []
 
-        def spy(spec: drawing.Spec) -> str:
+        def spy(artist: Artist, spec: Spec) -> Future[drawing.Files]:
             drawn.append(spec)
-            return real(spec)
+            return real(artist, spec)
 
-        monkeypatch.setattr(drawing, "svg", spy)
+        monkeypatch.setattr(Artist, "draw", spy)
         (tmp_path / folder).mkdir()
-        drawing.draw(charts, tmp_path / folder, tmp_path / before)
+        with Drawings(tmp_path / before) as drawings:
+            drawings.begin(charts)
+            drawings.write(tmp_path / folder)
         return [next(c.name for c in charts if drawing.static_spec(c) == spec) for spec in drawn]
 
-    real = drawing.svg
+    real = Artist.draw
     return run
 
 
@@ -87,5 +97,51 @@ def test_a_broken_list_of_what_was_drawn_is_ignored(draw: Draw, tmp_path: Path, 
 
 def test_what_another_version_drew_is_drawn_again(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     draw([chart("a")], "first", "none")
-    monkeypatch.setattr(drawing.importlib.metadata, "version", lambda package: "0")
+    monkeypatch.setattr(drawing, "DRAWN_BY", "0")
     assert draw([chart("a")], "second", "first") == ["a"]
+
+
+def test_a_figure_of_the_process_that_draws_is_the_same_as_one_drawn_here(draw: Draw, tmp_path: Path) -> None:
+    draw([chart("other", 9), chart("a")], "new", "none")
+    text = svg(drawing.static_spec(chart("a")))
+    assert files(tmp_path / "new")["a.svg"].decode() == text
+    assert files(tmp_path / "new")["a.png"] == png(text)
+
+
+def test_what_vega_does_not_know_is_raised_and_the_next_is_drawn() -> None:
+    artist = Artist()
+    try:
+        wrong, right = artist.draw({"mark": "smear", "data": {"values": []}}), artist.draw(drawing.static_spec(chart()))
+        with pytest.raises(ValueError, match="SVG conversion failed"):
+            wrong.result()
+        assert right.result()[1].startswith(b"\x89PNG")
+    finally:
+        artist.close()
+
+
+def test_a_process_that_draws_no_more_is_told_in_a_sentence() -> None:
+    artist = Artist()
+    try:
+        os.kill(artist.process, signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match="the process that draws ended with status -9"):
+            artist.draw(drawing.static_spec(chart())).result()
+    finally:
+        artist.close()
+
+
+def test_no_process_is_left_behind(tmp_path: Path) -> None:
+    """Not where the rest of the results failed, and not where the command was killed."""
+    with Drawings(tmp_path) as drawings:
+        drawings.begin([chart(str(number), number) for number in range(20)])
+        left = Path(f"/proc/{drawings.artist.process}")
+        assert left.exists()
+    assert not left.exists()
+    began = "import time; from analysis.drawing import Artist; print(Artist().process, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", began], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        number = int(command.stdout.readline())
+        command.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{number}").exists()

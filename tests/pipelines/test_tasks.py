@@ -60,9 +60,12 @@ def test_questions_are_distinct_and_reproducible(family: str) -> None:
     assert problems[:50] == generate(family, 50, seed=1)
 
 
-def test_a_small_family_gives_what_it_has() -> None:
-    triples, shuffles, asked = 8 * 7 * 6, 2, 2
-    assert len(generate("order", 1500, seed=0)) == triples * shuffles * asked
+@pytest.mark.parametrize(
+    ("family", "there_are"),
+    [("order", (8 * 7 * 6) * 2 * 2), ("chain3", 9 * 9 * 9), ("chain4", 9 * 9 * 9 * 9), ("python", 2 * 10 * 10 * 9)],
+)
+def test_a_small_family_gives_all_that_it_has(family: str, there_are: int) -> None:
+    assert len(generate(family, 100_000, seed=0)) == there_are
 
 
 def test_the_verifier_reads_the_last_answer_exactly() -> None:

@@ -1,10 +1,28 @@
 """Overrides become cells: by hand, by name, and both at once."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from pipelines.cell import SweepConfig
 from pipelines.errors import UserError
 from shaping import NAMED
-from sweeps.composition import _Composer, _hydra, _OutOfTheOrdinary, compose_cell, compose_cells, compose_jobs, expand
+from sweeps.composition import (
+    _Composer,
+    _hydra,
+    _named_sweep,
+    _OutOfTheOrdinary,
+    compose_cell,
+    compose_cells,
+    compose_jobs,
+    expand,
+    options_of,
+)
 
 
 def test_one_cell_is_typed_and_complete() -> None:
@@ -53,6 +71,27 @@ def test_a_product_grid_is_full() -> None:
 def test_what_is_typed_wins_over_the_named_sweep() -> None:
     assert {tuple(job) for job in expand(["+sweep=nano", "objective=ce"])} == {("+sweep=nano", "objective=ce")}
     assert len(compose_cells(["+sweep=nano", "objective=ce"])) == 1
+
+
+@pytest.mark.parametrize("name", options_of("sweep"))
+def test_a_named_sweep_alone_is_what_hydra_composes(name: str) -> None:
+    with _hydra():
+        chosen = OverridesParser.create().parse_overrides([f"+sweep={name}"])
+        composed = compose(config_name="config", overrides=[f"+sweep={name}"]).sweep
+        assert OmegaConf.merge(SweepConfig, _named_sweep(chosen)) == OmegaConf.merge(SweepConfig, composed)
+
+
+@pytest.mark.parametrize("first", ["defaults: [nano]", "# @package sweep", "name: mine"])
+def test_a_sweep_of_ones_own_may_be_more_than_a_list(first: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"{first}\ngrid: {{seed: [1, 4]}}\n")
+    with initialize_config_module("conf", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        search = hydra.config_loader.get_search_path()
+        search.prepend("test", f"file://{tmp_path}")
+        hydra.config_loader = ConfigLoaderImpl(search)
+        assert {cell.seed for cell in compose_cells(["+sweep=mine"])} == {1, 4}
 
 
 ORDINARY = [
