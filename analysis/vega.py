@@ -58,6 +58,8 @@ def page_script() -> str:
 
 def main() -> None:
     """Answer each pickled description on standard input with its pickled (SVG, PNG), or with what went wrong."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever Vega may print goes elsewhere
     svg({"data": {"values": [{}]}, "mark": "point"})  # the engine starts while the first description is on its way
     while True:
         try:
@@ -69,8 +71,8 @@ def main() -> None:
             answer: tuple[bytes, bytes] | Exception = (text.encode(), png(text))
         except Exception as error:
             answer = error
-        pickle.dump(answer, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 if __name__ == "__main__":

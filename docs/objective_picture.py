@@ -6,12 +6,10 @@ Run from the root of the repository: python docs/objective_picture.py
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
+from analysis.figures import CONFIG
+from analysis.vega import SCHEMA, png, svg
 from shaping import Objective, effective_temperature, entropy, stationary_distribution
 
 PANELS = {
@@ -25,10 +23,10 @@ def main() -> None:
     """Solve, print entropies and temperatures, draw."""
     rank = torch.arange(1, 1001, dtype=torch.float64)
     q = rank**-1.5 / (rank**-1.5).sum()
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
     print(f"{'cross-entropy':42} entropy {entropy(q.log()).item():.3f}")
-    for axis, (title, objectives) in zip(axes, PANELS.items(), strict=True):
-        axis.axhline(1.0, color="black", linewidth=0.8, label="cross-entropy")
+    panels = []
+    for title, objectives in PANELS.items():
+        lines = {"0": torch.ones_like(q)}
         for objective in objectives:
             p = stationary_distribution(q, objective)
             match = effective_temperature(q, p)
@@ -37,12 +35,34 @@ def main() -> None:
                 f"left over {match.divergence.item():.4f}"
             )
             knob = {"beta": objective.beta, "lam_tail": objective.lam_tail, "lam_head": objective.lam_head}
-            axis.plot(rank, p / q, label=f"{knob[title.split(',')[0]]:+g}")
-        axis.set(xscale="log", ylim=(0.65, 1.3), title=title, xlabel="rank of the token in the data")
-        axis.legend(fontsize=8, loc="lower right" if title == "beta" else "lower left")
-    axes[0].set_ylabel("probability, model / data")
+            lines[f"{knob[title.split(',')[0]]:+g}"] = p / q
+        rows = [
+            {"rank": r, "ratio": v, "value": name}
+            for name, line in lines.items()
+            for r, v in zip(rank.tolist(), line.tolist(), strict=True)
+        ]
+        x = {
+            "field": "rank",
+            "type": "quantitative",
+            "scale": {"type": "log"},
+            "title": "rank of the token in the data",
+        }
+        y = {
+            "field": "ratio",
+            "type": "quantitative",
+            "scale": {"domain": [0.65, 1.3]},
+            "title": "probability, model / data",
+        }
+        colour = {"field": "value", "type": "nominal", "sort": list(lines), "title": None}
+        encoding = {"x": x, "y": y, "color": colour}
+        mark = {"type": "line", "clip": True}
+        panels.append(
+            {"title": title, "width": 260, "height": 200, "data": {"values": rows}, "mark": mark, "encoding": encoding}
+        )
+    spec = {"$schema": SCHEMA, "config": {**CONFIG, "background": "white", "font": "sans-serif"}, "padding": 8,
+            "hconcat": panels, "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
     path = Path(__file__).parent / "images" / "objective.png"
-    figure.savefig(path, dpi=110)
+    path.write_bytes(png(svg(spec)))
     print(path)
 
 

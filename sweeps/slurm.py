@@ -198,14 +198,23 @@ def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[
     wait for another name it by its place in the list, counted from 1."""
     submission = Submission()
     for place, batch in enumerate(_batches(plan, submission, 1001), 1):
-        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        command = _command(folder)
         parameters = _parameters(options, batch, options.at_once)
         yield _make_sbatch_string(command, folder, map_count=len(batch.tasks), **parameters)
         submission.submitted |= {signature: f"{place}_{task}" for task, signature in batch.tasks.items()}
 
 
+def _command(folder: Path) -> str:
+    """What a job runs: what submitit would, ended by us."""
+    return f"{shlex.quote(sys.executable)} -u -m sweeps.job {shlex.quote(str(folder))}"
+
+
 class _ArrayExecutor(SlurmExecutor):
     """submitit's executor for an array whose tasks have numbers of our choice."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return _command(self.folder)
 
     def submit_tasks(self, tasks: Mapping[int, DelayedSubmission]) -> str:
         """The array's number, with the tasks' pickles where its jobs look for them."""

@@ -13,6 +13,7 @@ from submitit import JobEnvironment
 
 from pipelines.errors import UserError
 from sweeps.composition import compose_cells
+from sweeps.ending import ends_at_once
 from sweeps.launch import check_ranks, prepared
 from sweeps.plan import plan
 from sweeps.records import record
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_at_once():
+        main()

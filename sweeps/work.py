@@ -25,6 +25,7 @@ from submitit import JobEnvironment
 
 from pipelines.cell import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
+from pipelines.garbage import no_collection
 from sweeps.lease import Lease, claim
 from sweeps.store import FORMAT, Store, StoredRun, write_json
 
@@ -141,7 +142,8 @@ def _run_stage(
     interrupted: Callable[[], bool],
     environment: JobEnvironment,
 ) -> dict[str, Any]:
-    from pipelines.stages import run_stage
+    with no_collection():  # a Slurm job loads it only now
+        from pipelines.stages import run_stage
 
     parent = spec["parent"]
     source = parent and store.run(parent["stage"], parent["signature"]).folder
