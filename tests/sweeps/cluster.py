@@ -15,6 +15,7 @@ import pytest
 
 from sweeps.status import rows
 from sweeps.store import Store
+from tests.sweeps.in_process import shaping_sweeps
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
@@ -59,7 +60,7 @@ class Cluster:
         return self.call(sys.executable, "-m", "sweeps.run", "-m", *arguments, cwd=folder, **environment)
 
     def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, "-m", "sweeps.commands", *arguments, cwd=folder, **environment)
+        return shaping_sweeps(*arguments, cwd=folder, environment={**self.environment, **environment})
 
     def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
         return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)

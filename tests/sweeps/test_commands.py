@@ -15,6 +15,7 @@ import pytest
 
 from sweeps.index import summaries
 from sweeps.store import Store, write_json
+from tests.sweeps.in_process import Result, shaping_sweeps
 
 pytestmark = pytest.mark.slow
 
@@ -23,26 +24,20 @@ FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSI
 FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off",
        "evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]  # fmt: skip
 
-Result = subprocess.CompletedProcess[str]
-
 
 def run(*arguments: str, cwd: Path, **environment: str) -> Result:
     """`shaping-run` without training."""
-    return _call("sweeps.run", arguments, cwd, environment)
+    command = [sys.executable, "-m", "sweeps.run", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
     """`shaping-sweeps` without training."""
-    found = _call("sweeps.commands", arguments, cwd, environment)
+    found = shaping_sweeps(*arguments, cwd=cwd, environment={**FAKE, **environment})
     assert "Traceback" not in found.stderr, found.stderr
     return found
-
-
-def _call(module: str, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str]) -> Result:
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 @pytest.fixture(scope="module")
