@@ -19,7 +19,7 @@ import orjson
 import pandas as pd
 
 from analysis.index import Finished, Readings, read_object, read_store
-from pipelines.cell import STAGES
+from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.garbage import no_collection
 from pipelines.metrics import RIGHT

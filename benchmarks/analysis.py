@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.comparison import Row, report
-from pipelines.cell import ObjectiveConfig
+from pipelines.configuration.objective import ObjectiveConfig
 from sweeps.composition import compose_cells
 from sweeps.plan import Plan, StageRun, plan
 

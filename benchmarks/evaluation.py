@@ -21,7 +21,8 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from benchmarks.comparison import Row, report, timed
-from pipelines.cell import DataConfig, ModelConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.model import ModelConfig
 from pipelines.data import Corpus, prepare
 from pipelines.metrics import mean_intervals, pass_at_k, sampling_error
 from pipelines.models import build_model

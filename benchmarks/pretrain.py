@@ -27,7 +27,11 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
 from pipelines import training
-from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
+from pipelines.configuration.budgets import PretrainConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.data import DataConfig, SourceConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import docstrings
 from pipelines.ledger import Ledger
 from pipelines.models import empty_model, model_config

@@ -1,1 +1,1 @@
-"""What can be chosen: one Hydra group per folder, values only. The types and checks stand in `pipelines.cell`."""
+"""What can be chosen: a Hydra group per folder, values only. Types and checks stand in `pipelines.configuration`."""

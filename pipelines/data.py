@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipelines.cell import DataConfig
+from pipelines.configuration.data import DataConfig
 from pipelines.errors import StageFailure
 from pipelines.garbage import no_collection
 from pipelines.shards import ShardRows, TokenShards, token_type

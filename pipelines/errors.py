@@ -6,6 +6,7 @@ no failure: a stage that was asked to stop has saved its trainer state and goes 
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -43,3 +44,17 @@ def require(condition: bool, key: str, value: object, way_out: str) -> None:
     """Raise the `UserError` "key=value: way_out" unless `condition` holds."""
     if not condition:
         raise UserError(f"{key}={value}: {way_out}")
+
+
+def require_positive(prefix: str, owner: object, *names: str) -> None:
+    """Raise a `UserError` unless these numbers of `owner`, whose keys begin with `prefix`, are finite and above 0."""
+    for name in names:
+        value = getattr(owner, name)
+        require(math.isfinite(value) and value > 0, f"{prefix}.{name}", value, "it must be finite and above 0")
+
+
+def require_fraction(prefix: str, owner: object, *names: str) -> None:
+    """Raise a `UserError` unless these numbers of `owner`, whose keys begin with `prefix`, lie between 0 and 1."""
+    for name in names:
+        value = getattr(owner, name)
+        require(0 <= value <= 1, f"{prefix}.{name}", value, "it must lie between 0 and 1")

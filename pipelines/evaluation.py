@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from pipelines import distribution
-from pipelines.cell import HARNESS, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.data import Corpus
 from pipelines.errors import MissingData
 from pipelines.ledger import Ledger

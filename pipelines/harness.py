@@ -26,7 +26,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.cell import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.errors import MissingData, UserError
 from pipelines.extraction import final_answer
 from pipelines.metrics import Estimate, estimate

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 
 if TYPE_CHECKING:
     import wandb  # two seconds that a run without tracking does not pay

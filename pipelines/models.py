@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pipelines.cell import ModelConfig
+from pipelines.configuration.model import ModelConfig
 from pipelines.errors import StageFailure
 
 logging.disable_progress_bar()

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from pipelines.cell import ComputeConfig
+from pipelines.configuration.compute import ComputeConfig
 from pipelines.errors import StageFailure
 
 SAVED = (

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.cell import DataConfig, SourceConfig
+from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.errors import StageFailure, UserError, require
 from pipelines.shards import FORMAT, SPLITS, token_type
 

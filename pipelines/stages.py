@@ -15,17 +15,13 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from pipelines.card import model_card
-from pipelines.cell import (
-    BenchmarkConfig,
-    ComputeConfig,
-    DataConfig,
-    EvaluationConfig,
-    GRPOConfig,
-    MidtrainConfig,
-    ModelConfig,
-    PretrainConfig,
-    TrackingConfig,
-)
+from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus, prepare
 from pipelines.distribution import matched_temperature, mean_entropy
 from pipelines.errors import StageFailure

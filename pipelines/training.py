@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from pipelines import parallel
 from pipelines.balance import ExpertBalance
-from pipelines.cell import ComputeConfig, MidtrainConfig, PretrainConfig, micro_batch
+from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
+from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.data import Corpus
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.ledger import Ledger

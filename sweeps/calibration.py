@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
 from sweeps.cost import DEVICES, Assumed, Rate, Work, work
 from sweeps.plan import Plan, StageRun

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.cell import STAGES
+from pipelines.configuration import STAGES
 from pipelines.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun

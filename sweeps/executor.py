@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 
 from submitit.local.local import LocalJob
 
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 from sweeps.cost import memory
 from sweeps.display import Display
 from sweeps.machine import Machine

@@ -8,7 +8,9 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from pipelines.cell import STAGES, Cell, micro_batch, unsupported
+from pipelines.cell import Cell, unsupported
+from pipelines.configuration import STAGES
+from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute

@@ -13,18 +13,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from pipelines.cell import (
-    CONTROLS,
-    LOCAL_FILES,
-    STAGE_VERSIONS,
-    STAGES,
-    Cell,
-    DataConfig,
-    EvaluationConfig,
-    MidtrainConfig,
-    ModelConfig,
-    ObjectiveConfig,
-)
+from pipelines.cell import Cell
+from pipelines.configuration import STAGE_VERSIONS, STAGES
+from pipelines.configuration.budgets import MidtrainConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.evaluation import CONTROLS, LOCAL_FILES, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.shards import fingerprint
 from shaping.objective import NAMED
 

@@ -24,7 +24,7 @@ from submitit.core import utils
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure, UserError
 from sweeps.cluster import is_here, job_states, own_words, slurm
 from sweeps.lease import Lease, claim

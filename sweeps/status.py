@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.cell import STAGES
+from pipelines.configuration import STAGES
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.cluster import JobState, job_states
 from sweeps.index import Summary, summaries

@@ -23,7 +23,7 @@ from typing import Any
 
 from submitit import JobEnvironment
 
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.garbage import no_collection
 from sweeps.lease import Lease, claim

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.problems import Question
 from pipelines.rollouts import Engine, Sampling
 from pipelines.verifiers import Judge

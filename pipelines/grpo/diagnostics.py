@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.grpo.algorithm import divergence
 from pipelines.grpo.collection import Collected, Group
 from pipelines.grpo.update import FORKING_SHARE, rows_of

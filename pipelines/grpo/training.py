@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data import Corpus
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo.collapse import collapsed

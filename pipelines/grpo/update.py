@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.grpo.algorithm import (
     advantages,
     divergence,

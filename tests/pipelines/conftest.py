@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cell import DataConfig
+from pipelines.configuration.data import DataConfig
 from pipelines.data import Corpus, prepare
 
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from pipelines.balance import BIAS, ExpertBalance
-from pipelines.cell import ComputeConfig, ModelConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.model import ModelConfig
 from pipelines.models import empty_model, model_config
 from pipelines.parallel import prepare
 from pipelines.training import CausalLoss, adamw

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cell import DataConfig
+from pipelines.configuration.data import DataConfig
 from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_starts
 from pipelines.errors import StageFailure
 from pipelines.order import schedule

@@ -16,7 +16,11 @@ import pytest
 import torch
 
 from pipelines import training
-from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, TrackingConfig
+from pipelines.configuration.budgets import PretrainConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger

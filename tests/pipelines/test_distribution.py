@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pipelines import distribution
-from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig, TrackingConfig
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus
 from pipelines.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
 from pipelines.evaluation import Control, evaluate, text_rows

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cell import CHOICE_TASKS as CHOICE_NAMES
-from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig, TrackingConfig
+from pipelines.configuration.evaluation import CHOICE_TASKS as CHOICE_NAMES
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus
 from pipelines.evaluation import CHOICE_TASKS, evaluate
 from pipelines.ledger import Ledger

@@ -14,7 +14,11 @@ import pytest
 from safetensors.torch import load_file, save, save_file
 from transformers import Qwen3ForCausalLM
 
-from pipelines.cell import DataConfig, GRPOConfig, ModelConfig, PretrainConfig, TrackingConfig
+from pipelines.configuration.budgets import PretrainConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training

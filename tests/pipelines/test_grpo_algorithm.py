@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from pipelines.cell import ADVANTAGES, LOSSES
+from pipelines.configuration.grpo import ADVANTAGES, LOSSES
 from pipelines.grpo.algorithm import (
     advantages,
     divergence,

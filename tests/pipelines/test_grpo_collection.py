@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from pipelines.cell import GRPOConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.formats import FORMATS, Format
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Group, Questions

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from pipelines.cell import ADVANTAGES, LOSSES, GRPOConfig
+from pipelines.configuration.grpo import ADVANTAGES, LOSSES, GRPOConfig
 from pipelines.grpo.algorithm import advantages
 from pipelines.grpo.collection import Group
 from pipelines.grpo.update import Updater

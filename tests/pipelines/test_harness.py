@@ -13,7 +13,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig  # noqa: E402
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig  # noqa: E402
+from pipelines.configuration.model import ModelConfig  # noqa: E402
 from pipelines.data import Corpus  # noqa: E402
 from pipelines.errors import MissingData, UserError  # noqa: E402
 from pipelines.harness import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402

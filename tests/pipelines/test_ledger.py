@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.ledger import Ledger
 
 SPEC: dict[str, Any] = {

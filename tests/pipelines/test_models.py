@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pipelines.cell import ComputeConfig, DataConfig, ModelConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.model import ModelConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import StageFailure
 from pipelines.models import build_model, empty_model, load_model, model_config, parameter_count, save_checkpoint

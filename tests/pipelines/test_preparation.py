@@ -14,7 +14,11 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from pipelines.cell import ComputeConfig, DataConfig, ModelConfig, PretrainConfig, SourceConfig, TrackingConfig
+from pipelines.configuration.budgets import PretrainConfig
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.data import DataConfig, SourceConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import docstrings, prepare
 from pipelines.errors import StageFailure, UserError
 from pipelines.ledger import Ledger
@@ -112,7 +116,7 @@ def test_a_command_that_was_killed_goes_on(tmp_path: Path) -> None:
     for i in range(12):
         write_jsonl(tmp_path / f"{i:02d}.jsonl", TEXTS[:100])
     code = (
-        "import sys; from pipelines.cell import DataConfig, SourceConfig; "
+        "import sys; from pipelines.configuration.data import DataConfig, SourceConfig; "
         "from pipelines.preparation import prepare_shards\n"
         "if __name__ == '__main__':\n"
         f"    d = DataConfig('t', [], ['chain3'], 100, 0.5, 0.5, 400, 8, shards={str(tmp_path / 'shards')!r})\n"

@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
-from pipelines.cell import BenchmarkConfig, EvaluationConfig, ModelConfig
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
 from pipelines.data import Corpus
 from pipelines.harness import run_task
 from pipelines.models import build_model

@@ -17,15 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cell import (
-    ComputeConfig,
-    DataConfig,
-    MidtrainConfig,
-    ModelConfig,
-    PretrainConfig,
-    TrackingConfig,
-    micro_batch,
-)
+from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
+from pipelines.configuration.compute import ComputeConfig, micro_batch
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
@@ -207,7 +203,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from pipelines import training
-from pipelines.cell import PretrainConfig
+from pipelines.configuration.budgets import PretrainConfig
 from tests.pipelines.test_training import BUDGET, MODEL, build_model, small_corpus, trainer
 cache, *folders = map(Path, sys.argv[1:])
 training.SAVE_SECONDS = 0.0

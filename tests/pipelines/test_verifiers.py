@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cell import DataConfig
+from pipelines.configuration.data import DataConfig
 from pipelines.data import Corpus, prepare
 from pipelines.errors import StageFailure, UserError
 from pipelines.formats import FORMATS

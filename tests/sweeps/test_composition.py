@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pipelines.cell import SweepConfig
+from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from shaping import NAMED
 from sweeps.composition import (

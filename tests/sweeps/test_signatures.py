@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.cell import BenchmarkConfig, Cell, SourceConfig
+from pipelines.cell import Cell
+from pipelines.configuration.data import SourceConfig
+from pipelines.configuration.evaluation import BenchmarkConfig
 from sweeps.composition import compose_cell
 from sweeps.options import LAUNCHERS
 from sweeps.plan import plan, signature_of

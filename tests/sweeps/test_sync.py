@@ -24,7 +24,7 @@ run.finish()
 TRAIN = """
 import sys, time
 from pathlib import Path
-from pipelines.cell import TrackingConfig
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.ledger import Ledger
 labels = {"model": "nano", "objective": "ce", "seed": 1, "scale": "nano", "sweep": "nano"}
 spec = {"stage": "pretrain", "signature": "abc", "parent": None, "checkpoint": None, "labels": labels, "config": {}}
