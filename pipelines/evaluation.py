@@ -26,7 +26,7 @@ from pipelines.ledger import Ledger
 from pipelines.metrics import Estimate, estimate, mean_and_error
 from pipelines.pieces import Pieces, Rows, cut
 from pipelines.problems import Question, load_items
-from pipelines.rollouts import Sampling, generate, length_batches, score
+from pipelines.rollouts import Sampling, generate, likelihoods
 from pipelines.samples import SAMPLES, Sample, measure, sample_rows, write_rows
 from pipelines.shards import ShardRows
 from pipelines.verifiers import Judge
@@ -191,12 +191,10 @@ class _Measured:
     def _choice(self, benchmark: BenchmarkConfig) -> dict[str, Any]:
         """Accuracy at choosing, among four, the pair of context and continuation that the model finds likeliest."""
         items = CHOICE_TASKS[benchmark.task](self.corpus, benchmark.items)
-        pairs = [pair for item in items for pair in item]
-        lengths = [len(context) + len(continuation) for context, continuation in pairs]
-        totals = np.empty(len(pairs))
-        for batch in length_batches(lengths, BATCH_TOKENS):
-            log_probs = score(self.model, [pairs[i][0] for i in batch], [pairs[i][1] for i in batch]).log_probs
-            split = log_probs.split([len(pairs[i][1]) for i in batch])
+        contexts, continuations = zip(*(pair for item in items for pair in item), strict=True)
+        totals = np.empty(len(contexts))
+        for batch, scores in likelihoods(self.model, contexts, continuations, BATCH_TOKENS):
+            split = scores.log_probs.split([len(continuations[i]) for i in batch])
             totals[batch] = [part.sum().item() for part in split]
         by_item = totals.reshape(-1, CHOICES)
         right = by_item[:, 0] > by_item[:, 1:].max(1)  # the true pair stands first
