@@ -18,6 +18,7 @@ from types import TracebackType
 from analysis import vega
 from analysis.figures import CONFIG, Chart
 from analysis.vega import DRAWN_BY, SCHEMA, Spec
+from pipelines.errors import StageFailure
 
 DRAWN = "drawn.json"
 """Beside the figures: what each was drawn from and by, and what came of it, as one digest."""
@@ -36,7 +37,8 @@ class Artist:
         self.process = self._process.pid
 
     def draw(self, spec: Spec) -> Future[Files]:
-        """The drawing that will come of a description; as a result it raises what drawing it raised."""
+        """The drawing that will come of a description; as a result it raises what drawing it raised, or `StageFailure`
+        where the process is gone."""
         return self._turns.submit(self._ask, spec)
 
     def _ask(self, spec: Spec) -> Files:
@@ -47,7 +49,8 @@ class Artist:
             self._process.stdin.flush()
             answer = pickle.load(self._process.stdout)
         except (OSError, EOFError) as error:
-            raise ChildProcessError(f"the process that draws ended with status {self._process.wait()}") from error
+            status = self._process.wait()
+            raise StageFailure(f"the process that draws figures ended with status {status}; try again") from error
         if isinstance(answer, Exception):
             raise answer
         found: Files = answer
@@ -93,8 +96,10 @@ class Drawings:
             name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
             spec = static_spec(chart)
             files = _taken(self._before, name)
-            fresh = files is not None and self._known.get(name) == _digest(spec, files)
-            self._drawn[name] = (spec, files if fresh and files is not None else self.artist.draw(spec))
+            if files is not None and self._known.get(name) == _digest(spec, files):
+                self._drawn[name] = spec, files
+            else:
+                self._drawn[name] = spec, self.artist.draw(spec)
 
     def write(self, folder: Path) -> None:
         """Write every chart to `folder` as NAME.svg and NAME.png, and `DRAWN`.

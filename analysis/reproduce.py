@@ -289,8 +289,9 @@ def write(
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"results={folder.parent}: it cannot be written ({error.strerror}); name another") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # nothing half written, whatever went wrong
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:

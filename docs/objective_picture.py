@@ -1,15 +1,18 @@
-"""Draw docs/images/objective.png: what each knob does to a distribution, from `stationary_distribution`.
+"""Draw docs/images/objective.svg: what each knob does to a distribution, from `stationary_distribution`.
 
 The data distribution falls as rank^-1.5 over 1,000 tokens; each line is what a tabular model trained on it ends at.
 Run from the root of the repository: python docs/objective_picture.py
 """
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 
-from analysis.figures import CONFIG
-from analysis.vega import SCHEMA, png, svg
+from analysis.drawing import static_spec
+from analysis.figures import Chart
+from analysis.vega import Spec, svg
 from shaping import Objective, effective_temperature, entropy, stationary_distribution
 
 PANELS = {
@@ -19,6 +22,11 @@ PANELS = {
 }
 
 
+def quantity(field: str, title: str, **scale: Any) -> Spec:
+    """An axis."""
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale}
+
+
 def main() -> None:
     """Solve, print entropies and temperatures, draw."""
     rank = torch.arange(1, 1001, dtype=torch.float64)
@@ -26,7 +34,7 @@ def main() -> None:
     print(f"{'cross-entropy':42} entropy {entropy(q.log()).item():.3f}")
     panels = []
     for title, objectives in PANELS.items():
-        lines = {"0": torch.ones_like(q)}
+        lines = {"cross-entropy": torch.ones_like(q)}
         for objective in objectives:
             p = stationary_distribution(q, objective)
             match = effective_temperature(q, p)
@@ -37,32 +45,18 @@ def main() -> None:
             knob = {"beta": objective.beta, "lam_tail": objective.lam_tail, "lam_head": objective.lam_head}
             lines[f"{knob[title.split(',')[0]]:+g}"] = p / q
         rows = [
-            {"rank": r, "ratio": v, "value": name}
+            {"rank": place, "ratio": line[place - 1].item(), "value": name}
             for name, line in lines.items()
-            for r, v in zip(rank.tolist(), line.tolist(), strict=True)
+            for place in (*range(1, 121), *range(125, 1001, 25))  # all up to the end of the head, then some
         ]
-        x = {
-            "field": "rank",
-            "type": "quantitative",
-            "scale": {"type": "log"},
-            "title": "rank of the token in the data",
+        encoding = {
+            "x": quantity("rank", "rank of the token in the data", type="log"),
+            "y": quantity("ratio", "probability, model / data", domain=[0.65, 1.3]),
+            "color": {"field": "value", "type": "nominal", "sort": list(lines), "title": None},
         }
-        y = {
-            "field": "ratio",
-            "type": "quantitative",
-            "scale": {"domain": [0.65, 1.3]},
-            "title": "probability, model / data",
-        }
-        colour = {"field": "value", "type": "nominal", "sort": list(lines), "title": None}
-        encoding = {"x": x, "y": y, "color": colour}
-        mark = {"type": "line", "clip": True}
-        panels.append(
-            {"title": title, "width": 260, "height": 200, "data": {"values": rows}, "mark": mark, "encoding": encoding}
-        )
-    spec = {"$schema": SCHEMA, "config": {**CONFIG, "background": "white", "font": "sans-serif"}, "padding": 8,
-            "hconcat": panels, "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
-    path = Path(__file__).parent / "images" / "objective.png"
-    path.write_bytes(png(svg(spec)))
+        panels.append({"title": title, "data": {"values": rows}, "mark": "line", "encoding": encoding})
+    path = Path(__file__).parent / "images" / "objective.svg"
+    path.write_text(svg(static_spec(Chart("objective", None, "", "", tuple(panels), pd.DataFrame()))))
     print(path)
 
 

@@ -65,7 +65,7 @@ def verify(response: str, answer: str) -> bool:
     return extract_answer(response) == answer
 
 
-@lru_cache(1 << 17)
+@lru_cache(1 << 17)  # building and reading a corpus ask for each question several times
 def split_of(question: str) -> str:
     """The split that a question belongs to: a fixed function of its text, so no question is in two."""
     place = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64

@@ -18,6 +18,7 @@ from analysis import drawing
 from analysis.drawing import Artist, Drawings
 from analysis.figures import Chart
 from analysis.vega import Spec, png, svg
+from pipelines.errors import StageFailure
 
 Draw = Callable[..., list[str]]
 
@@ -123,7 +124,7 @@ def test_a_process_that_draws_no_more_is_told_in_a_sentence() -> None:
     artist = Artist()
     try:
         os.kill(artist.process, signal.SIGKILL)
-        with pytest.raises(ChildProcessError, match="the process that draws ended with status -9"):
+        with pytest.raises(StageFailure, match="the process that draws figures ended with status -9"):
             artist.draw(drawing.static_spec(chart())).result()
     finally:
         artist.close()

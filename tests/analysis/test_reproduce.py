@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from analysis import drawing
 from analysis.formats import file_name, html_table, latex, markdown
 from analysis.reproduce import Options, parse, reproduce, select, show_claims, show_missing
 from analysis.tables import Entry, Table
-from pipelines.errors import UserError
+from pipelines.errors import StageFailure, UserError
 from sweeps.store import Store
 from tests.analysis.conftest import composed_once, known, planned, write_run
 from tests.conftest import SMALL
@@ -199,6 +200,19 @@ def test_results_are_replaced_whole(make_store: Callable, tmp_path: Path) -> Non
     reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     assert not (folder / "tables" / "old.csv").exists()
     assert [p.name for p in folder.parent.iterdir()] == ["nano"]
+
+
+def test_nothing_is_half_written_where_drawing_ends(
+    make_store: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(["objective=ce"])
+    (tmp_path / "dies.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(drawing.vega, "__file__", str(tmp_path / "dies.py"))
+    with pytest.raises(StageFailure, match="the process that draws figures ended with status 3"):
+        reproduce(
+            Options(store=str(tmp_path / "store"), results=str(tmp_path / "results"), sweep="nano"), Console(quiet=True)
+        )
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 def test_an_unwritable_place_is_named(make_store: Callable, tmp_path: Path) -> None:
