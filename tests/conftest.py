@@ -1,10 +1,10 @@
 """What several test files share: a study small enough to train through every stage in seconds, and its store."""
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.in_process import in_process
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test files run at once; torch looks when it is first imported
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton looks when it is first imported
 
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+gc.disable()  # what tests import stays: looking for garbage among it takes a fifth of the time, here and in every test
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,21 +71,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def shaping_run() -> Command:
-    """`shaping-run` in a process of its own, as a user types it; output is captured."""
+    """`shaping-run`, or another command by its module, as a user types it; output is captured."""
 
-    def run(
-        *arguments: str, cwd: Path, module: str = "sweeps.run", timeout: float = 240
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, cwd: Path, module: str = "sweeps.run") -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k != "SHAPING_DEBUG"}
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return in_process(module, *arguments, cwd=cwd, environment=environment)
 
     return run
 

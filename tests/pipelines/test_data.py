@@ -1,7 +1,6 @@
 """The corpus: rows, mixture, splits, and a cache that notices when it was changed."""
 
 import ast
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_s
 from pipelines.errors import StageFailure
 from pipelines.order import schedule
 from pipelines.tasks import Problem, split_of
+from tests.forked import forked
 
 
 def config(**changes: object) -> DataConfig:
@@ -150,7 +150,7 @@ def _prepare(folder: Path) -> str:
 
 
 def test_two_that_start_together_build_it_once(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forked.Pool(2) as pool:
         first, second = pool.map(_prepare, [tmp_path, tmp_path])
     assert first == second
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [Path(first).name]

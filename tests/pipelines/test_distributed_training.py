@@ -6,7 +6,6 @@ Processes are started as torchrun starts them, by environment variables.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -27,6 +26,7 @@ from pipelines.ledger import Ledger
 from pipelines.models import build_model
 from pipelines.training import train
 from shaping import Objective
+from tests.forked import forked
 
 pytestmark = pytest.mark.slow
 
@@ -104,9 +104,7 @@ def together(ranks: int, corpus: Path, jobs: list[tuple[Path, str, int]]) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.training"])
-    processes = [context.Process(target=work, args=(r, ranks, port, corpus, jobs)) for r in range(ranks)]
+    processes = [forked.Process(target=work, args=(r, ranks, port, corpus, jobs)) for r in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:

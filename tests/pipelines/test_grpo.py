@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from pipelines.ledger import Ledger
 from pipelines.models import build_model
 from pipelines.training import train
 from shaping import Objective
+from tests.forked import forked
 
 OFF = TrackingConfig(mode="off")
 MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
@@ -140,46 +138,39 @@ def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tm
         assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from pipelines.grpo import training
-from tests.pipelines.test_grpo import fingerprint, run, settings, small_corpus, start_model
-cache, weights, folder = map(Path, sys.argv[1:])
-training.SAVE_SECONDS = 0.0
-corpus = small_corpus(cache)
-model = start_model(corpus, weights)
-run(model, corpus, folder, settings(leftovers="keep", steps=8))
-print(fingerprint(model), flush=True)
-"""
+def run_to_the_end(cache: Path, weights: Path, folder: Path) -> None:
+    """A program that saves its state after every step and leaves a fingerprint of what it made."""
+    training.SAVE_SECONDS = 0.0
+    corpus = small_corpus(cache)
+    model = start_model(corpus, weights)
+    run(model, corpus, folder, settings(leftovers="keep", steps=8))
+    (folder / "fingerprint").write_text(fingerprint(model))
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_a_step_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
     """SIGKILL at whatever instruction a step is at; the same command again ends where an unbroken run ends."""
-    cache = corpus.folder.parent
 
-    def start(folder: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(cache), str(taught), str(tmp_path / folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # several at a time
-        )
+    def start(folder: str) -> BaseProcess:
+        process = forked.Process(target=run_to_the_end, args=(corpus.folder.parent, taught, tmp_path / folder))
+        process.start()
+        return process
 
     whole = start("whole")
     broken = start("broken")
     state, ledger = tmp_path / "broken" / "resume" / "state.pt", tmp_path / "broken" / "ledger.jsonl"
     deadline = time.monotonic() + 200
     while not (state.exists() and ledger.read_text().count("\n") >= 4):
-        assert broken.poll() is None or broken.returncode == 0
+        assert broken.is_alive() or broken.exitcode == 0
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    broken.send_signal(signal.SIGKILL)
-    broken.wait()
+    broken.kill()
+    broken.join()
     again = start("broken")
-    fingerprints = [process.communicate(timeout=200)[0].split()[-1] for process in (whole, again)]
-    assert len(fingerprints[0]) == 64
+    for process in (whole, again):
+        process.join(200)
+        assert process.exitcode == 0
+    fingerprints = [(tmp_path / name / "fingerprint").read_text() for name in ("whole", "broken")]
     assert fingerprints[0] == fingerprints[1]
 
 

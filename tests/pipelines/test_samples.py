@@ -3,9 +3,6 @@
 import gzip
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -16,6 +13,7 @@ from pipelines.errors import Interrupted
 from pipelines.pieces import Pieces, Share, cut
 from pipelines.samples import cast_votes, measure, read_rows, sample_rows, write_rows
 from pipelines.verifiers import Judge
+from tests.forked import forked
 
 
 def rows_of(answers: list[list[str | None]], golds: list[str], verifier: str = "exact") -> list[dict]:
@@ -99,12 +97,11 @@ def measure_slowly(root: str) -> None:
 
 
 def test_a_kill_costs_the_piece_at_work(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=measure_slowly, args=(str(tmp_path),))
+    process = forked.Process(target=measure_slowly, args=(str(tmp_path),))
     process.start()
     while len(list(tmp_path.glob("*/0*.jsonl.gz"))) < 3:
         time.sleep(0.01)
-    assert process.pid
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     kept = len(list(tmp_path.glob("*/0*.jsonl.gz")))
     made: list[range] = []

@@ -3,13 +3,10 @@
 import contextlib
 import json
 import math
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import training
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
@@ -30,6 +28,7 @@ from pipelines.resume import saved_steps
 from pipelines.sizes import forward_operations
 from pipelines.training import CausalLoss, Rows, adamw, learning_rate, train
 from shaping import Objective, shaped_cross_entropy
+from tests.forked import forked
 
 MODEL = ModelConfig("tiny", layers=1, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
 BUDGET: dict[str, Any] = {
@@ -199,20 +198,14 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     ]
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from pipelines import training
-from pipelines.configuration.budgets import PretrainConfig
-from tests.pipelines.test_training import BUDGET, MODEL, build_model, small_corpus, trainer
-cache, *folders = map(Path, sys.argv[1:])
-training.SAVE_SECONDS = 0.0
-corpus = small_corpus(cache)
-for folder in folders:
-    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    trainer(corpus, folder, PretrainConfig(**BUDGET | {"tokens": 64 * 150}, warmup_steps=2), model=model)
-    model.save_pretrained(folder / "weights")
-"""
+def train_to_the_end(cache: Path, *folders: Path) -> None:
+    """A program that saves its state after every step."""
+    training.SAVE_SECONDS = 0.0
+    corpus = small_corpus(cache)
+    for folder in folders:
+        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+        trainer(corpus, folder, PretrainConfig(**BUDGET | {"tokens": 64 * 150}, warmup_steps=2), model=model)
+        model.save_pretrained(folder / "weights")
 
 
 @pytest.mark.slow
@@ -220,22 +213,23 @@ def test_a_training_killed_at_any_instruction_ends_with_the_same_bits(corpus: Co
     """SIGKILL while states are saved after every step; the same command again ends where an unbroken one ends."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
 
-    def start(*folders: Path) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(corpus.folder.parent), *map(str, folders)], env=environment
-        )
+    def start(*folders: Path) -> BaseProcess:
+        process = forked.Process(target=train_to_the_end, args=(corpus.folder.parent, *folders))
+        process.start()
+        return process
 
     killed = start(broken)
     while len(list((broken / "resume").glob("step-*/trainer.json"))) < 1 or not (broken / "ledger.jsonl").exists():
-        assert killed.poll() is None
+        assert killed.is_alive()
         time.sleep(0.001)
     time.sleep(random.random() / 2)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     assert saved_steps(broken / "resume")
     assert not (broken / "weights").exists()
-    assert start(broken, whole).wait(200) == 0
+    again = start(broken, whole)
+    again.join(200)
+    assert again.exitcode == 0
     weights = [(folder / "weights" / "model.safetensors").read_bytes() for folder in (broken, whole)]
     assert weights[0] == weights[1]
     steps = [

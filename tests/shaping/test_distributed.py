@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from shaping import Objective, linear_shaped_cross_entropy
+from tests.forked import forked
 
 OBJECTIVE = Objective(-0.25, 0.1, -0.1, 5)
 IDS = torch.arange(48).reshape(4, 12) % 30
@@ -66,5 +66,10 @@ def work(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(work, args=(tmp_path,), nprocs=2)  # raises what a process raised
+    processes = [forked.Process(target=work, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("agreed-*")) == ["agreed-0", "agreed-1"]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from sweeps.status import rows
 from sweeps.store import Store
-from tests.sweeps.in_process import shaping_sweeps
+from tests.in_process import in_process
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
@@ -41,9 +40,10 @@ class Cluster:
         self.environment.pop("SHAPING_DEBUG", None)
         self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"
 
-    def real(self) -> dict[str, str]:
-        """The environment in which stages train."""
-        return {**self.environment, "PYTHONPATH": str(REPOSITORY)}
+    def train(self, folder: Path, *arguments: str) -> None:
+        """`shaping-run` with stages that train."""
+        launched = self.launch(folder, *arguments, PYTHONPATH=str(REPOSITORY))
+        assert launched.returncode == 0, launched.stderr
 
     def call(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -57,10 +57,11 @@ class Cluster:
         )
 
     def launch(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, "-m", "sweeps.run", "-m", *arguments, cwd=folder, **environment)
+        """`shaping-run`, which submits and returns."""
+        return in_process("sweeps.run", *arguments, cwd=folder, environment={**self.environment, **environment})
 
     def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return shaping_sweeps(*arguments, cwd=folder, environment={**self.environment, **environment})
+        return in_process("sweeps.commands", *arguments, cwd=folder, environment={**self.environment, **environment})
 
     def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
         return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)

@@ -15,7 +15,7 @@ import pytest
 
 from sweeps.index import summaries
 from sweeps.store import Store, write_json
-from tests.sweeps.in_process import Result, shaping_sweeps
+from tests.in_process import Result, in_process
 
 pytestmark = pytest.mark.slow
 
@@ -25,17 +25,25 @@ FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "t
        "evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """`shaping-run` without training."""
-    command = [sys.executable, "-m", "sweeps.run", *arguments]
+def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Result:
+    """A command in a process of its own, for its workers are forked from one that must not train."""
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
         command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
     )
 
 
+def run(*arguments: str, cwd: Path, **environment: str) -> Result:
+    """`shaping-run` without training."""
+    return process("sweeps.run", *arguments, cwd=cwd, **environment)
+
+
 def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
     """`shaping-sweeps` without training."""
-    found = shaping_sweeps(*arguments, cwd=cwd, environment={**FAKE, **environment})
+    if arguments[0] == "retry":
+        found = process("sweeps.commands", *arguments, cwd=cwd, **environment)
+    else:
+        found = in_process("sweeps.commands", *arguments, cwd=cwd, environment={**FAKE, **environment})
     assert "Traceback" not in found.stderr, found.stderr
     return found
 

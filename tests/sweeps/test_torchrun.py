@@ -2,6 +2,7 @@
 same result as one process, within the order of summation."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.store import Store
-from tests.conftest import SMALL
+from tests.conftest import SMALL, Command
+from tests.in_process import Result, in_process
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +28,21 @@ CELL = [
 ]
 
 
-def torchrun(folder: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          "-m", "sweeps.torchrun", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
-def test_ranks_share_a_cell(tmp_path: Path) -> None:
+def first_of(ranks: int, folder: Path, *arguments: str) -> Result:
+    """The first rank alone: what it says before it needs the others."""
+    told = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    return in_process("sweeps.torchrun", *arguments, cwd=folder, environment={**os.environ, **told})
+
+
+def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
     finished = torchrun(tmp_path, *CELL)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     store = Store.open(tmp_path / "store")
@@ -50,16 +58,16 @@ def test_ranks_share_a_cell(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "store").iterdir() if p.name in ("pretrain", "midtrain", "evaluate")) == [
         "evaluate", "midtrain", "pretrain",
     ]  # fmt: skip
-    again = torchrun(tmp_path, *CELL, ranks=1)
+    again = first_of(2, tmp_path, *CELL)
     assert again.returncode == 0, again.stderr  # all is done
-    other = torchrun(tmp_path, *CELL, "until=pretrain", f"store={tmp_path / 'one'}", ranks=1)
+    other = shaping_run(*CELL, "until=pretrain", f"store={tmp_path / 'one'}", cwd=tmp_path)
     assert other.returncode == 0, other.stderr
     alone = [json.loads(line) for line in next((tmp_path / "one").glob("pretrain/*/ledger.jsonl")).open()]
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    finished = torchrun(tmp_path, *CELL, "compute.micro_batch_tokens=null", ranks=3)
+    finished = first_of(3, tmp_path, *CELL, "compute.micro_batch_tokens=null")
     assert finished.returncode != 0
     assert "its 16 rows of 64 cannot be shared by 3 ranks; rank counts that fit: 1, 2, 4, 8, 16" in finished.stderr
     assert not (tmp_path / "store").exists()
