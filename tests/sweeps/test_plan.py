@@ -1,16 +1,23 @@
 """The graph of stage runs: what is shared, what changes a signature and what does not."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
+from pipelines.cell import Cell
 from sweeps.composition import compose_cell, compose_cells
 from sweeps.plan import Plan, objective_name, plan
 
 
+@cache
+def cell(*overrides: str) -> Cell:
+    return compose_cell(list(overrides))
+
+
 def chain(*overrides: str) -> list[str]:
     """Signatures of the training stages of one cell."""
-    graph = plan([compose_cell(list(overrides))])
+    graph = plan([cell(*overrides)])
     return [run.signature for run in graph.runs.values() if run.stage != "evaluate"]
 
 
@@ -21,13 +28,12 @@ def same_until(*overrides: str) -> int:
 
 
 def test_every_milestone_is_measured() -> None:
-    cell = compose_cell([])
-    graph = plan([cell])
+    graph = plan([cell()])
     measured = [
         (run.parent[0], run.checkpoint) for run in graph.runs.values() if run.stage == "evaluate" and run.parent
     ]
     expected = [
-        (s, f"step-{step:06d}") for s in ("pretrain", "midtrain", "grpo") for step in getattr(cell, s).checkpoints()
+        (s, f"step-{step:06d}") for s in ("pretrain", "midtrain", "grpo") for step in getattr(cell(), s).checkpoints()
     ]
     assert measured == expected
     for run in graph.runs.values():
@@ -82,11 +88,11 @@ def test_ce_midtraining_differs_for_a_shaped_cell() -> None:
 
 def test_a_changed_evaluation_leaves_training_alone() -> None:
     def evaluations(*overrides: str) -> set[str]:
-        return {r.signature for r in plan([compose_cell(list(overrides))]).runs.values() if r.stage == "evaluate"}
+        return {r.signature for r in plan([cell(*overrides)]).runs.values() if r.stage == "evaluate"}
 
     assert not evaluations() & evaluations("evaluation.temperature=0.9")
     changed = evaluations("evaluation.benchmarks.Boolean.samples=4")  # not measured after RL
-    assert len(evaluations() & changed) == len(compose_cell([]).grpo.checkpoints())
+    assert len(evaluations() & changed) == len(cell().grpo.checkpoints())
 
 
 def test_the_product_grid_shares_what_has_no_head() -> None:
@@ -95,7 +101,7 @@ def test_the_product_grid_shares_what_has_no_head() -> None:
 
 
 def test_descendants() -> None:
-    graph = plan([compose_cell([])])
+    graph = plan([cell()])
     first = next(iter(graph.runs))
     assert {run.signature for run in graph.descendants(first)} == set(graph.runs) - {first}
     assert Plan().runs == {}
@@ -111,7 +117,7 @@ def test_descendants() -> None:
     ],
 )
 def test_names_for_people(overrides: list[str], name: str) -> None:
-    assert objective_name(compose_cell(overrides)) == name
+    assert objective_name(cell(*overrides)) == name
 
 
 def test_the_text_packages_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
