@@ -119,26 +119,26 @@ def compose_cell(overrides: Sequence[str]) -> Cell:
         raise UserError(sentence(error)) from error
 
 
-def compose_cells(arguments: Sequence[str]) -> list[Cell]:
+def compose_cells(arguments: Sequence[str], composer: "_Composer | None" = None) -> list[Cell]:
     """All cells that `arguments` name, without repetition; raises one `UserError` for all that cannot be."""
     try:
         with _hydra():
-            return compose_jobs(expand(arguments))
+            return compose_jobs(expand(arguments), composer)
     except UserError:
         raise
     except Exception as error:
         raise UserError(sentence(error)) from error
 
 
-def compose_jobs(jobs: Sequence[Sequence[str]]) -> list[Cell]:
+def compose_jobs(jobs: Sequence[Sequence[str]], composer: "_Composer | None" = None) -> list[Cell]:
     """The cells of several lists of overrides; all mistakes are collected into one `UserError`.
 
-    Equal parts of the cells are one object.
+    Equal parts of the cells are one object, also of those that `composer` made before.
     """
     if len(jobs) == 1:
         return [compose_cell(jobs[0])]
     with _hydra():
-        composer = _Composer()
+        composer = composer or _Composer()
         cells: dict[tuple[int, ...], Cell] = {}
         mistakes: dict[str, str] = {}
         worded: set[str] = set()
@@ -294,11 +294,10 @@ def options_of(group: str) -> list[str]:
 def plan_named_sweeps() -> set[str]:
     """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
     with _hydra():
-        names = GlobalHydra.instance().config_loader().get_group_options("sweep")
-        found: set[str] = set()
-        for name in names:
+        composer, found = _Composer(), set[str]()
+        for name in options_of("sweep"):
             try:
-                found |= set(plan(compose_cells([f"+sweep={name}"])).runs)
+                found |= set(plan(compose_cells([f"+sweep={name}"], composer)).runs)
             except UserError:
                 continue
     return found
