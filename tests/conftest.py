@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries complain of what is still there in the end."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with most slow tests first, so that none of them is left to run alone at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

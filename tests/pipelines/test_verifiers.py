@@ -18,8 +18,8 @@ from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_grpo import small_corpus
 
 
-def judged(name: str, pairs: list[tuple[str, str]]) -> list[float]:
-    with Judge(2) as judge:
+def judged(name: str, pairs: list[tuple[str, str]], workers: int = 1) -> list[float]:
+    with Judge(workers) as judge:
         return [verdict.reward for verdict in judge.rewards([(name, a, b) for a, b in pairs])]
 
 
@@ -159,7 +159,7 @@ def test_a_program_can_do_nothing_but_compute(tmp_path: Path, monkeypatch: pytes
     file.write_text("whole")
     names = {"file": str(file), "folder": str(tmp_path)}
     programs = [(f"{attack.format(**names)}\n{RIGHT}", TESTS) for attack in ATTACKS.values()]
-    found = dict(zip(ATTACKS, judged("code", programs), strict=True))
+    found = dict(zip(ATTACKS, judged("code", programs, workers=2), strict=True))
     assert found == dict.fromkeys(ATTACKS, 0.0)
     assert file.read_text() == "whole"
     assert os.listdir(tmp_path) == ["victim"]
@@ -191,9 +191,8 @@ def test_a_program_reads_nothing_of_the_user(tmp_path: Path) -> None:
         "open('/proc/1/environ', 'rb').read()",
         "import os; open(f'/proc/{os.getppid()}/environ', 'rb').read()",
     ]
-    assert judged("code", [(f"{read}\n{RIGHT}", TESTS) for read in reads]) == [0] * len(reads)
     fine = "import decimal, fractions, statistics, textwrap, zoneinfo"
-    assert judged("code", [(f"{fine}\n{RIGHT}", TESTS)]) == [1]
+    assert judged("code", [(f"{begin}\n{RIGHT}", TESTS) for begin in [*reads, fine]]) == [0] * len(reads) + [1]
 
 
 def test_a_program_cannot_cheat_its_tests() -> None:
@@ -202,14 +201,13 @@ def test_a_program_cannot_cheat_its_tests() -> None:
         "import numpy as np\ndef check(f):\n    assert f(3) == 4 and f(-1) == 0\n    assert abs(f(3) - 4) < 1e-6\n"
         "    assert all(f(i) == i + 1 for i in range(3))\n    assert np.allclose(f(2), 3)\ncheck(f)"
     )
-    programs = [RIGHT, *CHEATS.values()]
-    assert judged("code", [(program, tests) for program in programs]) == [1] + [0] * len(CHEATS)
-    for loose in (
+    loose = [
         "assert abs(f(3) - 4) < 1e-6",
         "import numpy as np\nassert np.allclose(f(3), 4)",
         "assert all([f(3) == 4])",
-    ):
-        assert judged("code", [(program, loose) for program in programs]) == [1] + [0] * len(CHEATS)
+    ]
+    found = judged("code", [(program, t) for t in (tests, *loose) for program in (RIGHT, *CHEATS.values())])
+    assert found == ([1] + [0] * len(CHEATS)) * 4
 
 
 def test_a_program_that_never_ends_is_killed() -> None:
