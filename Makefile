@@ -15,16 +15,16 @@ demo: $(STAMP)  ## train the five settings at nano scale, then write tables and 
 	$(BIN)/shaping-run -m +sweep=nano
 	$(BIN)/reproduce-paper-tables scale=nano
 
-test: $(STAMP)  ## run all tests
+test: $(STAMP)-dev  ## run all tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-check: $(STAMP)  ## format, lint, types, import rules
+check: $(STAMP)-dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## format and fix what can be fixed
+format: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -35,5 +35,10 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV): pip installs torch and the rest, a few minutes the first time"
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; set PYTHON=..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(STAMP)-dev: $(STAMP)
+	@echo "Adding to $(VENV) what tests and checks need"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,16 @@ class Corpus:
 
     def __init__(self, folder: Path, shards: TokenShards | None = None) -> None:
         self.folder, self._shards = folder, shards
-        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        for name, expected in self.manifest["files"].items():
-            found = _sha256(folder / name)
+        again = f"delete the folder {folder}, and the next run builds it again"
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            files = {name: (_sha256(folder / name), expected) for name, expected in self.manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageFailure(f"{folder}: it is not whole any more ({error}); {again}") from error
+        for name, (found, expected) in files.items():
             if found != expected:
                 raise StageFailure(
-                    f"{folder / name}: its sha256 is {found[:12]} and its manifest says {expected[:12]}; "
-                    f"delete the folder {folder}, and the next run builds it again"
+                    f"{folder / name}: its sha256 is {found[:12]} and its manifest says {expected[:12]}; {again}"
                 )
 
     @cached_property
@@ -98,10 +102,10 @@ class Corpus:
     def _documents(self) -> list[Document]:
         return [Document(**row) for row in json.loads((self.folder / "documents.json").read_text())]
 
-    def problems(self, family: str, split: str) -> list[Problem]:
-        """The problems of one family in one split, in a fixed order."""
+    def problems(self, family: str, split: str, count: int | None = None) -> list[Problem]:
+        """The problems of one family in one split, in a fixed order; the first `count` of them."""
         rows = (row for row in self._problems if row["family"] == family and split_of(row["question"]) == split)
-        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in rows]
+        return [Problem(**{**row, "steps": tuple(row["steps"])}) for row in islice(rows, count)]
 
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in a fixed order."""
@@ -179,6 +183,7 @@ def prepare(config: DataConfig, cache: Path) -> Corpus:
     with FileLock(cache / f"{key}.lock"):
         if not (folder / "manifest.json").exists():
             beside = cache / f".{key}.{os.getpid()}"
+            shutil.rmtree(beside, ignore_errors=True)  # of one that was killed, where process ids come round again
             beside.mkdir()
             _build(config, content, beside, shards)
             shutil.rmtree(folder, ignore_errors=True)

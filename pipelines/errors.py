@@ -58,3 +58,10 @@ def require_fraction(prefix: str, owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         require(0 <= value <= 1, f"{prefix}.{name}", value, "it must lie between 0 and 1")
+
+
+def require_momentum(prefix: str, owner: object) -> None:
+    """Raise a `UserError` unless AdamW's `adam_beta1` and `adam_beta2` of `owner` lie in [0, 1)."""
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(owner, name)
+        require(0 <= value < 1, f"{prefix}.{name}", value, "it must lie in [0, 1)")

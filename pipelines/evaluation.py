@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from pipelines import distribution
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.data import Corpus
-from pipelines.errors import MissingData
+from pipelines.errors import MissingData, StageFailure
 from pipelines.ledger import Ledger
 from pipelines.metrics import Estimate, estimate, mean_and_error
 from pipelines.pieces import Pieces, Rows, cut
@@ -202,7 +202,7 @@ class _Measured:
 
     def _samples(self, name: str, benchmark: BenchmarkConfig) -> list[Sample]:
         """Sampled answers with their rewards."""
-        questions = load_items(benchmark.task, benchmark.dataset, self.corpus)[: benchmark.items]
+        questions = load_items(benchmark.task, benchmark.dataset, self.corpus, benchmark.items)
         limit = benchmark.max_new_tokens or self.config.max_new_tokens
         sampling = Sampling(self.config.temperature * self.control.temperature, self.config.top_p, limit)
         identity: Mapping[str, Any] = {"name": name, "task": benchmark.task, "samples": benchmark.samples,
@@ -238,7 +238,7 @@ def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str
             rows = [[*begin, *end] for (begin, end), *_ in CHOICE_TASKS[benchmark.task](corpus, benchmark.items)]
             texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
         elif benchmark.kind == "sampled":
-            questions = load_items(benchmark.task, benchmark.dataset, corpus)[: benchmark.items]
+            questions = load_items(benchmark.task, benchmark.dataset, corpus, benchmark.items)
             texts[name] = [question.question for question in questions]
         else:
             from pipelines.harness import item_texts
@@ -256,6 +256,11 @@ def text_rows(
     """The held-out rows that a benchmark of text measures [items, length + 1], the domain of each token (its number,
     in the same shape), and the domains' names: packages of the documents, or the source of token shards."""
     rows = corpus.rows(benchmark.task, "test", length)
+    if not len(rows):
+        raise StageFailure(
+            f"evaluation.text_length={length}: the held-out text of {benchmark.task} has not that many tokens; shorten "
+            "it, or give data.text more"
+        )
     chosen = _spread(len(rows), benchmark.items)
     if isinstance(rows, ShardRows):
         picked = rows[chosen]
@@ -313,6 +318,7 @@ CHOICE_TOKENS = 32
 def _module(corpus: Corpus, count: int) -> list[list[Pair]]:
     """Knowledge: which module's heading makes a docstring, seen in training, likeliest? The true one stands first."""
     documents = corpus.documents("train")
+    _enough(len({document.module for document in documents}), "modules with docstrings")
     rng = np.random.default_rng(0)
     items = []
     for index in rng.permutation(len(documents))[:count]:
@@ -328,6 +334,7 @@ def _module(corpus: Corpus, count: int) -> list[list[Pair]]:
 def _continuation(corpus: Corpus, count: int) -> list[list[Pair]]:
     """Commonsense: which continuation belongs to the beginning of a docstring never trained on? First the true one."""
     tokens = [ids.tolist() for ids in corpus.document_tokens("test") if len(ids) >= 3 * CHOICE_TOKENS]
+    _enough(len(tokens), f"held-out docstrings of {3 * CHOICE_TOKENS} tokens")
     rng = np.random.default_rng(0)
     items = []
     for index in rng.permutation(len(tokens))[:count]:
@@ -335,6 +342,14 @@ def _continuation(corpus: Corpus, count: int) -> list[list[Pair]]:
         begin, end = 2 * CHOICE_TOKENS, 3 * CHOICE_TOKENS
         items.append([(tokens[index][:begin], tokens[i][begin:end]) for i in (index, *others)])
     return items
+
+
+def _enough(count: int, what: str) -> None:
+    if count < CHOICES:
+        raise StageFailure(
+            f"data.text: it has {count} {what}, and a question has {CHOICES} choices; name more packages, or leave the "
+            "multiple-choice benchmarks out"
+        )
 
 
 CHOICE_TASKS = {"module": _module, "continuation": _continuation}

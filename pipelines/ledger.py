@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.configuration.tracking import TrackingConfig
+from pipelines.errors import StageFailure
 
 if TYPE_CHECKING:
     import wandb  # two seconds that a run without tracking does not pay
@@ -57,7 +58,13 @@ class Ledger:
 
     def _rewind(self, step: int) -> None:
         """Drop the rows of `step` and after, which are about to be written again."""
-        kept = [line for line in self._before if json.loads(line)["step"] < step]
+        try:
+            kept = [line for line in self._before if json.loads(line)["step"] < step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StageFailure(
+                f"{self._file.name.replace('.ledger', 'ledger')}: a line of it is no row ({error}); delete the folder "
+                "resume beside it, and the stage run begins anew"
+            ) from error
         self._file.truncate(0)
         self._file.seek(0)
         self._file.writelines(line + "\n" for line in kept)
@@ -93,13 +100,14 @@ def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "w
 
     labels, stage = spec["labels"], spec["stage"]
     cell = f"{labels['model']}/{labels['objective']}/seed{labels['seed']}"
+    measured = [spec["parent"]["stage"], spec["checkpoint"], labels.get("control")] if stage == "evaluate" else []
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     (root / "wandb").mkdir(exist_ok=True)
     arguments: dict[str, Any] = {
         "project": tracking.project,
         "entity": tracking.entity,
         "dir": root,
-        "name": " ".join(filter(None, [stage, cell, spec["checkpoint"] if stage == "evaluate" else None])),
+        "name": " ".join(filter(None, [stage, cell, *measured])),
         "group": f"{labels['sweep']}/{cell}" if labels["sweep"] else cell,
         "job_type": stage,
         "tags": [tag for tag in (labels["objective"], labels["model"], labels["scale"], labels["sweep"]) if tag],
@@ -108,7 +116,7 @@ def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "w
             "parent": spec["parent"],
             "checkpoint": spec["checkpoint"],
             **labels,
-            **spec["config"],
+            "stage": spec["config"],  # apart: its `model` and `objective` are not the names that the labels hold
         },
     }
     settings: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "x_disable_meta": False}

@@ -49,18 +49,18 @@ class Question:
         return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
 
-def load_items(task: str, dataset: str | None, corpus: Corpus) -> list[Question]:
-    """The questions of a benchmark, in a fixed order: a family's test split, or all of a local file, asked in the
-    format `task` where a line names no other.
+def load_items(task: str, dataset: str | None, corpus: Corpus, count: int) -> list[Question]:
+    """The first `count` questions of a benchmark, in a fixed order: of a family's test split, or of a local file, asked
+    in the format `task` where a line names no other.
 
     Raises `UserError` where a file's line is not as it should be, or where there are none.
     """
     if dataset is not None:
-        found = _read(Path(dataset), task)
+        found = _read(Path(dataset), task)[:count]
     elif task in TESTED:
-        found = [_tested(task, problem) for problem in corpus.problems(task, "test")]
+        found = [_tested(task, problem) for problem in corpus.problems(task, "test", count)]
     else:
-        found = [Question(task, p.question, p.answer, "marked") for p in corpus.problems(task, "test")]
+        found = [Question(task, p.question, p.answer, "marked") for p in corpus.problems(task, "test", count)]
     if not found:
         raise UserError(f"{dataset or task}: it has no questions to measure with; give it more")
     return found

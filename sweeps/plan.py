@@ -285,6 +285,7 @@ class _Planner:
             "scale": cell.scale,
             "seed": cell.seed,
             "sweep": cell.sweep.name,
+            **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
         }
         compute = asdict(cell.compute) | {"shards": cell.data.shards}
         runs: list[StageRun] = []

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from pipelines.errors import nearest, require, require_positive
+from pipelines.errors import nearest, require, require_momentum, require_positive
 
 DECAYS = ("cosine", "linear", "1-sqrt")
 ATTENTION = ("row", "document")
@@ -26,7 +26,7 @@ class TrainConfig:
     learning_rate: float = MISSING
     rope_base: float = MISSING
     mixture: dict[str, float] = MISSING
-    """Weight of each source: `text`, or a family of `data.tasks`."""
+    """Weight of each source: `text`, a family of `data.tasks`, or a name of `data.sources`."""
     milestones: int = MISSING
     """Checkpoints kept and evaluated, equally far apart, the last at the end."""
     weight_decay: float = 0.1
@@ -78,14 +78,13 @@ class TrainConfig:
             self.milestones,
             f"a budget of {self.tokens} tokens has only {self.steps} steps of {self.batch_tokens}",
         )
-        require(self.weight_decay >= 0, f"{self.key}.weight_decay", self.weight_decay, "it must be 0 or more")
-        for name in ("adam_beta1", "adam_beta2"):
-            require(
-                0 <= getattr(self, name) < 1,
-                f"{self.key}.{name}",
-                getattr(self, name),
-                "it must lie in [0, 1)",
-            )
+        require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"{self.key}.weight_decay",
+            self.weight_decay,
+            "it must be finite and 0 or more",
+        )
+        require_momentum(self.key, self)
         for source, weight in self.mixture.items():
             require(
                 math.isfinite(weight) and weight >= 0,

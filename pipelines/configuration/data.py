@@ -1,6 +1,7 @@
 """What is trained on and asked: text, generated tasks, token shards; and the tokenizer."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from importlib.util import find_spec
 
 from omegaconf import MISSING
@@ -28,9 +29,6 @@ class SourceConfig:
     """Field of a record that holds the document."""
     revision: str | None = None
     """Commit of the data set (`hub`)."""
-
-    def __post_init__(self) -> None:
-        require(self.kind in SOURCE_KINDS, "data.sources.*.kind", self.kind, nearest(self.kind, SOURCE_KINDS))
 
 
 @dataclass
@@ -65,6 +63,15 @@ class DataConfig:
             require(
                 find_spec(package) is not None, "data.text", package, "no such package is installed; pip install it"
             )
+            require(
+                any(d.name == package for d in distributions(name=package)),
+                "data.text",
+                package,
+                "its version goes into signatures, and no distribution of that name is installed; name another package",
+            )
+        for name, source in self.sources.items():
+            kind = source.kind
+            require(kind in SOURCE_KINDS, f"data.sources.{name}.kind", kind, nearest(kind, SOURCE_KINDS))
         for task in self.tasks:
             if gym.is_gym(task):
                 gym.check(task)
@@ -77,4 +84,10 @@ class DataConfig:
             "data.vocab_size",
             self.vocab_size,
             "it must hold the 256 bytes and the special tokens: 258 or more",
+        )
+        require(
+            self.top_k <= self.vocab_size,
+            "data.top_k",
+            self.top_k,
+            f"a head is part of the vocabulary: at most data.vocab_size={self.vocab_size}",
         )

@@ -46,8 +46,8 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     """Longest answer in tokens, where it is not `evaluation.max_new_tokens`."""
 
-    def __post_init__(self) -> None:
-        key = "evaluation.benchmarks.*"
+    def check(self, key: str) -> None:
+        """Raise a `UserError` for an impossible value; `key` is where this benchmark stands in the configuration."""
         kinds = ("sampled", "choice", "text", *HARNESS)
         require(self.kind in kinds, f"{key}.kind", self.kind, nearest(self.kind, kinds))
         require_positive(key, self, "items", "samples")
@@ -92,6 +92,8 @@ class EvaluationConfig:
     that the objective would make of its own."""
 
     def __post_init__(self) -> None:
+        for name, benchmark in self.benchmarks.items():
+            benchmark.check(f"evaluation.benchmarks.{name}")
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
         require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, "it must lie in (0, 1]")
         for stage, limit in self.stage_max_new_tokens.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from pipelines.errors import nearest, require, require_fraction, require_positive
+from pipelines.errors import nearest, require, require_fraction, require_momentum, require_positive
 
 ADVANTAGES = ("standardised", "centred", "leave_one_out")
 LOSSES = ("token", "sequence", "constant")
@@ -123,6 +123,7 @@ class GRPOConfig:
             self.samples,
             "a group needs at least 2 samples to have an advantage",
         )
+        require_momentum("grpo", self)
         for key in ("resample_rounds", "warmup_steps", "held_out_every", "kl_weight", "weight_decay"):
             value = getattr(self, key)
             require(math.isfinite(value) and value >= 0, f"grpo.{key}", value, "it must be 0 or more")

@@ -30,11 +30,15 @@ from sweeps.composition import compose_cell
         ("+pretrain.mixture.txt=1", "pretrain.mixture=txt: did you mean 'text'"),
         ("data.tasks=[chain9]", "data.tasks=chain9: did you mean 'chain"),
         ("data.text=[numpyy]", "data.text=numpyy: no such package is installed"),
+        ("data.text=[json]", "data.text=json: its version goes into signatures"),
         ("data.vocab_size=100", "data.vocab_size=100"),
+        ("data.top_k=1000", "data.top_k=1000: a head is part of the vocabulary: at most data.vocab_size=640"),
+        ("pretrain.weight_decay=inf", "pretrain.weight_decay=inf: it must be finite"),
+        ("grpo.adam_beta1=1.5", r"grpo.adam_beta1=1.5: it must lie in \[0, 1\)"),
         ("data.worked_share=1.5", "data.worked_share=1.5: it must lie between 0 and 1"),
         ("until=rl", "until=rl: it is one of: pretrain, midtrain, grpo"),
         ("seed=-1", "seed=-1"),
-        ("evaluation.benchmarks.Chain-3.items=0", "evaluation.benchmarks.*.items=0"),
+        ("evaluation.benchmarks.Chain-3.items=0", "evaluation.benchmarks.Chain-3.items=0"),
         ("evaluation.benchmarks.Chain-3.kind=sample", "did you mean 'sampled'"),
         ("evaluation.benchmarks.Chain-3.task=chain", "evaluation.benchmarks.Chain-3.task=chain: did you mean 'chain"),
         ("tracking.mode=onlin", "tracking.mode=onlin: did you mean 'online'"),
@@ -51,6 +55,11 @@ def test_mistakes_are_found_at_composition(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         compose_cell([override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_source_is_named() -> None:
+    with pytest.raises(UserError, match=r"data\.sources\.web\.kind=txt: did you mean 'text'"):
+        compose_cell(["model=4B", "data=paper", "data.sources.web.kind=txt"])
 
 
 def test_nearest_offers_what_there_is() -> None:

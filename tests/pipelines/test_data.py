@@ -1,6 +1,7 @@
 """The corpus: rows, mixture, splits, and a cache that notices when it was changed."""
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,16 @@ def test_a_changed_cache_is_noticed(tmp_path: Path) -> None:
     with (corpus.folder / "tokens.npz").open("ab") as file:
         file.write(b"x")
     with pytest.raises(StageFailure, match=r"tokens\.npz: its sha256 is .* delete the folder"):
+        prepare(config(text=[], tasks_per_family=50), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda f: (f / "tokens.npz").unlink(), lambda f: (f / "manifest.json").write_text("{")]
+)
+def test_a_cache_that_is_not_whole_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    folder = prepare(config(text=[], tasks_per_family=50), tmp_path).folder
+    damage(folder)
+    with pytest.raises(StageFailure, match=rf"{folder}: it is not whole any more .*; delete the folder"):
         prepare(config(text=[], tasks_per_family=50), tmp_path)
 
 

@@ -13,7 +13,8 @@ from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data import Corpus
-from pipelines.evaluation import CHOICE_TASKS, evaluate
+from pipelines.errors import StageFailure
+from pipelines.evaluation import CHOICE_TASKS, evaluate, text_rows
 from pipelines.ledger import Ledger
 from pipelines.metrics import pass_at_k
 from pipelines.models import build_model
@@ -44,6 +45,19 @@ def evaluated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def value(outcome: dict, benchmark: str, metric: str) -> dict:
     (found,) = [m for m in outcome["measurements"] if (m["benchmark"], m["metric"]) == (benchmark, metric)]
     return found
+
+
+def test_a_text_too_short_to_measure_on_is_said(corpus: Corpus) -> None:
+    with pytest.raises(StageFailure, match=r"evaluation\.text_length=10000000: the held-out text of text has not that"):
+        text_rows(corpus, BENCHMARKS["Text"], 10_000_000)
+
+
+@pytest.mark.parametrize("task", CHOICE_TASKS)
+def test_a_text_too_small_to_choose_from_is_said(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.setattr(Corpus, "documents", lambda self, split: [])
+    monkeypatch.setattr(Corpus, "document_tokens", lambda self, split: [])
+    with pytest.raises(StageFailure, match=r"data\.text: it has 0 .*, and a question has 4 choices"):
+        CHOICE_TASKS[task](corpus, 10)
 
 
 def test_text_is_what_a_forward_pass_says(corpus: Corpus, evaluated: tuple) -> None:

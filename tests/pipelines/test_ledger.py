@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.configuration.tracking import TrackingConfig
+from pipelines.errors import StageFailure
 from pipelines.ledger import Ledger
 
 SPEC: dict[str, Any] = {
@@ -16,8 +17,8 @@ SPEC: dict[str, Any] = {
     "signature": "abc123",
     "parent": None,
     "checkpoint": None,
-    "config": {"seed": 3, "pretrain": {"tokens": 4096}},
-    "labels": {"model": "nano", "objective": "precision", "scale": "nano", "seed": 3, "sweep": "nano"},
+    "config": {"seed": 3, "model": {"layers": 3}, "objective": {"beta": -0.25}, "pretrain": {"tokens": 4096}},
+    "labels": {"model": "nano", "objective": "precision", "beta": -0.25, "scale": "nano", "seed": 3, "sweep": "nano"},
 }
 
 
@@ -29,6 +30,17 @@ def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
         assert [(row["step"], row["loss"]) for row in rows] == [(1, 2.5), (2, None)]
         assert rows[0]["time"] <= rows[1]["time"]
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_broken_row_is_named_when_training_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "ledger.jsonl").write_text('{"step": 1}\n{"ste\n')
+    ledger = Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="off"))
+    with (
+        ledger,
+        pytest.raises(StageFailure, match=r"ledger\.jsonl: a line of it is no row .*; delete the folder resume"),
+    ):
+        ledger.log({"step": 2, "loss": 2.5})
 
 
 @pytest.mark.slow
@@ -46,6 +58,9 @@ def test_wandb_holds_the_same_rows(tmp_path: Path) -> None:
         ).stdout
         for flags in ([], ["--summary"])
     ]
+    config = json.loads(read[1])["config"]
+    assert {key: config[key] for key in SPEC["labels"]} == SPEC["labels"]
+    assert config["stage"] == SPEC["config"]
     everything = "".join(read)
     for expected in ("precision", "nano/nano/precision/seed3", "pretrain", "2.25", "1024", "abc123", "rollouts"):
         assert expected in everything
