@@ -6,7 +6,6 @@ luck of the samples, with no correction for either. `sampling_error` is the luck
 on the very same problems would differ by.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -86,14 +85,6 @@ def consensus(votes: NDArray[np.int64], rewards: Items) -> Items:
             means = np.bincount(vote[cast], reward[cast])[winners] / counts[winners]
             found[item] = means.mean()
     return found
-
-
-def majority(answers: Sequence[str | None], right: str) -> float:
-    """Probability that a majority vote is right where answers are equal as strings; ties broken at random, None does
-    not vote."""
-    numbers = {answer: i for i, answer in enumerate(Counter(a for a in answers if a is not None))}
-    votes = np.array([[-1 if a is None else numbers[a] for a in answers]], dtype=np.int64).reshape(1, -1)
-    return float(consensus(votes, np.array([[float(a == right) for a in answers]]).reshape(1, -1))[0])
 
 
 def mean_and_error(values: Items) -> tuple[float, float | None]:
