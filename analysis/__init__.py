@@ -6,7 +6,7 @@
     analysis.samples("store")            sampled answers
 
 `index` and `frames` (store -> pandas), `statistics`, `layout` and `tables` (the paper's tables by number), `formats`,
-`claims`, `figures`, `report` (one self-contained page), `dashboard` and `sync` (Weights & Biases), `reproduce` (the
+`claims`, `figures`, `report` (one self-contained page), `dashboard` (Weights & Biases), `reproduce` (the
 command). Nothing here loads torch.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import Study, checkpoint_step
-from analysis.statistics import Floats, t_half_width
+from analysis.statistics import Floats
 
 Key = tuple[str, str, str, int, str, str, str]
 """model, objective, stage, step, variant, benchmark, metric"""
@@ -27,20 +27,11 @@ class Cells:
     """[places, seeds], NaN where a seed was not measured; several measurements of one seed are averaged."""
     errors: Floats
     """[places, seeds] standard errors over items"""
-    half: Floats
-    """[places] half-width of the t interval over seeds, NaN below two seeds"""
     stage_runs: list[tuple[str, ...]]
-    repeated: int
-    """Measurements that stand at a place that has one already: another configuration in the same store."""
     benchmarks: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = field(default_factory=dict)
     """(model, stage) -> benchmark -> its group and metrics, variants left out"""
     evaluations: dict[tuple[str, str, str, int], list[str]] = field(default_factory=dict)
     """(model, objective, stage, step) -> signatures of its planned evaluations"""
-
-    def of(self, key: Key) -> Floats | None:
-        """The numbers [seeds] of a place, None where nothing was measured."""
-        row = self.rows.get(key)
-        return None if row is None else self.values[row]
 
 
 def gather(study: Study) -> Cells:
@@ -72,9 +63,7 @@ def gather(study: Study) -> Cells:
         rows,
         values,
         errors,
-        t_half_width(values),
         [tuple(signatures[a:b]) for a, b in pairwise(ends)],
-        int((count - 1).clip(min=0).sum()),
         _benchmarks(rows, dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True)), first),
         _evaluations(study),
     )

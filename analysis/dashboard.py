@@ -43,7 +43,6 @@ PANELS: dict[str, dict[str, list[tuple[str, str, str]]]] = {
             ("tokens", "cross_entropy", "cross-entropy (log of the perplexity)"),
             ("tokens", "entropy", "entropy (nats)"),
             ("tokens", "head_mass", "head mass"),
-            ("tokens", "tail_mass", "tail mass"),
         ],
         "Optimisation": [
             ("tokens", "loss", "loss"),
@@ -78,7 +77,7 @@ STAGES = {"pre-training": ("pretrain", "midtrain"), "RL": ("grpo",)}
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake."""
+    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nOptions, as key=value: {', '.join(f.name for f in fields(Options))}")
@@ -87,6 +86,8 @@ def main() -> None:
         options = parse(arguments)
         for name, url in build(options).items():
             Console(highlight=False, soft_wrap=True).print(f"{name}: {url}", markup=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if os.environ.get("SHAPING_DEBUG"):
             raise

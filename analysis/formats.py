@@ -153,13 +153,20 @@ FORMATS: dict[str, tuple[str, Writer]] = {
 """Name of a format -> the ending of its files, and who writes it."""
 
 
-def write_table(table: Table, folder: Path, formats: list[str]) -> None:
-    """The table in `folder`, one file for each of `formats`."""
+FILLED_BY = {"markdown": "\nThis computes them: `{}`\n", "latex": "% What is missing is computed by: {}\n"}
+"""Name of a format -> how it says which command fills a table's gaps."""
+
+
+def write_table(table: Table, folder: Path, formats: list[str], command: str) -> None:
+    """The table in `folder`, one file for each of `formats`; `command` fills its gaps."""
     for name in formats:
         ending, writer = FORMATS[name]
         content = writer(table)
         path = folder / f"{file_name(table)}.{ending}"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if isinstance(content, str):
+            gaps = FILLED_BY.get(name, "").format(command) if table.lacks else ""
+            content = (content + gaps).encode()
+        path.write_bytes(content)
 
 
 def file_name(table: Table) -> str:

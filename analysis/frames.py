@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from analysis.index import Finished, Readings, read_object, read_store
+from analysis.index import SPEC, Finished, Readings, read_object, read_store
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.garbage import no_collection
@@ -205,7 +205,7 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
             if signature in readings.runs:
                 spec = readings.runs[signature].spec
             elif (folder / signature / "spec.json").exists():
-                spec = read_object(folder / signature / "spec.json")
+                spec = read_object(folder / signature / "spec.json", SPEC)
             else:
                 continue
             if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):

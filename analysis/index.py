@@ -26,6 +26,8 @@ LAYOUT = 1
 
 TEXT = ("benchmark", "group", "metric", "variant")
 NUMBERS = ("value", "stderr", "n")
+SPEC = ("stage", "signature", "version", "config", "parent", "checkpoint", "labels")
+"""What is read of a `spec.json`."""
 READ_AT_ONCE = 1000
 
 
@@ -116,7 +118,7 @@ def _read(store: Store, stamps: dict[tuple[str, str], tuple[int, int]], runs: di
     for (stage, signature), stamp in stamps.items():
         folder = store.root / stage / signature
         result = read_object(folder / "result.json")
-        spec = read_object(folder / "spec.json")
+        spec = read_object(folder / "spec.json", SPEC)
         runs[signature] = Finished(stage, signature, stamp, spec, result.get("seconds"), result.get("metrics") or {})
         for row in result.get("measurements") or []:
             columns["signature"].append(signature)
@@ -127,8 +129,9 @@ def _read(store: Store, stamps: dict[tuple[str, str], tuple[int, int]], runs: di
     return _table(columns)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raises `UserError` where it is none, or of a format that this version cannot read."""
+def read_object(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object in `path`; raises `UserError` where it is none, lacks one of `keys`, or is of a format that this
+    version cannot read."""
     try:
         text = path.read_bytes()
         try:
@@ -146,6 +149,8 @@ def read_object(path: Path) -> dict[str, Any]:
             f"{path}: its format is {content['format']!r} and this version reads {FORMAT}; "
             "use the version of shaping that wrote it, or another store"
         )
+    if lacking := [key for key in keys if key not in content]:
+        raise UserError(f"{path}: it has no {lacking[0]!r}; delete the folder {path.parent} and run the sweep again")
     return content
 
 

@@ -13,6 +13,7 @@ and `report.html` to `results/<scale>/`. It trains nothing.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field, fields
@@ -30,9 +31,11 @@ from analysis.drawing import Drawings
 from analysis.figures import build_figures
 from analysis.formats import FORMATS, write_table
 from analysis.frames import Study, read_stored, read_study
+from analysis.index import read_object
 from analysis.layout import TABLES
 from analysis.report import Content, render
 from analysis.tables import Table, build_tables
+from pipelines.configuration import STAGES
 from pipelines.errors import UserError, nearest
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
@@ -40,6 +43,9 @@ from sweeps.sentences import sentence
 from sweeps.store import Store
 
 FLAGS = ("--missing", "--claims", "--debug")
+
+WRITTEN = {"tables", "figures", "measurements.csv", "claims.json", "report.html"}
+"""What results/<scale> holds, besides `selection`."""
 
 
 @dataclass
@@ -87,7 +93,8 @@ Flags:
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 3 or 4 for claims."""
+    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 3 or 4 for claims, 130 after
+    Ctrl-C."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(HELP)
@@ -104,6 +111,8 @@ def main() -> None:
             select(options, console)
         else:
             reproduce(options, console)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if "--debug" in flags or os.environ.get("SHAPING_DEBUG"):
             raise
@@ -113,14 +122,20 @@ def main() -> None:
 
 def parse(arguments: list[str]) -> Options:
     """The options that `arguments` (key=value) set; raises `UserError` for what is not one."""
+    keys = [f.name for f in fields(Options)]
     for argument in arguments:
-        if "=" not in argument or argument.startswith("-"):
+        if argument.startswith("-"):
+            way_out = nearest(argument.partition("=")[0], (*FLAGS, "--help", *keys))
+            raise UserError(f"{argument}: there is no such flag; {way_out}")
+        if "=" not in argument:
             raise UserError(f"{argument}: it is not of the form key=value; --help lists the keys")
     try:
         options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
     except Exception as error:
-        raise UserError(sentence(error, [f.name for f in fields(Options)])) from error
+        raise UserError(sentence(error, keys)) from error
     assert isinstance(options, Options)
+    if not re.fullmatch(r"[\w.+-]+", options.scale) or options.scale in (".", ".."):
+        raise UserError(f"scale={options.scale}: it names a folder, so it must be made of letters, digits, _ . + and -")
     for number in options.tables:
         if number != 1 and number not in TABLES:
             raise UserError(f"tables={number}: the paper's tables are 1 to 23")
@@ -177,9 +192,34 @@ def _judge(options: Options, study: Study) -> tuple[list[Verdict], list[Verdict]
     return judge(claims, StudySource(study)), judge(claims, PaperSource())
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raise `UserError` where results/<scale> holds what this command has not written: it is replaced whole."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = WRITTEN if "claims.json" in names else set()  # others have folders of tables and figures too
+    if foreign := names - ours - {"selection"}:
+        raise _refusal(folder, foreign)
+    _check_selection(folder / "selection")
+
+
+def _check_selection(folder: Path) -> None:
+    """Raise `UserError` where results/<scale>/selection holds more than tables."""
+    ours = rf"(table|{'|'.join(STAGES)})-.*\.({'|'.join(ending for ending, _ in FORMATS.values())})"
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if foreign := {name for name in names if not re.fullmatch(ours, name)}:
+        raise _refusal(folder, foreign)
+
+
+def _refusal(folder: Path, foreign: set[str]) -> UserError:
+    return UserError(
+        f"results={folder}: it would be replaced, and {min(foreign)} in it is not from this command; "
+        "move that away, or name another folder with results=FOLDER"
+    )
+
+
 def reproduce(options: Options, console: Console) -> Path:
     """Write the results of a study; returns their folder. Raises `UserError` or `StageFailure`."""
     folder = Path(options.results) / options.scale
+    _check_replaceable(folder)
     with Drawings(folder / "figures") as drawings:
         return _reproduce(options, console, folder, drawings)
 
@@ -205,7 +245,7 @@ def _reproduce(options: Options, console: Console, folder: Path, drawings: Drawi
     }
     title = f"Shaping: the {options.scale} study"
     page = render(Content(study, tables, charts, beyond, ours, paper, title, read.command, facts))
-    write(folder, study, tables, drawings, (ours, paper), page)
+    write(folder, study, tables, drawings, (ours, paper), page, read.command)
     show(console, tables, study, read.command, folder)
     for line in sentences(ours):
         console.print(line, markup=False)
@@ -214,15 +254,16 @@ def _reproduce(options: Options, console: Console, folder: Path, drawings: Drawi
 
 def select(options: Options, console: Console) -> Path:
     """Write the chosen tables alone; returns their folder."""
+    folder = Path(options.results) / options.scale / "selection"
+    _check_selection(folder)
     read = _read(options)
     tables = _tables(options, read.study)
-    folder = Path(options.results) / options.scale / "selection"
     formats = list(FORMATS) if options.format == "all" else [options.format]
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for table in tables:
-            write_table(table, folder, formats)
+            write_table(table, folder, formats, read.command)
     except OSError as error:
         raise UserError(f"results={options.results}: it cannot be written ({error.strerror}); name another") from error
     for table in tables:
@@ -261,8 +302,11 @@ def show_claims(options: Options, console: Console) -> int:
 
 
 def overlap_fact(store: Store) -> dict[str, str]:
-    """How many questions stand in more than one split, as counted when the data were built."""
-    counts = [json.loads(path.read_text())["overlap"] for path in sorted(store.cache.glob("*/manifest.json"))]
+    """How many questions stand in more than one split, as counted when the data were built.
+
+    Raises `UserError` naming a manifest that is corrupt.
+    """
+    counts = [read_object(path, ("overlap",))["overlap"] for path in store.cache.glob("*/manifest.json")]
     return {"questions in more than one split": str(sum(counts))} if counts else {}
 
 
@@ -273,6 +317,7 @@ def write(
     drawings: Drawings,
     verdicts: tuple[list[Verdict], list[Verdict]],
     page: str,
+    command: str,
 ) -> None:
     """Write everything beside `folder` and put it in its place whole; raises `UserError` if it cannot be written."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -280,7 +325,7 @@ def write(
         (beside / "tables").mkdir(parents=True)
         (beside / "figures").mkdir()
         for table in tables:
-            write_table(table, beside / "tables", list(FORMATS))
+            write_table(table, beside / "tables", list(FORMATS), command)
         study.measurements.to_csv(beside / "measurements.csv", index=False)
         claims = {"study": [_claim(v) for v in verdicts[0]], "paper": [_claim(v) for v in verdicts[1]]}
         (beside / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")

@@ -39,16 +39,6 @@ def t_quantile(degrees: int) -> float:
     return float(special.stdtrit(degrees, 1 - ALPHA / 2))
 
 
-def t_half_width(values: Floats) -> Floats:
-    """Half-width of the 95 % t interval of the mean over the last axis, NaN where fewer than two values are there."""
-    count = np.isfinite(values).sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(count > 0, np.nansum(values, -1) / count, np.nan)
-        spread = np.sqrt(np.nansum((values - mean[..., None]) ** 2, -1) / (count - 1))
-        half = special.stdtrit(count - 1, 1 - ALPHA / 2) * spread / np.sqrt(count)
-    return np.where(count > 1, half, np.nan)
-
-
 def t_test(differences: Floats) -> Floats:
     """Two-sided p-value of a mean of 0 over the last axis, NaN where fewer than two differences are there.
 

@@ -14,7 +14,7 @@ CELLS = [
              "last = text[text['step'] == text['step'].max()]\n"
              "last.pivot_table(index='objective', columns='metric', values='value', observed=True)"),
     ("text", "## 2. What does RL gain, setting by setting?"),
-    ("code", "rl = frame.query(\"stage == 'grpo' and variant == ''\")\n"
+    ("code", "rl = frame.query(\"stage == 'grpo' and group == 'math' and variant == ''\")\n"
              "rl = rl[rl['metric'].str.startswith('avg@')]\n"
              "gain = rl.pivot_table(index='objective', columns='step', values='value', observed=True) * 100\n"
              "gain.assign(gain=gain.iloc[:, -1] - gain.iloc[:, 0]).round(1)"),

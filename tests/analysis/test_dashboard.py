@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from analysis.dashboard import PANELS, table_rows
-from analysis.frames import read_study
+from analysis import dashboard as command
+from analysis.dashboard import PANELS, STAGES, table_rows
+from analysis.frames import ledger, read_study
 from analysis.tables import build_tables
 from tests.wandb_server import wandb_server
 
@@ -57,6 +59,26 @@ def test_a_table_as_wandb_takes_it(make_store: Callable) -> None:
     assert rows[-1][:2] == ["ce", 20]
     assert rows[-1][2] is None
     json.dumps(rows, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_what_is_plotted_is_in_the_ledgers(study: Path) -> None:
+    for view, stages in STAGES.items():
+        sections = PANELS[view].items()
+        # so small a model has no group with mixed rewards, hence no update
+        panels = [panel for section, own in sections if section != "Updates" for panel in own]
+        plotted = {name for axis, column, _ in panels for name in (axis, column)}
+        for stage in stages:
+            assert plotted <= set(ledger(study / "store", stage)), stage
+
+
+def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["shaping-dashboard"])
+    monkeypatch.setattr(command, "build", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_a_mistake_is_named(tmp_path: Path) -> None:

@@ -119,10 +119,15 @@ def test_a_future_format_is_named(make_store: Callable) -> None:
         analysis.load(store.root)
 
 
-def test_a_corrupt_file_is_named(make_store: Callable) -> None:
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(("text", "message"), [("{", "it is not readable JSON"), ("{}", "it has no 'stage'; delete")])
+def test_a_corrupt_spec_is_named(make_store: Callable, text: str, message: str, finished: bool) -> None:
     _, store = make_store(["objective=ce"])
-    next(store.root.glob("grpo/*/spec.json")).write_text("{")
-    with pytest.raises(UserError, match=r"spec\.json: it is not readable JSON"):
+    path = next(store.root.glob("grpo/*/spec.json"))
+    path.write_text(text)
+    if not finished:
+        (path.parent / "result.json").unlink()
+    with pytest.raises(UserError, match=rf"spec\.json: {message}"):
         analysis.load(store.root)
 
 

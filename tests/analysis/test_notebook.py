@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.analysis.conftest import known
+
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "questions.ipynb"
 
 
@@ -21,3 +23,8 @@ def test_every_cell_runs_and_answers(make_store: Callable, monkeypatch: pytest.M
     assert not any(output["output_type"] == "error" for outputs in answers for output in outputs)
     assert "It leaves undecided" in str(answers[-1])
     assert "precision" in str(answers[2])
+    start = [
+        known("precision", seed, "midtrain", 878, f"Chain-{length}", "avg@8") for seed in (1, 2) for length in (3, 4, 5)
+    ]
+    # step 0 is of what RL's later steps are measured on
+    assert f"<td>{100 * sum(start) / len(start):.1f}</td>" in str(answers[2])

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from rich.console import Console
 
 from analysis import drawing
 from analysis.formats import file_name, html_table, latex, markdown
-from analysis.reproduce import Options, parse, reproduce, select, show_claims, show_missing
+from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
 from analysis.tables import Entry, Table
 from pipelines.errors import StageFailure, UserError
 from sweeps.store import Store
@@ -126,6 +128,13 @@ def test_a_selection_is_written_alone(make_store: Callable, tmp_path: Path) -> N
     folder = select(chosen, Console(quiet=True))
     assert sorted(p.name for p in folder.iterdir()) == ["table-03-nano.tex", "table-16-nano.tex"]
     assert (whole / "report.html").read_text() == "the whole"
+    command = f"shaping-run -m +sweep=nano model=nano store={tmp_path / 'store'}"
+    assert command not in (folder / "table-03-nano.tex").read_text()
+    shutil.rmtree(tmp_path / "store" / "evaluate")
+    select(chosen, Console(quiet=True))
+    assert (folder / "table-03-nano.tex").read_text().endswith(f"\n% What is missing is computed by: {command}\n")
+    select(options_of(tmp_path, tables=[3], models=["nano"], format="markdown"), Console(quiet=True))
+    assert (folder / "table-03-nano.md").read_text().endswith(f"\nThis computes them: `{command}`\n")
 
 
 def test_missing_is_one_command(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +180,12 @@ def test_a_trained_study_has_no_gaps(study: Path, shaping_run: Command) -> None:
         (["seeds=[x]"], "seeds"),
         (["tables=[24]"], "tables=24: the paper's tables are 1 to 23"),
         (["format=pdf"], "format=pdf: it is one of: csv"),
+        (["--mising"], "--mising: there is no such flag; did you mean '--missing'"),
+        (["--scale=nano"], "--scale=nano: there is no such flag; did you mean 'scale'"),
+        (["scale=.."], "scale=..: it names a folder"),
+        (["scale=."], "scale=.: it names a folder"),
+        (["scale=''"], "scale=: it names a folder"),
+        (["scale=a/b"], "scale=a/b: it names a folder"),
     ],
 )
 def test_mistyped_options_are_named(arguments: list[str], message: str) -> None:
@@ -193,8 +208,49 @@ def test_a_corrupt_spec_is_named(make_store: Callable, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "command", "named"),
+    [
+        (["README.md"], reproduce, "README.md"),
+        (["claims.json", "report.html", "README.md"], reproduce, "README.md"),
+        (["tables/mine.tex"], reproduce, "tables"),
+        (["claims.json", "selection/notes.csv"], reproduce, "notes.csv"),
+        (["selection/notes.csv"], select, "notes.csv"),
+    ],
+)
+def test_what_is_not_from_here_is_not_replaced(
+    tmp_path: Path, files: list[str], command: Callable[[Options, Console], Path], named: str
+) -> None:
+    for name in files:
+        path = tmp_path / "results" / "nano" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(UserError, match=rf"{named} in it is not from this command; .* results=FOLDER"):
+        command(options_of(tmp_path), Console(quiet=True))
+    assert all((tmp_path / "results" / "nano" / name).exists() for name in files)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "it is not readable JSON"), ("{}", "it has no 'overlap'; delete")])
+def test_a_corrupt_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
+    store = Store.create(tmp_path / "store")
+    (store.cache / "data").mkdir(parents=True)
+    (store.cache / "data" / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=rf"manifest\.json: {message}"):
+        overlap_fact(store)
+
+
+def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["reproduce-paper-tables"])
+    monkeypatch.setattr("analysis.reproduce.reproduce", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_results_are_replaced_whole(make_store: Callable, tmp_path: Path) -> None:
     make_store(["objective=ce"])
+    select(options_of(tmp_path, sweep=None, tables=[3]), Console(quiet=True))
     folder = reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     (folder / "tables" / "old.csv").write_text("from another time")
     reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))

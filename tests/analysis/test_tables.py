@@ -245,4 +245,3 @@ def test_repeated_measurements_are_averaged_within_their_seed(make_store: Callab
     both = replace(study, measurements=pd.concat([study.measurements, again], ignore_index=True))
     single, double = (gather(s) for s in (study, both))
     assert double.values == pytest.approx(single.values + 0.25)
-    assert double.repeated == len(study.measurements)
