@@ -1,7 +1,6 @@
 """`shaping-data`: token shards are made, looked at and verified."""
 
 import os
-import sys
 import time
 from typing import Annotated, Any
 
@@ -9,10 +8,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.errors import UserError
 from pipelines.preparation import prepare_shards
 from pipelines.shards import TokenShards
-from sweeps.sentences import sentence
+from sweeps.command_line import run
 
 app = typer.Typer(
     help="Token shards: documents become memory-mapped tokens, once for all cells.",
@@ -24,15 +22,7 @@ Folder = Annotated[str, typer.Argument(help="A folder of token shards.")]
 
 def main() -> None:
     """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
-    try:
-        app(standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("SHAPING_DEBUG"):
-            raise
-        print(f"shaping-data: {getattr(error, 'message', None) or sentence(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) or getattr(error, "exit_code", 1) == 2 else 1)
+    run(app, "shaping-data")
 
 
 @app.command()

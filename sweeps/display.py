@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.plan import Plan, StageRun, cell_of
-from sweeps.store import Store
+from sweeps.store import Store, StoredRun
 
 if TYPE_CHECKING:
     from sweeps.executor import Outcome
@@ -118,8 +118,10 @@ class Display:
         return f"{finished}/{len(self._plan.runs)} stage runs"
 
     def _progress(self, run: StageRun) -> str:
-        row = self._store.run(run.stage, run.signature).last_row()
-        return f"step {row.get('step', 0)}/{run.steps} {_metrics(row)}"
+        stored = self._store.run(run.stage, run.signature)
+        row, left = stored.last_row(), self._time_left(stored, run)
+        words = (f"step {row.get('step', 0)}/{run.steps}", _metrics(row), left and f"{left} left")
+        return "  ".join(word for word in words if word)
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -128,14 +130,14 @@ class Display:
         for run in self._current():
             stored = self._store.run(run.stage, run.signature)
             row = stored.last_row()
-            step = int(row.get("step", 0)) if run.stage != "evaluate" else 0
+            step = int(row.get("step", 0))
             table.add_row(
                 run.stage,
                 cell_of(run.labels),
                 f"{step}/{run.steps}" if step else "starting",
                 ProgressBar(run.steps, step, width=20),
                 Text(_metrics(row)),
-                self._time_left(stored.state.get("attempts"), step, run.steps),
+                self._time_left(stored, run),
             )
         finished = len(self._outcome.done) + len(self._outcome.skipped)
         head = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -146,10 +148,9 @@ class Display:
         return Group(head, table)
 
     @staticmethod
-    def _time_left(attempts: list[dict[str, Any]] | None, step: int, steps: int) -> str:
-        if not attempts or not step:
-            return ""
-        return clock((time.time() - attempts[-1]["started"]) / step * (steps - step))
+    def _time_left(stored: StoredRun, run: StageRun) -> str:
+        left = stored.time_left(run.steps)
+        return "" if left is None else clock(left)
 
 
 def title(run: StageRun) -> str:

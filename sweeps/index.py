@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailure, UserError
-from sweeps.store import Store, StoredRun, read_json, write_json
+from sweeps.store import Store, StoredRun, write_json
 
 FORMAT = 1
 SETTLED_SECONDS = 2.0
@@ -87,7 +87,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _summary(run: StoredRun) -> Summary:
     try:
-        spec, state = read_json(run.folder / "spec.json"), run.state
+        spec, state = run.spec, run.state
         result = run.result
         attempts = state.get("attempts", [])
         last = attempts[-1] if attempts else {}

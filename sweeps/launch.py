@@ -12,6 +12,7 @@ from pipelines.cell import Cell, unsupported
 from pipelines.configuration import STAGES
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
+from sweeps.cluster import is_here
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
 from sweeps.options import SlurmLauncherConfig, resources
@@ -91,6 +92,8 @@ def _check(options: SlurmLauncherConfig) -> None:
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)
         require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")
+    if not is_here():
+        raise UserError("hydra/launcher=slurm: there is no sbatch on this machine; log in to one of the cluster")
 
 
 STAGES_WITH_RESOURCES = ("pretrain", "midtrain", "grpo", "evaluate")

@@ -1,11 +1,10 @@
 """`shaping-sweeps plan | sizes | calibrate`: what a sweep runs and costs, how large models are, how near costs come."""
 
 import json
-import os
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ from sweeps.display import STAGE_ORDER, amount, title
 from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
 from sweeps.status import rows
-from sweeps.store import Store
+from sweeps.store import Store, place
 
 if TYPE_CHECKING:
     from sweeps.cost import Assumed, Rate
@@ -38,7 +37,7 @@ def show_plan(
     prompt_tokens: Annotated[float, typer.Option(help="Tokens of a prompt.")] = 200,
     response_share: Annotated[float, typer.Option(help="Length of a response as a share of its limit.")] = 0.5,
     mixed_share: Annotated[float, typer.Option(help="Share of RL's groups that are not all right or all wrong.")] = 0.5,
-    devices: Annotated[int, typer.Option(help="Devices at once, for the wall time; 0: no limit.")] = 0,
+    devices: Annotated[int, typer.Option(min=0, help="Devices at once, for the wall time; 0: no limit.")] = 0,
     sbatch: Annotated[bool, typer.Option("--sbatch", help="Print the scripts that Slurm would be sent.")] = False,
 ) -> None:
     """Show the stage runs that a command line needs, what is done of them, and what the rest costs; runs nothing.
@@ -53,8 +52,8 @@ def show_plan(
     ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]
     cells = compose_cells(ours)
     graph = plan(cells)
-    root = cells[0].store
-    store = Store.open(root) if os.path.isdir(root) else None
+    root = place(cells[0].store)
+    store = Store.open(root) if root.is_dir() else None
     if why is not None:
         _why(graph, store, why)
         return
@@ -69,7 +68,7 @@ def show_plan(
 
         if not isinstance(launcher, SlurmLauncherConfig):
             raise UserError("--sbatch: there are scripts for hydra/launcher=slurm alone; add that")
-        for script in scripts(graph, launcher, Path(root) / "jobs"):
+        for script in scripts(graph, launcher, root / "jobs"):
             print(script)
         return
     rate = cost.Rate(device, mfu, sampling_mfu)
@@ -120,7 +119,7 @@ def _check(rate: "Rate", assumed: "Assumed") -> None:
     ):
         if not 0 < value <= 1:
             raise UserError(f"{name}={value}: it is a share, above 0 and at most 1")
-    if assumed.prompt_tokens < 0:
+    if not 0 <= assumed.prompt_tokens < math.inf:
         raise UserError(f"--prompt-tokens={assumed.prompt_tokens}: it is a number of tokens, 0 or more")
 
 
@@ -202,7 +201,7 @@ def _memory_lines(graph: Plan, room: Any) -> Iterator[str]:
 @app.command()
 def sizes(
     names: Annotated[list[str] | None, typer.Argument(help="Models of conf/model; all of them by default.")] = None,
-    vocabulary: Annotated[int, typer.Option(help="Entries of the vocabulary; 0: 151,936, the paper's.")] = 0,
+    vocabulary: Annotated[int, typer.Option(min=0, help="Entries of the vocabulary; 0: 151,936, the paper's.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""

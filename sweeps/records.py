@@ -52,7 +52,7 @@ def record(
     folder = store.root / "sweeps"
     folder.mkdir(exist_ok=True)
     write_json(folder / f"{identity}.json", content)
-    return _read(identity, content)
+    return _sweep(identity, content)
 
 
 def _graph_entry(run: StageRun) -> dict[str, Any]:
@@ -66,14 +66,18 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
     }
 
 
-def _read(identity: str, content: dict[str, Any]) -> SweepRecord:
-    keys = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
-    return SweepRecord(identity, **{key: content[key] for key in keys})
+KEYS = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
+
+
+def _sweep(identity: str, content: dict[str, Any]) -> SweepRecord:
+    return SweepRecord(identity, **{key: content[key] for key in KEYS})
 
 
 def records(store: Store) -> list[SweepRecord]:
     """Every recorded sweep, the newest last."""
-    found = [_read(path.stem, read_json(path)) for path in (store.root / "sweeps").glob("*.json")]
+    way_out = "delete this file alone; the command that launched the sweep writes it again"
+    files = (store.root / "sweeps").glob("*.json")
+    found = [_sweep(path.stem, read_json(path, KEYS, way_out)) for path in files]
     return sorted(found, key=lambda sweep: sweep.launched)
 
 

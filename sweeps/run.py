@@ -2,33 +2,31 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, nearest
 from sweeps.hydra_plugins import register
 from sweeps.sentences import sentence
 
 DEBUG_VARIABLE = "SHAPING_DEBUG"
-
-SHOWS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-"""Hydra's flags that show something and run nothing."""
 
 
 def main() -> None:
     """Run the command line; exits with 0, with 1 for failed work, 2 for a user's mistake, 130 after Ctrl-C."""
     debug = "--debug" in sys.argv or bool(os.environ.get(DEBUG_VARIABLE))
     arguments = [a for a in sys.argv[1:] if a not in ("--debug", "-m", "--multirun")]
-    # One cell is a grid of one, so -m may be left out; it stands first because argparse wants overrides together.
-    shows = any(a.split("=")[0] in SHOWS for a in arguments)
-    sys.argv[1:] = arguments if shows else ["--multirun", *arguments]
     # Hydra would print its own account of an error and exit with 1; with this set it raises, and we word it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
     try:
+        # One cell is a grid of one, so -m may be left out; it stands first because argparse wants overrides together.
+        sys.argv[1:] = arguments if _shows(arguments) else ["--multirun", *arguments]
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(_unreachable)()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -38,6 +36,34 @@ def main() -> None:
         print(f"shaping-run: {sentence(error)}", file=sys.stderr)
         mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
         sys.exit(2 if mistake else 1)
+
+
+def _shows(arguments: list[str]) -> bool:
+    """Whether the flags among `arguments` show something and run nothing.
+
+    Raises `UserError` for a flag that there is not, and for those that do not go with others or with us.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage
+    found, unknown = parser.parse_known_args(arguments)
+    for word in sorted(unknown, key=lambda word: not word.startswith("-")):
+        if not word.startswith("-"):
+            raise UserError(f"{word}: overrides stand together; write it before or after all flags")
+        flag = word.split("=")[0]
+        flags = [f for f in parser._option_string_actions if f.startswith("--") and f != "--run"]
+        raise UserError(f"{flag}: there is no such flag; {nearest(flag, [*flags, '--debug'])}")
+    if found.run:
+        raise UserError("--run: shaping-run always plans a graph and runs what is missing; leave it out")
+    if found.resolve and not (found.cfg or found.help):
+        raise UserError("--resolve: it is for a configuration that is shown; add --cfg=job")
+    shown = [f for f in ("cfg", "info", "shell_completion") if getattr(found, f)]
+    if len(shown) > 1:
+        raise UserError(f"{', '.join('--' + f.replace('_', '-') for f in shown)}: they go one at a time; leave one out")
+    return bool(shown or found.help or found.hydra_help)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message.removeprefix("argument "))
 
 
 def _unreachable(config: DictConfig) -> None:

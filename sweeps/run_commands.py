@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -191,11 +192,19 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
     wanted = {s for s, row in everything.items() if row.status != "done" and _lineage(s, everything) & chosen}
     for signature in chosen:  # and what must be there before
         wanted |= {s for s in _lineage(signature, everything) if everything[s].status != "done"}
+    by_hand = []
     for sweep in reversed(records(opened)):
         mine = wanted & set(sweep.runs)
         if not mine:
             continue
         wanted -= mine
+        if sweep.launcher == "torchrun":  # its ranks are not ours to start
+            words = shlex.join(sweep.options.get("words", sweep.jobs[0]))
+            by_hand.append(
+                f"{len(mine)} stage runs are torchrun's, with {sweep.options['ranks']} ranks; start it again: "
+                f"torchrun ... -m sweeps.torchrun {words}"
+            )
+            continue
         cells = [replace(cell, store=str(opened.root)) for cell in compose_jobs(sweep.jobs)]
         if sweep.launcher == "slurm":
             from omegaconf import OmegaConf
@@ -206,10 +215,12 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
         else:
             launch_locally(cells, sweep.jobs, int(sweep.options["workers"]), mine)
     if wanted:
-        raise UserError(
+        by_hand.append(
             f"{len(wanted)} stage runs ({', '.join(sorted(wanted)[:3])}, ...): no recorded sweep needs them; run their "
             "cell with shaping-run"
         )
+    if by_hand:
+        raise UserError("\n".join(by_hand))
 
 
 def _lineage(signature: str, everything: dict[str, Row]) -> set[str]:

@@ -2,9 +2,10 @@
 
 import errno
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -40,10 +41,9 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
         return f"{group}={option}: there is no such option; {nearest(option, options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: it is not of the form key=value ({_first_clause(text)})"
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown.group(1), keys)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _unknown_key(cause.full_key or str(cause.key), keys)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown or isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(unknown.group(1) if unknown else "", cause, keys)
     if isinstance(cause, ValidationError):
         message = (cause.msg or text).split("\n")[0]
         kind = re.search(r"could not be converted to (\w+)", message)
@@ -72,23 +72,28 @@ def _first_clause(text: str) -> str:
     return text.split(" See https")[0]
 
 
-def _unknown_key(key: str, keys: list[str] | None) -> str:
-    """`sweep=NAME` without the plus is the one key that is there and cannot be chosen so."""
-    if key == "sweep" and keys is None:
+def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> str:
+    """`typed` is the key as a whole; of it the first that is not there is the one to mend."""
+    if typed == "sweep" and keys is None:  # without the plus it is the one key that is there and cannot be chosen so
         return "sweep: a named sweep is added to a cell, so write +sweep=NAME"
-    return f"{key}: there is no such key; {nearest(key, keys or _known_keys(key))}"
-
-
-def _known_keys(key: str) -> list[str]:
-    """The keys that stand beside `key` in the configuration, with their full names."""
+    wrong = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or typed)
+    key = typed or wrong
     if key.startswith("hydra.launcher."):
-        names = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - {"_target_"}
-        return [f"hydra.launcher.{name}" for name in sorted(names)]
-    group: object = Cell
-    parents = key.split(".")[:-1]
-    for name in parents:
-        types = {f.name: f.type for f in fields(group)} if is_dataclass(group) else {}
-        group = types.get(name)
-    if not is_dataclass(group):
+        for name, launcher in LAUNCHERS.items():
+            if (
+                OmegaConf.select(OmegaConf.structured(launcher), key.removeprefix("hydra.launcher."), default="none")
+                != "none"
+            ):
+                return f"{key}: it is a key of hydra/launcher={name}; add hydra/launcher={name}, or leave the key out"
+    beside = keys or _keys_beside(cause)
+    return f"{key}: there is no such key; " + (nearest(wrong, beside) if beside else f"+{key}=... adds it")
+
+
+def _keys_beside(cause: BaseException) -> list[str]:
+    """The keys of the configuration among which one was not found, with their full names."""
+    parent = getattr(cause, "parent_node", None)
+    prefix = parent._get_full_key(None) if isinstance(parent, DictConfig) else ""
+    if not prefix:
         return [f.name for f in fields(Cell)]
-    return [".".join([*parents, f.name]) for f in fields(group)]
+    assert isinstance(parent, DictConfig)
+    return [f"{prefix}.{name}" for name in map(str, parent) if name != "_target_"]

@@ -25,8 +25,8 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.errors import StageFailure, UserError
-from sweeps.cluster import is_here, job_states, own_words, slurm
+from pipelines.errors import StageFailure
+from sweeps.cluster import job_states, own_words, slurm
 from sweeps.lease import Lease, claim
 from sweeps.options import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
@@ -60,10 +60,8 @@ class Submission:
 def submit(plan: Plan, store: Store, tracking: TrackingConfig, options: SlurmLauncherConfig) -> Submission:
     """Submit what `plan` misses in `store` and nobody is at work on; returns at once.
 
-    Raises `UserError` where there is no Slurm, and `StageFailure` where it does not answer.
+    Raises `StageFailure` where Slurm does not answer.
     """
-    if not is_here():
-        raise UserError("hydra/launcher=slurm: there is no sbatch on this machine; log in to one of the cluster")
     with _one_at_a_time(store):
         submission = _look(plan, store)
         array_limit = _array_limit()

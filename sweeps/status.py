@@ -1,7 +1,6 @@
 """Where each stage run stands: our own records first, leases for what should be at work, then Slurm for its jobs."""
 
 import fnmatch
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from sweeps.index import Summary, summaries
 from sweeps.lease import holder, server_time
 from sweeps.plan import cell_of
 from sweeps.records import SweepRecord, records
-from sweeps.store import Store
+from sweeps.store import Store, StoredRun
 
 ORDER = ("failed", "corrupt", "interrupted", "cancelled", "blocked", "running", "queued", "missing", "done")
 """What is shown first."""
@@ -73,7 +72,7 @@ def rows(store: Store, filters: Sequence[str] = ()) -> list[Row]:
     What is in trouble comes first. Raises `UserError` for a filter that is none, or that selects nothing.
     """
     known = summaries(store)
-    found = select(_looked_after(store, known, _merge(known, records(store))), filters)
+    found = select(_looked_after(store, _merge(known, records(store))), filters)
     if filters and not found:
         raise UserError(f"{' '.join(filters)}: no stage run in {store.root} is selected by that")
     return sorted(found, key=lambda row: (ORDER.index(row.status), row.cell, _depth(row), row.checkpoint or ""))
@@ -171,12 +170,12 @@ def _matches(row: Row, key: str, wanted: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(value, glob) for value in values for glob in wanted)
 
 
-def _looked_after(store: Store, known: dict[str, Summary], found: list[Row]) -> list[Row]:
+def _looked_after(store: Store, found: list[Row]) -> list[Row]:
     """The rows with the statuses that leases and Slurm give them, progress for those at work, blocked ones marked."""
     live = [row for row in found if row.status in ("running", "interrupted", "queued")]
     now = server_time(store.root) if live else 0.0
     states = _states(row.job for row in live if row.job)
-    looked = {row.signature: _look(store, known[row.signature], row, states, now) for row in live}
+    looked = {row.signature: _look(store, row, states, now) for row in live}
     found = [looked.get(row.signature, row) for row in found]
     trouble = {row.signature for row in found if row.status in (*TROUBLE, "cancelled", "blocked")}
     by_signature = {row.signature: row for row in found}
@@ -196,13 +195,13 @@ def _states(jobs: Iterable[str]) -> dict[str, JobState] | None:
         return None
 
 
-def _look(store: Store, summary: Summary, row: Row, states: dict[str, JobState] | None, now: float) -> Row:
+def _look(store: Store, row: Row, states: dict[str, JobState] | None, now: float) -> Row:
     """One stage run that should be queued or at work."""
     stored = store.run(row.stage, row.signature)
     held = holder(stored.folder, now)
     change: dict[str, Any] = {}
     if held and held.alive:
-        change = {"status": "running", "error": None, **_progress(store, summary, row)}
+        change = {"status": "running", "error": None, **_progress(stored, row)}
     elif row.status == "interrupted":
         pass  # stopped in order; its job is over
     elif row.job and states is not None:
@@ -239,12 +238,11 @@ def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
     return [line.strip() for line in lines if line.strip()][-count:]
 
 
-def _progress(store: Store, summary: Summary, row: Row) -> dict[str, Any]:
+def _progress(stored: StoredRun, row: Row) -> dict[str, Any]:
     """How far a stage run at work is, from its ledger."""
-    last = store.run(row.stage, row.signature).last_row()
-    step = int(last.get("step") or 0)
-    rate = last.get("tokens_per_second")
-    left = None
-    if step and row.steps and summary.started:
-        left = (time.time() - summary.started) / step * (row.steps - step)
-    return {"step": step, "rate": rate, "left": left}
+    last = stored.last_row()
+    return {
+        "step": int(last.get("step") or 0),
+        "rate": last.get("tokens_per_second"),
+        "left": stored.time_left(row.steps) if row.steps else None,
+    }

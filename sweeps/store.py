@@ -8,8 +8,9 @@ import contextlib
 import errno
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from sweeps.lease import holder
 
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
+TAIL_BYTES = 2**16
+"""Of a ledger, what is read to see how it goes."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -43,17 +46,25 @@ def _disk_trouble(path: Path, error: OSError) -> Exception:
     return UserError(f"store={path}: it cannot be written ({error.strerror}); name another with store=PATH")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; raises `UserError` naming the file where it is not one."""
+def read_json(
+    path: Path, keys: Iterable[str] = (), way_out: str = "delete this file alone; it is written anew"
+) -> dict[str, Any]:
+    """The object in `path`; raises `UserError` naming the file and the way out where it is none or lacks one of
+    `keys`."""
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: it is not readable JSON ({error}); delete the folder {path.parent} and run the sweep again"
-        ) from error
+        raise UserError(f"{path}: it is not readable JSON ({error}); {way_out}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: it holds no JSON object; delete the folder {path.parent} and run the sweep again")
+        raise UserError(f"{path}: it holds no JSON object; {way_out}")
+    if missing := [key for key in keys if key not in content]:
+        raise UserError(f"{path}: it has no {missing[0]}; {way_out}")
     return content
+
+
+def place(root: str | Path) -> Path:
+    """The folder that `store=root` names; `~` is one's home."""
+    return Path(root).expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -67,13 +78,12 @@ class StoredRun:
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The configuration, parent and environment; raises `UserError` where the file is corrupt."""
-        return read_json(self.folder / "spec.json")
+        return self._read("spec.json", ("stage", "version", "config", "parent", "checkpoint", "labels"))
 
     @cached_property
     def state(self) -> dict[str, Any]:
         """Status and attempts; empty before the first attempt."""
-        path = self.folder / "state.json"
-        return read_json(path) if path.exists() else {}
+        return self._read("state.json", ("status",)) if (self.folder / "state.json").exists() else {}
 
     def again(self) -> "StoredRun":
         """The same stage run, to be read anew."""
@@ -82,8 +92,10 @@ class StoredRun:
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """Metrics, measurements and file hashes of a finished stage run, else None."""
-        path = self.folder / "result.json"
-        return read_json(path) if path.exists() else None
+        return self._read("result.json", ("seconds",)) if (self.folder / "result.json").exists() else None
+
+    def _read(self, name: str, keys: Iterable[str]) -> dict[str, Any]:
+        return read_json(self.folder / name, keys, f"delete the folder {self.folder} and run the sweep again")
 
     @property
     def status(self) -> str:
@@ -127,17 +139,40 @@ class StoredRun:
                 ) from error
         return rows
 
-    def last_row(self) -> dict[str, Any]:
-        """The newest finished ledger row, read from the file's end: cheap enough to poll."""
+    def newest_rows(self) -> list[dict[str, Any]]:
+        """The newest finished ledger rows in order, read from the file's end: cheap enough to poll."""
         try:
             with (self.work / "ledger.jsonl").open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 8192))
+                file.seek(max(0, file.tell() - TAIL_BYTES))
                 lines = file.read().split(b"\n")[:-1]
-            row = json.loads(lines[-1]) if lines else {}
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return row if isinstance(row, dict) else {}
+        except FileNotFoundError:
+            return []
+        rows = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # the first is cut where the file is longer
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
+
+    def last_row(self) -> dict[str, Any]:
+        """The newest finished ledger row; empty before the first."""
+        return (self.newest_rows() or [{}])[-1]
+
+    def time_left(self, steps: int) -> float | None:
+        """Seconds to the last of `steps` at the pace of the newest attempt; None before that can be told."""
+        attempts = self.state.get("attempts")
+        if not attempts:
+            return None
+        began = attempts[-1]["started"]
+        newest = (row for row in self.newest_rows() if "step" in row)
+        rows = [row for row in newest if row.get("time", 0.0) >= began]  # earlier attempts did the steps before
+        if len(rows) == 1 and len(attempts) == 1:
+            rows.insert(0, {"step": 0, "time": began})
+        done = rows[-1]["step"] - rows[0]["step"] if rows else 0
+        if done <= 0:
+            return None
+        pace = (rows[-1]["time"] - rows[0]["time"]) / done
+        return max(0.0, pace * (steps - rows[-1]["step"]) - (time.time() - rows[-1]["time"]))
 
 
 @dataclass(frozen=True)
@@ -149,7 +184,7 @@ class Store:
     @classmethod
     def open(cls, root: str | Path) -> "Store":
         """The store at `root`; raises `UserError` where there is none or it is of another format."""
-        path = Path(root).expanduser().absolute()
+        path = place(root)
         if not path.is_dir():
             raise UserError(f"store={root}: there is no such folder; run a sweep first, or name another store")
         marker = path / "STORE.json"
@@ -157,7 +192,9 @@ class Store:
             raise UserError(
                 f"store={root}: the folder is no store (it has no STORE.json); name a store or an empty folder"
             )
-        found = read_json(marker).get("format")
+        found = read_json(
+            marker, (), f'write {{"format": {FORMAT}}} into it again if this is a store, or name another folder'
+        ).get("format")
         if found != FORMAT:
             raise UserError(
                 f"store={root}: its format is {found!r} and this version reads {FORMAT}; "
@@ -168,7 +205,7 @@ class Store:
     @classmethod
     def create(cls, root: str | Path) -> "Store":
         """The store at `root`, made if the folder is new or empty; raises `UserError` where it cannot be one."""
-        path = Path(root).expanduser().absolute()
+        path = place(root)
         try:
             path.mkdir(parents=True, exist_ok=True)
             fresh = all(entry.name.startswith(".STORE.json") for entry in path.iterdir())  # or another is making it

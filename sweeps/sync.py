@@ -124,7 +124,8 @@ def send_artifacts(
 
     check_server()
     path = store.root / "wandb" / "artifacts.json"
-    record = read_json(path) if path.exists() else {}
+    way_out = "delete this file alone; what was sent is sent again"
+    record = read_json(path, (), way_out) if path.exists() else {}
     key = f"{entity or ''}/{project}{'+checkpoints' if large else ''}"
     listed: dict[str, str] = record.setdefault(key, {})
     path.parent.mkdir(exist_ok=True)

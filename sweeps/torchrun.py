@@ -7,18 +7,17 @@ mid-training and evaluations. RL works in rank 0 alone.
 import os
 import sys
 import time
-from pathlib import Path
 
 from submitit import JobEnvironment
 
 from pipelines.errors import UserError
-from sweeps.composition import compose_cells
+from sweeps.composition import compose_cells, expand
 from sweeps.ending import ends_at_once
 from sweeps.launch import check_ranks, prepared
 from sweeps.plan import plan
 from sweeps.records import record
 from sweeps.sentences import sentence
-from sweeps.store import Store
+from sweeps.store import Store, place
 from sweeps.work import perform
 
 TOKEN_STAGES = ("pretrain", "midtrain")
@@ -60,10 +59,11 @@ def run(overrides: list[str]) -> None:
         check_ranks(cell, dict.fromkeys(TOKEN_STAGES, environment.num_tasks))
     if environment.global_rank == 0:
         graph, store = prepared(cells)
-        record(store, graph, [overrides], cells[0].sweep.name, "torchrun", {"ranks": environment.num_tasks})
+        options = {"ranks": environment.num_tasks, "words": overrides}
+        record(store, graph, expand(overrides), cells[0].sweep.name, "torchrun", options)
     else:
         graph = plan(cells)
-        while not (Path(cells[0].store) / "STORE.json").exists():
+        while not (place(cells[0].store) / "STORE.json").exists():
             time.sleep(0.1)
         store = Store.open(cells[0].store)
     os.environ.setdefault("SUBMITIT_FOLDER", str(store.root / "jobs"))

@@ -122,7 +122,11 @@ def test_filters(made: Path, filters: list[str], count: int | None) -> None:
         (["plan", "--device", "h10"], "--device=h10: did you mean 'h100'"),
         (["plan", "--mfu", "40"], "--mfu=40.0: it is a share, above 0 and at most 1"),
         (["plan", "hydra.launcher.wrkers=1"], "did you mean 'hydra.launcher.workers'"),
-        (["status", "--sotre", "x"], "--sotre"),
+        (["plan", "--devices", "-3"], "Invalid value for '--devices'"),
+        (["plan", "--prompt-tokens", "nan"], "--prompt-tokens=nan: it is a number of tokens"),
+        (["sizes", "--vocabulary", "-5"], "Invalid value for '--vocabulary'"),
+        (["status", "--sotre", "x"], "No such option: --sotre (Possible options: --json, --store)"),
+        (["show"], "Missing argument 'signature'"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str], message: str) -> None:
@@ -130,6 +134,34 @@ def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str
     assert found.returncode == 2
     assert message in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--processes", "-1"], "Invalid value for '--processes'"),
+        (["show"], "shaping-data: Missing argument 'folder'"),
+        (["verify", "--foldr"], "No such option: --foldr"),
+    ],
+)
+def test_shaping_data_words_mistakes_likewise(tmp_path: Path, arguments: list[str], message: str) -> None:
+    found = in_process("sweeps.data", *arguments, cwd=tmp_path, environment=FAKE)
+    assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
+    assert message in found.stderr
+
+
+def test_plan_finds_a_store_under_ones_home(made: Path, tmp_path: Path) -> None:
+    asked = ["plan", *FEW, "store='~/store'", "--no-tree"]
+    assert sweeps(*asked, cwd=tmp_path, HOME=str(made)).stdout.endswith("Nothing to do\n")
+
+
+def test_retry_leaves_what_torchrun_launched_to_torchrun(folder: Path) -> None:
+    for path in (folder / "store" / "sweeps").glob("*.json"):
+        sweep = json.loads(path.read_text()) | {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
+        path.write_text(json.dumps(sweep))
+    told = in_process("sweeps.commands", "retry", cwd=folder, environment=FAKE)
+    assert told.returncode == 2
+    assert "with 8 ranks; start it again: torchrun ... -m sweeps.torchrun seed=7,8" in told.stderr
 
 
 def test_logs(folder: Path) -> None:

@@ -173,6 +173,18 @@ def test_a_failure_blocks_only_what_needs_it(study: Path, shaping_run: Command, 
         (["seed=[1"], "seed=[1: it is not of the form key=value"),
         (["seed"], "seed: it is not of the form key=value"),
         (["store=one,two"], "one command writes to one store"),
+        (["hydra.launcher.partition=gpu"], "it is a key of hydra/launcher=slurm; add hydra/launcher=slurm"),
+        (["hydra/launcher=slurm", "hydra.launcher.workers=2"], "it is a key of hydra/launcher=local"),
+        (["hydra/launcher=slurm", "hydra.launcher.grpo.nodse=2"], "did you mean 'hydra.launcher.grpo.nodes'"),
+        (["hydra/launcher=slurm", "hydra.launcher.extra.wckey=us"], "+hydra.launcher.extra.wckey=... adds it"),
+        (["pretrain.mixture.chian3=1"], "did you mean 'pretrain.mixture.chain3'"),
+        (["evaluation.benchmarks.Chain3.items=1"], "did you mean 'evaluation.benchmarks.Chain-3'"),
+        (["--debg"], "--debg: there is no such flag; did you mean '--debug'"),
+        (["--cfg=jbo"], "--cfg/-c: invalid choice: 'jbo'"),
+        (["--run"], "--run: shaping-run always plans a graph"),
+        (["--resolve"], "add --cfg=job"),
+        (["--cfg=job", "--info"], "--cfg, --info: they go one at a time"),
+        (["seed=1", "--cfg=job", "seed=2"], "seed=2: overrides stand together"),
     ],
 )
 def test_mistakes_exit_with_2_and_write_nothing(
@@ -183,6 +195,16 @@ def test_mistakes_exit_with_2_and_write_nothing(
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
     assert finished.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_without_slurm_is_told_before_anything_is_written(
+    tmp_path: Path, shaping_run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finished = shaping_run("hydra/launcher=slurm", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "hydra/launcher=slurm: there is no sbatch on this machine" in finished.stderr
     assert list(tmp_path.iterdir()) == []
 
 

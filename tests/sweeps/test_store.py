@@ -2,13 +2,18 @@
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
 from sweeps.lease import Lease, claim
+from sweeps.plan import Plan, StageRun
+from sweeps.records import records
 from sweeps.store import Store, read_json, write_json
+from sweeps.why import explain
 
 
 def claimed(folder: Path) -> Lease:
@@ -60,12 +65,57 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"a": 1}'])
 def test_corrupt_files_are_named(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "spec.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"spec\.json: .* delete the folder"):
-        read_json(path)
+    store = Store.create(tmp_path / "store")
+    run = store.run("pretrain", "abc")
+    (store.root / "sweeps").mkdir()
+    run.folder.mkdir(parents=True)
+    ways_out: list[tuple[Path, Callable[[], object], str]] = [
+        (run.folder / "spec.json", lambda: explain(Plan({}, {}), planned(), store), f"delete the folder {run.folder}"),
+        (run.folder / "state.json", lambda: run.status, f"delete the folder {run.folder}"),
+        (store.root / "sweeps" / "abc.json", lambda: records(store), "delete this file alone"),
+    ]
+    for path, read, way_out in ways_out:
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(UserError, match=f"{path}: it .*; {way_out}"):
+            read()
+        path.unlink()
+    note = store.root / "note.json"
+    note.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="delete this file alone"):
+        read_json(note, ["format"])
+    (store.root / "STORE.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"STORE\.json: it |its format is None") as caught:
+        Store.open(store.root)
+    assert "delete" not in str(caught.value)
+
+
+def planned() -> StageRun:
+    return StageRun("pretrain", "def", 1, {}, None, None, 1, {}, {})
+
+
+def row(step: int, at: float) -> str:
+    return json.dumps({"step": step, "time": at}) + "\n"
+
+
+def test_time_left_is_at_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
+    """An attempt that went on at step 90 has done ten steps in its hundred seconds, not a hundred."""
+    store, now = Store.create(tmp_path / "store"), time.time()
+    folder = store.run("pretrain", "abc").folder
+    folder.mkdir(parents=True)
+    (folder / "ledger.jsonl").write_text("".join(row(step, now - 5000 + step) for step in range(1, 90)))
+
+    def left(*started: float) -> float | None:
+        write_json(folder / "state.json", {"status": "running", "attempts": [{"started": at} for at in started]})
+        return store.run("pretrain", "abc").time_left(110)
+
+    assert left(now - 5000, now - 110) is None  # it has done no step yet
+    with (folder / "ledger.jsonl").open("a") as ledger:
+        ledger.write("".join(row(90 + n, now - 100 + 10 * n) for n in range(11)))
+    assert left(now - 5000, now - 110) == pytest.approx(100, abs=2)
+    (folder / "ledger.jsonl").write_text(row(1, now - 3))
+    assert left(now - 13) == pytest.approx(109 * 10 - 3, abs=2)
 
 
 def test_ledger_lines(tmp_path: Path) -> None:
