@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.composition import compose_jobs
+from sweeps.records import records
 from sweeps.store import Store
 from tests.conftest import SMALL, Command
 from tests.in_process import Result, in_process
@@ -36,9 +38,10 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def first_of(ranks: int, folder: Path, *arguments: str) -> Result:
-    """The first rank alone: what it says before it needs the others."""
-    told = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+def first_of(ranks: int, folder: Path, *arguments: str, rank: int = 0) -> Result:
+    """The first rank alone, or another: what it says before it needs the others."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    told = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), **own}
     return in_process("sweeps.torchrun", *arguments, cwd=folder, environment={**os.environ, **told})
 
 
@@ -71,3 +74,15 @@ def test_a_batch_that_does_not_divide_is_said_before_anything_is_written(tmp_pat
     assert finished.returncode != 0
     assert "its 16 rows of 64 cannot be shared by 3 ranks; rank counts that fit: 1, 2, 4, 8, 16" in finished.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.timeout(60)
+def test_all_ranks_find_the_store_and_a_grid_is_recorded_cell_by_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sweeps.torchrun.perform", lambda *arguments, **more: True)
+    for rank in (0, 1):
+        assert first_of(2, tmp_path, *CELL, "seed=1,2", "store='~/store'", rank=rank).returncode == 0
+    (sweep,) = records(Store.open(tmp_path / "store"))
+    assert [cell.seed for cell in compose_jobs(sweep.jobs)] == [1, 2]
