@@ -206,6 +206,7 @@ def _start_worker(preparation: Preparation) -> None:
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives a killed command
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches it too, and it has nothing to say of that
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is the parallelism
     _state["tokenizer"] = Tokenizer.from_file(str(Path(preparation.folder) / "tokenizer" / "tokenizer.json"))
     _state["ngrams"] = None if preparation.ngrams is None else np.load(preparation.ngrams)

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,7 +114,7 @@ def test_ngrams_see_through_case_and_punctuation() -> None:
     assert len({*a.tolist(), *b.tolist()}) == 3
 
 
-def test_a_command_that_was_killed_goes_on(tmp_path: Path) -> None:
+def test_a_command_that_was_killed_or_interrupted_goes_on(tmp_path: Path) -> None:
     for i in range(12):
         write_jsonl(tmp_path / f"{i:02d}.jsonl", TEXTS[:100])
     code = (
@@ -125,11 +127,23 @@ def test_a_command_that_was_killed_goes_on(tmp_path: Path) -> None:
     )
     script = tmp_path / "prepare.py"
     script.write_text(code)
-    first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    assert first.stdout.readline().strip() == "1"
-    first.kill()
-    first.wait()
+    said = []
+    for end in (signal.SIGKILL, signal.SIGINT):
+        started = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert started.stdout is not None
+        assert int(started.stdout.readline()) < 12
+        if end == signal.SIGKILL:
+            started.kill()  # its workers end by themselves
+        else:
+            os.killpg(started.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches them too
+        said.append(started.communicate(timeout=60)[1])
+    assert said[-1].count("Traceback") == 1, said[-1]  # of the program itself; commands say nothing
     assert fingerprint(tmp_path / "shards") is None
     time.sleep(0.2)
     records = sorted((tmp_path / "shards" / "web").glob("*.json"))
