@@ -33,7 +33,7 @@ class Ledger:
     """
 
     def __init__(self, spec: dict[str, Any], folder: Path, root: Path, tracking: TrackingConfig) -> None:
-        path = folder / "ledger.jsonl"
+        self._path = path = folder / "ledger.jsonl"
         self._before = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
         beside = folder / ".ledger.jsonl"  # a file of its own: an attempt that was given up may still hold the old one
         self._file = beside.open("w")
@@ -62,8 +62,8 @@ class Ledger:
             kept = [line for line in self._before if json.loads(line)["step"] < step]
         except (ValueError, KeyError, TypeError) as error:
             raise StageFailure(
-                f"{self._file.name.replace('.ledger', 'ledger')}: a line of it is no row ({error}); delete the folder "
-                "resume beside it, and the stage run begins anew"
+                f"{self._path}: a line of it is no row ({error}); delete the folder resume beside it, and the stage "
+                "run begins anew"
             ) from error
         self._file.truncate(0)
         self._file.seek(0)

@@ -199,7 +199,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
             continue
         wanted -= mine
         if sweep.launcher == "torchrun":  # its ranks are not ours to start
-            words = shlex.join(sweep.options.get("words", sweep.jobs[0]))
+            words = shlex.join(sweep.options["words"])
             by_hand.append(
                 f"{len(mine)} stage runs are torchrun's, with {sweep.options['ranks']} ranks; start it again: "
                 f"torchrun ... -m sweeps.torchrun {words}"

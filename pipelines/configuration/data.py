@@ -64,7 +64,7 @@ class DataConfig:
                 find_spec(package) is not None, "data.text", package, "no such package is installed; pip install it"
             )
             require(
-                any(d.name == package for d in distributions(name=package)),
+                any(distributions(name=package)),
                 "data.text",
                 package,
                 "its version goes into signatures, and no distribution of that name is installed; name another package",
