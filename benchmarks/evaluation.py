@@ -23,7 +23,7 @@ from transformers import Qwen3ForCausalLM
 from benchmarks.comparison import Row, report, timed
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
 from pipelines.metrics import mean_intervals, pass_at_k, sampling_error
 from pipelines.models import build_model
 from pipelines.verifiers import Judge

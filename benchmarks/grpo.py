@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.comparison import Row, report, timed
 from pipelines.configuration.grpo import GRPOConfig
+from pipelines.data.questions import Question
 from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from
 from pipelines.grpo.update import Updater
-from pipelines.problems import Question
 from pipelines.rollouts import Sampling, TransformersEngine, generate
 from pipelines.training import adamw
 from pipelines.verifiers import Judge, Verdict

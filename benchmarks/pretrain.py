@@ -32,11 +32,11 @@ from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import docstrings
+from pipelines.data.corpus import docstrings
+from pipelines.data.preparation import prepare_shards
+from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models import empty_model, model_config
-from pipelines.preparation import prepare_shards
-from pipelines.shards import TokenShards
 from pipelines.training import NextToken, train
 from shaping import Objective
 from tests.wandb_server import wandb_server

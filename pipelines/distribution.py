@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
 from pipelines.metrics import Estimate, estimate, interval_of, mean_and_error, resampling
 from shaping.loss import token_statistics
 

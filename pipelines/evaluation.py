@@ -20,15 +20,15 @@ from transformers import PreTrainedModel
 
 from pipelines import distribution
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
+from pipelines.data.questions import Question, load_items
+from pipelines.data.token_shards import ShardRows
 from pipelines.errors import MissingData, StageFailure
 from pipelines.ledger import Ledger
 from pipelines.metrics import Estimate, estimate, mean_and_error
 from pipelines.pieces import Pieces, Rows, cut
-from pipelines.problems import Question, load_items
 from pipelines.rollouts import Sampling, generate, likelihoods
 from pipelines.samples import SAMPLES, Sample, measure, sample_rows, write_rows
-from pipelines.shards import ShardRows
 from pipelines.verifiers import Judge
 from shaping.objective import Objective
 from shaping.statistics import entropy, head_tail_mass

@@ -22,7 +22,8 @@ from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
+from pipelines.data.token_shards import fingerprint
 from pipelines.distribution import matched_temperature, mean_entropy
 from pipelines.errors import StageFailure
 from pipelines.evaluation import AS_IT_IS, Control, evaluate, text_rows
@@ -30,7 +31,6 @@ from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, on_device, parameter_count, save_checkpoint
 from pipelines.pieces import Pieces, Share
-from pipelines.shards import fingerprint
 from pipelines.training import Budget, train
 from shaping.objective import Objective
 

@@ -1,7 +1,7 @@
 """Pre-training and mid-training: one Lightning module, whose objective is the shaped one.
 
 Pre-training warms up and then holds its rate; mid-training starts at that rate and decays. Both read rows in an order
-that is a function of the seed alone (`pipelines.data`), so two objectives with one seed see the same tokens in the same
+that is a function of the seed alone (`pipelines.data.corpus`), so two objectives with one seed see the same tokens in the same
 order, and so does any number of ranks.
 """
 
@@ -26,10 +26,10 @@ from pipelines import parallel
 from pipelines.balance import ExpertBalance
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
+from pipelines.data.training_order import training_order
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.ledger import Ledger
-from pipelines.order import training_order
 from pipelines.resume import SAVE_SECONDS, every, load_tensors, save_tensors, saved_state, saved_steps
 from pipelines.speed import Speed, step_operations
 from shaping.loss import CHUNK_BYTES, linear_shaped_cross_entropy, shaped_cross_entropy

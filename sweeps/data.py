@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.preparation import prepare_shards
-from pipelines.shards import TokenShards
+from pipelines.data.preparation import prepare_shards
+from pipelines.data.token_shards import TokenShards
 from sweeps.command_line import run
 
 app = typer.Typer(

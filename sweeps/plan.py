@@ -20,7 +20,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.evaluation import CONTROLS, LOCAL_FILES, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
-from pipelines.shards import fingerprint
+from pipelines.data.token_shards import fingerprint
 from shaping.objective import NAMED
 
 

@@ -149,8 +149,8 @@ def contamination(
     Builds the data if they are not in the store; loads torch. Benchmarks whose data set is not here are named.
     """
     from pipelines.configuration import STAGES as TRAINED
-    from pipelines.contamination import overlap
-    from pipelines.data import prepare
+    from pipelines.data.contamination import overlap
+    from pipelines.data.corpus import prepare
     from pipelines.evaluation import evaluation_texts
     from sweeps.composition import compose_cells
 

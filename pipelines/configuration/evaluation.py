@@ -28,7 +28,7 @@ class BenchmarkConfig:
     """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
     task: str = MISSING
     """What is asked: a family of tasks, a multiple-choice builder, a source of held-out text, or a task of lm-eval;
-    of `sampled`, also a format of `pipelines.problems.FORMATS` for the questions of `dataset`."""
+    of `sampled`, also a format of `pipelines.data.questions.FORMATS` for the questions of `dataset`."""
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     """Stages whose milestone checkpoints are measured on it."""
     items: int = MISSING

@@ -22,7 +22,7 @@ class GRPOConfig:
 
     steps: int = MISSING
     tasks: list[str] = MISSING
-    """What is asked, in equal shares: families of `data.tasks`, or JSON-lines files (`pipelines.problems`)."""
+    """What is asked, in equal shares: families of `data.tasks`, or JSON-lines files (`pipelines.data.questions`)."""
     milestones: int = MISSING
     prompts: int = 128
     """Prompts a step; each is a group."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
-from pipelines.problems import Question
+from pipelines.data.questions import Question
 from pipelines.rollouts import Engine, Sampling
 from pipelines.verifiers import Judge
 

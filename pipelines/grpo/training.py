@@ -16,14 +16,14 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from pipelines.configuration.grpo import GRPOConfig
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
+from pipelines.data.questions import Question, contamination, load_questions
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
 from pipelines.grpo.update import Updater
 from pipelines.ledger import Ledger
-from pipelines.problems import Question, contamination, load_questions
 from pipelines.resume import SAVE_SECONDS, every, load_state, save_state
 from pipelines.rollouts import Engine, TransformersEngine
 from pipelines.training import adamw

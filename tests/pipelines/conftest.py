@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.configuration.data import DataConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
 
 
 @pytest.fixture(scope="session")

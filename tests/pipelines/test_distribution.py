@@ -11,7 +11,7 @@ from pipelines import distribution
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
 from pipelines.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
 from pipelines.evaluation import Control, evaluate, text_rows
 from pipelines.ledger import Ledger

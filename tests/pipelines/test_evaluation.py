@@ -12,7 +12,7 @@ from pipelines.configuration.evaluation import CHOICE_TASKS as CHOICE_NAMES
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
 from pipelines.errors import StageFailure
 from pipelines.evaluation import CHOICE_TASKS, evaluate, text_rows
 from pipelines.ledger import Ledger

@@ -16,7 +16,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training
 from pipelines.ledger import Ledger

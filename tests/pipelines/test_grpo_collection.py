@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from pipelines.configuration.grpo import GRPOConfig
+from pipelines.data.questions import Question
 from pipelines.formats import FORMATS, Format
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Group, Questions
@@ -23,7 +24,6 @@ from pipelines.grpo.diagnostics import (
     forking_tokens,
     sampled_entropy,
 )
-from pipelines.problems import Question
 from pipelines.rollouts import Rollouts, Sampling, generate
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_rollouts import tiny

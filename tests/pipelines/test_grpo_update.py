@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from pipelines.configuration.grpo import ADVANTAGES, LOSSES, GRPOConfig
+from pipelines.data.questions import Question
 from pipelines.grpo.algorithm import advantages
 from pipelines.grpo.collection import Group
 from pipelines.grpo.update import Updater
-from pipelines.problems import Question
 from pipelines.rollouts import Sampling, generate
 from tests.pipelines.test_rollouts import END, tiny
 

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig  # noqa: E402
 from pipelines.configuration.model import ModelConfig  # noqa: E402
-from pipelines.data import Corpus  # noqa: E402
+from pipelines.data.corpus import Corpus  # noqa: E402
 from pipelines.errors import MissingData, UserError  # noqa: E402
 from pipelines.harness import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
 from pipelines.models import build_model, save_checkpoint  # noqa: E402

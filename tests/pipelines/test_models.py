@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import StageFailure
 from pipelines.models import build_model, empty_model, load_model, model_config, parameter_count, save_checkpoint
 from pipelines.parallel import prepare as set_up

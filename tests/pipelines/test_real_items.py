@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
 from pipelines.harness import run_task
 from pipelines.models import build_model
 from pipelines.pieces import Pieces

@@ -20,7 +20,7 @@ from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models import build_model, load_model, parameter_count, save_checkpoint

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.configuration.data import DataConfig
-from pipelines.data import Corpus, prepare
+from pipelines.data.corpus import Corpus, prepare
+from pipelines.data.questions import Question, contamination, load_questions
 from pipelines.errors import StageFailure, UserError
 from pipelines.formats import FORMATS
-from pipelines.problems import Question, contamination, load_questions
 from pipelines.tasks import generate
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_grpo import small_corpus

@@ -21,12 +21,12 @@ from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data import docstrings, prepare
+from pipelines.data.corpus import docstrings, prepare
+from pipelines.data.preparation import documents_of, is_held_out, ngram_hashes, parts_of, prepare_shards
+from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models import build_model
-from pipelines.preparation import documents_of, is_held_out, ngram_hashes, parts_of, prepare_shards
-from pipelines.shards import TokenShards, fingerprint, token_type
 from pipelines.training import train
 from shaping import Objective
 
@@ -86,7 +86,7 @@ def len_of_prose(shards: TokenShards) -> int:
 def test_the_parts_of_a_large_file_hold_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     for stretch in (700, 4096, 1 << 20):
-        monkeypatch.setattr("pipelines.preparation.STRETCH", stretch)
+        monkeypatch.setattr("pipelines.data.preparation.STRETCH", stretch)
         parts = parts_of("web", SourceConfig("jsonl", str(tmp_path / "a.jsonl")))
         assert [text for part in parts for text in documents_of(part)] == TEXTS
 
@@ -119,7 +119,7 @@ def test_a_command_that_was_killed_or_interrupted_goes_on(tmp_path: Path) -> Non
         write_jsonl(tmp_path / f"{i:02d}.jsonl", TEXTS[:100])
     code = (
         "import sys; from pipelines.configuration.data import DataConfig, SourceConfig; "
-        "from pipelines.preparation import prepare_shards\n"
+        "from pipelines.data.preparation import prepare_shards\n"
         "if __name__ == '__main__':\n"
         f"    d = DataConfig('t', [], ['chain3'], 100, 0.5, 0.5, 400, 8, shards={str(tmp_path / 'shards')!r})\n"
         f"    d.sources = {{'web': SourceConfig('jsonl', {str(tmp_path / '*.jsonl')!r})}}\n"

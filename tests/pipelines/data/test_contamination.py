@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.contamination import overlap, words
+from pipelines.data.contamination import overlap, words
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "7", "+"]), max_size=25).map(" ".join)
 
@@ -36,7 +36,7 @@ def test_layout_does_not_hide_a_copy_and_texts_do_not_run_together() -> None:
 
 def test_memory_is_that_of_the_evaluation_sets(monkeypatch: Any) -> None:
     """Training text is read once, in chunks, and not kept."""
-    monkeypatch.setattr("pipelines.contamination.CHUNK", 100)
+    monkeypatch.setattr("pipelines.data.contamination.CHUNK", 100)
     asked: list[int] = []
 
     def training() -> Any:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.configuration.data import DataConfig
-from pipelines.data import Corpus, Document, docstrings, overlap, prepare, row_starts
+from pipelines.data.corpus import Corpus, Document, docstrings, overlap, prepare, row_starts
+from pipelines.data.training_order import schedule
 from pipelines.errors import StageFailure
-from pipelines.order import schedule
 from pipelines.tasks import Problem, split_of
 from tests.forked import forked
 

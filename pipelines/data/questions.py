@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.data import Corpus
+from pipelines.data.corpus import Corpus
 from pipelines.errors import UserError, nearest
 from pipelines.formats import FORMATS
 from pipelines.tasks import Problem, split_of

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.configuration.data import DataConfig, SourceConfig
+from pipelines.data.token_shards import FORMAT, SPLITS, token_type
 from pipelines.errors import StageFailure, UserError, require
-from pipelines.shards import FORMAT, SPLITS, token_type
 
 STRETCH = 1 << 26
 """Bytes of a JSONL file that make a part."""
@@ -398,7 +398,7 @@ def _tokenizer(data: DataConfig, parts: list[Part], folder: Path) -> None:
         return
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    from pipelines.data import END_OF_TEXT, train_tokenizer
+    from pipelines.data.corpus import END_OF_TEXT, train_tokenizer
 
     if data.tokenizer:
         try:

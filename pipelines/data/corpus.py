@@ -32,9 +32,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.configuration.data import DataConfig
+from pipelines.data.token_shards import ShardRows, TokenShards, token_type
 from pipelines.errors import StageFailure
 from pipelines.garbage import no_collection
-from pipelines.shards import ShardRows, TokenShards, token_type
 from pipelines.tasks import SPLITS, Problem, generate, split_of
 
 DATA_VERSION = 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from pipelines.order import BLOCK, Mixture, permuted, training_order
+from pipelines.data.training_order import BLOCK, Mixture, permuted, training_order
 
 SIZES = {"a": 1000, "b": 37, "c": 5}
 WEIGHTS = {"a": 3.0, "b": 1.0, "c": 0.0}
