@@ -244,7 +244,7 @@ def _counter() -> Qwen3ForCausalLM:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    from pipelines.formats import FORMATS, Format
+    from pipelines.tasks.formats import FORMATS, Format
 
     FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "exact")
     sys.exit(report([*rollout_rows(), *step_rows()], "GRPO and its rollouts"))

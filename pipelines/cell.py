@@ -23,7 +23,7 @@ from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import UserError, nearest, require
-from pipelines.formats import FORMATS
+from pipelines.tasks.formats import FORMATS
 
 
 @dataclass

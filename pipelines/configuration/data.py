@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 from omegaconf import MISSING
 
-from pipelines import gym
 from pipelines.errors import nearest, require, require_fraction, require_positive
-from pipelines.tasks import FAMILIES
+from pipelines.tasks.families import FAMILIES
+from pipelines.tasks.families import reasoning_gym as gym
 
 SOURCE_KINDS = ("hub", "jsonl", "parquet", "text")
 
@@ -39,7 +39,7 @@ class DataConfig:
     text: list[str] = field(default_factory=lambda: ["sympy", "networkx"])
     """Installed packages whose docstrings are the text."""
     tasks: list[str] = MISSING
-    """Families of generated reasoning tasks (names of `pipelines.tasks.FAMILIES`)."""
+    """Families of generated reasoning tasks (names of `pipelines.tasks.families.FAMILIES`)."""
     tasks_per_family: int = MISSING
     """Distinct questions generated for each family, before they are split by hash."""
     worked_share: float = MISSING

@@ -1,7 +1,7 @@
 """Text and tasks as tokens: built once, cached by content, cut into rows, mixed by weight.
 
 The text is the docstrings of installed packages (torch brings sympy and networkx along), the tasks are generated
-(`pipelines.tasks`), and a byte-level BPE with single digits is trained on both. Everything is split by hash of the
+(`pipelines.tasks.families`), and a byte-level BPE with single digits is trained on both. Everything is split by hash of the
 question or of the document. The cache's folder is named by a hash of all that went in; whoever comes first builds
 it under a lock, and whoever reads it checks its hashes.
 
@@ -35,7 +35,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
 from pipelines.errors import StageFailure
 from pipelines.garbage import no_collection
-from pipelines.tasks import SPLITS, Problem, generate, split_of
+from pipelines.tasks.families import SPLITS, Problem, generate, split_of
 
 DATA_VERSION = 1
 """Raised by hand when the code here changes what is built."""

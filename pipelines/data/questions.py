@@ -2,7 +2,7 @@
 
 A data set is a family of the corpus (generated tasks, `gym_` families among them) or a file of JSON lines. How a
 question becomes a prompt, where a response's answer is found and which verifier judges it stand in
-`pipelines.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are never
+`pipelines.tasks.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are never
 trained on.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from pipelines.data.corpus import Corpus
 from pipelines.errors import UserError, nearest
-from pipelines.formats import FORMATS
-from pipelines.tasks import Problem, split_of
+from pipelines.tasks.families import Problem, split_of
+from pipelines.tasks.formats import FORMATS
 
 FILE = ".jsonl"
 """Ending of the names in `grpo.tasks` that are files."""

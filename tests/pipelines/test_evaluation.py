@@ -20,7 +20,7 @@ from pipelines.metrics import pass_at_k
 from pipelines.models import build_model
 from pipelines.pieces import Pieces
 from pipelines.samples import SAMPLES, read_rows
-from pipelines.tasks import verify
+from pipelines.tasks.families import verify
 
 BENCHMARKS = {
     "Text": BenchmarkConfig("text", "text", "text", items=12),

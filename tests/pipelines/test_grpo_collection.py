@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
-from pipelines.formats import FORMATS, Format
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Group, Questions
 from pipelines.grpo.diagnostics import (
@@ -25,6 +24,7 @@ from pipelines.grpo.diagnostics import (
     sampled_entropy,
 )
 from pipelines.rollouts import Rollouts, Sampling, generate
+from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_rollouts import tiny
 

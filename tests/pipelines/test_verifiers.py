@@ -12,8 +12,8 @@ from pipelines.configuration.data import DataConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.data.questions import Question, contamination, load_questions
 from pipelines.errors import StageFailure, UserError
-from pipelines.formats import FORMATS
-from pipelines.tasks import generate
+from pipelines.tasks.families import generate
+from pipelines.tasks.formats import FORMATS
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.test_grpo import small_corpus
 

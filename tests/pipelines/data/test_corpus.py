@@ -13,7 +13,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.data.corpus import Corpus, Document, docstrings, overlap, prepare, row_starts
 from pipelines.data.training_order import schedule
 from pipelines.errors import StageFailure
-from pipelines.tasks import Problem, split_of
+from pipelines.tasks.families import Problem, split_of
 from tests.forked import forked
 
 

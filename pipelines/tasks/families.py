@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines import gym
+from pipelines.tasks.families import reasoning_gym as gym
 
 MARK = "####"
 SPLITS = {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}

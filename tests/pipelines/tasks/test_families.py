@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipelines.tasks import FAMILIES, SPLITS, Problem, extract_answer, generate, split_of, verify
+from pipelines.tasks.families import FAMILIES, SPLITS, Problem, extract_answer, generate, split_of, verify
 
 
 def independent_answer(problem: Problem) -> str:

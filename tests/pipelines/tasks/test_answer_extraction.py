@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.extraction import LONGEST, final_answer, last_boxed
+from pipelines.tasks.answer_extraction import LONGEST, final_answer, last_boxed
 
 BOXED = [
     # text inside the box, which is the answer whatever stands around it
