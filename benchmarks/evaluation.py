@@ -25,7 +25,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.metrics import mean_intervals, pass_at_k, sampling_error
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.verifiers import Judge
 from sweeps.store import Store
 

@@ -36,7 +36,7 @@ from pipelines.data.corpus import docstrings
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
-from pipelines.models import empty_model, model_config
+from pipelines.models.causal_lm import empty_model, model_config
 from pipelines.training import NextToken, train
 from shaping import Objective
 from tests.wandb_server import wandb_server

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.sizes import PEAKS, forward_operations
+from pipelines.models.sizes import PEAKS, forward_operations
 
 
 class Speed:

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from pipelines.card import model_card
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
@@ -29,7 +28,8 @@ from pipelines.errors import StageFailure
 from pipelines.evaluation import AS_IT_IS, Control, evaluate, text_rows
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
-from pipelines.models import build_model, load_model, on_device, parameter_count, save_checkpoint
+from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count, save_checkpoint
+from pipelines.models.model_card import model_card
 from pipelines.pieces import Pieces, Share
 from pipelines.training import Budget, train
 from shaping.objective import Objective

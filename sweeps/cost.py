@@ -1,4 +1,4 @@
-"""What a plan costs before anything has run: operations (`pipelines.sizes`), GPU-hours, wall time, storage. Arithmetic
+"""What a plan costs before anything has run: operations (`pipelines.models.sizes`), GPU-hours, wall time, storage. Arithmetic
 alone, no torch.
 
 What cannot be known is assumed (`Assumed`), and printed with the figures.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.configuration import STAGES
-from pipelines.sizes import PEAKS, activations, forward_operations, parameters
+from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 

@@ -205,7 +205,7 @@ def sizes(
     as_json: AsJson = False,
 ) -> None:
     """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
-    from pipelines.sizes import active_body_parameters, body_parameters, parameters
+    from pipelines.models.sizes import active_body_parameters, body_parameters, parameters
     from sweeps.composition import compose_cell, options_of
 
     known = options_of("model")

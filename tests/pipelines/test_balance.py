@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from pipelines.balance import BIAS, ExpertBalance
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.models import empty_model, model_config
+from pipelines.models.causal_lm import empty_model, model_config
 from pipelines.parallel import prepare
 from pipelines.training import CausalLoss, adamw
 from shaping import Objective

@@ -23,7 +23,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.training import train
 from shaping import Objective
 from tests.forked import forked

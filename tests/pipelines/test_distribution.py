@@ -15,7 +15,7 @@ from pipelines.data.corpus import Corpus
 from pipelines.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
 from pipelines.evaluation import Control, evaluate, text_rows
 from pipelines.ledger import Ledger
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.pieces import Pieces
 from shaping.objective import Objective
 from shaping.theory import stationary_distribution

@@ -17,7 +17,7 @@ from pipelines.errors import StageFailure
 from pipelines.evaluation import CHOICE_TASKS, evaluate, text_rows
 from pipelines.ledger import Ledger
 from pipelines.metrics import pass_at_k
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.pieces import Pieces
 from pipelines.samples import SAMPLES, read_rows
 from pipelines.tasks.families import verify

@@ -20,7 +20,7 @@ from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training
 from pipelines.ledger import Ledger
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.training import train
 from shaping import Objective
 from tests.forked import forked

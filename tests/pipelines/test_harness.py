@@ -18,7 +18,7 @@ from pipelines.configuration.model import ModelConfig  # noqa: E402
 from pipelines.data.corpus import Corpus  # noqa: E402
 from pipelines.errors import MissingData, UserError  # noqa: E402
 from pipelines.harness import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
-from pipelines.models import build_model, save_checkpoint  # noqa: E402
+from pipelines.models.causal_lm import build_model, save_checkpoint  # noqa: E402
 from pipelines.pieces import Pieces  # noqa: E402
 
 ITEMS = 12

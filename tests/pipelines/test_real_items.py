@@ -20,7 +20,7 @@ from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
 from pipelines.harness import run_task
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.pieces import Pieces
 from pipelines.verifiers import Judge
 

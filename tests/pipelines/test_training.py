@@ -23,9 +23,9 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
-from pipelines.models import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
+from pipelines.models.sizes import forward_operations
 from pipelines.resume import saved_steps
-from pipelines.sizes import forward_operations
 from pipelines.training import CausalLoss, Rows, adamw, learning_rate, train
 from shaping import Objective, shaped_cross_entropy
 from tests.forked import forked

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipelines.sizes import active_parameters, parameters
+from pipelines.models.sizes import active_parameters, parameters
 from sweeps.composition import compose_cell, compose_cells
 from sweeps.cost import Rate, Room, estimate, memory, rank_memory, storage, work
 from sweeps.plan import Plan, StageRun, plan
@@ -168,8 +168,8 @@ def test_activations_are_those_that_torch_keeps(name: str) -> None:
     """Bytes of all storages that autograd saves for one more layer, weights left out."""
     import torch
 
-    from pipelines.models import empty_model, model_config
-    from pipelines.sizes import activations
+    from pipelines.models.causal_lm import empty_model, model_config
+    from pipelines.models.sizes import activations
 
     shape = compose_cell([f"model={name}"]).model
 

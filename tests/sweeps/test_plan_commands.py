@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sizes import parameters
+from pipelines.models.sizes import parameters
 from sweeps.composition import compose_cell, compose_cells
 from sweeps.cost import Assumed, Rate, work
 from sweeps.plan import plan

@@ -26,7 +26,7 @@ from pipelines.data.preparation import documents_of, is_held_out, ngram_hashes, 
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
 from pipelines.ledger import Ledger
-from pipelines.models import build_model
+from pipelines.models.causal_lm import build_model
 from pipelines.training import train
 from shaping import Objective
 

@@ -12,12 +12,19 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import StageFailure
-from pipelines.models import build_model, empty_model, load_model, model_config, parameter_count, save_checkpoint
+from pipelines.models.causal_lm import (
+    build_model,
+    empty_model,
+    load_model,
+    model_config,
+    parameter_count,
+    save_checkpoint,
+)
+from pipelines.models.sizes import active_body_parameters, body_parameters, parameters
 from pipelines.parallel import prepare as set_up
 from pipelines.rollouts.engine import Sampling
 from pipelines.rollouts.scoring import score
 from pipelines.rollouts.transformers_engine import TransformersEngine
-from pipelines.sizes import active_body_parameters, body_parameters, parameters
 from pipelines.training import CausalLoss, adamw, positions_in_documents
 from shaping import Objective
 from sweeps.composition import compose_cell

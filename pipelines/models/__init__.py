@@ -1,0 +1,1 @@
+"""Models in Hugging Face format: building, loading and saving them, their sizes and their cards."""
