@@ -32,7 +32,7 @@ from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from
 from pipelines.grpo.update import Updater
 from pipelines.rollouts import Sampling, TransformersEngine, generate
-from pipelines.training import adamw
+from pipelines.training.next_token import adamw
 from pipelines.verifiers import Judge, Verdict
 
 VOCABULARY = 640

@@ -26,7 +26,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
-from pipelines import training
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
@@ -37,7 +36,8 @@ from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
-from pipelines.training import NextToken, train
+from pipelines.training.next_token import NextToken, train
+from pipelines.training.next_token import next_token as training
 from shaping import Objective
 from tests.wandb_server import wandb_server
 

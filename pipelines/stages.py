@@ -31,7 +31,7 @@ from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
 from pipelines.pieces import Pieces, Share
-from pipelines.training import Budget, train
+from pipelines.training.next_token import Budget, train
 from shaping.objective import Objective
 
 get_checkpoint_conversion_mapping("qwen3")  # compiles a thousand patterns, once for all models that are loaded
@@ -53,7 +53,7 @@ class _Context:
     ledger: Ledger
     interrupted: Callable[[], bool]
     """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage asks between steps; when it is true the
-    stage saves its trainer state (`pipelines.resume`) in `resume` and raises `pipelines.errors.Interrupted`."""
+    stage saves its trainer state (`pipelines.training.trainer_state`) in `resume` and raises `pipelines.errors.Interrupted`."""
 
     root: Path
     """Of the store."""

@@ -24,9 +24,9 @@ from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
 from pipelines.grpo.update import Updater
 from pipelines.ledger import Ledger
-from pipelines.resume import SAVE_SECONDS, every, load_state, save_state
 from pipelines.rollouts import Engine, TransformersEngine
-from pipelines.training import adamw
+from pipelines.training.next_token import adamw
+from pipelines.training.trainer_state import SAVE_SECONDS, every, load_state, save_state
 from pipelines.verifiers import Judge
 
 SHOWN = 8

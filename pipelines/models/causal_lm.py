@@ -53,7 +53,7 @@ def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: in
         **shared,
         num_local_experts=config.experts,
         num_experts_per_tok=config.active_experts,
-        router_aux_loss_coef=0.0,  # balance comes from the router's bias (`pipelines.balance`)
+        router_aux_loss_coef=0.0,  # balance comes from the router's bias (`pipelines.training.expert_balance`)
     )
 
 

@@ -21,7 +21,7 @@ from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training import train
+from pipelines.training.next_token import train
 from shaping import Objective
 from tests.forked import forked
 

@@ -27,7 +27,7 @@ from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training import train
+from pipelines.training.next_token import train
 from shaping import Objective
 
 TEXTS = [document.text for document in docstrings("networkx")][:300]

@@ -21,11 +21,11 @@ from pipelines.models.causal_lm import (
     save_checkpoint,
 )
 from pipelines.models.sizes import active_body_parameters, body_parameters, parameters
-from pipelines.parallel import prepare as set_up
 from pipelines.rollouts.engine import Sampling
 from pipelines.rollouts.scoring import score
 from pipelines.rollouts.transformers_engine import TransformersEngine
-from pipelines.training import CausalLoss, adamw, positions_in_documents
+from pipelines.training.next_token import CausalLoss, adamw, positions_in_documents
+from pipelines.training.parallel import prepare as set_up
 from shaping import Objective
 from sweeps.composition import compose_cell
 
@@ -180,7 +180,7 @@ def test_the_fused_loss_takes_over_where_logits_are_large(
     for objective in (Objective(), Objective(-0.25, 0.1, -0.1, 8)):
         found = []
         for limit in (2**25, 0):
-            monkeypatch.setattr("pipelines.training.CHUNK_BYTES", limit)
+            monkeypatch.setattr("pipelines.training.next_token.CHUNK_BYTES", limit)
             model = build_model(DENSE, tokenizer, 1e4, seed=3).train()
             loss, stats = CausalLoss(model, objective)(batch, True)
             loss.backward()

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from pipelines.balance import BIAS, ExpertBalance
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.models.causal_lm import empty_model, model_config
-from pipelines.parallel import prepare
-from pipelines.training import CausalLoss, adamw
+from pipelines.training.expert_balance import BIAS, ExpertBalance
+from pipelines.training.next_token import CausalLoss, adamw
+from pipelines.training.parallel import prepare
 from shaping import Objective
 
 SHAPE = ModelConfig("m", layers=2, d_model=32, ffn=16, heads=2, kv_heads=1, head_dim=16, experts=8, active_experts=2)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import training
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
@@ -25,8 +24,9 @@ from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.models.sizes import forward_operations
-from pipelines.resume import saved_steps
-from pipelines.training import CausalLoss, Rows, adamw, learning_rate, train
+from pipelines.training.next_token import CausalLoss, Rows, adamw, learning_rate, train
+from pipelines.training.next_token import next_token as training
+from pipelines.training.trainer_state import saved_steps
 from shaping import Objective, shaped_cross_entropy
 from tests.forked import forked
 
@@ -294,7 +294,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 
 
 def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.training.HISTORY", 4)
+    monkeypatch.setattr("pipelines.training.next_token.HISTORY", 4)
     steps: list[int] = []
 
     def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:

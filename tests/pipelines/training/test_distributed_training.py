@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import training
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
@@ -24,7 +23,8 @@ from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training import train
+from pipelines.training.next_token import next_token as training
+from pipelines.training.next_token import train
 from shaping import Objective
 from tests.forked import forked
 

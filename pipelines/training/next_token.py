@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from pipelines import parallel
-from pipelines.balance import ExpertBalance
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.data.corpus import Corpus
 from pipelines.data.training_order import training_order
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.ledger import Ledger
-from pipelines.resume import SAVE_SECONDS, every, load_tensors, save_tensors, saved_state, saved_steps
-from pipelines.speed import Speed, step_operations
+from pipelines.training.expert_balance import ExpertBalance
+from pipelines.training.next_token import parallel
+from pipelines.training.throughput import Speed, step_operations
+from pipelines.training.trainer_state import SAVE_SECONDS, every, load_tensors, save_tensors, saved_state, saved_steps
 from shaping.loss import CHUNK_BYTES, linear_shaped_cross_entropy, shaped_cross_entropy
 from shaping.objective import Objective
 from shaping.statistics import TokenStatistics
