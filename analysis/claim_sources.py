@@ -15,7 +15,7 @@ from analysis.statistics import (
     Sampled,
 )
 from analysis.tables import score_metric
-from pipelines.metrics import pass_at_k
+from pipelines.evaluation.metrics import pass_at_k
 
 
 class Missing(Exception):

@@ -21,9 +21,9 @@ import pandas as pd
 from analysis.index import SPEC, Finished, Readings, read_object, read_store
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
+from pipelines.evaluation.metrics import RIGHT
+from pipelines.evaluation.samples import SAMPLES
 from pipelines.garbage import no_collection
-from pipelines.metrics import RIGHT
-from pipelines.samples import SAMPLES
 from sweeps.plan import Plan, StageRun
 from sweeps.store import Store
 

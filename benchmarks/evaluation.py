@@ -24,7 +24,7 @@ from benchmarks.comparison import Row, report, timed
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
-from pipelines.metrics import mean_intervals, pass_at_k, sampling_error
+from pipelines.evaluation.metrics import mean_intervals, pass_at_k, sampling_error
 from pipelines.models.causal_lm import build_model
 from pipelines.verifiers import Judge
 from sweeps.store import Store
@@ -69,7 +69,7 @@ def harness_rows(folder: Path) -> list[Row]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from pipelines.harness import RolloutLM
+    from pipelines.evaluation.lm_eval_tasks import RolloutLM
 
     corpus = prepare(DataConfig("b", ["networkx"], ["chain3"], 2000, 0.5, 0.5, 640, 16), folder / "cache")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0).eval()

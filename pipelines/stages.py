@@ -23,14 +23,14 @@ from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.data.token_shards import fingerprint
-from pipelines.distribution import matched_temperature, mean_entropy
 from pipelines.errors import StageFailure
-from pipelines.evaluation import AS_IT_IS, Control, evaluate, text_rows
+from pipelines.evaluation.distribution import matched_temperature, mean_entropy
+from pipelines.evaluation.evaluate import AS_IT_IS, Control, evaluate, text_rows
+from pipelines.evaluation.piece_cache import Pieces, Share
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
-from pipelines.pieces import Pieces, Share
 from pipelines.training.next_token import Budget, train
 from shaping.objective import Objective
 

@@ -109,7 +109,7 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Compute Avg@n, Cons@n and Pass@k anew from the samples that evaluations have stored; needs no model."""
-    from pipelines.samples import SAMPLES, measure, read_rows
+    from pipelines.evaluation.samples import SAMPLES, measure, read_rows
 
     opened = Store.open(store)
     if k != "all" and not all(part.strip().isdigit() and int(part) > 0 for part in k.split(",")):
@@ -151,7 +151,7 @@ def contamination(
     from pipelines.configuration import STAGES as TRAINED
     from pipelines.data.contamination import overlap
     from pipelines.data.corpus import prepare
-    from pipelines.evaluation import evaluation_texts
+    from pipelines.evaluation.evaluate import evaluation_texts
     from sweeps.composition import compose_cells
 
     if n < 5:

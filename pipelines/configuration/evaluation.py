@@ -11,7 +11,7 @@ from pipelines.verifiers.registry import VERIFIERS
 
 HARNESS = ("harness", "harness_choice")
 CHOICE_TASKS = ("module", "continuation")
-"""Multiple-choice tasks; `pipelines.evaluation` builds their items."""
+"""Multiple-choice tasks; `pipelines.evaluation.evaluate` builds their items."""
 LOCAL_FILES = (".jsonl", ".parquet")
 """Endings of the names of data sets that are files here."""
 CONTROLS = ("matched", "theory")

@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
+from pipelines.evaluation.metrics import pass_at_k
 from pipelines.grpo.algorithm import divergence
 from pipelines.grpo.collection import Collected, Group
 from pipelines.grpo.update import FORKING_SHARE, rows_of
-from pipelines.metrics import pass_at_k
 from pipelines.rollouts import length_batches, score
 
 KL_RESPONSES = 64

@@ -12,7 +12,7 @@ from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import exit_code, judge, read_claims, sentences
 from analysis.frames import read_study
 from pipelines.errors import UserError
-from pipelines.samples import SAMPLES, write_rows
+from pipelines.evaluation.samples import SAMPLES, write_rows
 from tests.analysis.conftest import write_run
 
 SEEDS = ["+sweep=nano", "seed=1,2,3,4,5"]

@@ -12,7 +12,7 @@ import pytest
 import analysis
 from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
-from pipelines.samples import SAMPLES, write_rows
+from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.store import Store
 from tests.analysis.conftest import known, write_run
 

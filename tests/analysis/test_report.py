@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
 from analysis.reproduce import Options, reproduce
-from pipelines.samples import SAMPLES, write_rows
+from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.store import Store
 from tests.analysis.conftest import composed_once, planned, write_run
 

@@ -14,12 +14,12 @@ from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus
 from pipelines.errors import StageFailure
-from pipelines.evaluation import CHOICE_TASKS, evaluate, text_rows
+from pipelines.evaluation.evaluate import CHOICE_TASKS, evaluate, text_rows
+from pipelines.evaluation.metrics import pass_at_k
+from pipelines.evaluation.piece_cache import Pieces
+from pipelines.evaluation.samples import SAMPLES, read_rows
 from pipelines.ledger import Ledger
-from pipelines.metrics import pass_at_k
 from pipelines.models.causal_lm import build_model
-from pipelines.pieces import Pieces
-from pipelines.samples import SAMPLES, read_rows
 from pipelines.tasks.families import verify
 
 BENCHMARKS = {

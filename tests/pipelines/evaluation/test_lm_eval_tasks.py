@@ -17,9 +17,9 @@ from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig  # noqa: E402
 from pipelines.data.corpus import Corpus  # noqa: E402
 from pipelines.errors import MissingData, UserError  # noqa: E402
-from pipelines.harness import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
+from pipelines.evaluation.lm_eval_tasks import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
+from pipelines.evaluation.piece_cache import Pieces  # noqa: E402
 from pipelines.models.causal_lm import build_model, save_checkpoint  # noqa: E402
-from pipelines.pieces import Pieces  # noqa: E402
 
 ITEMS = 12
 SHOTS = "".join(f"Question: What is {i} plus {i}?\nAnswer: {2 * i}\n\n" for i in range(1, 6))
@@ -205,7 +205,7 @@ def test_what_was_answered_is_not_asked_again(
 ) -> None:
     requests = [Instance("loglikelihood", {}, (f"context {i}", " end"), i) for i in range(6)]
     first = RolloutLM(model, corpus.tokenizer, Pieces(tmp_path, {})).loglikelihood(requests)
-    monkeypatch.setattr("pipelines.harness.likelihoods", None)
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.likelihoods", None)
     assert RolloutLM(model, corpus.tokenizer, Pieces(tmp_path, {})).loglikelihood(requests) == first
 
 
@@ -255,7 +255,7 @@ def test_a_data_set_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyP
     row = BenchmarkConfig("harness", "math", "amc23", items=4, dataset="math-ai/amc23")
     with pytest.raises(MissingData, match=r"math-ai/amc23 is neither here nor reachable \(ConnectionError: down\)"):
         load_tasks("AMC23", row)
-    monkeypatch.setattr("pipelines.harness.FOLDERS", {"amc": "aime"})
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.FOLDERS", {"amc": "aime"})
     with pytest.raises(UserError, match=r"evaluation\.benchmarks\.X\.task=amc: lm-eval has no task"):
         load_tasks("X", BenchmarkConfig("harness", "math", "amc", items=4))
 

@@ -19,9 +19,9 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
-from pipelines.harness import run_task
+from pipelines.evaluation.lm_eval_tasks import run_task
+from pipelines.evaluation.piece_cache import Pieces
 from pipelines.models.causal_lm import build_model
-from pipelines.pieces import Pieces
 from pipelines.verifiers import Judge
 
 CONFIG = EvaluationConfig("t", 0.7, 0.95, 16, {}, 24, [2], {})

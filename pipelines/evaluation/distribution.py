@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines.data.corpus import Corpus
-from pipelines.metrics import Estimate, estimate, interval_of, mean_and_error, resampling
+from pipelines.evaluation.metrics import Estimate, estimate, interval_of, mean_and_error, resampling
 from shaping.loss import token_statistics
 
 BATCH_TOKENS = 16_384

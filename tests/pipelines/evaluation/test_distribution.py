@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import distribution
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus
-from pipelines.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
-from pipelines.evaluation import Control, evaluate, text_rows
+from pipelines.evaluation.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
+from pipelines.evaluation.evaluate import Control, distribution, evaluate, text_rows
+from pipelines.evaluation.piece_cache import Pieces
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.pieces import Pieces
 from shaping.objective import Objective
 from shaping.theory import stationary_distribution
 
@@ -162,7 +161,7 @@ def test_a_matched_control_is_tempered_in_text_and_in_sampling(corpus: Corpus, m
     assert cool["Text/temperature"]["value"] == 0.5
     assert cool["Text/entropy"]["value"] < plain["Text/entropy"]["value"]
     assert cool["Text/top_1"]["value"] == plain["Text/top_1"]["value"]  # the order of the tokens stays
-    from pipelines.samples import SAMPLES, read_rows
+    from pipelines.evaluation.samples import SAMPLES, read_rows
 
     log_probs = np.mean([row["log_prob"] / row["length"] for row in read_rows(tmp_path / SAMPLES)])
     assert log_probs > -0.9 * plain["Text/entropy"]["value"]
@@ -173,7 +172,7 @@ def test_a_theory_control_is_the_stationary_distribution(
     corpus: Corpus, model: Any, tmp_path: Any, rows: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On all tokens, where the estimate from a few has nothing left to estimate."""
-    monkeypatch.setattr("pipelines.evaluation.THEORY_TOKENS", rows.size)
+    monkeypatch.setattr("pipelines.evaluation.evaluate.THEORY_TOKENS", rows.size)
     objective = Objective.named(name)
     found = measured(model, corpus, tmp_path, Control(f"theory:{name}", objective=objective))
     p = stationary_distribution(torch.from_numpy(probabilities(model, rows)).flatten(0, 1), objective)

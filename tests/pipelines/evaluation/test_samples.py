@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import Interrupted
-from pipelines.pieces import Pieces, Share, cut
-from pipelines.samples import cast_votes, measure, read_rows, sample_rows, write_rows
+from pipelines.evaluation.piece_cache import Pieces, Share, cut
+from pipelines.evaluation.samples import cast_votes, measure, read_rows, sample_rows, write_rows
 from pipelines.verifiers import Judge
 from tests.forked import forked
 

@@ -2,7 +2,7 @@
 
 Items are the first ones of the test split, the same for every checkpoint, and samples draw from seeds that depend
 on the benchmark alone, so two checkpoints differ by their models only. What is measured is kept by benchmark and
-piece (`pipelines.pieces`), so nothing is measured twice and a kill costs one piece.
+piece (`pipelines.evaluation.piece_cache`), so nothing is measured twice and a kill costs one piece.
 """
 
 import json
@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from pipelines import distribution
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.data.corpus import Corpus
 from pipelines.data.questions import Question, load_items
 from pipelines.data.token_shards import ShardRows
 from pipelines.errors import MissingData, StageFailure
+from pipelines.evaluation.evaluate import distribution
+from pipelines.evaluation.metrics import Estimate, estimate, mean_and_error
+from pipelines.evaluation.piece_cache import Pieces, Rows, cut
+from pipelines.evaluation.samples import SAMPLES, Sample, measure, sample_rows, write_rows
 from pipelines.ledger import Ledger
-from pipelines.metrics import Estimate, estimate, mean_and_error
-from pipelines.pieces import Pieces, Rows, cut
 from pipelines.rollouts import Sampling, generate, likelihoods
-from pipelines.samples import SAMPLES, Sample, measure, sample_rows, write_rows
 from pipelines.verifiers import Judge
 from shaping.objective import Objective
 from shaping.statistics import entropy, head_tail_mass
@@ -133,7 +133,7 @@ class _Measured:
     def benchmark(self, name: str, benchmark: BenchmarkConfig) -> tuple[Found, list[Sample], dict[str, Any]]:
         """Metrics, samples, and what of the distribution does not fit into a number."""
         if benchmark.kind in HARNESS:
-            from pipelines.harness import run_task
+            from pipelines.evaluation.lm_eval_tasks import run_task
 
             return run_task(self.model, self.corpus.tokenizer, name, benchmark, self.config, self.pieces)
         if benchmark.kind == "sampled":
@@ -241,7 +241,7 @@ def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str
             questions = load_items(benchmark.task, benchmark.dataset, corpus, benchmark.items)
             texts[name] = [question.question for question in questions]
         else:
-            from pipelines.harness import item_texts
+            from pipelines.evaluation.lm_eval_tasks import item_texts
 
             try:
                 texts[name] = item_texts(name, benchmark)
@@ -281,7 +281,7 @@ def sample_answers(
     judge: Judge,
     first: int = 0,
 ) -> Rows:
-    """Rows of `pipelines.samples`, without the benchmark's name: `n` answers to each question, judged.
+    """Rows of `pipelines.evaluation.samples`, without the benchmark's name: `n` answers to each question, judged.
 
     `first` is the number of the first question in its benchmark. A response that the limit cut has no answer.
     """

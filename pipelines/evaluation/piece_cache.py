@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.samples import read_rows, write_rows
+from pipelines.evaluation.samples import read_rows, write_rows
 
 Rows = list[dict[str, Any]]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.metrics import (
+from pipelines.evaluation.metrics import (
     consensus,
     estimate,
     mean_and_error,

@@ -28,10 +28,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.errors import MissingData, UserError
-from pipelines.metrics import Estimate, estimate
-from pipelines.pieces import Pieces, Rows, cut
+from pipelines.evaluation.metrics import Estimate, estimate
+from pipelines.evaluation.piece_cache import Pieces, Rows, cut
+from pipelines.evaluation.samples import Judged, Sample, measure, sample_rows
 from pipelines.rollouts import Rollouts, Sampling, generate, likelihoods
-from pipelines.samples import Judged, Sample, measure, sample_rows
 from pipelines.tasks.answer_extraction import final_answer
 from pipelines.verifiers import Judge
 

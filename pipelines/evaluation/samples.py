@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.metrics import Estimate, sampled_metrics
+from pipelines.evaluation.metrics import Estimate, sampled_metrics
 from pipelines.verifiers import Judge
 
 SAMPLES = "samples.jsonl.gz"
