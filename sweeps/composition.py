@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.cell import Cell, typed
+from pipelines.configuration.cell import Cell, typed
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from pipelines.cell import Cell, unsupported
 from pipelines.configuration import STAGES
+from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.cluster import is_here

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from pipelines.cell import Cell
+from pipelines.configuration.cell import Cell
 
 PLUGIN_MODULE = "hydra_plugins.shaping"
 """Hydra takes plugins only from modules under this name; `sweeps.hydra_plugins` stands in for it."""

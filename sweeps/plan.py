@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from pipelines.cell import Cell
 from pipelines.configuration import STAGE_VERSIONS, STAGES
 from pipelines.configuration.budgets import MidtrainConfig
+from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.evaluation import CONTROLS, LOCAL_FILES, EvaluationConfig
 from pipelines.configuration.model import ModelConfig

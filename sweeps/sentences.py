@@ -14,7 +14,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from pipelines.cell import Cell
+from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.options import LAUNCHERS
 

@@ -15,7 +15,7 @@ import pytest
         "sweeps.data",
         "sweeps.torchrun",
         "analysis.reproduce",
-        "pipelines.cell",
+        "pipelines.configuration.cell",
         "shaping.objective",
     ],
 )

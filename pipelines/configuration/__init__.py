@@ -1,4 +1,4 @@
-"""Every key of a cell, once, with its default and its check, one file a group of `conf/`; `pipelines.cell` joins them.
+"""Every key of a cell, once, with its default and its check, one file a group of `conf/`; `pipelines.configuration.cell` joins them.
 
 The dataclasses are what Hydra composes `conf/` into. No torch at import: composing and planning must not load it.
 """

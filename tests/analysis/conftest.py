@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cell import Cell
+from pipelines.configuration.cell import Cell
 from sweeps.composition import compose_cells
 from sweeps.plan import Plan, StageRun, plan
 from sweeps.store import Store

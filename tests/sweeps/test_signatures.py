@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.cell import Cell
+from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
 from sweeps.composition import compose_cell
