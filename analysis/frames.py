@@ -23,7 +23,7 @@ from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
-from pipelines.garbage import no_collection
+from pipelines.garbage_collection import no_collection
 from sweeps.plan import Plan, StageRun
 from sweeps.store import Store
 

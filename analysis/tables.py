@@ -19,7 +19,7 @@ from analysis.frames import Study, checkpoint_step
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
-from pipelines.garbage import no_collection
+from pipelines.garbage_collection import no_collection
 
 MISSING = "–"
 Z = 1.959963984540054

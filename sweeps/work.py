@@ -25,7 +25,7 @@ from submitit import JobEnvironment
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
-from pipelines.garbage import no_collection
+from pipelines.garbage_collection import no_collection
 from sweeps.lease import Lease, claim
 from sweeps.store import FORMAT, Store, StoredRun, write_json
 

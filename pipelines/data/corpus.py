@@ -34,7 +34,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipelines.configuration.data import DataConfig
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
 from pipelines.errors import StageFailure
-from pipelines.garbage import no_collection
+from pipelines.garbage_collection import no_collection
 from pipelines.tasks.families import SPLITS, Problem, generate, split_of
 
 DATA_VERSION = 1

@@ -11,7 +11,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.rollouts import Sampling
 from pipelines.rollouts.vllm_engine import VLLMEngine
-from tests.pipelines.test_rollouts import END, tiny
+from tests.pipelines.rollouts.test_transformers_engine import END, tiny
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pipelines.grpo.algorithm import advantages
 from pipelines.grpo.collection import Group
 from pipelines.grpo.update import Updater
 from pipelines.rollouts import Sampling, generate
-from tests.pipelines.test_rollouts import END, tiny
+from tests.pipelines.rollouts.test_transformers_engine import END, tiny
 
 QUESTION = Question("t", "?", "1", "marked")
 

@@ -26,7 +26,7 @@ from pipelines.grpo.diagnostics import (
 from pipelines.rollouts import Rollouts, Sampling, generate
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
-from tests.pipelines.test_rollouts import tiny
+from tests.pipelines.rollouts.test_transformers_engine import tiny
 
 
 @pytest.fixture(scope="module")

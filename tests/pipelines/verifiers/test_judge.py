@@ -15,7 +15,7 @@ from pipelines.errors import StageFailure, UserError
 from pipelines.tasks.families import generate
 from pipelines.tasks.formats import FORMATS
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
-from tests.pipelines.test_grpo import small_corpus
+from tests.pipelines.grpo.test_training import small_corpus
 
 
 def judged(name: str, pairs: list[tuple[str, str]], workers: int = 1) -> list[float]:
@@ -67,7 +67,7 @@ def test_an_expression_that_hangs_costs_its_time_limit(limits: Verifier, monkeyp
 @pytest.mark.slow
 def test_after_a_timeout_the_same_worker_goes_on_in_another_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function of the standard library tells the process that answers: `os.getpid` does not import anew."""
-    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.spinning:verify", 60.0, 0.2))
+    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.verifiers.spinning:verify", 60.0, 0.2))
     with Judge(1) as judge:
         asked = ["pid", "parent", "spin", "pid", "parent", "die", "parent"]
         found = judge.rewards([("spins", word, str(i)) for i, word in enumerate(asked)])
@@ -80,7 +80,7 @@ def test_after_a_timeout_the_same_worker_goes_on_in_another_fork(monkeypatch: py
 
 @pytest.mark.slow
 def test_equal_items_are_put_to_their_verifier_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.spinning:verify", 60.0))
+    monkeypatch.setitem(VERIFIERS, "spins", Verifier("tests.pipelines.verifiers.spinning:verify", 60.0))
     items = [("spins", "count", reference) for reference in "abacba"]
     with Judge(1) as judge:
         rewards = [round(verdict.reward * 2**32) for verdict in judge.rewards([*items, ("exact", "a", "a")])]
