@@ -21,7 +21,7 @@ from analysis.frames import Study, read_stored
 from analysis.tables import Table, build_tables
 from pipelines.errors import StageFailure, UserError
 from sweeps.sentences import sentence
-from sweeps.store import Store, read_json, write_json
+from sweeps.store.stage_runs import Store, read_json, write_json
 
 
 @dataclass

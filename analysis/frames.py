@@ -25,7 +25,7 @@ from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.garbage_collection import no_collection
 from sweeps.plan import Plan, StageRun
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 SETTING = ["model", "objective", "beta", "lam_head", "lam_tail", "top_k", "seed"]
 """Columns that say which cell a row belongs to."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from pipelines.errors import UserError
-from sweeps.store import FORMAT, Store
+from sweeps.store.stage_runs import FORMAT, Store
 
 LAYOUT = 1
 """Version of the cache file; another one is ignored and written anew."""

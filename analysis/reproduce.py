@@ -40,7 +40,7 @@ from pipelines.errors import UserError, nearest
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
 from sweeps.sentences import sentence
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 FLAGS = ("--missing", "--claims", "--debug")
 

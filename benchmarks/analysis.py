@@ -34,7 +34,7 @@ began = time.perf_counter()
 from analysis.frames import read_stored
 from analysis.tables import build_tables
 from analysis.formats import csv
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 imported = time.perf_counter()
 store = Store.open(sys.argv[1])
 study = read_stored(store)

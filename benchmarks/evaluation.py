@@ -27,7 +27,7 @@ from pipelines.data.corpus import Corpus, prepare
 from pipelines.evaluation.metrics import mean_intervals, pass_at_k, sampling_error
 from pipelines.models.causal_lm import build_model
 from pipelines.verifiers import Judge
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 MODEL = ModelConfig("nano", layers=3, d_model=96, ffn=288, heads=6, kv_heads=2, head_dim=16)
 CHOICE = """

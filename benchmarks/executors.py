@@ -19,7 +19,7 @@ from benchmarks.comparison import Row, report
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
 from sweeps.records import record
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 REPOSITORY = Path(__file__).parents[1]
 FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}

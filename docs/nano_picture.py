@@ -12,7 +12,7 @@ from analysis.frames import read_study
 from analysis.vega import png, svg
 from sweeps.composition import compose_cells
 from sweeps.plan import plan
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 PANELS = ("perplexity", "entropy (nats)", "reward", "reward on held-out problems")
 FIGURES = ("pretraining-nano", "pretraining-nano", "rl-nano", "rl-nano")

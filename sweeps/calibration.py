@@ -9,7 +9,7 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
 from sweeps.cost import DEVICES, Assumed, Rate, Work, work
 from sweeps.plan import Plan, StageRun
-from sweeps.store import Store, StoredRun
+from sweeps.store.stage_runs import Store, StoredRun
 
 
 @dataclass(frozen=True)

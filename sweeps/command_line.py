@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.errors import UserError
 from sweeps.status import rows
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 app = typer.Typer(
     help="Look at sweeps and tend them: what they cost, where they stand, logs, retries, the store.",

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.plan import Plan, StageRun, cell_of
-from sweeps.store import Store, StoredRun
+from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:
     from sweeps.executor import Outcome

@@ -21,7 +21,7 @@ from sweeps.cost import memory
 from sweeps.display import Display
 from sweeps.machine import Machine
 from sweeps.plan import Plan, StageRun
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from sweeps.warm import WarmExecutor, sentinel
 from sweeps.work import perform
 

@@ -19,7 +19,7 @@ from sweeps.options import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, plan
 from sweeps.records import record
 from sweeps.slurm import Submission, submit
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 Jobs = Sequence[Sequence[str]]
 

@@ -17,7 +17,7 @@ from sweeps.display import STAGE_ORDER, amount, title
 from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
 from sweeps.status import rows
-from sweeps.store import Store, place
+from sweeps.store.stage_runs import Store, place
 
 if TYPE_CHECKING:
     from sweeps.cost import Assumed, Rate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.plan import Plan, StageRun
-from sweeps.store import FORMAT, Store, read_json, write_json
+from sweeps.store.stage_runs import FORMAT, Store, read_json, write_json
 
 
 @dataclass(frozen=True)

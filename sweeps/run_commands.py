@@ -22,7 +22,7 @@ from sweeps.command_line import AsJson, Filters, StorePath, app, cells_beside, c
 from sweeps.display import STAGE_ORDER, clock
 from sweeps.options import SlurmLauncherConfig
 from sweeps.status import ORDER, TROUBLE, Row, rows
-from sweeps.store import Store, StoredRun, write_json
+from sweeps.store.stage_runs import Store, StoredRun, write_json
 
 SHOWN = 40
 """Stage runs that `status` lists, unless it is told to list all."""
@@ -160,7 +160,7 @@ def cancel(filters: Filters = None, store: StorePath = "store") -> int:
 
 def _signal(stored: StoredRun, row: Row, out_of_reach: list[str]) -> int:
     """Ask a local worker to stop; notes why where it cannot be reached."""
-    from sweeps.lease import holder
+    from sweeps.store.leases import holder
 
     held = holder(stored.folder)
     if not held or not held.alive or not held.owner:

@@ -27,10 +27,10 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from sweeps.cluster import job_states, own_words, slurm
-from sweeps.lease import Lease, claim
 from sweeps.options import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
-from sweeps.store import FORMAT, Store, write_json
+from sweeps.store.leases import Lease, claim
+from sweeps.store.stage_runs import FORMAT, Store, write_json
 from sweeps.work import perform
 
 PATIENCE_SECONDS = 120.0

@@ -10,10 +10,10 @@ from pipelines.configuration import STAGES
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.cluster import JobState, job_states
 from sweeps.index import Summary, summaries
-from sweeps.lease import holder, server_time
 from sweeps.plan import cell_of
 from sweeps.records import SweepRecord, records
-from sweeps.store import Store, StoredRun
+from sweeps.store.leases import holder, server_time
+from sweeps.store.stage_runs import Store, StoredRun
 
 ORDER = ("failed", "corrupt", "interrupted", "cancelled", "blocked", "running", "queued", "missing", "done")
 """What is shown first."""

@@ -9,7 +9,7 @@ from pipelines.errors import StageFailure, UserError
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.display import amount
 from sweeps.status import rows
-from sweeps.store import Store, StoredRun
+from sweeps.store.stage_runs import Store, StoredRun
 
 
 @app.command()

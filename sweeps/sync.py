@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.errors import StageFailure
-from sweeps.store import Store, StoredRun, read_json, write_json
+from sweeps.store.stage_runs import Store, StoredRun, read_json, write_json
 
 BATCH = 25
 """Runs that one `wandb sync` is given: few enough that a broken connection costs little."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from sweeps.lease import holder
 from sweeps.plan import signature_of
-from sweeps.store import Store, StoredRun
+from sweeps.store.leases import holder
+from sweeps.store.stage_runs import Store, StoredRun
 
 
 def faults(run: StoredRun) -> Iterator[str]:

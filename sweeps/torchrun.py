@@ -17,7 +17,7 @@ from sweeps.launch import check_ranks, prepared
 from sweeps.plan import plan
 from sweeps.records import record
 from sweeps.sentences import sentence
-from sweeps.store import Store, place
+from sweeps.store.stage_runs import Store, place
 from sweeps.work import perform
 
 TOKEN_STAGES = ("pretrain", "midtrain")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sweeps.plan import Plan, StageRun, flatten
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 
 def explain(plan: Plan, run: StageRun, store: Store) -> tuple[str | None, dict[str, tuple[Any, Any]]]:

@@ -26,8 +26,8 @@ from submitit import JobEnvironment
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.garbage_collection import no_collection
-from sweeps.lease import Lease, claim
-from sweeps.store import FORMAT, Store, StoredRun, write_json
+from sweeps.store.leases import Lease, claim
+from sweeps.store.stage_runs import FORMAT, Store, StoredRun, write_json
 
 ENVIRONMENT = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.configuration.cell import Cell
 from sweeps.composition import compose_cells
 from sweeps.plan import Plan, StageRun, plan
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 
 METRICS = {
     "text": ["perplexity", "entropy"],

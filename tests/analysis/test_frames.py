@@ -13,7 +13,7 @@ import analysis
 from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import known, write_run
 
 

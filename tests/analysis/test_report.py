@@ -15,7 +15,7 @@ from rich.console import Console
 
 from analysis.reproduce import Options, reproduce
 from pipelines.evaluation.samples import SAMPLES, write_rows
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import composed_once, planned, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

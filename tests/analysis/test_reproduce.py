@@ -19,7 +19,7 @@ from analysis.formats import file_name, html_table, latex, markdown
 from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
 from analysis.tables import Entry, Table
 from pipelines.errors import StageFailure, UserError
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import composed_once, known, planned, write_run
 from tests.conftest import SMALL
 

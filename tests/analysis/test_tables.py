@@ -17,7 +17,7 @@ from analysis.reference import MODELS, reference
 from analysis.tables import Entry, Table, build_tables
 from sweeps.composition import compose_cells
 from sweeps.plan import Plan, plan
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import known, write_run
 
 NUMBERS = {("pretrain", "beta"): 3, ("pretrain", "lambda"): 7, ("midtrain", "beta"): 10, ("midtrain", "lambda"): 12}

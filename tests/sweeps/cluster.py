@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from sweeps.status import rows
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.in_process import in_process
 
 REPOSITORY = Path(__file__).parents[2]

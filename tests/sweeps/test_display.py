@@ -11,7 +11,7 @@ from rich.console import Console
 from sweeps.display import Display
 from sweeps.executor import Outcome
 from sweeps.plan import Plan, StageRun
-from sweeps.store import Store, write_json
+from sweeps.store.stage_runs import Store, write_json
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.slow

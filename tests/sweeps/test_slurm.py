@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
 
 pytestmark = NEEDS_SLURM

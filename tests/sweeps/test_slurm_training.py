@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sweeps.store import Store, StoredRun
+from sweeps.store.stage_runs import Store, StoredRun
 from tests.conftest import SMALL, Command
 from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import planned, write_run
 from tests.wandb_server import wandb_server
 

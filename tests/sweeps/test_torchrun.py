@@ -11,7 +11,7 @@ import pytest
 
 from sweeps.composition import compose_jobs
 from sweeps.records import records
-from sweeps.store import Store
+from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command
 from tests.in_process import Result, in_process
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from sweeps.lease import Lease, claim
 from sweeps.plan import Plan, StageRun
 from sweeps.records import records
-from sweeps.store import Store, read_json, write_json
+from sweeps.store.leases import Lease, claim
+from sweeps.store.stage_runs import Store, read_json, write_json
 from sweeps.why import explain
 
 

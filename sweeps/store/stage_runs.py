@@ -1,7 +1,7 @@
 """The store: plain folders of stage runs by signature, and what can be read from them.
 
 A stage run is done when its `result.json` is there, which comes last. Files are written beside and renamed, so that a
-reader never sees half a file; leases (`sweeps.lease`) keep two writers apart, on NFS too.
+reader never sees half a file; leases (`sweeps.store.leases`) keep two writers apart, on NFS too.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailure, UserError
-from sweeps.lease import holder
+from sweeps.store.leases import holder
 
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
