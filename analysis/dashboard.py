@@ -20,7 +20,7 @@ from analysis.formats import numbers
 from analysis.frames import Study, read_stored
 from analysis.tables import Table, build_tables
 from pipelines.errors import StageFailure, UserError
-from sweeps.sentences import sentence
+from sweeps.compose.error_messages import sentence
 from sweeps.store.stage_runs import Store, read_json, write_json
 
 

@@ -37,9 +37,9 @@ from analysis.report import Content, render
 from analysis.tables import Table, build_tables
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError, nearest
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
+from sweeps.compose.error_messages import sentence
 from sweeps.plan import plan
-from sweeps.sentences import sentence
 from sweeps.store.stage_runs import Store
 
 FLAGS = ("--missing", "--claims", "--debug")

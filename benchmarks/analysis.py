@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Row, report
 from pipelines.configuration.objective import ObjectiveConfig
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import Plan, StageRun, plan
 
 SEEDS = 10

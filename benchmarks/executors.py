@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.comparison import Row, report
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import plan
 from sweeps.records import record
 from sweeps.store.stage_runs import Store

@@ -26,7 +26,7 @@ HYDRA_JOBS = 20
 
 OURS = """
 import resource, sys
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
 cells = compose_cells(sys.argv[1:])
@@ -37,7 +37,7 @@ print(len(graph.cells), resource.getrusage(resource.RUSAGE_SELF).ru_utime - befo
 HYDRAS = """
 import resource, sys
 import hydra
-from sweeps import options
+from sweeps.compose import launchers as options
 count = 0
 def task(config):
     global count

@@ -10,7 +10,7 @@ from analysis.drawing import static_spec
 from analysis.figures import build_figures
 from analysis.frames import read_study
 from analysis.vega import png, svg
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import plan
 from sweeps.store.stage_runs import Store
 

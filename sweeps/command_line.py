@@ -62,7 +62,7 @@ def run(commands: typer.Typer, program: str) -> None:
     except Exception as error:
         if os.environ.get("SHAPING_DEBUG"):
             raise
-        from sweeps.sentences import sentence
+        from sweeps.compose.error_messages import sentence
 
         print(f"{program}: {_typers_words(error) or sentence(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))

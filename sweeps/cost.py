@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.configuration import STAGES
 from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
-from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig, resources
+from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 
 CHOICES = 4

@@ -37,7 +37,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Make token shards of data.sources in data.shards; the same command again goes on where it was killed."""
-    from sweeps.composition import compose_cell
+    from sweeps.compose.cells import compose_cell
 
     data = compose_cell(overrides or []).data
     began, seen = time.time(), {"documents": 0, "characters": 0}

@@ -17,9 +17,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sweeps.composition import compose_jobs, expand
+from sweeps.compose.cells import compose_jobs, expand
+from sweeps.compose.launchers import PLUGIN_MODULE, SlurmLauncherConfig
 from sweeps.launch import launch_locally, launch_on_slurm
-from sweeps.options import PLUGIN_MODULE, SlurmLauncherConfig
 
 
 class GraphSweeper(Sweeper):

@@ -13,9 +13,9 @@ from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.cluster import is_here
+from sweeps.compose.launchers import SlurmLauncherConfig, resources
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
-from sweeps.options import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, plan
 from sweeps.records import record
 from sweeps.slurm import Submission, submit

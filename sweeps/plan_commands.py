@@ -13,8 +13,8 @@ from rich.tree import Tree
 
 from pipelines.errors import UserError, nearest
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
+from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.display import STAGE_ORDER, amount, title
-from sweeps.options import SlurmLauncherConfig
 from sweeps.plan import Plan, StageRun
 from sweeps.status import rows
 from sweeps.store.stage_runs import Store, place
@@ -45,7 +45,7 @@ def show_plan(
     hydra/launcher=slurm and hydra.launcher.* among the overrides give the devices of a stage run and its time limit.
     """
     from sweeps import cost
-    from sweeps.composition import compose_cells, compose_launcher
+    from sweeps.compose.cells import compose_cells, compose_launcher
     from sweeps.plan import plan
 
     words = [o for o in overrides or [] if o not in ("-m", "--multirun")]
@@ -206,7 +206,7 @@ def sizes(
 ) -> None:
     """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
     from pipelines.models.sizes import active_body_parameters, body_parameters, parameters
-    from sweeps.composition import compose_cell, options_of
+    from sweeps.compose.cells import compose_cell, options_of
 
     known = options_of("model")
     for name in names or []:

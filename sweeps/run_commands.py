@@ -19,8 +19,8 @@ from rich.text import Text
 
 from pipelines.errors import UserError
 from sweeps.command_line import AsJson, Filters, StorePath, app, cells_beside, console
+from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.display import STAGE_ORDER, clock
-from sweeps.options import SlurmLauncherConfig
 from sweeps.status import ORDER, TROUBLE, Row, rows
 from sweeps.store.stage_runs import Store, StoredRun, write_json
 
@@ -175,7 +175,7 @@ def _signal(stored: StoredRun, row: Row, out_of_reach: list[str]) -> int:
 @app.command()
 def retry(filters: Filters = None, store: StorePath = "store") -> None:
     """Run again what failed, was stopped or cancelled, and what hung on it, as the sweep was launched."""
-    from sweeps.composition import compose_jobs
+    from sweeps.compose.cells import compose_jobs
     from sweeps.launch import launch_locally, launch_on_slurm
     from sweeps.records import records
 

@@ -27,7 +27,7 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from sweeps.cluster import job_states, own_words, slurm
-from sweeps.options import SlurmLauncherConfig, resources
+from sweeps.compose.launchers import SlurmLauncherConfig, resources
 from sweeps.plan import Plan, StageRun
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, write_json

@@ -50,7 +50,7 @@ def gc(
 
     Named sweeps are those launched by +sweep=NAME into this store and those of conf/sweep.
     """
-    from sweeps.composition import plan_named_sweeps
+    from sweeps.compose.cells import plan_named_sweeps
     from sweeps.records import needed, records
     from sweeps.tend import remove, rubbish
 
@@ -152,7 +152,7 @@ def contamination(
     from pipelines.data.contamination import overlap
     from pipelines.data.corpus import prepare
     from pipelines.evaluation.evaluate import evaluation_texts
-    from sweeps.composition import compose_cells
+    from sweeps.compose.cells import compose_cells
 
     if n < 5:
         raise UserError(f"-n={n}: five words and more; shorter ones stand in any text by chance")

@@ -11,12 +11,12 @@ import time
 from submitit import JobEnvironment
 
 from pipelines.errors import UserError
-from sweeps.composition import compose_cells, expand
+from sweeps.compose.cells import compose_cells, expand
+from sweeps.compose.error_messages import sentence
 from sweeps.ending import ends_at_once
 from sweeps.launch import check_ranks, prepared
 from sweeps.plan import plan
 from sweeps.records import record
-from sweeps.sentences import sentence
 from sweeps.store.stage_runs import Store, place
 from sweeps.work import perform
 

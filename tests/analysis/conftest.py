@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.configuration.cell import Cell
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import Plan, StageRun, plan
 from sweeps.store.stage_runs import Store
 

@@ -15,7 +15,7 @@ from analysis.frames import read_study
 from analysis.layout import TABLES, benchmark_order
 from analysis.reference import MODELS, reference
 from analysis.tables import Entry, Table, build_tables
-from sweeps.composition import compose_cells
+from sweeps.compose.cells import compose_cells
 from sweeps.plan import Plan, plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import known, write_run

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipelines.models.sizes import active_parameters, parameters
-from sweeps.composition import compose_cell, compose_cells
+from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.cost import Rate, Room, estimate, memory, rank_memory, storage, work
 from sweeps.plan import Plan, StageRun, plan
 

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from pipelines.configuration.cell import Cell
-from sweeps.composition import compose_cell, compose_cells
+from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan import Plan, objective_name, plan
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.models.sizes import parameters
-from sweeps.composition import compose_cell, compose_cells
+from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.cost import Assumed, Rate, work
 from sweeps.plan import plan
 from tests.sweeps.test_commands import FEW, run, sweeps

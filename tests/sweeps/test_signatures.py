@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
-from sweeps.composition import compose_cell
-from sweeps.options import LAUNCHERS
+from sweeps.compose.cells import compose_cell
+from sweeps.compose.launchers import LAUNCHERS
 from sweeps.plan import plan, signature_of
 
 CHANGES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.composition import compose_jobs
+from sweeps.compose.cells import compose_jobs
 from sweeps.records import records
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.errors import UserError, nearest
-from sweeps.composition import compose_cell
+from sweeps.compose.cells import compose_cell
 
 
 @pytest.mark.parametrize(

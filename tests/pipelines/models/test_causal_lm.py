@@ -27,7 +27,7 @@ from pipelines.rollouts.transformers_engine import TransformersEngine
 from pipelines.training.next_token import CausalLoss, adamw, positions_in_documents
 from pipelines.training.parallel import prepare as set_up
 from shaping import Objective
-from sweeps.composition import compose_cell
+from sweeps.compose.cells import compose_cell
 
 VOCABULARY = 151_936
 TABLE_1 = {

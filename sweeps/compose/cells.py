@@ -32,9 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.configuration.cell import Cell, typed
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
-from sweeps.options import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra
+from sweeps.compose.error_messages import sentence
+from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra
 from sweeps.plan import plan
-from sweeps.sentences import sentence
 
 PARTS = tuple(field.name for field in fields(Cell))
 

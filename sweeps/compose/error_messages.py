@@ -16,7 +16,7 @@ from omegaconf.errors import (
 
 from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
-from sweeps.options import LAUNCHERS
+from sweeps.compose.launchers import LAUNCHERS
 
 KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
 

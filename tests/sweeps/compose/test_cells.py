@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from shaping import NAMED
-from sweeps.composition import (
+from sweeps.compose.cells import (
     _Composer,
     _hydra,
     _named_sweep,
