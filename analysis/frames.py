@@ -24,7 +24,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.garbage_collection import no_collection
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 
 SETTING = ["model", "objective", "beta", "lam_head", "lam_tail", "top_k", "seed"]

@@ -39,7 +39,7 @@ from pipelines.configuration import STAGES
 from pipelines.errors import UserError, nearest
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.error_messages import sentence
-from sweeps.plan import plan
+from sweeps.plan.graph import plan
 from sweeps.store.stage_runs import Store
 
 FLAGS = ("--missing", "--claims", "--debug")

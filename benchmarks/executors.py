@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Row, report
 from sweeps.compose.cells import compose_cells
-from sweeps.plan import plan
+from sweeps.plan.graph import plan
 from sweeps.records import record
 from sweeps.store.stage_runs import Store
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.plan import Plan, StageRun, cell_of
+from sweeps.plan.graph import Plan, StageRun, cell_of
 from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:

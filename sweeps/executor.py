@@ -17,10 +17,10 @@ from multiprocessing.connection import wait
 from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
-from sweeps.cost import memory
 from sweeps.display import Display
 from sweeps.machine import Machine
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.cost import memory
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 from sweeps.warm import WarmExecutor, sentinel
 from sweeps.work import perform

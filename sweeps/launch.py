@@ -16,7 +16,7 @@ from sweeps.cluster import is_here
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
-from sweeps.plan import Plan, plan
+from sweeps.plan.graph import Plan, plan
 from sweeps.records import record
 from sweeps.slurm import Submission, submit
 from sweeps.store.stage_runs import Store

@@ -15,12 +15,12 @@ from pipelines.errors import UserError, nearest
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.display import STAGE_ORDER, amount, title
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.status import rows
 from sweeps.store.stage_runs import Store, place
 
 if TYPE_CHECKING:
-    from sweeps.cost import Assumed, Rate
+    from sweeps.plan.cost import Assumed, Rate
 
 
 @app.command("plan")
@@ -44,9 +44,8 @@ def show_plan(
 
     hydra/launcher=slurm and hydra.launcher.* among the overrides give the devices of a stage run and its time limit.
     """
-    from sweeps import cost
     from sweeps.compose.cells import compose_cells, compose_launcher
-    from sweeps.plan import plan
+    from sweeps.plan.graph import cost, plan
 
     words = [o for o in overrides or [] if o not in ("-m", "--multirun")]
     ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]
@@ -107,7 +106,7 @@ def show_plan(
 
 def _check(rate: "Rate", assumed: "Assumed") -> None:
     """Raises `UserError` for an option of the cost that is out of its range."""
-    from sweeps import cost
+    from sweeps.plan.graph import cost
 
     if rate.device not in cost.DEVICES:
         raise UserError(f"--device={rate.device}: {nearest(rate.device, cost.DEVICES)}")
@@ -182,7 +181,7 @@ def _cost_lines(stages: dict[str, Any], hours: float, rate: Any, devices: int, a
 
 def _memory_lines(graph: Plan, room: Any) -> Iterator[str]:
     """Memory of a rank while it trains, once for each way in which the plan's token stages are computed."""
-    from sweeps.cost import rank_memory
+    from sweeps.plan.cost import rank_memory
 
     told = set()
     for run in graph.runs.values():
@@ -244,8 +243,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Show how near the cost model comes to the seconds that done stage runs took, and the shares to give to `plan`."""
-    from sweeps.calibration import fit, groups, measured, timed
-    from sweeps.cost import DEVICES
+    from sweeps.plan.calibration import fit, groups, measured, timed
+    from sweeps.plan.cost import DEVICES
 
     if device not in DEVICES:
         raise UserError(f"--device={device}: {nearest(device, DEVICES)}")
@@ -278,7 +277,7 @@ def calibrate(
 
 def _why(graph: Plan, store: Store | None, cell: str) -> None:
     """Print, for each training stage of the cell, why it is not in the store."""
-    from sweeps.why import explain
+    from sweeps.plan.differences import explain
 
     name, _, stage = cell.partition(":")
     if name not in graph.cells:

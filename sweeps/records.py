@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import FORMAT, Store, read_json, write_json
 
 

@@ -28,7 +28,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from sweeps.cluster import job_states, own_words, slurm
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, write_json
 from sweeps.work import perform

@@ -10,7 +10,7 @@ from pipelines.configuration import STAGES
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.cluster import JobState, job_states
 from sweeps.index import Summary, summaries
-from sweeps.plan import cell_of
+from sweeps.plan.graph import cell_of
 from sweeps.records import SweepRecord, records
 from sweeps.store.leases import holder, server_time
 from sweeps.store.stage_runs import Store, StoredRun

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from sweeps.plan import signature_of
+from sweeps.plan.graph import signature_of
 from sweeps.store.leases import holder
 from sweeps.store.stage_runs import Store, StoredRun
 

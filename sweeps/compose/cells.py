@@ -34,7 +34,7 @@ from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from sweeps.compose.error_messages import sentence
 from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra
-from sweeps.plan import plan
+from sweeps.plan.graph import plan
 
 PARTS = tuple(field.name for field in fields(Cell))
 

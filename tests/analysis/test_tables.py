@@ -16,7 +16,7 @@ from analysis.layout import TABLES, benchmark_order
 from analysis.reference import MODELS, reference
 from analysis.tables import Entry, Table, build_tables
 from sweeps.compose.cells import compose_cells
-from sweeps.plan import Plan, plan
+from sweeps.plan.graph import Plan, plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import known, write_run
 

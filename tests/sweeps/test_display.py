@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweeps.display import Display
 from sweeps.executor import Outcome
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, write_json
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.models.sizes import parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.cost import Assumed, Rate, work
-from sweeps.plan import plan
+from sweeps.plan.cost import Assumed, Rate, work
+from sweeps.plan.graph import plan
 from tests.sweeps.test_commands import FEW, run, sweeps
 
 

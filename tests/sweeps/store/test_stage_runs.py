@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.differences import explain
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.records import records
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import Store, read_json, write_json
-from sweeps.why import explain
 
 
 def claimed(folder: Path) -> Lease:

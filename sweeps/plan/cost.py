@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.configuration import STAGES
 from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig, resources
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.graph import Plan, StageRun
 
 CHOICES = 4
 CHOICE_TOKENS = 100
@@ -33,7 +33,7 @@ PROCESS_BYTES = 7 * 2**27
 
 @dataclass(frozen=True)
 class Assumed:
-    """What the cost of sampling depends on and no configuration says; `sweeps.calibration` measures it."""
+    """What the cost of sampling depends on and no configuration says; `sweeps.plan.calibration` measures it."""
 
     prompt_tokens: float = 200.0
     """Mean length of a prompt, or the limit of a response where that is less."""

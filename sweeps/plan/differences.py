@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweeps.plan import Plan, StageRun, flatten
+from sweeps.plan.graph import Plan, StageRun, flatten
 from sweeps.store.stage_runs import Store
 
 

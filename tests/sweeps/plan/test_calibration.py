@@ -3,8 +3,8 @@
 import pytest
 
 from pipelines.errors import UserError
-from sweeps.calibration import Timed, fit, groups
-from sweeps.cost import Rate, Work
+from sweeps.plan.calibration import Timed, fit, groups
+from sweeps.plan.cost import Rate, Work
 
 STAGES = {"pretrain": (4e12, 0.0), "midtrain": (1e12, 0.0), "grpo": (2e12, 1e12), "evaluate": (0.0, 5e11)}
 

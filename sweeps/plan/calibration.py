@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
-from sweeps.cost import DEVICES, Assumed, Rate, Work, work
-from sweeps.plan import Plan, StageRun
+from sweeps.plan.cost import DEVICES, Assumed, Rate, Work, work
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, StoredRun
 
 

@@ -17,7 +17,7 @@ from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
 from sweeps.compose.cells import compose_cell
 from sweeps.compose.launchers import LAUNCHERS
-from sweeps.plan import plan, signature_of
+from sweeps.plan.graph import plan, signature_of
 
 CHANGES = {
     "pretrain": """

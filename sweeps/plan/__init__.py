@@ -1,0 +1,1 @@
+"""From cells to one graph of stage runs with signatures, and what the graph costs."""
