@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pipelines.errors import UserError
-from sweeps.status import rows
+from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 
 app = typer.Typer(

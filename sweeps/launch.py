@@ -12,12 +12,12 @@ from pipelines.configuration import STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
-from sweeps.cluster import is_here
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
 from sweeps.display import Display, plan_table, title
 from sweeps.executor import execute
+from sweeps.monitor.launched_sweeps import record
+from sweeps.monitor.slurm_queue import is_here
 from sweeps.plan.graph import Plan, plan
-from sweeps.records import record
 from sweeps.slurm import Submission, submit
 from sweeps.store.stage_runs import Store
 

@@ -15,8 +15,8 @@ from pipelines.errors import UserError, nearest
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.display import STAGE_ORDER, amount, title
+from sweeps.monitor.status import rows
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.status import rows
 from sweeps.store.stage_runs import Store, place
 
 if TYPE_CHECKING:

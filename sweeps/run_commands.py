@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from sweeps.command_line import AsJson, Filters, StorePath, app, cells_beside, console
 from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.display import STAGE_ORDER, clock
-from sweeps.status import ORDER, TROUBLE, Row, rows
+from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
 from sweeps.store.stage_runs import Store, StoredRun, write_json
 
 SHOWN = 40
@@ -135,7 +135,7 @@ def _print_from(path: Path, place: int) -> int:
 @app.command()
 def cancel(filters: Filters = None, store: StorePath = "store") -> int:
     """Stop stage runs that are queued or at work; what they have done is kept. Name which."""
-    from sweeps.cluster import slurm
+    from sweeps.monitor.slurm_queue import slurm
 
     if not filters:
         raise UserError("cancel: name what to stop, such as sweep=nano or 'nano/*:grpo'; '*' is everything")
@@ -177,7 +177,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
     """Run again what failed, was stopped or cancelled, and what hung on it, as the sweep was launched."""
     from sweeps.compose.cells import compose_jobs
     from sweeps.launch import launch_locally, launch_on_slurm
-    from sweeps.records import records
+    from sweeps.monitor.launched_sweeps import records
 
     opened = Store.open(store)
     everything = {row.signature: row for row in rows(opened)}

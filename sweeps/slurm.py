@@ -26,8 +26,8 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
-from sweeps.cluster import job_states, own_words, slurm
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
+from sweeps.monitor.slurm_queue import job_states, own_words, slurm
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, write_json

@@ -8,14 +8,14 @@ import typer
 from pipelines.errors import StageFailure, UserError
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.display import amount
-from sweeps.status import rows
+from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store, StoredRun
 
 
 @app.command()
 def verify(filters: Filters = None, store: StorePath = "store", as_json: AsJson = False) -> int:
     """Check every published file against its hash and every spec against its signature. Exits with 1 for a fault."""
-    from sweeps.tend import faults
+    from sweeps.monitor.upkeep import faults
 
     opened = Store.open(store)
     wanted = {row.signature for row in rows(opened, filters)} if filters else None
@@ -51,8 +51,8 @@ def gc(
     Named sweeps are those launched by +sweep=NAME into this store and those of conf/sweep.
     """
     from sweeps.compose.cells import plan_named_sweeps
-    from sweeps.records import needed, records
-    from sweeps.tend import remove, rubbish
+    from sweeps.monitor.launched_sweeps import needed, records
+    from sweeps.monitor.upkeep import remove, rubbish
 
     opened = Store.open(store)
     keep = needed(sweep for sweep in records(opened) if sweep.name) | plan_named_sweeps()
@@ -88,7 +88,7 @@ def sync(
     checkpoints: Annotated[bool, typer.Option(help="Put checkpoints into the artifacts; they are large.")] = False,
 ) -> None:
     """Send offline W&B runs, and on request the stage runs' files with their lineage; the same command goes on."""
-    from sweeps.sync import send_artifacts, send_runs
+    from sweeps.monitor.wandb_sync import send_artifacts, send_runs
 
     terminal = console()
     opened = Store.open(store)

@@ -15,8 +15,8 @@ from sweeps.compose.cells import compose_cells, expand
 from sweeps.compose.error_messages import sentence
 from sweeps.ending import ends_at_once
 from sweeps.launch import check_ranks, prepared
+from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.graph import plan
-from sweeps.records import record
 from sweeps.store.stage_runs import Store, place
 from sweeps.work import perform
 

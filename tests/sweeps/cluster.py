@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from sweeps.status import rows
+from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 from tests.in_process import in_process
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.index import summaries
+from sweeps.monitor.index import summaries
 from sweeps.store.stage_runs import Store, write_json
 from tests.in_process import Result, in_process
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.compose.cells import compose_jobs
-from sweeps.records import records
+from sweeps.monitor.launched_sweeps import records
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command
 from tests.in_process import Result, in_process

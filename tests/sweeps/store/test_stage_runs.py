@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from sweeps.monitor.launched_sweeps import records
 from sweeps.plan.differences import explain
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.records import records
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import Store, read_json, write_json
 

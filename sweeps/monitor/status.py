@@ -8,10 +8,10 @@ from typing import Any
 
 from pipelines.configuration import STAGES
 from pipelines.errors import StageFailure, UserError, nearest
-from sweeps.cluster import JobState, job_states
-from sweeps.index import Summary, summaries
+from sweeps.monitor.index import Summary, summaries
+from sweeps.monitor.launched_sweeps import SweepRecord, records
+from sweeps.monitor.slurm_queue import JobState, job_states
 from sweeps.plan.graph import cell_of
-from sweeps.records import SweepRecord, records
 from sweeps.store.leases import holder, server_time
 from sweeps.store.stage_runs import Store, StoredRun
 
