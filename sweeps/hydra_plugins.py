@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sweeps.compose.cells import compose_jobs, expand
 from sweeps.compose.launchers import PLUGIN_MODULE, SlurmLauncherConfig
-from sweeps.launch import launch_locally, launch_on_slurm
+from sweeps.execute.launch import launch_locally, launch_on_slurm
 
 
 class GraphSweeper(Sweeper):

@@ -14,7 +14,7 @@ from rich.tree import Tree
 from pipelines.errors import UserError, nearest
 from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.compose.launchers import SlurmLauncherConfig
-from sweeps.display import STAGE_ORDER, amount, title
+from sweeps.execute.display import STAGE_ORDER, amount, title
 from sweeps.monitor.status import rows
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, place
@@ -58,12 +58,12 @@ def show_plan(
         return
     launcher = compose_launcher([o for o in words if o not in ours])
     if isinstance(launcher, SlurmLauncherConfig):
-        from sweeps.launch import check_ranks, ranks
+        from sweeps.execute.launch import check_ranks, ranks
 
         for cell in cells:
             check_ranks(cell, {stage: ranks(launcher, stage) for stage in ("pretrain", "midtrain")})
     if sbatch:
-        from sweeps.slurm import scripts
+        from sweeps.execute.slurm import scripts
 
         if not isinstance(launcher, SlurmLauncherConfig):
             raise UserError("--sbatch: there are scripts for hydra/launcher=slurm alone; add that")

@@ -20,7 +20,7 @@ from rich.text import Text
 from pipelines.errors import UserError
 from sweeps.command_line import AsJson, Filters, StorePath, app, cells_beside, console
 from sweeps.compose.launchers import SlurmLauncherConfig
-from sweeps.display import STAGE_ORDER, clock
+from sweeps.execute.display import STAGE_ORDER, clock
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
 from sweeps.store.stage_runs import Store, StoredRun, write_json
 
@@ -176,7 +176,7 @@ def _signal(stored: StoredRun, row: Row, out_of_reach: list[str]) -> int:
 def retry(filters: Filters = None, store: StorePath = "store") -> None:
     """Run again what failed, was stopped or cancelled, and what hung on it, as the sweep was launched."""
     from sweeps.compose.cells import compose_jobs
-    from sweeps.launch import launch_locally, launch_on_slurm
+    from sweeps.execute.launch import launch_locally, launch_on_slurm
     from sweeps.monitor.launched_sweeps import records
 
     opened = Store.open(store)
@@ -202,7 +202,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
             words = shlex.join(sweep.options["words"])
             by_hand.append(
                 f"{len(mine)} stage runs are torchrun's, with {sweep.options['ranks']} ranks; start it again: "
-                f"torchrun ... -m sweeps.torchrun {words}"
+                f"torchrun ... -m sweeps.execute.torchrun {words}"
             )
             continue
         cells = [replace(cell, store=str(opened.root)) for cell in compose_jobs(sweep.jobs)]

@@ -3,7 +3,7 @@ workers of `shaping-run` too. A fresh one takes eight seconds of a core for that
 
 import multiprocessing
 
-from sweeps.warm import PRELOAD
+from sweeps.execute.fork_server import PRELOAD
 
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(PRELOAD)

@@ -11,9 +11,9 @@ import pytest
     [
         "sweeps.run",
         "sweeps.commands",
-        "sweeps.executor",
+        "sweeps.execute.local",
         "sweeps.data",
-        "sweeps.torchrun",
+        "sweeps.execute.torchrun",
         "analysis.reproduce",
         "pipelines.configuration.cell",
         "shaping.objective",

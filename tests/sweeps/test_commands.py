@@ -161,7 +161,7 @@ def test_retry_leaves_what_torchrun_launched_to_torchrun(folder: Path) -> None:
         path.write_text(json.dumps(sweep))
     told = in_process("sweeps.commands", "retry", cwd=folder, environment=FAKE)
     assert told.returncode == 2
-    assert "with 8 ranks; start it again: torchrun ... -m sweeps.torchrun seed=7,8" in told.stderr
+    assert "with 8 ranks; start it again: torchrun ... -m sweeps.execute.torchrun seed=7,8" in told.stderr
 
 
 def test_logs(folder: Path) -> None:

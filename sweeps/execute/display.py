@@ -14,7 +14,7 @@ from sweeps.plan.graph import Plan, StageRun, cell_of
 from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:
-    from sweeps.executor import Outcome
+    from sweeps.execute.local import Outcome
 
 PLAIN_INTERVAL = 15.0
 """Seconds between progress lines where there is no terminal."""

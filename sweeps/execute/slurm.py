@@ -27,11 +27,11 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
+from sweeps.execute.worker import perform
 from sweeps.monitor.slurm_queue import job_states, own_words, slurm
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, write_json
-from sweeps.work import perform
 
 PATIENCE_SECONDS = 120.0
 """How long a submission waits for another one to the same store to end."""
@@ -204,7 +204,7 @@ def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[
 
 def _command(folder: Path) -> str:
     """What a job runs: what submitit would, ended by us."""
-    return f"{shlex.quote(sys.executable)} -u -m sweeps.job {shlex.quote(str(folder))}"
+    return f"{shlex.quote(sys.executable)} -u -m sweeps.execute.slurm_job {shlex.quote(str(folder))}"
 
 
 class _ArrayExecutor(SlurmExecutor):

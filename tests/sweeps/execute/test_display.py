@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.display import Display
-from sweeps.executor import Outcome
+from sweeps.execute.display import Display
+from sweeps.execute.local import Outcome
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, write_json
 

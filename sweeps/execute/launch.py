@@ -13,12 +13,12 @@ from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
-from sweeps.display import Display, plan_table, title
-from sweeps.executor import execute
+from sweeps.execute.display import Display, plan_table, title
+from sweeps.execute.local import execute
+from sweeps.execute.slurm import Submission, submit
 from sweeps.monitor.launched_sweeps import record
 from sweeps.monitor.slurm_queue import is_here
 from sweeps.plan.graph import Plan, plan
-from sweeps.slurm import Submission, submit
 from sweeps.store.stage_runs import Store
 
 Jobs = Sequence[Sequence[str]]

@@ -2,7 +2,7 @@
 
 from submitit.core.submission import submitit_main
 
-from sweeps.ending import ends_at_once
+from sweeps.execute.quick_exit import ends_at_once
 
 if __name__ == "__main__":
     with ends_at_once():

@@ -1,4 +1,4 @@
-"""One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 -m sweeps.torchrun model=1B ...`.
+"""One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 -m sweeps.execute.torchrun model=1B ...`.
 
 Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training,
 mid-training and evaluations. RL works in rank 0 alone.
@@ -13,12 +13,12 @@ from submitit import JobEnvironment
 from pipelines.errors import UserError
 from sweeps.compose.cells import compose_cells, expand
 from sweeps.compose.error_messages import sentence
-from sweeps.ending import ends_at_once
-from sweeps.launch import check_ranks, prepared
+from sweeps.execute.launch import check_ranks, prepared
+from sweeps.execute.quick_exit import ends_at_once
+from sweeps.execute.worker import perform
 from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.graph import plan
 from sweeps.store.stage_runs import Store, place
-from sweeps.work import perform
 
 TOKEN_STAGES = ("pretrain", "midtrain")
 SHARED_STAGES = (*TOKEN_STAGES, "evaluate")
@@ -51,7 +51,7 @@ def run(overrides: list[str]) -> None:
     """Do what is missing of the cells that `overrides` name, training first; returns when this rank is done."""
     if "WORLD_SIZE" not in os.environ:
         raise UserError(
-            "sweeps.torchrun: start it with torchrun --nproc-per-node N -m sweeps.torchrun, or use shaping-run"
+            "sweeps.execute.torchrun: start it with torchrun --nproc-per-node N -m sweeps.execute.torchrun, or use shaping-run"
         )
     cells = compose_cells(overrides)
     environment = TorchrunJobEnvironment()
@@ -79,7 +79,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SHAPING_DEBUG"):
             raise
-        print(f"sweeps.torchrun: {sentence(error)}", file=sys.stderr)
+        print(f"sweeps.execute.torchrun: {sentence(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
 
 

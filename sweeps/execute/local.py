@@ -17,13 +17,13 @@ from multiprocessing.connection import wait
 from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
-from sweeps.display import Display
-from sweeps.machine import Machine
+from sweeps.execute.display import Display
+from sweeps.execute.fork_server import WarmExecutor, sentinel
+from sweeps.execute.machine import Machine
+from sweeps.execute.worker import perform
 from sweeps.plan.cost import memory
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
-from sweeps.warm import WarmExecutor, sentinel
-from sweeps.work import perform
 
 REFRESH_SECONDS = 0.25
 """How often the display is drawn and stage runs that others hold are looked at; an ended worker is seen at once."""

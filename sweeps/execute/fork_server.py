@@ -25,7 +25,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
-PRELOAD = ["sweeps.warmed", "pipelines.stages"]
+PRELOAD = ["sweeps.execute.preload", "pipelines.stages"]
 """Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
 
 TRACKED = ["wandb.sdk.launch", "pandas", "requests"]
