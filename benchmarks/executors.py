@@ -57,26 +57,26 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wall, output = spent("sweeps.run", "-m", *TINY, cwd=folder)
+        wall, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
         count = int(output.split(" stage runs done in")[0].split()[-1])
         rows.append(Row(f"local: wall seconds a tiny stage run ({count})", wall / count, 0.1, "s", bar=1.0))
-        again, output = spent("sweeps.run", "-m", *TINY, cwd=folder)
+        again, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
         assert "Nothing to do" in output
         rows.append(Row("a sweep with nothing to do", again, 5.0, "s", bar=1.0))
         for size, limit in ((1_000, 1.0), (10_000, 3.0)):
             (folder / str(size)).mkdir()
             made_up(folder / str(size), size)
             time.sleep(2.1)  # what has just changed is read anew each time, and this is about a store at rest
-            first, _ = spent("sweeps.commands", "status", cwd=folder / str(size))
-            later = sorted(spent("sweeps.commands", "status", cwd=folder / str(size))[0] for _ in range(3))[1]
+            first, _ = spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))
+            later = sorted(spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))[0] for _ in range(3))[1]
             rows.append(Row(f"status over {size:,} stage runs", later, limit, "s", bar=1.0))
             rows.append(Row(f"status over {size:,} stage runs, index built anew", first, limit, "s"))
         if shutil.which("sbatch") and os.environ.get("SLURM_CONF"):
             (folder / "slurm").mkdir()
-            submit, output = spent("sweeps.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder / "slurm")
+            submit, output = spent("sweeps.commands.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder / "slurm")
             assert f"{count} stage runs submitted" in output
             rows.append(Row(f"Slurm: submission of {count} stage runs", submit, 30.0, "s", bar=1.0))
-            spent("sweeps.commands", "cancel", "*", cwd=folder / "slurm")
+            spent("sweeps.commands.sweeps", "cancel", "*", cwd=folder / "slurm")
         else:
             print("No Slurm here (SLURM_CONF names none), so its submission was not measured")
     return report(rows, "Overhead of the executors and of looking at a store (the peer is the limit)")

@@ -78,7 +78,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def shaping_run() -> Command:
     """`shaping-run`, or another command by its module, as a user types it; output is captured."""
 
-    def run(*arguments: str, cwd: Path, module: str = "sweeps.run") -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, cwd: Path, module: str = "sweeps.commands.run") -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k != "SHAPING_DEBUG"}
         return in_process(module, *arguments, cwd=cwd, environment=environment)
 

@@ -9,10 +9,10 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
-        "sweeps.run",
-        "sweeps.commands",
+        "sweeps.commands.run",
+        "sweeps.commands.sweeps",
         "sweeps.execute.local",
-        "sweeps.data",
+        "sweeps.commands.data",
         "sweeps.execute.torchrun",
         "analysis.reproduce",
         "pipelines.configuration.cell",

@@ -58,10 +58,14 @@ class Cluster:
 
     def launch(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`shaping-run`, which submits and returns."""
-        return in_process("sweeps.run", *arguments, cwd=folder, environment={**self.environment, **environment})
+        return in_process(
+            "sweeps.commands.run", *arguments, cwd=folder, environment={**self.environment, **environment}
+        )
 
     def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return in_process("sweeps.commands", *arguments, cwd=folder, environment={**self.environment, **environment})
+        return in_process(
+            "sweeps.commands.sweeps", *arguments, cwd=folder, environment={**self.environment, **environment}
+        )
 
     def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:
         return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)

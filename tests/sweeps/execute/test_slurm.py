@@ -76,7 +76,16 @@ def test_a_failure_blocks_its_descendants_alone_and_retry_finishes(cluster: Clus
 
 def test_two_people_submit_at_once_and_each_stage_run_is_trained_once(cluster: Cluster, tmp_path: Path) -> None:
     def submit(objectives: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "sweeps.run", "-m", f"objective={objectives}", *FEW, *SLURM, "until=midtrain"]
+        command = [
+            sys.executable,
+            "-m",
+            "sweeps.commands.run",
+            "-m",
+            f"objective={objectives}",
+            *FEW,
+            *SLURM,
+            "until=midtrain",
+        ]
         environment = {**cluster.environment, "FAKE_SECONDS": "2"}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
 

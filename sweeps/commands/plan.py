@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.errors import UserError, nearest
-from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
+from sweeps.commands.application import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.execute.display import STAGE_ORDER, amount, title
 from sweeps.monitor.status import rows

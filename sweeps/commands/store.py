@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.errors import StageFailure, UserError
-from sweeps.command_line import AsJson, Filters, Overrides, StorePath, app, console
+from sweeps.commands.application import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.execute.display import amount
 from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store, StoredRun

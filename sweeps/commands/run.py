@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError, nearest
+from sweeps.commands.hydra_plugins import register
 from sweeps.compose.error_messages import sentence
-from sweeps.hydra_plugins import register
 
 DEBUG_VARIABLE = "SHAPING_DEBUG"
 

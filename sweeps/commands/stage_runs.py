@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.errors import UserError
-from sweeps.command_line import AsJson, Filters, StorePath, app, cells_beside, console
+from sweeps.commands.application import AsJson, Filters, StorePath, app, cells_beside, console
 from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.execute.display import STAGE_ORDER, clock
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows

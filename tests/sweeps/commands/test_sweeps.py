@@ -35,15 +35,15 @@ def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Resu
 
 def run(*arguments: str, cwd: Path, **environment: str) -> Result:
     """`shaping-run` without training."""
-    return process("sweeps.run", *arguments, cwd=cwd, **environment)
+    return process("sweeps.commands.run", *arguments, cwd=cwd, **environment)
 
 
 def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
     """`shaping-sweeps` without training."""
     if arguments[0] == "retry":
-        found = process("sweeps.commands", *arguments, cwd=cwd, **environment)
+        found = process("sweeps.commands.sweeps", *arguments, cwd=cwd, **environment)
     else:
-        found = in_process("sweeps.commands", *arguments, cwd=cwd, environment={**FAKE, **environment})
+        found = in_process("sweeps.commands.sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
     assert "Traceback" not in found.stderr, found.stderr
     return found
 
@@ -145,7 +145,7 @@ def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str
     ],
 )
 def test_shaping_data_words_mistakes_likewise(tmp_path: Path, arguments: list[str], message: str) -> None:
-    found = in_process("sweeps.data", *arguments, cwd=tmp_path, environment=FAKE)
+    found = in_process("sweeps.commands.data", *arguments, cwd=tmp_path, environment=FAKE)
     assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
     assert message in found.stderr
 
@@ -159,7 +159,7 @@ def test_retry_leaves_what_torchrun_launched_to_torchrun(folder: Path) -> None:
     for path in (folder / "store" / "sweeps").glob("*.json"):
         sweep = json.loads(path.read_text()) | {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
         path.write_text(json.dumps(sweep))
-    told = in_process("sweeps.commands", "retry", cwd=folder, environment=FAKE)
+    told = in_process("sweeps.commands.sweeps", "retry", cwd=folder, environment=FAKE)
     assert told.returncode == 2
     assert "with 8 ranks; start it again: torchrun ... -m sweeps.execute.torchrun seed=7,8" in told.stderr
 
@@ -185,14 +185,14 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def test_logs_follow_and_cancel_stops_a_worker_that_goes_on_when_retried(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
     until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
     time.sleep(0.5)
     (row,) = rows(tmp_path, "stage=pretrain")
     assert (row["status"], row["step"] is not None, row["rate"]) == ("running", True, 100.0)
     following = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.commands", "logs", "-f", "nano/ce/seed1:pretrain"],
+        [sys.executable, "-m", "sweeps.commands.sweeps", "logs", "-f", "nano/ce/seed1:pretrain"],
         cwd=tmp_path, env=FAKE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     stopped = sweeps("cancel", "*:pretrain", cwd=tmp_path)
@@ -217,7 +217,7 @@ def test_retry_runs_what_failed_and_what_hung_on_it(folder: Path) -> None:
 
 
 def test_a_second_command_waits_for_what_the_first_has_at_work(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     both = [
         subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "3"}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -334,7 +334,7 @@ def test_completion_knows_the_cells(made: Path) -> None:
 
 
 def test_plan_counts_what_is_at_work_elsewhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sweeps.run", *FEW, "until=pretrain"]
+    command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
     until(lambda: list(tmp_path.glob("store/pretrain/*/state.json")))
     line = sweeps("plan", *FEW, "until=pretrain", "--no-tree", cwd=tmp_path).stdout.splitlines()[2]

@@ -10,7 +10,7 @@ from pipelines.models.sizes import parameters
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.cost import Assumed, Rate, work
 from sweeps.plan.graph import plan
-from tests.sweeps.test_commands import FEW, run, sweeps
+from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
 
 
 def timed_store(folder: Path, rate: Rate, ranks: int) -> None:

@@ -87,7 +87,7 @@ def test_two_runs_of_one_spec_are_bit_for_bit_equal(study: Path, shaping_run: Co
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sweeps.run", "objective=ce,diversity", *SMALL, "tracking=off", *arguments],
+        [sys.executable, "-m", "sweeps.commands.run", "objective=ce,diversity", *SMALL, "tracking=off", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -240,7 +240,9 @@ def test_the_menu_and_the_composed_cell(tmp_path: Path, shaping_run: Command) ->
 
 
 def test_the_plan_as_json(study: Path, shaping_run: Command) -> None:
-    finished = shaping_run("plan", "objective=ce,diversity", *SMALL, "--json", cwd=study, module="sweeps.commands")
+    finished = shaping_run(
+        "plan", "objective=ce,diversity", *SMALL, "--json", cwd=study, module="sweeps.commands.sweeps"
+    )
     plan = json.loads(finished.stdout)
     statuses = [run["status"] for run in plan["stage_runs"]]
     assert (statuses.count("done"), statuses.count("missing")) == (7, 7 + 3)  # of ce three controls
@@ -248,8 +250,8 @@ def test_the_plan_as_json(study: Path, shaping_run: Command) -> None:
 
 def test_one_stage_run_can_be_looked_at(study: Path, shaping_run: Command) -> None:
     signature = next(study.glob("store/grpo/*")).name
-    finished = shaping_run("show", signature[:10], cwd=study, module="sweeps.commands")
+    finished = shaping_run("show", signature[:10], cwd=study, module="sweeps.commands.sweeps")
     assert json.loads(finished.stdout)["signature"] == signature
-    missing = shaping_run("show", "zzz", cwd=study, module="sweeps.commands")
+    missing = shaping_run("show", "zzz", cwd=study, module="sweeps.commands.sweeps")
     assert missing.returncode == 2
     assert "zzz: no stage run begins so" in missing.stderr
