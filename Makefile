@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV): pip installs torch and the rest, a few minutes the first time"
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; set PYTHON=..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[platform]'
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)

@@ -17,6 +17,7 @@ from analysis.figures import Chart, averages, colour, measured, over_seeds, valu
 from analysis.frames import Study
 from analysis.statistics import holm
 from analysis.vega import Spec
+from pipelines.configuration import TOKEN_STAGES
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _predictors(study: Study, facts: pd.DataFrame, model: str) -> Chart | str:
     if len(goal) < 4:
         return f"{len(goal)} cells with an RL result; a correlation needs 4"
     records = []
-    for stage in ("pretrain", "midtrain"):
+    for stage in TOKEN_STAGES:
         rows = measured(study, model, stage)
         if rows.empty:
             continue

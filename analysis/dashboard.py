@@ -20,8 +20,10 @@ from analysis.formats import numbers
 from analysis.frames import Study, read_stored
 from analysis.tables import Table, build_tables
 from pipelines.errors import StageFailure, UserError
+from pipelines.files import read_json, write_json
+from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.error_messages import sentence
-from sweeps.store.stage_runs import Store, read_json, write_json
+from sweeps.store.stage_runs import Store
 
 
 @dataclass
@@ -82,17 +84,10 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nOptions, as key=value: {', '.join(f.name for f in fields(Options))}")
         return
-    try:
+    with exit_codes("shaping-dashboard"):
         options = parse(arguments)
         for name, url in build(options).items():
             Console(highlight=False, soft_wrap=True).print(f"{name}: {url}", markup=False)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("SHAPING_DEBUG"):
-            raise
-        print(f"shaping-dashboard: {sentence(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def parse(arguments: list[str]) -> Options:

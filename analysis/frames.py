@@ -199,7 +199,7 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
     """The study of all that the store holds, finished or not (of one scale, of some seeds), with no sweep in hand."""
     readings = read_store(store)
     graph = Plan()
-    for stage in (*STAGES, "evaluate"):
+    for stage in STAGES:
         folder = store.root / stage
         for signature in sorted(os.listdir(folder)) if folder.is_dir() else ():
             if signature in readings.runs:

@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.ipc
 
+from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from sweeps.store.stage_runs import FORMAT, Store
 
@@ -99,7 +100,7 @@ def _without(table: pa.Table, signatures: Iterable[str]) -> pa.Table:
 
 def _stamps(store: Store) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
     """(stage, signature) and stamp of every folder with a result."""
-    for stage in ("pretrain", "midtrain", "grpo", "evaluate"):
+    for stage in STAGES:
         folder = store.root / stage
         try:
             names = os.listdir(folder)

@@ -35,8 +35,10 @@ from analysis.index import read_object
 from analysis.layout import TABLES
 from analysis.report import Content, render
 from analysis.tables import Table, build_tables
-from pipelines.configuration import STAGES
+from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import UserError, nearest
+from pipelines.logs import DEBUG_VARIABLE
+from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.error_messages import sentence
 from sweeps.plan.graph import plan
@@ -101,7 +103,9 @@ def main() -> None:
         return
     flags = {a for a in arguments if a in FLAGS}
     console = Console(highlight=False, soft_wrap=True)
-    try:
+    if "--debug" in flags:
+        os.environ[DEBUG_VARIABLE] = "1"
+    with exit_codes("reproduce-paper-tables"):
         options = parse([a for a in arguments if a not in FLAGS])
         if "--missing" in flags:
             show_missing(options, console)
@@ -111,13 +115,6 @@ def main() -> None:
             select(options, console)
         else:
             reproduce(options, console)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if "--debug" in flags or os.environ.get("SHAPING_DEBUG"):
-            raise
-        print(f"reproduce-paper-tables: {sentence(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def parse(arguments: list[str]) -> Options:
@@ -203,7 +200,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _check_selection(folder: Path) -> None:
     """Raise `UserError` where results/<scale>/selection holds more than tables."""
-    ours = rf"(table|{'|'.join(STAGES)})-.*\.({'|'.join(ending for ending, _ in FORMATS.values())})"
+    ours = rf"(table|{'|'.join(TRAINING_STAGES)})-.*\.({'|'.join(ending for ending, _ in FORMATS.values())})"
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if foreign := {name for name in names if not re.fullmatch(ours, name)}:
         raise _refusal(folder, foreign)

@@ -19,6 +19,7 @@ from analysis.frames import Study, checkpoint_step
 from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
+from pipelines.configuration import TOKEN_STAGES
 from pipelines.garbage_collection import no_collection
 
 MISSING = "–"
@@ -195,7 +196,7 @@ def build_tables(study: Study, store: str = "", numbers: Iterable[int] = (), mod
                 tables.append(base_table(builder, model, place, settings, number))
         others = sorted(set(present) - {*BETA, *LAMBDA})
         if others and not wanted:
-            for stage in ("pretrain", "midtrain"):
+            for stage in TOKEN_STAGES:
                 tables.append(base_table(builder, model, Place(stage, role, ()), others, None))
             with_rl = set(planned.loc[planned["stage"] == "grpo", "objective"].unique())
             tables += [rl_table(builder, model, name, None) for name in others if name in with_rl]

@@ -37,7 +37,7 @@ print(len(graph.cells), resource.getrusage(resource.RUSAGE_SELF).ru_utime - befo
 HYDRAS = """
 import resource, sys
 import hydra
-from sweeps.compose import launchers as options
+from sweeps.compose import launchers
 count = 0
 def task(config):
     global count

@@ -36,8 +36,8 @@ from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
+from pipelines.training import next_token
 from pipelines.training.next_token import NextToken, train
-from pipelines.training.next_token import next_token as training
 from shaping import Objective
 from tests.wandb_server import wandb_server
 
@@ -113,7 +113,7 @@ def ours(
     compiled: bool = False,
 ) -> float:
     """Seconds of one of our steps."""
-    training.LEDGER_ROWS = max(1, budget.steps // EVERY)
+    next_token.LEDGER_ROWS = max(1, budget.steps // EVERY)
     compute = ComputeConfig(compile=compiled)
     torch.compiler.reset()  # a process of its own would find kernels on the disk and nothing in memory
     with tempfile.TemporaryDirectory() as place:

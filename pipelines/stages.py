@@ -53,7 +53,8 @@ class _Context:
     ledger: Ledger
     interrupted: Callable[[], bool]
     """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage asks between steps; when it is true the
-    stage saves its trainer state (`pipelines.training.trainer_state`) in `resume` and raises `pipelines.errors.Interrupted`."""
+    stage saves its trainer state (`pipelines.training.trainer_state`) in `resume` and raises
+    `pipelines.errors.Interrupted`."""
 
     root: Path
     """Of the store."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from shaping.statistics import TokenStatistics, entropy, head_tail_mass, target_rank
     from shaping.theory import effective_temperature, stationary_distribution
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "linear_shaped_cross_entropy": "loss",
     "shaped_cross_entropy": "loss",
@@ -36,6 +38,7 @@ __all__ = [
     "NAMED",
     "Objective",
     "TokenStatistics",
+    "__version__",
     "effective_temperature",
     "entropy",
     "head_tail_mass",

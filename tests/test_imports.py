@@ -13,7 +13,7 @@ import pytest
         "sweeps.commands.sweeps",
         "sweeps.execute.local",
         "sweeps.commands.data",
-        "sweeps.execute.torchrun",
+        "sweeps.commands.torchrun",
         "analysis.reproduce",
         "pipelines.configuration.cell",
         "shaping.objective",

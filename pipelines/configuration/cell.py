@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import TRAINING_STAGES
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
@@ -52,7 +52,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "it must be 0 or more")
-        require(self.until in STAGES, "until", self.until, nearest(self.until, STAGES))
+        require(self.until in TRAINING_STAGES, "until", self.until, nearest(self.until, TRAINING_STAGES))
         require(
             self.objective.top_k <= self.data.vocab_size,
             "objective.top_k",
@@ -60,7 +60,7 @@ class Cell:
             f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
         )
         for stage in (self.pretrain, self.midtrain):
-            if STAGES.index(stage.key) <= STAGES.index(self.until):
+            if TRAINING_STAGES.index(stage.key) <= TRAINING_STAGES.index(self.until):
                 micro_batch(stage, self.compute, 1)
             for source in stage.mixture:
                 known = ["text", *self.data.tasks, *self.data.sources]

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from omegaconf import MISSING
 
 from pipelines.errors import nearest, require, require_fraction, require_positive
+from pipelines.tasks import reasoning_gym
 from pipelines.tasks.families import FAMILIES
-from pipelines.tasks.families import reasoning_gym as gym
 
 SOURCE_KINDS = ("hub", "jsonl", "parquet", "text")
 
@@ -73,8 +73,8 @@ class DataConfig:
             kind = source.kind
             require(kind in SOURCE_KINDS, f"data.sources.{name}.kind", kind, nearest(kind, SOURCE_KINDS))
         for task in self.tasks:
-            if gym.is_gym(task):
-                gym.check(task)
+            if reasoning_gym.is_gym(task):
+                reasoning_gym.check(task)
             else:
                 require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
         require_positive("data", self, "tasks_per_family", "vocab_size", "top_k")

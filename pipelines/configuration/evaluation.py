@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import nearest, require, require_positive
 from pipelines.verifiers.registry import VERIFIERS
 
@@ -29,7 +29,7 @@ class BenchmarkConfig:
     task: str = MISSING
     """What is asked: a family of tasks, a multiple-choice builder, a source of held-out text, or a task of lm-eval;
     of `sampled`, also a format of `pipelines.data.questions.FORMATS` for the questions of `dataset`."""
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    stages: list[str] = field(default_factory=lambda: list(TRAINING_STAGES))
     """Stages whose milestone checkpoints are measured on it."""
     items: int = MISSING
     """Most items: the first ones."""
@@ -52,7 +52,7 @@ class BenchmarkConfig:
         require(self.kind in kinds, f"{key}.kind", self.kind, nearest(self.kind, kinds))
         require_positive(key, self, "items", "samples")
         for stage in self.stages:
-            require(stage in STAGES, f"{key}.stages", stage, nearest(stage, STAGES))
+            require(stage in TRAINING_STAGES, f"{key}.stages", stage, nearest(stage, TRAINING_STAGES))
         if self.local:
             require(Path(self.dataset or "").is_file(), f"{key}.dataset", self.dataset, "there is no such file")
         require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, "it must be 0 or more")
@@ -97,14 +97,16 @@ class EvaluationConfig:
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
         require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, "it must lie in (0, 1]")
         for stage, limit in self.stage_max_new_tokens.items():
-            require(stage in STAGES, "evaluation.stage_max_new_tokens", stage, nearest(stage, STAGES))
+            require(stage in TRAINING_STAGES, "evaluation.stage_max_new_tokens", stage, nearest(stage, TRAINING_STAGES))
             require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, "it must be above 0")
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, "it must be 1 or more")
         for control, stages in self.controls.items():
             require(control in CONTROLS, "evaluation.controls", control, nearest(control, CONTROLS))
             for stage in stages:
-                require(stage in STAGES, f"evaluation.controls.{control}", stage, nearest(stage, STAGES))
+                require(
+                    stage in TRAINING_STAGES, f"evaluation.controls.{control}", stage, nearest(stage, TRAINING_STAGES)
+                )
             require(
                 not stages or any(b.kind == "text" for b in self.benchmarks.values()),
                 f"evaluation.controls.{control}",

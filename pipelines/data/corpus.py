@@ -1,9 +1,9 @@
 """Text and tasks as tokens: built once, cached by content, cut into rows, mixed by weight.
 
 The text is the docstrings of installed packages (torch brings sympy and networkx along), the tasks are generated
-(`pipelines.tasks.families`), and a byte-level BPE with single digits is trained on both. Everything is split by hash of the
-question or of the document. The cache's folder is named by a hash of all that went in; whoever comes first builds
-it under a lock, and whoever reads it checks its hashes.
+(`pipelines.tasks.families`), and a byte-level BPE with single digits is trained on both. Everything is split by hash
+of the question or of the document. The cache's folder is named by a hash of all that went in; whoever comes first
+builds it under a lock, and whoever reads it checks its hashes.
 
 A row begins where a document begins, or, inside a long document, where the row before ended: a model that meets
 tasks cut at random learns to write well-formed steps about operands it has never seen.

@@ -2,8 +2,8 @@
 
 A data set is a family of the corpus (generated tasks, `gym_` families among them) or a file of JSON lines. How a
 question becomes a prompt, where a response's answer is found and which verifier judges it stand in
-`pipelines.tasks.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are never
-trained on.
+`pipelines.tasks.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are
+never trained on.
 """
 
 import json

@@ -23,7 +23,7 @@ from pipelines.data.corpus import Corpus
 from pipelines.data.questions import Question, load_items
 from pipelines.data.token_shards import ShardRows
 from pipelines.errors import MissingData, StageFailure
-from pipelines.evaluation.evaluate import distribution
+from pipelines.evaluation import distribution
 from pipelines.evaluation.metrics import Estimate, estimate, mean_and_error
 from pipelines.evaluation.piece_cache import Pieces, Rows, cut
 from pipelines.evaluation.samples import SAMPLES, Sample, measure, sample_rows, write_rows

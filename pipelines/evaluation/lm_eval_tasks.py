@@ -43,7 +43,7 @@ PIECE_TOKENS = 1 << 18
 MAX_NEW_TOKENS = 256
 """Longest answer where a task does not say, as in lm-eval."""
 
-OWN_TASKS = Path(__file__).parent / "lm_tasks"
+OWN_TASKS = Path(__file__).parent / "lm_eval_task_files"
 FOLDERS = {
     "mmlu_flan_cot_fewshot": "mmlu/flan_cot_fewshot",
     "mmlu_pro": "mmlu_pro",

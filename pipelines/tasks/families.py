@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.tasks.families import reasoning_gym as gym
+from pipelines.tasks import reasoning_gym
 
 MARK = "####"
 SPLITS = {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}
@@ -150,9 +150,9 @@ FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
 def generate(family: str, count: int, seed: int) -> list[Problem]:
     """Up to `count` problems with distinct questions, in a fixed order; fewer where the family has fewer."""
     problems: dict[str, Problem] = {}
-    if gym.is_gym(family):
+    if reasoning_gym.is_gym(family):
         slip = "0"
-        for question, answer in gym.items(family, 2 * count, seed):
+        for question, answer in reasoning_gym.items(family, 2 * count, seed):
             problems.setdefault(question, Problem(family, question, (), answer, slip))
             slip = answer  # careless: what was asked before
         return list(problems.values())[:count]

@@ -1,1 +1,1 @@
-"""Pre-training and mid-training: the Lightning module, its strategies, expert balance, throughput and trainer states."""
+"""Pre-training and mid-training: the Lightning module, its strategies, expert balance, throughput, trainer states."""

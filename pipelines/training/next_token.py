@@ -1,8 +1,8 @@
 """Pre-training and mid-training: one Lightning module, whose objective is the shaped one.
 
 Pre-training warms up and then holds its rate; mid-training starts at that rate and decays. Both read rows in an order
-that is a function of the seed alone (`pipelines.data.corpus`), so two objectives with one seed see the same tokens in the same
-order, and so does any number of ranks.
+that is a function of the seed alone (`pipelines.data.corpus`), so two objectives with one seed see the same tokens in
+the same order, and so does any number of ranks.
 """
 
 import logging
@@ -28,8 +28,8 @@ from pipelines.data.corpus import Corpus
 from pipelines.data.training_order import training_order
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.ledger import Ledger
+from pipelines.training import parallel
 from pipelines.training.expert_balance import ExpertBalance
-from pipelines.training.next_token import parallel
 from pipelines.training.throughput import Speed, step_operations
 from pipelines.training.trainer_state import SAVE_SECONDS, every, load_tensors, save_tensors, saved_state, saved_steps
 from shaping.loss import CHUNK_BYTES, linear_shaped_cross_entropy, shaped_cross_entropy

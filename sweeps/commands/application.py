@@ -1,7 +1,6 @@
 """What the commands of `shaping-sweeps` share: the application, the arguments that several take, and how a command line
 of typer ends."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from rich.console import Console
 
 from pipelines.errors import UserError
+from sweeps.commands.exit_codes import exit_codes
 from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 
@@ -50,25 +50,7 @@ def console() -> Console:
 
 
 def run(commands: typer.Typer, program: str) -> None:
-    """Run a command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
-    try:
+    """Run a command line of typer; exit codes are those of `sweeps.commands.exit_codes`."""
+    with exit_codes(program):
         code = commands(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a pager was closed
-        sys.exit(0)
-    except Exception as error:
-        if os.environ.get("SHAPING_DEBUG"):
-            raise
-        from sweeps.compose.error_messages import sentence
-
-        print(f"{program}: {_typers_words(error) or sentence(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
-
-
-def _typers_words(error: Exception) -> str:
-    """What typer says of a mistake, with the options or the argument that it is about; empty for other errors."""
-    words: str = error.format_message() if hasattr(error, "format_message") else ""
-    return " ".join(words.split()) if isinstance(error, typer.BadParameter) else words

@@ -11,10 +11,11 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
+from pipelines.configuration import STAGES, TOKEN_STAGES
 from pipelines.errors import UserError, nearest
 from sweeps.commands.application import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.compose.launchers import SlurmLauncherConfig
-from sweeps.execute.display import STAGE_ORDER, amount, title
+from sweeps.execute.display import amount, title
 from sweeps.monitor.status import rows
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, place
@@ -45,7 +46,8 @@ def show_plan(
     hydra/launcher=slurm and hydra.launcher.* among the overrides give the devices of a stage run and its time limit.
     """
     from sweeps.compose.cells import compose_cells, compose_launcher
-    from sweeps.plan.graph import cost, plan
+    from sweeps.plan import cost
+    from sweeps.plan.graph import plan
 
     words = [o for o in overrides or [] if o not in ("-m", "--multirun")]
     ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]
@@ -61,7 +63,7 @@ def show_plan(
         from sweeps.execute.launch import check_ranks, ranks
 
         for cell in cells:
-            check_ranks(cell, {stage: ranks(launcher, stage) for stage in ("pretrain", "midtrain")})
+            check_ranks(cell, {stage: ranks(launcher, stage) for stage in TOKEN_STAGES})
     if sbatch:
         from sweeps.execute.slurm import scripts
 
@@ -106,7 +108,7 @@ def show_plan(
 
 def _check(rate: "Rate", assumed: "Assumed") -> None:
     """Raises `UserError` for an option of the cost that is out of its range."""
-    from sweeps.plan.graph import cost
+    from sweeps.plan import cost
 
     if rate.device not in cost.DEVICES:
         raise UserError(f"--device={rate.device}: {nearest(rate.device, cost.DEVICES)}")
@@ -143,7 +145,7 @@ def _plan_lines(graph: Plan, statuses: dict[str, str], stages: dict[str, Any]) -
     yield f"Plan: {len(graph.cells)} cells, {len(graph.runs)} stage runs"
     names = ("stage", "asked for", "stage runs", "done", "elsewhere", "to do", "operations", "device-hours", "storage")
     yield "{:10}{:>11}{:>12}{:>7}{:>11}{:>7}{:>13}{:>14}{:>11}".format(*names)
-    for stage in STAGE_ORDER:
+    for stage in STAGES:
         if asked[stage]:
             counts = [where[stage, kind] for kind in ("done", "elsewhere", "to do")]
             found = stages.get(stage)
@@ -185,7 +187,7 @@ def _memory_lines(graph: Plan, room: Any) -> Iterator[str]:
 
     told = set()
     for run in graph.runs.values():
-        if run.stage not in ("pretrain", "midtrain"):
+        if run.stage not in TOKEN_STAGES:
             continue
         ranks = room.per_run.get(run.stage, 1)
         parts = rank_memory(graph, run, ranks)

@@ -6,36 +6,26 @@ from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import UserError, nearest
+from pipelines.logs import DEBUG_VARIABLE
+from sweeps.commands.exit_codes import exit_codes
 from sweeps.commands.hydra_plugins import register
-from sweeps.compose.error_messages import sentence
-
-DEBUG_VARIABLE = "SHAPING_DEBUG"
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failed work, 2 for a user's mistake, 130 after Ctrl-C."""
-    debug = "--debug" in sys.argv or bool(os.environ.get(DEBUG_VARIABLE))
+    """Run the command line; exit codes are those of `sweeps.commands.exit_codes`."""
+    if "--debug" in sys.argv:
+        os.environ[DEBUG_VARIABLE] = "1"
     arguments = [a for a in sys.argv[1:] if a not in ("--debug", "-m", "--multirun")]
-    # Hydra would print its own account of an error and exit with 1; with this set it raises, and we word it.
+    # Hydra would print its own report of an error and exit with 1; with this set it raises the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
-    try:
-        # One cell is a grid of one, so -m may be left out; it stands first because argparse wants overrides together.
+    with exit_codes("shaping-run"):
+        # One cell is a grid of one, so -m is always added; it comes first because argparse wants overrides together.
         sys.argv[1:] = arguments if _shows(arguments) else ["--multirun", *arguments]
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(_unreachable)()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        print(f"shaping-run: {sentence(error)}", file=sys.stderr)
-        mistake = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-        sys.exit(2 if mistake else 1)
 
 
 def _shows(arguments: list[str]) -> bool:

@@ -17,12 +17,14 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.configuration import STAGES
 from pipelines.errors import UserError
+from pipelines.files import write_json
 from sweeps.commands.application import AsJson, Filters, StorePath, app, cells_beside, console
 from sweeps.compose.launchers import SlurmLauncherConfig
-from sweeps.execute.display import STAGE_ORDER, clock
+from sweeps.execute.display import clock
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
-from sweeps.store.stage_runs import Store, StoredRun, write_json
+from sweeps.store.stage_runs import Store, StoredRun
 
 SHOWN = 40
 """Stage runs that `status` lists, unless it is told to list all."""
@@ -60,7 +62,7 @@ def _status_lines(found: list[Row], every: bool) -> Iterator[str]:
     counts = Counter((row.stage, row.status) for row in found)
     present = [word for word in ORDER if any(status == word for _, status in counts)]
     yield "{:10}".format("stage") + "".join(f"{word:>13}" for word in present)
-    for stage in [s for s in STAGE_ORDER if any(row.stage == s for row in found)]:
+    for stage in [s for s in STAGES if any(row.stage == s for row in found)]:
         yield f"{stage:10}" + "".join(f"{counts[stage, word] or '':>13}" for word in present)
     listed = found if every else [row for row in found if row.status not in ("done", "missing")][:SHOWN]
     if listed:
@@ -202,7 +204,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
             words = shlex.join(sweep.options["words"])
             by_hand.append(
                 f"{len(mine)} stage runs are torchrun's, with {sweep.options['ranks']} ranks; start it again: "
-                f"torchrun ... -m sweeps.execute.torchrun {words}"
+                f"torchrun ... --no-python shaping-torchrun {words}"
             )
             continue
         cells = [replace(cell, store=str(opened.root)) for cell in compose_jobs(sweep.jobs)]

@@ -50,12 +50,11 @@ def gc(
 
     Named sweeps are those launched by +sweep=NAME into this store and those of conf/sweep.
     """
-    from sweeps.compose.cells import plan_named_sweeps
     from sweeps.monitor.launched_sweeps import needed, records
-    from sweeps.monitor.upkeep import remove, rubbish
+    from sweeps.monitor.upkeep import needed_by_named_sweeps, remove, rubbish
 
     opened = Store.open(store)
-    keep = needed(sweep for sweep in records(opened) if sweep.name) | plan_named_sweeps()
+    keep = needed(sweep for sweep in records(opened) if sweep.name) | needed_by_named_sweeps()
     items = list(rubbish(opened, keep, weights))
     total = sum(item.bytes for item in items)
     if yes:
@@ -148,7 +147,7 @@ def contamination(
 
     Builds the data if they are not in the store; loads torch. Benchmarks whose data set is not here are named.
     """
-    from pipelines.configuration import STAGES as TRAINED
+    from pipelines.configuration import TOKEN_STAGES
     from pipelines.data.contamination import overlap
     from pipelines.data.corpus import prepare
     from pipelines.evaluation.evaluate import evaluation_texts
@@ -159,7 +158,7 @@ def contamination(
     cell = compose_cells(list(overrides or []))[0]
     corpus = prepare(cell.data, Store.create(cell.store).cache)
     texts, missing = evaluation_texts(cell.evaluation, corpus)
-    sources = {s for stage in TRAINED[:2] for s, weight in getattr(cell, stage).mixture.items() if weight > 0}
+    sources = {s for stage in TOKEN_STAGES for s, weight in getattr(cell, stage).mixture.items() if weight > 0}
     report = overlap(texts, corpus.training_texts(sorted(sources)), n)
     if as_json:
         print(json.dumps({"n": n, "benchmarks": report, "missing": missing}, indent=1))

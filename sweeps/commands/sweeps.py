@@ -1,9 +1,7 @@
 """`shaping-sweeps`: all its commands under one name, and how it ends."""
 
+from sweeps.commands import plan, stage_runs, store  # noqa: F401  (they register their commands, in order)
 from sweeps.commands.application import app, run
-from sweeps.commands.sweeps import plan as plan_commands  # noqa: F401  (they register their commands, in order)
-from sweeps.commands.sweeps import stage_runs as run_commands  # noqa: F401  (they register their commands, in order)
-from sweeps.commands.sweeps import store as store_commands  # noqa: F401  (they register their commands, in order)
 
 
 def main() -> None:

@@ -34,7 +34,6 @@ from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from sweeps.compose.error_messages import sentence
 from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig  # makes all typed options known to Hydra
-from sweeps.plan.graph import plan
 
 PARTS = tuple(field.name for field in fields(Cell))
 
@@ -42,7 +41,7 @@ REFERENCE = re.compile(r"\$\{(\w+)?(\.|\})?")
 """An interpolation and, where it is a plain absolute one, the part that it refers to."""
 
 
-def _hydra() -> AbstractContextManager[Any]:
+def initialized_hydra() -> AbstractContextManager[Any]:
     """Hydra as the command line started it, or started here when there was none."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
@@ -55,7 +54,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     The points and the grid of `+sweep=NAME` come first, then the sweeps typed by hand, which win where both set
     the same key. Raises `UserError` for a sweep with no cells.
     """
-    with _hydra():
+    with initialized_hydra():
         return _expand(arguments)
 
 
@@ -113,16 +112,16 @@ def _literal(value: Any) -> str:
 def compose_cell(overrides: Sequence[str]) -> Cell:
     """The typed, checked cell of one list of overrides, composed by Hydra alone; raises `UserError`."""
     try:
-        with _hydra():
+        with initialized_hydra():
             return Cell.from_config(compose(config_name="config", overrides=list(overrides)))
     except Exception as error:
         raise UserError(sentence(error)) from error
 
 
-def compose_cells(arguments: Sequence[str], composer: "_Composer | None" = None) -> list[Cell]:
+def compose_cells(arguments: Sequence[str], composer: "Composer | None" = None) -> list[Cell]:
     """All cells that `arguments` name, without repetition; raises one `UserError` for all that cannot be."""
     try:
-        with _hydra():
+        with initialized_hydra():
             return compose_jobs(expand(arguments), composer)
     except UserError:
         raise
@@ -130,15 +129,15 @@ def compose_cells(arguments: Sequence[str], composer: "_Composer | None" = None)
         raise UserError(sentence(error)) from error
 
 
-def compose_jobs(jobs: Sequence[Sequence[str]], composer: "_Composer | None" = None) -> list[Cell]:
+def compose_jobs(jobs: Sequence[Sequence[str]], composer: "Composer | None" = None) -> list[Cell]:
     """The cells of several lists of overrides; all mistakes are collected into one `UserError`.
 
     Equal parts of the cells are one object, also of those that `composer` made before.
     """
     if len(jobs) == 1:
         return [compose_cell(jobs[0])]
-    with _hydra():
-        composer = composer or _Composer()
+    with initialized_hydra():
+        composer = composer or Composer()
         cells: dict[tuple[int, ...], Cell] = {}
         mistakes: dict[str, str] = {}
         worded: set[str] = set()
@@ -170,7 +169,7 @@ Setting = tuple[str | None, tuple[str, ...]]
 """How a job sets one part: the option chosen for its group, if any, and the overrides of its values, in order."""
 
 
-class _Composer:
+class Composer:
     """Makes cells out of parts that are composed once for each way in which they are set."""
 
     def __init__(self) -> None:
@@ -276,7 +275,7 @@ def _texts(node: Node) -> Iterable[str]:
 def compose_launcher(overrides: Sequence[str]) -> LocalLauncherConfig | SlurmLauncherConfig:
     """The launcher's options that `hydra/launcher=...` and `hydra.launcher.*` among `overrides` name."""
     try:
-        with _hydra():
+        with initialized_hydra():
             config = compose(config_name="config", overrides=list(overrides), return_hydra_config=True)
             launcher = OmegaConf.to_object(config.hydra.launcher)
     except Exception as error:
@@ -287,17 +286,5 @@ def compose_launcher(overrides: Sequence[str]) -> LocalLauncherConfig | SlurmLau
 
 def options_of(group: str) -> list[str]:
     """The options of a group of `conf/`."""
-    with _hydra():
+    with initialized_hydra():
         return list(GlobalHydra.instance().config_loader().get_group_options(group))
-
-
-def plan_named_sweeps() -> set[str]:
-    """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
-    with _hydra():
-        composer, found = _Composer(), set[str]()
-        for name in options_of("sweep"):
-            try:
-                found |= set(plan(compose_cells([f"+sweep={name}"], composer)).runs)
-            except UserError:
-                continue
-    return found

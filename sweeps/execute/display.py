@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.configuration import STAGES
 from sweeps.plan.graph import Plan, StageRun, cell_of
 from sweeps.store.stage_runs import Store, StoredRun
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 15.0
 """Seconds between progress lines where there is no terminal."""
-
-STAGE_ORDER = ("pretrain", "midtrain", "grpo", "evaluate")
 
 
 class Display:
@@ -169,7 +168,7 @@ def plan_table(plan: Plan, done: set[str]) -> Table:
     table = Table(title=f"Plan: {len(plan.cells)} cells", box=None, padding=(0, 2, 0, 0), title_justify="left")
     for column in ("stage", "asked for", "stage runs", "done", "to do"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in STAGE_ORDER:
+    for stage in STAGES:
         if asked[stage]:
             counts = (asked[stage], unique[stage], finished[stage], unique[stage] - finished[stage])
             table.add_row(stage, *map(str, counts))

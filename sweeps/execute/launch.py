@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import STAGES, TOKEN_STAGES, TRAINING_STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
@@ -47,7 +47,7 @@ def launch_on_slurm(cells: list[Cell], jobs: Jobs, options: SlurmLauncherConfig,
     """
     _check(options)
     for cell in cells:
-        check_ranks(cell, {stage: ranks(options, stage) for stage in ("pretrain", "midtrain")})
+        check_ranks(cell, {stage: ranks(options, stage) for stage in TOKEN_STAGES})
     graph, store = prepared(cells)
     record(store, graph, jobs, cells[0].sweep.name, "slurm", asdict(options))
     submission = submit(graph.part(only) if only else graph, store, cells[0].tracking, options)
@@ -70,13 +70,13 @@ def ranks(options: SlurmLauncherConfig, stage: str) -> int:
 
 def check_ranks(cell: Cell, counts: Mapping[str, int]) -> None:
     """Raise `UserError` where a stage's batch cannot be shared out among so many ranks."""
-    for stage in STAGES[: STAGES.index(cell.until) + 1]:
+    for stage in TRAINING_STAGES[: TRAINING_STAGES.index(cell.until) + 1]:
         if stage in counts:
             micro_batch(getattr(cell, stage), cell.compute, counts[stage])
 
 
 def _check(options: SlurmLauncherConfig) -> None:
-    for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES_WITH_RESOURCES)):
+    for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES)):
         for name in ("nodes", "tasks", "cpus", "time", "mem_gb"):
             value = getattr(part, name)
             require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
@@ -94,9 +94,6 @@ def _check(options: SlurmLauncherConfig) -> None:
         require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")
     if not is_here():
         raise UserError("hydra/launcher=slurm: there is no sbatch on this machine; log in to one of the cluster")
-
-
-STAGES_WITH_RESOURCES = ("pretrain", "midtrain", "grpo", "evaluate")
 
 
 def prepared(cells: list[Cell]) -> tuple[Plan, Store]:

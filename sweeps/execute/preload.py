@@ -9,12 +9,11 @@ import os
 
 from submitit.core.plugins import get_job_environments
 
-from sweeps.execute import fork_server as warm  # noqa: F401
-from sweeps.execute import worker as work  # noqa: F401
+from sweeps.execute import fork_server, worker  # noqa: F401
 
 gc.disable()  # what is imported stays, and looking for garbage among it takes a sixth of the time; workers enable it
 get_job_environments()  # asks every installed package for submitit plugins, and remembers
-work.environment()
+worker.environment()
 
 
 def _end(server: int) -> None:

@@ -26,12 +26,13 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
+from pipelines.files import write_json
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
 from sweeps.execute.worker import perform
 from sweeps.monitor.slurm_queue import job_states, own_words, slurm
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import FORMAT, Store, write_json
+from sweeps.store.stage_runs import FORMAT, Store
 
 PATIENCE_SECONDS = 120.0
 """How long a submission waits for another one to the same store to end."""

@@ -25,9 +25,10 @@ from submitit import JobEnvironment
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
+from pipelines.files import write_json
 from pipelines.garbage_collection import no_collection
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import FORMAT, Store, StoredRun, write_json
+from sweeps.store.stage_runs import FORMAT, Store, StoredRun
 
 ENVIRONMENT = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailure, UserError
-from sweeps.store.stage_runs import Store, StoredRun, write_json
+from pipelines.files import write_json
+from sweeps.store.stage_runs import Store, StoredRun
 
 FORMAT = 1
 SETTLED_SECONDS = 2.0

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.files import read_json, write_json
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.store.stage_runs import FORMAT, Store, read_json, write_json
+from sweeps.store.stage_runs import FORMAT, Store
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def rows(store: Store, filters: Sequence[str] = ()) -> list[Row]:
 
 
 def _depth(row: Row) -> int:
-    return STAGES.index(row.stage) if row.stage in STAGES else len(STAGES)
+    return STAGES.index(row.stage)
 
 
 def _merge(known: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Row]:

@@ -1,5 +1,6 @@
 """Keeping a store in order: is every file what was published, and what may go."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from sweeps.plan.graph import signature_of
+from sweeps.compose.cells import Composer, compose_cells, initialized_hydra, options_of
+from sweeps.plan.graph import plan, signature_of
 from sweeps.store.leases import holder
 from sweeps.store.stage_runs import Store, StoredRun
 
@@ -37,6 +39,17 @@ def faults(run: StoredRun) -> Iterator[str]:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             yield f"{path}: its sha256 is {found[:12]}, published was {digest[:12]}"
+
+
+def needed_by_named_sweeps() -> set[str]:
+    """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
+    needed = set[str]()
+    with initialized_hydra():
+        composer = Composer()
+        for name in options_of("sweep"):
+            with contextlib.suppress(UserError):
+                needed |= set(plan(compose_cells([f"+sweep={name}"], composer)).runs)
+    return needed
 
 
 @dataclass(frozen=True)

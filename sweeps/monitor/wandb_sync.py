@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipelines.configuration import STAGES
 from pipelines.errors import StageFailure
-from sweeps.store.stage_runs import Store, StoredRun, read_json, write_json
+from pipelines.files import read_json, write_json
+from sweeps.store.stage_runs import Store, StoredRun
 
 BATCH = 25
 """Runs that one `wandb sync` is given: few enough that a broken connection costs little."""
 
-ORDER = ("pretrain", "midtrain", "grpo", "evaluate")
 SMALL = ("spec.json", "result.json", "ledger.jsonl", "samples.jsonl", "samples.jsonl.gz")
 """Files of a stage run that an artifact always holds; checkpoints are large and asked for."""
 
@@ -164,7 +165,7 @@ def send_artifacts(
 
 def _finished(store: Store) -> Iterator[StoredRun]:
     """Finished stage runs, parents first."""
-    runs = sorted(store.runs(), key=lambda run: (ORDER.index(run.stage), run.signature))
+    runs = sorted(store.runs(), key=lambda run: (STAGES.index(run.stage), run.signature))
     return (run for run in runs if run.result is not None)
 
 

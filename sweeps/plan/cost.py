@@ -1,5 +1,5 @@
-"""What a plan costs before anything has run: operations (`pipelines.models.sizes`), GPU-hours, wall time, storage. Arithmetic
-alone, no torch.
+"""What a plan costs before anything has run: operations (`pipelines.models.sizes`), GPU-hours, wall time, storage.
+Arithmetic alone, no torch.
 
 What cannot be known is assumed (`Assumed`), and printed with the figures.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import STAGES, TOKEN_STAGES
 from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
 from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan.graph import Plan, StageRun
@@ -71,7 +71,7 @@ def work(plan: Plan, run: StageRun, assumed: Assumed = Assumed()) -> Work:
     """Operations and tokens of one stage run."""
     model = _root(plan, run).config["model"]
     vocabulary = run.config["data"]["vocab_size"]
-    if run.stage in ("pretrain", "midtrain"):
+    if run.stage in TOKEN_STAGES:
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
         return Work(
@@ -210,7 +210,7 @@ def room(launcher: LocalLauncherConfig | SlurmLauncherConfig, devices: int) -> R
     """What a launcher's options come to; `devices` at once in all."""
     if isinstance(launcher, LocalLauncherConfig):
         return Room(devices or launcher.workers)
-    asked = {stage: resources(launcher, stage) for stage in (*STAGES, "evaluate")}
+    asked = {stage: resources(launcher, stage) for stage in STAGES}
     return Room(
         devices,
         {stage: found["nodes"] * found["tasks"] for stage, found in asked.items()},

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from pipelines.configuration import STAGE_VERSIONS, STAGES
+from pipelines.configuration import STAGE_VERSIONS, TRAINING_STAGES
 from pipelines.configuration.budgets import MidtrainConfig
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import DataConfig
@@ -291,7 +291,7 @@ class _Planner:
         runs: list[StageRun] = []
         parent: tuple[str, str] | None = None
         checkpoint: str | None = None
-        for place, stage in enumerate(STAGES[: STAGES.index(cell.until) + 1]):
+        for place, stage in enumerate(TRAINING_STAGES[: TRAINING_STAGES.index(cell.until) + 1]):
             budget = getattr(cell, stage)
             acts = _shown({key: value for key, value in variant.items() if ACTS_FROM[key.split(".")[0]] <= place})
             trained = _stage_run(
@@ -324,7 +324,7 @@ class _Planner:
         groups: dict[tuple[str, ...], list[int]] = {}
         for index, cell in enumerate(cells):
             if cell.evaluation.controls:
-                parts = [self._fragment(name, getattr(cell, name)).text for name in ("model", "data", *STAGES)]
+                parts = [self._fragment(name, getattr(cell, name)).text for name in ("model", "data", *TRAINING_STAGES)]
                 rest = (cell.midtrain.objective, _json(asdict(cell.evaluation)), str(cell.seed))
                 groups.setdefault((*parts, *rest), []).append(index)
         found: list[list[StageRun]] = [[] for _ in cells]
@@ -473,10 +473,10 @@ _CONTENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "midtrain_objective": _midtrain_objective,
     "midtrain": _midtrain,
     "grpo": _nameless,
-    **{f"{stage} evaluation": partial(_evaluation, stage=stage) for stage in STAGES},
+    **{f"{stage} evaluation": partial(_evaluation, stage=stage) for stage in TRAINING_STAGES},
     **{
         f"{stage} {control}": partial(_control, stage=stage, control=control)
-        for stage in STAGES
+        for stage in TRAINING_STAGES
         for control in CONTROLS
     },
 }

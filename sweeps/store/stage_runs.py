@@ -5,61 +5,23 @@ reader never sees half a file; leases (`sweeps.store.leases`) keep two writers a
 """
 
 import contextlib
-import errno
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import StageFailure, UserError
+from pipelines.errors import UserError
+from pipelines.files import cannot_write, read_json, write_json
 from sweeps.store.leases import holder
 
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
 TAIL_BYTES = 2**16
 """Of a ledger, what is read to see how it goes."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _disk_trouble(path, error) from error
-
-
-def _disk_trouble(path: Path, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageFailure(f"store={path}: {error.strerror}; free some space and type the same command again")
-    return UserError(f"store={path}: it cannot be written ({error.strerror}); name another with store=PATH")
-
-
-def read_json(
-    path: Path, keys: Iterable[str] = (), way_out: str = "delete this file alone; it is written anew"
-) -> dict[str, Any]:
-    """The object in `path`; raises `UserError` naming the file and the way out where it is none or lacks one of
-    `keys`."""
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it is not readable JSON ({error}); {way_out}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: it holds no JSON object; {way_out}")
-    if missing := [key for key in keys if key not in content]:
-        raise UserError(f"{path}: it has no {missing[0]}; {way_out}")
-    return content
 
 
 def place(root: str | Path) -> Path:
@@ -212,7 +174,7 @@ class Store:
         except FileExistsError as error:
             raise UserError(f"store={root}: it is a file; name a folder") from error
         except OSError as error:
-            raise _disk_trouble(path, error) from error
+            raise cannot_write(path, error) from error
         if fresh:
             write_json(path / "STORE.json", {"format": FORMAT})
         store = cls.open(path)

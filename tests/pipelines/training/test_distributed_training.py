@@ -23,7 +23,7 @@ from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training.next_token import next_token as training
+from pipelines.training import next_token
 from pipelines.training.next_token import train
 from shaping import Objective
 from tests.forked import forked
@@ -61,7 +61,7 @@ RUNS: dict[str, tuple[ModelConfig, ComputeConfig]] = {
 def run(corpus: Path, folder: Path, name: str, rank: int, ranks: int, stop_after: int = 0) -> None:
     """Train as one of `ranks`; rank 0 leaves ledger and last weights in `folder`."""
     shape, compute = RUNS[name]
-    training.CHUNK_BYTES = 0 if "fused" in name else 2**25
+    next_token.CHUNK_BYTES = 0 if "fused" in name else 2**25
     own = folder if rank == 0 else folder / f"rank{rank}"
     own.mkdir(parents=True, exist_ok=True)
     opened = Corpus(corpus)

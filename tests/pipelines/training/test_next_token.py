@@ -24,8 +24,8 @@ from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.models.sizes import forward_operations
+from pipelines.training import next_token
 from pipelines.training.next_token import CausalLoss, Rows, adamw, learning_rate, train
-from pipelines.training.next_token import next_token as training
 from pipelines.training.trainer_state import saved_steps
 from shaping import Objective, shaped_cross_entropy
 from tests.forked import forked
@@ -200,7 +200,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 
 def train_to_the_end(cache: Path, *folders: Path) -> None:
     """A program that saves its state after every step."""
-    training.SAVE_SECONDS = 0.0
+    next_token.SAVE_SECONDS = 0.0
     corpus = small_corpus(cache)
     for folder in folders:
         model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)

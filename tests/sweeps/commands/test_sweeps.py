@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from pipelines.files import write_json
 from sweeps.monitor.index import summaries
-from sweeps.store.stage_runs import Store, write_json
+from sweeps.store.stage_runs import Store
 from tests.in_process import Result, in_process
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
 FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off",
        "evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]  # fmt: skip
@@ -161,7 +162,7 @@ def test_retry_leaves_what_torchrun_launched_to_torchrun(folder: Path) -> None:
         path.write_text(json.dumps(sweep))
     told = in_process("sweeps.commands.sweeps", "retry", cwd=folder, environment=FAKE)
     assert told.returncode == 2
-    assert "with 8 ranks; start it again: torchrun ... -m sweeps.execute.torchrun seed=7,8" in told.stderr
+    assert "with 8 ranks; start it again: torchrun ... --no-python shaping-torchrun seed=7,8" in told.stderr
 
 
 def test_logs(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
 from shaping import NAMED
 from sweeps.compose.cells import (
-    _Composer,
+    Composer,
     _hydra,
     _named_sweep,
     _OutOfTheOrdinary,
@@ -116,7 +116,7 @@ ORDINARY = [
 def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE", "0.01")
     with _hydra():
-        composer = _Composer()
+        composer = Composer()
         composer.cell(
             ["objective=diversity", "seed=3", "data.top_k=4", "pretrain.mixture.text=0.5"]
         )  # fills its memory
@@ -128,7 +128,7 @@ def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyP
 )
 def test_what_is_out_of_the_ordinary_is_left_to_hydra(override: str) -> None:
     with _hydra(), pytest.raises(_OutOfTheOrdinary):
-        _Composer().cell([override])
+        Composer().cell([override])
 
 
 def test_a_mixed_bag_of_jobs() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipelines.files import write_json
 from sweeps.execute.display import Display
 from sweeps.execute.local import Outcome
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.store.stage_runs import Store, write_json
+from sweeps.store.stage_runs import Store
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -110,7 +110,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.kind": "text",
     "evaluation.benchmarks.*.stages": ["pretrain", "midtrain"],
     "evaluation.benchmarks.*.task": "chain4",
-    "evaluation.benchmarks.*.dataset": str(Path(__file__).parents[2] / "tests/sweeps/questions.jsonl"),
+    "evaluation.benchmarks.*.dataset": str(Path(__file__).parents[3] / "tests/sweeps/questions.jsonl"),
     "evaluation.benchmarks.*.shots": 3,
     "evaluation.benchmarks.*.metric": "acc",
     "evaluation.benchmarks.*.verifier": "math",

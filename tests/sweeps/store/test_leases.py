@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.store import leases
 from sweeps.store.leases import Owner, claim, holder
-from sweeps.store.stage_runs import leases
 
 
 def elsewhere(folder: Path, number: int, job: str | None = None) -> Path:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.files import read_json, write_json
 from sweeps.monitor.launched_sweeps import records
 from sweeps.plan.differences import explain
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import Store, read_json, write_json
+from sweeps.store.stage_runs import Store
 
 
 def claimed(folder: Path) -> Lease:

@@ -33,7 +33,7 @@ CELL = [
 def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "-m", "sweeps.execute.torchrun", *arguments],
+         "-m", "sweeps.commands.torchrun", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def first_of(ranks: int, folder: Path, *arguments: str, rank: int = 0) -> Result
     """The first rank alone, or another: what it says before it needs the others."""
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
     told = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), **own}
-    return in_process("sweeps.execute.torchrun", *arguments, cwd=folder, environment={**os.environ, **told})
+    return in_process("sweeps.commands.torchrun", *arguments, cwd=folder, environment={**os.environ, **told})
 
 
 def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
@@ -81,7 +81,7 @@ def test_all_ranks_find_the_store_and_a_grid_is_recorded_cell_by_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sweeps.execute.torchrun.perform", lambda *arguments, **more: True)
+    monkeypatch.setattr("sweeps.commands.torchrun.perform", lambda *arguments, **more: True)
     for rank in (0, 1):
         assert first_of(2, tmp_path, *CELL, "seed=1,2", "store='~/store'", rank=rank).returncode == 0
     (sweep,) = records(Store.open(tmp_path / "store"))

@@ -1,4 +1,4 @@
-"""One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 -m sweeps.execute.torchrun model=1B ...`.
+"""One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 --no-python shaping-torchrun model=1B ...`.
 
 Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training,
 mid-training and evaluations. RL works in rank 0 alone.
@@ -10,9 +10,10 @@ import time
 
 from submitit import JobEnvironment
 
+from pipelines.configuration import TOKEN_STAGES
 from pipelines.errors import UserError
+from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells, expand
-from sweeps.compose.error_messages import sentence
 from sweeps.execute.launch import check_ranks, prepared
 from sweeps.execute.quick_exit import ends_at_once
 from sweeps.execute.worker import perform
@@ -20,7 +21,6 @@ from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.graph import plan
 from sweeps.store.stage_runs import Store, place
 
-TOKEN_STAGES = ("pretrain", "midtrain")
 SHARED_STAGES = (*TOKEN_STAGES, "evaluate")
 """Stages whose work all ranks share."""
 
@@ -51,7 +51,7 @@ def run(overrides: list[str]) -> None:
     """Do what is missing of the cells that `overrides` name, training first; returns when this rank is done."""
     if "WORLD_SIZE" not in os.environ:
         raise UserError(
-            "sweeps.execute.torchrun: start it with torchrun --nproc-per-node N -m sweeps.execute.torchrun, or use shaping-run"
+            "start it with torchrun --nproc-per-node N --no-python shaping-torchrun ..., or use shaping-run"
         )
     cells = compose_cells(overrides)
     environment = TorchrunJobEnvironment()
@@ -73,16 +73,10 @@ def run(overrides: list[str]) -> None:
 
 
 def main() -> None:
-    """Run; exits with 0, with 1 for failed work, 2 for a user's mistake."""
-    try:
+    """Run the command line; exit codes are those of `sweeps.commands.exit_codes`."""
+    with ends_at_once(), exit_codes("shaping-torchrun"):
         run([argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")])
-    except Exception as error:
-        if os.environ.get("SHAPING_DEBUG"):
-            raise
-        print(f"sweeps.execute.torchrun: {sentence(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 if __name__ == "__main__":
-    with ends_at_once():
-        main()
+    main()
