@@ -14,13 +14,13 @@ from pipelines.errors import UserError
 from shaping import NAMED
 from sweeps.compose.cells import (
     Composer,
-    _hydra,
     _named_sweep,
     _OutOfTheOrdinary,
     compose_cell,
     compose_cells,
     compose_jobs,
     expand,
+    initialized_hydra,
     options_of,
 )
 
@@ -75,7 +75,7 @@ def test_what_is_typed_wins_over_the_named_sweep() -> None:
 
 @pytest.mark.parametrize("name", options_of("sweep"))
 def test_a_named_sweep_alone_is_what_hydra_composes(name: str) -> None:
-    with _hydra():
+    with initialized_hydra():
         chosen = OverridesParser.create().parse_overrides([f"+sweep={name}"])
         composed = compose(config_name="config", overrides=[f"+sweep={name}"]).sweep
         assert OmegaConf.merge(SweepConfig, _named_sweep(chosen)) == OmegaConf.merge(SweepConfig, composed)
@@ -115,7 +115,7 @@ ORDINARY = [
 @pytest.mark.parametrize("job", ORDINARY, ids=" ".join)
 def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE", "0.01")
-    with _hydra():
+    with initialized_hydra():
         composer = Composer()
         composer.cell(
             ["objective=diversity", "seed=3", "data.top_k=4", "pretrain.mixture.text=0.5"]
@@ -127,7 +127,7 @@ def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyP
     "override", ["objective@model=ce", "~sweep", "++seed=4", "hydra.verbose=true", "objective=nono"]
 )
 def test_what_is_out_of_the_ordinary_is_left_to_hydra(override: str) -> None:
-    with _hydra(), pytest.raises(_OutOfTheOrdinary):
+    with initialized_hydra(), pytest.raises(_OutOfTheOrdinary):
         Composer().cell([override])
 
 
