@@ -128,7 +128,7 @@ def test_the_text_packages_version_counts(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_raised_stage_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = chain()
-    monkeypatch.setitem(__import__("sweeps.plan.graph").plan.STAGE_VERSIONS, "midtrain", 99)
+    monkeypatch.setitem(STAGE_VERSIONS, "midtrain", 99)
     assert [a == b for a, b in zip(before, chain(), strict=True)] == [True, False, False]
 
 
