@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 
+from pipelines.configuration import STAGE_VERSIONS
 from pipelines.configuration.cell import Cell
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.graph import Plan, objective_name, plan
