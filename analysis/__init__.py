@@ -10,6 +10,6 @@
 command). Nothing here loads torch.
 """
 
-from analysis.frames import COLUMNS, ledger, load, samples
+from analysis.study import COLUMNS, ledger, load, samples
 
 __all__ = ["COLUMNS", "ledger", "load", "samples"]

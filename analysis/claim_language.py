@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.layout import STAGE_NAMES
+from analysis.paper_tables import STAGE_NAMES
 from analysis.statistics import (
     Floats,
 )

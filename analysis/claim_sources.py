@@ -5,15 +5,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from analysis.cells import Cells, gather
 from analysis.claim_language import CURVES, Term
-from analysis.frames import Study, read_samples
-from analysis.layout import GROUPS
+from analysis.measurement_grid import Cells, gather
+from analysis.paper_tables import GROUPS
 from analysis.reference import reference
 from analysis.statistics import (
     Floats,
     Sampled,
 )
+from analysis.study import Study, read_samples
 from analysis.tables import score_metric
 from pipelines.evaluation.metrics import pass_at_k
 

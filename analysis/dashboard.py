@@ -16,8 +16,8 @@ from rich.console import Console
 
 from analysis.claim_sources import StudySource
 from analysis.claims import Verdict, judge, read_claims, sentences
-from analysis.formats import numbers
-from analysis.frames import Study, read_stored
+from analysis.study import Study, read_stored
+from analysis.table_files import numbers
 from analysis.tables import Table, build_tables
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json, write_json

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frames import Study
-from analysis.layout import GROUPS, counterpart
+from analysis.paper_tables import GROUPS, counterpart
 from analysis.reference import EXPERTS
+from analysis.study import Study
 from analysis.tables import score_metric
-from analysis.vega import SCHEMA, Spec
+from analysis.vega_lite import SCHEMA, Spec
 
 COLOURS = {
     "ce": "#808080",

@@ -16,14 +16,14 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from analysis.beyond import Beyond
 from analysis.claims import Verdict, sentences
+from analysis.extra_figures import Beyond
 from analysis.figures import Chart, objectives, page_specs
-from analysis.frames import Study, read_samples
-from analysis.layout import benchmark_order
+from analysis.paper_tables import benchmark_order
 from analysis.reference import reference
+from analysis.study import Study, read_samples
 from analysis.tables import Entry, Table, show
-from analysis.vega import page_script
+from analysis.vega_lite import page_script
 
 SHOWN_QUESTIONS = 3
 SHOWN_OBJECTIVES = 6

@@ -24,16 +24,16 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from analysis.beyond import build_beyond
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
-from analysis.drawing import Drawings
+from analysis.extra_figures import build_beyond
+from analysis.figure_files import Drawings
 from analysis.figures import build_figures
-from analysis.formats import FORMATS, write_table
-from analysis.frames import Study, read_stored, read_study
-from analysis.index import read_object
-from analysis.layout import TABLES
+from analysis.paper_tables import TABLES
 from analysis.report import Content, render
+from analysis.result_cache import read_object
+from analysis.study import Study, read_stored, read_study
+from analysis.table_files import FORMATS, write_table
 from analysis.tables import Table, build_tables
 from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import UserError, nearest

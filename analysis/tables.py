@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cells import Cells, gather
-from analysis.frames import Study, checkpoint_step
-from analysis.layout import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
+from analysis.measurement_grid import Cells, gather
+from analysis.paper_tables import BETA, GROUPS, LAMBDA, STAGE_NAMES, TABLES, Place, benchmark_order, counterpart
 from analysis.reference import MODELS, known
 from analysis.statistics import ALPHA, Floats, holm, t_quantile, t_test
+from analysis.study import Study, checkpoint_step
 from pipelines.configuration import TOKEN_STAGES
 from pipelines.garbage_collection import no_collection
 

@@ -31,9 +31,9 @@ REPORT_CELLS = 500
 READ = """
 import json, resource, sys, time
 began = time.perf_counter()
-from analysis.frames import read_stored
+from analysis.study import read_stored
 from analysis.tables import build_tables
-from analysis.formats import csv
+from analysis.table_files import csv
 from sweeps.store.stage_runs import Store
 imported = time.perf_counter()
 store = Store.open(sys.argv[1])

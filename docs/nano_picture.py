@@ -6,10 +6,10 @@ python docs/nano_picture.py [STORE]
 import sys
 from pathlib import Path
 
-from analysis.drawing import static_spec
+from analysis.figure_files import static_spec
 from analysis.figures import build_figures
-from analysis.frames import read_study
-from analysis.vega import png, svg
+from analysis.study import read_study
+from analysis.vega_lite import png, svg
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import plan
 from sweeps.store.stage_runs import Store

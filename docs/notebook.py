@@ -34,7 +34,7 @@ CELLS = [
     ("text", "## 5. What do the claims say?"),
     ("code", "from analysis.claim_sources import StudySource\n"
              "from analysis.claims import judge, read_claims, sentences\n"
-             "from analysis.frames import read_stored\nfrom sweeps.store.stage_runs import Store\n\n"
+             "from analysis.study import read_stored\nfrom sweeps.store.stage_runs import Store\n\n"
              "print('\\n'.join(sentences(judge(read_claims(), StudySource(read_stored(Store.open(STORE)))))))"),
 ]  # fmt: skip
 

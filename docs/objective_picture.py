@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis.drawing import static_spec
+from analysis.figure_files import static_spec
 from analysis.figures import Chart
-from analysis.vega import Spec, svg
+from analysis.vega_lite import Spec, svg
 from shaping import Objective, effective_temperature, entropy, stationary_distribution
 
 PANELS = {

@@ -10,7 +10,7 @@ import pytest
 from analysis.claim_language import parse
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import exit_code, judge, read_claims, sentences
-from analysis.frames import read_study
+from analysis.study import read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from tests.analysis.conftest import write_run

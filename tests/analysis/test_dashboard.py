@@ -12,7 +12,7 @@ import pytest
 
 from analysis import dashboard as command
 from analysis.dashboard import PANELS, STAGES, table_rows
-from analysis.frames import ledger, read_study
+from analysis.study import ledger, read_study
 from analysis.tables import build_tables
 from tests.wandb_server import wandb_server
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import drawing
-from analysis.formats import file_name, html_table, latex, markdown
+from analysis import figure_files
 from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
+from analysis.table_files import file_name, html_table, latex, markdown
 from analysis.tables import Entry, Table
 from pipelines.errors import StageFailure, UserError
 from sweeps.store.stage_runs import Store
@@ -263,7 +263,7 @@ def test_nothing_is_half_written_where_drawing_ends(
 ) -> None:
     make_store(["objective=ce"])
     (tmp_path / "dies.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(drawing.vega, "__file__", str(tmp_path / "dies.py"))
+    monkeypatch.setattr(figure_files.vega_lite, "__file__", str(tmp_path / "dies.py"))
     with pytest.raises(StageFailure, match="the process that draws figures ended with status 3"):
         reproduce(
             Options(store=str(tmp_path / "store"), results=str(tmp_path / "results"), sweep="nano"), Console(quiet=True)

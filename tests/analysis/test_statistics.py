@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from analysis.beyond import rank_correlation
+from analysis.extra_figures import rank_correlation
 from analysis.statistics import (
     Sampled,
     hierarchical_bootstrap,

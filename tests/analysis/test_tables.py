@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.cells import gather
-from analysis.frames import read_study
-from analysis.layout import TABLES, benchmark_order
+from analysis.measurement_grid import gather
+from analysis.paper_tables import TABLES, benchmark_order
 from analysis.reference import MODELS, reference
+from analysis.study import read_study
 from analysis.tables import Entry, Table, build_tables
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import Plan, plan

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from analysis.index import SPEC, Finished, Readings, read_object, read_store
+from analysis.result_cache import SPEC, Finished, Readings, read_object, read_store
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT

@@ -1,6 +1,6 @@
 """Charts as files: each as SVG and as PNG, drawn again only where something of it has changed.
 
-A process of its own draws (`analysis.vega`), on a second core, while the rest of the results is made.
+A process of its own draws (`analysis.vega_lite`), on a second core, while the rest of the results is made.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from analysis import vega
+from analysis import vega_lite
 from analysis.figures import CONFIG, Chart
-from analysis.vega import DRAWN_BY, SCHEMA, Spec
+from analysis.vega_lite import DRAWN_BY, SCHEMA, Spec
 from pipelines.errors import StageFailure
 
 DRAWN = "drawn.json"
@@ -31,7 +31,11 @@ class Artist:
     """Draws in a process of its own, one description after the other."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", vega.__file__]  # -P: its folder has a `statistics.py` that is not Python's own
+        command = [
+            sys.executable,
+            "-P",
+            vega_lite.__file__,
+        ]  # -P: its folder has a `statistics.py` that is not Python's own
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._turns = ThreadPoolExecutor(1)
         self.process = self._process.pid

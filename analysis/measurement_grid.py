@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frames import Study, checkpoint_step
 from analysis.statistics import Floats
+from analysis.study import Study, checkpoint_step
 
 Key = tuple[str, str, str, int, str, str, str]
 """model, objective, stage, step, variant, benchmark, metric"""

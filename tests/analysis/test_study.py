@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.frames import COLUMNS, read_ledger, read_stored, read_study
+from analysis.study import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.store.stage_runs import Store

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from analysis import drawing
-from analysis.drawing import Artist, Drawings
+from analysis import figure_files
+from analysis.figure_files import Artist, Drawings
 from analysis.figures import Chart
-from analysis.vega import Spec, png, svg
+from analysis.vega_lite import Spec, png, svg
 from pipelines.errors import StageFailure
 
 Draw = Callable[..., list[str]]
@@ -37,7 +37,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
     def run(charts: list[Chart], folder: str, before: str) -> list[str]:
         drawn = []
 
-        def spy(artist: Artist, spec: Spec) -> Future[drawing.Files]:
+        def spy(artist: Artist, spec: Spec) -> Future[figure_files.Files]:
             drawn.append(spec)
             return real(artist, spec)
 
@@ -46,7 +46,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
         with Drawings(tmp_path / before) as drawings:
             drawings.begin(charts)
             drawings.write(tmp_path / folder)
-        return [next(c.name for c in charts if drawing.static_spec(c) == spec) for spec in drawn]
+        return [next(c.name for c in charts if figure_files.static_spec(c) == spec) for spec in drawn]
 
     real = Artist.draw
     return run
@@ -59,7 +59,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_chart_is_an_svg_and_a_png_by_a_name_that_is_safe(draw: Draw, tmp_path: Path) -> None:
     draw([chart()], "new", "none")
     found = files(tmp_path / "new")
-    assert set(found) == {"rl_scores_ce.svg", "rl_scores_ce.png", drawing.DRAWN}
+    assert set(found) == {"rl_scores_ce.svg", "rl_scores_ce.png", figure_files.DRAWN}
     root = ElementTree.fromstring(found["rl_scores_ce.svg"])
     assert root.tag.endswith("svg")
     assert "a panel" in "".join(root.itertext())
@@ -92,19 +92,19 @@ def test_a_file_that_was_edited_or_lost_is_drawn_again(draw: Draw, tmp_path: Pat
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"a": 3})])
 def test_a_broken_list_of_what_was_drawn_is_ignored(draw: Draw, tmp_path: Path, text: str) -> None:
     draw([chart("a")], "first", "none")
-    (tmp_path / "first" / drawing.DRAWN).write_text(text)
+    (tmp_path / "first" / figure_files.DRAWN).write_text(text)
     assert draw([chart("a")], "second", "first") == ["a"]
 
 
 def test_what_another_version_drew_is_drawn_again(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     draw([chart("a")], "first", "none")
-    monkeypatch.setattr(drawing, "DRAWN_BY", "0")
+    monkeypatch.setattr(figure_files, "DRAWN_BY", "0")
     assert draw([chart("a")], "second", "first") == ["a"]
 
 
 def test_a_figure_of_the_process_that_draws_is_the_same_as_one_drawn_here(draw: Draw, tmp_path: Path) -> None:
     draw([chart("other", 9), chart("a")], "new", "none")
-    text = svg(drawing.static_spec(chart("a")))
+    text = svg(figure_files.static_spec(chart("a")))
     assert files(tmp_path / "new")["a.svg"].decode() == text
     assert files(tmp_path / "new")["a.png"] == png(text)
 
@@ -112,7 +112,10 @@ def test_a_figure_of_the_process_that_draws_is_the_same_as_one_drawn_here(draw: 
 def test_what_vega_does_not_know_is_raised_and_the_next_is_drawn() -> None:
     artist = Artist()
     try:
-        wrong, right = artist.draw({"mark": "smear", "data": {"values": []}}), artist.draw(drawing.static_spec(chart()))
+        wrong, right = (
+            artist.draw({"mark": "smear", "data": {"values": []}}),
+            artist.draw(figure_files.static_spec(chart())),
+        )
         with pytest.raises(ValueError, match="SVG conversion failed"):
             wrong.result()
         assert right.result()[1].startswith(b"\x89PNG")
@@ -125,7 +128,7 @@ def test_a_process_that_draws_no_more_is_told_in_a_sentence() -> None:
     try:
         os.kill(artist.process, signal.SIGKILL)
         with pytest.raises(StageFailure, match="the process that draws figures ended with status -9"):
-            artist.draw(drawing.static_spec(chart())).result()
+            artist.draw(figure_files.static_spec(chart())).result()
     finally:
         artist.close()
 
@@ -137,7 +140,7 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
         left = Path(f"/proc/{drawings.artist.process}")
         assert left.exists()
     assert not left.exists()
-    began = "import time; from analysis.drawing import Artist; print(Artist().process, flush=True); time.sleep(60)"
+    began = "import time; from analysis.figure_files import Artist; print(Artist().process, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", began], stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
         number = int(command.stdout.readline())

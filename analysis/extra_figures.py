@@ -14,9 +14,9 @@ from scipy import special
 from analysis.claim_language import CURVES, Term
 from analysis.claim_sources import Missing, StudySource
 from analysis.figures import Chart, averages, colour, measured, over_seeds, values
-from analysis.frames import Study
 from analysis.statistics import holm
-from analysis.vega import Spec
+from analysis.study import Study
+from analysis.vega_lite import Spec
 from pipelines.configuration import TOKEN_STAGES
 
 

@@ -1,6 +1,6 @@
 """Vega-Lite as SVG, as PNG, and as a script for pages; as a program, the process that draws for another one.
 
-This file imports nothing of the project, so that the process starts in a moment (`analysis.drawing.Artist`).
+This file imports nothing of the project, so that the process starts in a moment (`analysis.figure_files.Artist`).
 """
 
 import contextlib
