@@ -1,7 +1,7 @@
-"""Files that a reader sees whole or not at all, JSON objects that are checked when they are read, and hashes of files.
+"""Atomic writes, checked reads of JSON objects, and hashes of files.
 
-Every file of the store, the caches and the token shards is written through `replacing`, so that a kill, a full disk or
-a power cut leaves the old file or the new one, and never half of one.
+Every file of the store, the caches and the token shards is written through `replacing`: after a kill, a full disk or a
+power cut, readers see the old file or the new one, never half of one.
 """
 
 import contextlib
@@ -15,23 +15,27 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pipelines.errors import StageFailure, UserError
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path next to `path` to write a file or a folder to; afterwards it takes the place of `path`.
+    """Yields a temporary path next to `path` to write a file or a folder to; on exit it is renamed to `path`.
 
-    The temporary name is hidden and unique, so several writers never share one. `durable` flushes the content to the
-    disk before the rename and the name after it. An existing file is replaced atomically; an existing folder is
-    removed just before the rename. After an exception the temporary file or folder is removed and `path` is unchanged.
+    The temporary name is hidden and unique, so concurrent writers never share one. `durable` flushes the content to
+    disk before the rename and the new name after it. An existing file is replaced atomically; an existing folder is
+    removed just before the rename. After an exception the temporary file or folder is removed and `path` is unchanged;
+    after a kill the temporary one stays.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
         if durable:
-            for file in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
-                flush(file)
+            for written in (temporary, *(temporary.rglob("*") if temporary.is_dir() else ())):
+                flush(written)
+        # A rename replaces a file, but not a folder that is not empty.
         if path.is_dir():
             shutil.rmtree(path)
         temporary.rename(path)
@@ -44,7 +48,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Flush a file's content, or a folder's names, to the disk."""
+    """Flush a file's content, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,7 +57,7 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON. Raises `StageFailure` on a full disk and `UserError` where `path` cannot be written."""
+    """Write `content` as JSON. Raises `StageFailure` on a full disk and `UserError` if `path` cannot be written."""
     try:
         with replacing(path) as temporary, temporary.open("w") as file:
             json.dump(content, file, indent=1, sort_keys=True)
@@ -62,36 +66,43 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> Exception:
-    """`error` as a sentence that names the path and the way out."""
+    """Returns the exception for a failed write: a message that names the path and the fix."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageFailure(f"store={path}: {error.strerror}; free some space and type the same command again")
-    return UserError(f"store={path}: it cannot be written ({error.strerror}); name another with store=PATH")
+        return StageFailure(f"store={path}: {error.strerror}; free some space and run the same command again")
+    return UserError(f"store={path}: it cannot be written ({error.strerror}); choose another store with store=PATH")
 
 
 def read_json(
-    path: Path, keys: Iterable[str] = (), way_out: str = "delete only this file; it is written again"
+    path: Path, keys: Iterable[str] = (), fix: str = "delete only this file; it is written again"
 ) -> dict[str, Any]:
-    """The JSON object in `path`.
+    """Returns the JSON object in `path`; the only reader of JSON objects in this project.
 
-    Raises `UserError`, naming the file and the way out, where the file holds something else or lacks one of `keys`.
+    Raises `UserError`, with the path and the `fix`, if the file cannot be read, is not a JSON object, or lacks one of
+    `keys`. Raises `FileNotFoundError` if there is no file.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # broken JSON, or bytes that are no text
-        raise UserError(f"{path}: it is not readable JSON ({error}); {way_out}") from error
+        text = path.read_bytes()
+        try:
+            content = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            content = json.loads(text)  # slower, but accepts NaN, which metrics may be
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is not readable JSON ({error}); {fix}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: it holds no JSON object; {way_out}")
+        raise UserError(f"{path}: it is not a JSON object; {fix}")
     if missing := [key for key in keys if key not in content]:
-        raise UserError(f"{path}: it has no {missing[0]}; {way_out}")
+        raise UserError(f"{path}: it has no {missing[0]!r}; {fix}")
     return content
 
 
 def sha256(path: Path | str) -> str:
-    """The sha256 of a file in hexadecimal; the file is streamed, so it may be of any size."""
+    """Returns the sha256 of a file in hexadecimal. The file is streamed, so it may be of any size."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(content: Any) -> str:
-    """The sha256 in hexadecimal of a value that JSON can hold; the order of keys plays no part."""
+    """Returns the sha256 in hexadecimal of a JSON value, with keys sorted so that their order does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
