@@ -41,9 +41,14 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -55,10 +60,15 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
             (temporary / "inner").mkdir(parents=True)
             (temporary / "inner" / content).write_text(content)
     assert [file.name for file in (path / "inner").iterdir()] == ["new"]
-    with pytest.raises(ValueError, match="stop"), replacing(path) as temporary:
-        temporary.mkdir()
-        (temporary / "half").write_text("half")
-        raise ValueError("stop")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            (temporary / "half").write_text("half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        write_half()
     assert [file.name for file in (path / "inner").iterdir()] == ["new"]
     assert os.listdir(tmp_path) == ["folder"]
 
