@@ -38,6 +38,7 @@ from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
 from pipelines.training import next_token
 from pipelines.training.next_token import NextToken, train
+from pipelines.wandb_run import start_wandb_run
 from shaping import Objective
 from tests.wandb_server import wandb_server
 
@@ -118,7 +119,7 @@ def ours(
     torch.compiler.reset()  # a process of its own would find kernels on the disk and nothing in memory
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        with Ledger(SPEC, folder, folder, TrackingConfig(mode="off")) as ledger:
+        with Ledger(folder) as ledger:
             train(
                 model(shape, vocabulary), objective, budget, corpus, 1, ledger, lambda *_: None,  # type: ignore[arg-type]
                 interrupted=clock.note, compute=compute,
@@ -255,9 +256,11 @@ def mirrored(step: float) -> list[Row]:
         (root / "online").mkdir()
         with wandb_server() as (address, _):
             os.environ |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
-            online = ledgers.enter_context(Ledger(spec, root / "online", root, TrackingConfig("online")))
+            online = ledgers.enter_context(
+                Ledger(root / "online", start_wandb_run(spec, root, TrackingConfig("online")))
+            )
             online.log({"step": 0, "tokens": 0, **row})
-        off = ledgers.enter_context(Ledger(spec, root / "off", root, TrackingConfig("off")))
+        off = ledgers.enter_context(Ledger(root / "off"))
         spent = {"online": 0.0, "off": 0.0}
         rows = 200
         for number in range(1, rows + 1):

@@ -1,88 +1,97 @@
-"""The ledger: every metric of a stage run as one JSON line, flushed, and mirrored to Weights & Biases.
+"""The ledger: every metric of a stage run as one JSON line, flushed, logged, and mirrored to a tracker.
 
-The file is the source of truth; W&B keeps up to 32 KiB back when a process is killed, a flushed line is kept.
+The file is the source of truth: a flushed line survives a killed process.
 """
 
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Protocol
 
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
+from pipelines.files import replacing
 
-if TYPE_CHECKING:
-    import wandb  # two seconds that a run without tracking does not pay
+logger = logging.getLogger("pipelines")
 
-AXES = {"pretrain": "tokens", "midtrain": "tokens", "grpo": "step", "evaluate": "step"}
-"""What a stage's metrics are drawn against."""
+LOGGED_VALUES = 7
+"""Values of a row that its log line shows: the first ones, since a row starts with its main numbers."""
 
-SERVER_SECONDS = 15
-"""How long a W&B server may take to answer at the start and the end of a stage run; its metrics stay on disk."""
+
+class Tracker(Protocol):
+    """A service that mirrors the ledger, such as `pipelines.wandb_run.WandbRun`."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Log one ledger row."""
+
+    def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Show sampled responses as a table; its columns are the keys of the first row."""
+
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Set the numbers that summarize the stage run."""
+
+    def finish(self, failed: bool) -> None:
+        """Finish the run, as failed or as successful."""
 
 
 class Ledger:
-    """Writes `ledger.jsonl` in a stage run's folder and one W&B run unless tracking is off.
+    """Writes `ledger.jsonl` in a stage run's folder and mirrors it to a tracker if there is one.
 
-    Where a trainer state is there to go on from, the rows of the steps before it are kept: the first new row says
-    which those are.
+    If the folder has a trainer state to resume from, the rows of earlier steps are kept: the step of the first new row
+    decides which those are.
     """
 
-    def __init__(self, spec: dict[str, Any], folder: Path, root: Path, tracking: TrackingConfig) -> None:
+    def __init__(self, folder: Path, tracker: Tracker | None = None, *, log_level: int = logging.INFO) -> None:
+        """`log_level` is the level of a row's log line."""
         self._path = path = folder / "ledger.jsonl"
-        self._before = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
-        beside = folder / ".ledger.jsonl"  # a file of its own: an attempt that was given up may still hold the old one
-        self._file = beside.open("w")
-        self._file.writelines(line + "\n" for line in self._before)
-        self._file.flush()
-        beside.rename(path)
+        self._tracker, self._log_level = tracker, log_level
+        self._earlier = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
+        # A new file, because an attempt that lost its lease may still write to the old one.
+        with replacing(path) as temporary:
+            self._file = temporary.open("w")
+            self._file.writelines(line + "\n" for line in self._earlier)
+            self._file.flush()
         self.newest: dict[str, Any] = {}
         """The newest row."""
-        self._run = None if tracking.mode == "off" else _wandb_run(spec, root, tracking)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row; its `time` (Unix seconds) is added. NaN and infinities become null."""
-        if self._before:
-            self._rewind(int(row["step"]))
+        if self._earlier:
+            self._drop_rows_from(int(row["step"]))
         row = row | {"time": time.time()}
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.newest = plain
-        self._file.write(json.dumps(plain) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.newest = finite
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        if self._run:
-            self._run.log(row)
+        if self._tracker:
+            self._tracker.log(row)
+        logger.log(self._log_level, "%s", _log_line(row))
 
-    def _rewind(self, step: int) -> None:
-        """Drop the rows of `step` and after, which are about to be written again."""
+    def _drop_rows_from(self, step: int) -> None:
+        """Drop the rows of `step` and later, which are about to be written again."""
         try:
-            kept = [line for line in self._before if json.loads(line)["step"] < step]
+            kept = [line for line in self._earlier if json.loads(line)["step"] < step]
         except (ValueError, KeyError, TypeError) as error:
             raise StageFailure(
-                f"{self._path}: a line of it is no row ({error}); delete the folder resume beside it, and the stage "
-                "run begins anew"
+                f"{self._path}: one of its lines is not a ledger row ({error}); delete the folder resume next to it to "
+                "start the stage run from the beginning"
             ) from error
         self._file.truncate(0)
         self._file.seek(0)
         self._file.writelines(line + "\n" for line in kept)
-        self._before = []
+        self._earlier = []
 
     def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Show sampled responses as a W&B table; keys of the first row are its columns."""
-        if self._run and rows:
-            import wandb
-
-            columns: list[str | int] = list(rows[0])
-            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-            self._run.log({name: table})
+        """Show sampled responses as a table in the tracker; its columns are the keys of the first row."""
+        if self._tracker and rows:
+            self._tracker.samples(name, rows)
 
     def summarize(self, metrics: dict[str, Any]) -> None:
-        """Set the W&B run's summary."""
-        if self._run:
-            self._run.summary.update(metrics)
+        """Set the tracker's summary."""
+        if self._tracker:
+            self._tracker.summarize(metrics)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -91,45 +100,13 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._run:
-            self._run.finish(exit_code=0 if kind is None else 1)
+        if self._tracker:
+            self._tracker.finish(failed=kind is not None)
 
 
-def _wandb_run(spec: dict[str, Any], root: Path, tracking: TrackingConfig) -> "wandb.Run":
-    import wandb
-
-    labels, stage = spec["labels"], spec["stage"]
-    cell = f"{labels['model']}/{labels['objective']}/seed{labels['seed']}"
-    measured = [spec["parent"]["stage"], spec["checkpoint"], labels.get("control")] if stage == "evaluate" else []
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    (root / "wandb").mkdir(exist_ok=True)
-    arguments: dict[str, Any] = {
-        "project": tracking.project,
-        "entity": tracking.entity,
-        "dir": root,
-        "name": " ".join(filter(None, [stage, cell, *measured])),
-        "group": f"{labels['sweep']}/{cell}" if labels["sweep"] else cell,
-        "job_type": stage,
-        "tags": [tag for tag in (labels["objective"], labels["model"], labels["scale"], labels["sweep"]) if tag],
-        "config": {
-            "stage_run": spec["signature"],
-            "parent": spec["parent"],
-            "checkpoint": spec["checkpoint"],
-            **labels,
-            "stage": spec["config"],  # apart: its `model` and `objective` are not the names that the labels hold
-        },
-    }
-    settings: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "x_disable_meta": False}
-    # Listing the installed packages takes a fifth of a nano evaluation, and the training that it measures did it.
-    settings["x_save_requirements"] = stage != "evaluate"
-    try:
-        waits: dict[str, Any] = {"init_timeout": SERVER_SECONDS, "finish_timeout": SERVER_SECONDS}
-        mode: Literal["online", "offline"] = "online" if tracking.mode == "online" else "offline"
-        run = wandb.init(**arguments, mode=mode, settings=wandb.Settings(**settings, **waits))
-    except wandb.Error as error:  # no server is a reason to log offline, not to stop training
-        logging.getLogger(__name__).warning("W&B: %s; this run is kept offline", " ".join(str(error).split()))
-        run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
-    axis = AXES[stage]
-    run.define_metric(axis)
-    run.define_metric("*", step_metric=axis)
-    return run
+def _log_line(row: dict[str, Any]) -> str:
+    """The first values of a row, such as `step 12  loss 2.513  entropy 1.204`."""
+    values = [(key, value) for key, value in row.items() if isinstance(value, int | float | str) and key != "time"]
+    shown = values[:LOGGED_VALUES]
+    shown += [(key, value) for key, value in values[LOGGED_VALUES:] if key == "tokens_per_second"]
+    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)

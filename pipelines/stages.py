@@ -32,6 +32,7 @@ from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
 from pipelines.training.next_token import Budget, train
+from pipelines.wandb_run import start_wandb_run
 from shaping.objective import Objective
 
 get_checkpoint_conversion_mapping("qwen3")  # compiles a thousand patterns, once for all models that are loaded
@@ -117,7 +118,7 @@ def run_stage(
     torch.manual_seed(spec["config"]["seed"])
     with tempfile.TemporaryDirectory() as nowhere:
         output = Path(nowhere) if rank else folder
-        with Ledger(spec, output, root, TrackingConfig("off") if rank else tracking) as ledger:
+        with Ledger(output, None if rank else start_wandb_run(spec, root, tracking)) as ledger:
             context = _Context(
                 spec, folder, output, parent, corpus, ledger, interrupted, root, reference, rank, tasks, nodes
             )

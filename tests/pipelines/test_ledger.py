@@ -11,6 +11,7 @@ import pytest
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.ledger import Ledger
+from pipelines.wandb_run import start_wandb_run
 
 SPEC: dict[str, Any] = {
     "stage": "pretrain",
@@ -23,7 +24,7 @@ SPEC: dict[str, Any] = {
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
-    with Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+    with Ledger(tmp_path) as ledger:
         ledger.log({"step": 1, "loss": 2.5})
         ledger.log({"step": 2, "loss": float("nan")})
         rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
@@ -35,17 +36,19 @@ def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
 def test_a_broken_row_is_named_when_training_goes_on(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     (tmp_path / "ledger.jsonl").write_text('{"step": 1}\n{"ste\n')
-    ledger = Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="off"))
+    ledger = Ledger(tmp_path)
     with (
         ledger,
-        pytest.raises(StageFailure, match=r"ledger\.jsonl: a line of it is no row .*; delete the folder resume"),
+        pytest.raises(
+            StageFailure, match=r"ledger\.jsonl: one of its lines is not a ledger row .*; delete the folder resume"
+        ),
     ):
         ledger.log({"step": 2, "loss": 2.5})
 
 
 @pytest.mark.slow
 def test_wandb_holds_the_same_rows(tmp_path: Path) -> None:
-    with Ledger(SPEC, tmp_path, tmp_path, TrackingConfig(mode="offline", project="test")) as ledger:
+    with Ledger(tmp_path, start_wandb_run(SPEC, tmp_path, TrackingConfig(mode="offline", project="test"))) as ledger:
         ledger.log({"step": 1, "tokens": 512, "loss": 2.5})
         ledger.log({"step": 2, "tokens": 1024, "loss": 2.25})
         ledger.samples("rollouts", [{"question": "1+1", "response": " #### 2", "reward": 1.0}])

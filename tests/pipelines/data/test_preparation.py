@@ -20,7 +20,6 @@ from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import docstrings, prepare
 from pipelines.data.preparation import documents_of, is_held_out, ngram_hashes, parts_of, prepare_shards
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
@@ -206,8 +205,7 @@ def test_training_on_shards(prepared: tuple[DataConfig, Path], tmp_path: Path) -
     budget = PretrainConfig(64 * 8, 64, 16, 1e-2, 1e4, {"web": 2.0, "prose": 1.0, "chain3": 1.0}, 1, warmup_steps=2)
     model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, 3, vocabulary=512)
     assert model.config.vocab_size == 512
-    spec = {"stage": "pretrain", "labels": {}, "config": {}}
-    with Ledger(spec, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+    with Ledger(tmp_path) as ledger:
         metrics = train(
             model, Objective(), budget, corpus, 7, ledger, lambda *_: None, compute=ComputeConfig(micro_batch_tokens=32)
         )

@@ -9,7 +9,6 @@ import torch
 
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus
 from pipelines.evaluation.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
 from pipelines.evaluation.evaluate import Control, distribution, evaluate, text_rows
@@ -147,7 +146,7 @@ def measured(model: Any, corpus: Corpus, folder: Any, control: Control, top_k: i
     if control.objective:
         del benchmarks["Chains"]
     config = EvaluationConfig("t", 0.7, 1.0, 6, {}, LENGTH, [2], benchmarks)
-    with Ledger({"stage": "evaluate"}, folder, folder, TrackingConfig(mode="off")) as ledger:
+    with Ledger(folder) as ledger:
         outcome = evaluate(
             model, config, corpus, top_k, ledger, folder, Pieces(folder / "p", {"control": control.name}), control
         )

@@ -11,7 +11,6 @@ import torch
 from pipelines.configuration.evaluation import CHOICE_TASKS as CHOICE_NAMES
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus
 from pipelines.errors import StageFailure
 from pipelines.evaluation.evaluate import CHOICE_TASKS, evaluate, text_rows
@@ -37,7 +36,7 @@ CONFIG = EvaluationConfig(
 def evaluated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     folder = tmp_path_factory.mktemp("evaluation")
     model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=0).eval()
-    with Ledger({"stage": "evaluate"}, folder, folder, TrackingConfig(mode="off")) as ledger:
+    with Ledger(folder) as ledger:
         outcome = evaluate(model, CONFIG, corpus, 8, ledger, folder, Pieces(folder / "cache", {}))
     return model, outcome, folder
 
@@ -132,7 +131,7 @@ def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tupl
 
 def test_the_same_checkpoint_gives_the_same_numbers(corpus: Corpus, evaluated: tuple, tmp_path: Path) -> None:
     model, outcome, _ = evaluated
-    with Ledger({"stage": "evaluate"}, tmp_path, tmp_path, TrackingConfig(mode="off")) as ledger:
+    with Ledger(tmp_path) as ledger:
         assert evaluate(model, CONFIG, corpus, 8, ledger, tmp_path, Pieces(tmp_path / "cache", {})) == outcome
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["benchmark"] for row in rows] == list(BENCHMARKS)

@@ -53,7 +53,7 @@ def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokens=24 * 512, batch_tokens=512, sequence_length=32, learning_rate=1e-2, rope_base=1e4,
         mixture={"boolean": 1.0}, milestones=1, warmup_steps=5,
     )  # fmt: skip
-    with Ledger({"stage": "pretrain"}, folder, folder, OFF) as ledger:
+    with Ledger(folder) as ledger:
         train(model, Objective(), budget, corpus, 0, ledger, lambda m, s, w: None)
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "weights")
     return folder / "weights"
@@ -70,7 +70,7 @@ def run(
     keep: Callable[[Qwen3ForCausalLM, int], None] = lambda model, step: None,
 ) -> dict:  # fmt: skip
     folder.mkdir(exist_ok=True)
-    with Ledger({"stage": "grpo"}, folder, folder, OFF) as ledger:
+    with Ledger(folder) as ledger:
         return train_grpo(model, config, corpus, 0, ledger, keep, folder, stop)
 
 

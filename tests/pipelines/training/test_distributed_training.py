@@ -18,7 +18,6 @@ from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
@@ -75,8 +74,7 @@ def run(corpus: Path, folder: Path, name: str, rank: int, ranks: int, stop_after
     def keep(model: Any, step: int, weights: Any) -> None:
         torch.save(weights or {n: t.clone() for n, t in model.state_dict().items()}, folder / f"{step}.pt")
 
-    spec = {"stage": "pretrain", "labels": {}, "config": {}}
-    with Ledger(spec, own, own, TrackingConfig(mode="off")) as ledger, contextlib.suppress(Interrupted):
+    with Ledger(own) as ledger, contextlib.suppress(Interrupted):
         train(
             model, OBJECTIVE, BUDGET, opened, 7, ledger, keep, folder / "resume", interrupted, rank, ranks, 1, compute
         )

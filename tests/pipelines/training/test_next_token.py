@@ -73,7 +73,7 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
     kept: dict[int, torch.Tensor] = {}
     ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger:
+    with Ledger(tmp_path) as ledger:
         metrics = train(
             ours,
             objective,
@@ -124,7 +124,7 @@ def test_a_loss_that_blows_up_is_said(corpus: Corpus, tmp_path: Path) -> None:
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
+    with Ledger(tmp_path) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
         train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s, w: None)
 
 
@@ -166,7 +166,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
             asked.append(1)
             return stop and len(asked) == stop_after
 
-        with Ledger(SPEC, folder, folder, OFF) as ledger:
+        with Ledger(folder) as ledger:
             metrics = train(
                 model,
                 objective,
@@ -247,7 +247,7 @@ def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus
 
     for _ in range(2):
         model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-        with Ledger(SPEC, tmp_path, tmp_path, OFF) as ledger, contextlib.suppress(Interrupted):
+        with Ledger(tmp_path) as ledger, contextlib.suppress(Interrupted):
             train(
                 model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, tmp_path / "resume", interrupted
             )  # fmt: skip
@@ -264,7 +264,7 @@ def test_a_kept_checkpoint_may_be_kept_again(corpus: Corpus, tmp_path: Path) -> 
 def trainer(corpus: Corpus, folder: Path, budget: PretrainConfig, **options: Any) -> dict[str, float]:
     model = options.pop("model", None) or build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     folder.mkdir(parents=True, exist_ok=True)
-    with Ledger(SPEC, folder, folder, OFF) as ledger:
+    with Ledger(folder) as ledger:
         return train(model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, folder / "resume", **options)
 
 

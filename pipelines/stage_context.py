@@ -1,0 +1,112 @@
+"""What every stage function receives: the stage run it works on, its data, its ledger and its share of the ranks."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.data.corpus import Corpus
+from pipelines.ledger import Ledger
+from pipelines.models.causal_lm import parameter_count, save_checkpoint
+from pipelines.models.model_card import model_card
+
+logger = logging.getLogger("pipelines")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of several processes that share a stage run this one is."""
+
+    rank: int = 0
+    tasks: int = 1
+    """Processes in total, started by Slurm or torchrun."""
+    nodes: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the results; the others write nothing that lasts."""
+        return self.rank == 0
+
+    @property
+    def log_level(self) -> int:
+        """INFO for the first process and DEBUG for the others, so that a shared log shows each line once."""
+        return logging.INFO if self.is_first else logging.DEBUG
+
+
+def never_interrupted() -> bool:
+    """The default of `StageContext.interrupted`."""
+    return False
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage run in progress. The defaults are those of a single process that is never interrupted."""
+
+    folder: Path
+    """Where the stage run's results are written; shared by all ranks."""
+    corpus: Corpus
+    ledger: Ledger
+    seed: int = 0
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    ranks: Ranks = Ranks()
+    interrupted: Callable[[], bool] = never_interrupted
+    """Whether the stage was asked to stop (SIGUSR2, SIGTERM, SIGINT). A stage checks it between steps; when it is true,
+    the stage saves its trainer state (`pipelines.training.trainer_state`) in `resume` and raises
+    `pipelines.errors.Interrupted`."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """The plan of the stage run: `stage`, `signature`, `version`, `labels`, `config`, `compute`, `parent`,
+    `checkpoint`."""
+    parent: Path | None = None
+    """Folder of the stage run that this one continues or measures."""
+    reference: Path | None = None
+    """Folder of the stage run whose entropy a control matches."""
+    root: Path | None = None
+    """The store; by default `folder`."""
+    scratch: Path | None = None
+    """Where a rank above 0 writes files that are discarded."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the stage run, as in its signature."""
+        return self.spec["config"]
+
+    @property
+    def output(self) -> Path:
+        """The folder that this rank writes to: `folder` for the first, a temporary one for the others."""
+        return self.scratch or self.folder
+
+    @property
+    def resume(self) -> Path:
+        """Folder of the trainer state; it is deleted when the stage run is finished.
+
+        A stage that finds a state here resumes from it. The ledger replaces the rows of steps that are run again.
+        """
+        return self.folder / "resume"
+
+    @property
+    def cache(self) -> Path:
+        """The store's cache, shared by all stage runs."""
+        return (self.root or self.folder) / "cache"
+
+    @property
+    def source(self) -> Path:
+        """The parent's checkpoint that this stage run starts from or measures."""
+        assert self.parent is not None
+        return self.parent / "checkpoints" / self.spec["checkpoint"]
+
+    def save_milestone(self, model: PreTrainedModel, step: int, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Save a milestone checkpoint with its model card. `weights` are the gathered ones of a sharded model."""
+        path = self.folder / "checkpoints" / f"step-{step:06d}"
+        path.parent.mkdir(exist_ok=True)
+        card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
+        save_checkpoint(model, self.corpus.tokenizer, path, card=card, weights=weights)
+        self.log("milestone saved: %s", path)
+
+    def log(self, message: str, *values: object) -> None:
+        """Log a line at level INFO, or at DEBUG for ranks above 0."""
+        logger.log(self.ranks.log_level, message, *values)
