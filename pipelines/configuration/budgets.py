@@ -47,14 +47,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key, options in (("attention", ATTENTION), ("precision", PRECISIONS)):
             value = getattr(self, key)
-            require(value in options, f"{self.key}.{key}", value, nearest(value, options))
+            require(value in options, f"{self.key}.{key}", value, fix=nearest(value, options))
         require(
             self.spike_sigmas is None or self.spike_sigmas > 0,
             f"{self.key}.spike_sigmas",
             self.spike_sigmas,
-            "it must be above 0, or null to skip only what is not finite",
+            fix="it must be above 0, or null to skip only what is not finite",
         )
-        require(self.max_skipped >= 0, f"{self.key}.max_skipped", self.max_skipped, "it must be 0 or more")
+        require(self.max_skipped >= 0, f"{self.key}.max_skipped", self.max_skipped, fix="it must be 0 or more")
         require_positive(
             self.key,
             self,
@@ -70,19 +70,19 @@ class TrainConfig:
             self.batch_tokens % self.sequence_length == 0,
             f"{self.key}.batch_tokens",
             self.batch_tokens,
-            f"it must be a multiple of {self.key}.sequence_length={self.sequence_length}",
+            fix=f"it must be a multiple of {self.key}.sequence_length={self.sequence_length}",
         )
         require(
             self.steps >= self.milestones,
             f"{self.key}.milestones",
             self.milestones,
-            f"a budget of {self.tokens} tokens has only {self.steps} steps of {self.batch_tokens}",
+            fix=f"a budget of {self.tokens} tokens has only {self.steps} steps of {self.batch_tokens}",
         )
         require(
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"{self.key}.weight_decay",
             self.weight_decay,
-            "it must be finite and 0 or more",
+            fix="it must be finite and 0 or more",
         )
         require_momentum(self.key, self)
         for source, weight in self.mixture.items():
@@ -90,13 +90,13 @@ class TrainConfig:
                 math.isfinite(weight) and weight >= 0,
                 f"{self.key}.mixture.{source}",
                 weight,
-                "a weight must be finite and 0 or more",
+                fix="a weight must be finite and 0 or more",
             )
         require(
             sum(self.mixture.values()) > 0,
             f"{self.key}.mixture",
             self.mixture,
-            "at least one weight must be above 0",
+            fix="at least one weight must be above 0",
         )
 
     @property
@@ -122,7 +122,7 @@ class PretrainConfig(TrainConfig):
             0 <= self.warmup_steps <= self.steps,
             "pretrain.warmup_steps",
             self.warmup_steps,
-            f"it must lie between 0 and the {self.steps} steps of the budget",
+            fix=f"it must lie between 0 and the {self.steps} steps of the budget",
         )
 
 
@@ -138,16 +138,16 @@ class MidtrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.decay in DECAYS, "midtrain.decay", self.decay, nearest(self.decay, DECAYS))
+        require(self.decay in DECAYS, "midtrain.decay", self.decay, fix=nearest(self.decay, DECAYS))
         require(
             self.objective in ("inherit", "ce"),
             "midtrain.objective",
             self.objective,
-            nearest(self.objective, ("inherit", "ce")),
+            fix=nearest(self.objective, ("inherit", "ce")),
         )
         require(
             0 <= self.final_learning_rate <= self.learning_rate,
             "midtrain.final_learning_rate",
             self.final_learning_rate,
-            f"the rate decays, so it must lie between 0 and midtrain.learning_rate={self.learning_rate}",
+            fix=f"the rate decays, so it must lie between 0 and midtrain.learning_rate={self.learning_rate}",
         )

@@ -51,20 +51,20 @@ class Cell:
     store: str = "store"
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "it must be 0 or more")
-        require(self.until in TRAINING_STAGES, "until", self.until, nearest(self.until, TRAINING_STAGES))
+        require(self.seed >= 0, "seed", self.seed, fix="it must be 0 or more")
+        require(self.until in TRAINING_STAGES, "until", self.until, fix=nearest(self.until, TRAINING_STAGES))
         require(
             self.objective.top_k <= self.data.vocab_size,
             "objective.top_k",
             self.objective.top_k,
-            f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
+            fix=f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
         )
         for stage in (self.pretrain, self.midtrain):
             if TRAINING_STAGES.index(stage.key) <= TRAINING_STAGES.index(self.until):
                 micro_batch(stage, self.compute, 1)
             for source in stage.mixture:
                 known = ["text", *self.data.tasks, *self.data.sources]
-                require(source in known, f"{stage.key}.mixture", source, nearest(source, known))
+                require(source in known, f"{stage.key}.mixture", source, fix=nearest(source, known))
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:
                 continue
@@ -74,7 +74,7 @@ class Cell:
                     benchmark.local,
                     f"evaluation.benchmarks.{name}.dataset",
                     benchmark.dataset,
-                    "questions of our own formats come from a local .jsonl or .parquet file",
+                    fix="questions of our own formats come from a local .jsonl or .parquet file",
                 )
                 asked = list(FORMATS)
             else:
@@ -83,17 +83,17 @@ class Cell:
                     "choice": list(CHOICE_TASKS),
                     "sampled": self.data.tasks,
                 }[benchmark.kind]
-            require(benchmark.task in asked, key, benchmark.task, nearest(benchmark.task, asked))
+            require(benchmark.task in asked, key, benchmark.task, fix=nearest(benchmark.task, asked))
         for task in self.grpo.tasks:
             if task.endswith(".jsonl"):
-                require(Path(task).is_file(), "grpo.tasks", task, "there is no such file")
+                require(Path(task).is_file(), "grpo.tasks", task, fix="there is no such file")
             else:
-                require(task in self.data.tasks, "grpo.tasks", task, nearest(task, self.data.tasks))
+                require(task in self.data.tasks, "grpo.tasks", task, fix=nearest(task, self.data.tasks))
         require(
             self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
             self.midtrain.sequence_length,
-            f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
+            fix=f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
         )
 
     @classmethod

@@ -34,14 +34,14 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         for key, options in (("strategy", STRATEGIES), ("activation_checkpointing", ACTIVATIONS)):
             value = getattr(self, key)
-            require(value in options, f"compute.{key}", value, nearest(value, options))
+            require(value in options, f"compute.{key}", value, fix=nearest(value, options))
         require(
             self.micro_batch_tokens is None or self.micro_batch_tokens > 0,
             "compute.micro_batch_tokens",
             self.micro_batch_tokens,
-            "it must be above 0, or null for the whole share of a rank",
+            fix="it must be above 0, or null for the whole share of a rank",
         )
-        require(self.shard_ranks >= 0, "compute.shard_ranks", self.shard_ranks, "it must be 0 or more")
+        require(self.shard_ranks >= 0, "compute.shard_ranks", self.shard_ranks, fix="it must be 0 or more")
         require_positive("compute", self, "keep_last")
 
 
@@ -55,7 +55,7 @@ def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tupl
         rows % ranks == 0,
         f"{budget.key}.batch_tokens",
         budget.batch_tokens,
-        f"its {rows} rows of {budget.sequence_length} cannot be shared by {ranks} ranks; rank counts that fit: "
+        fix=f"its {rows} rows of {budget.sequence_length} cannot be shared by {ranks} ranks; rank counts that fit: "
         f"{_listing(d for d in range(1, rows + 1) if rows % d == 0)}",
     )
     share = rows // ranks
@@ -66,7 +66,7 @@ def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tupl
         compute.micro_batch_tokens % budget.sequence_length == 0 and micro > 0 and share % micro == 0,
         "compute.micro_batch_tokens",
         compute.micro_batch_tokens,
-        f"a rank's share of {budget.key}.batch_tokens={budget.batch_tokens} is {share} rows of "
+        fix=f"a rank's share of {budget.key}.batch_tokens={budget.batch_tokens} is {share} rows of "
         f"{budget.sequence_length} (of {ranks} ranks); values that fit: "
         f"{_listing(d * budget.sequence_length for d in range(1, share + 1) if share % d == 0)}",
     )

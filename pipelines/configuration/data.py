@@ -61,33 +61,33 @@ class DataConfig:
     def __post_init__(self) -> None:
         for package in self.text:
             require(
-                find_spec(package) is not None, "data.text", package, "no such package is installed; pip install it"
+                find_spec(package) is not None, "data.text", package, fix="no such package is installed; pip install it"
             )
             require(
                 any(distributions(name=package)),
                 "data.text",
                 package,
-                "its version goes into signatures, and no distribution of that name is installed; name another package",
+                fix="its version goes into signatures, and no distribution of that name is installed; name another package",
             )
         for name, source in self.sources.items():
             kind = source.kind
-            require(kind in SOURCE_KINDS, f"data.sources.{name}.kind", kind, nearest(kind, SOURCE_KINDS))
+            require(kind in SOURCE_KINDS, f"data.sources.{name}.kind", kind, fix=nearest(kind, SOURCE_KINDS))
         for task in self.tasks:
             if reasoning_gym.is_gym(task):
                 reasoning_gym.check(task)
             else:
-                require(task in FAMILIES, "data.tasks", task, nearest(task, FAMILIES))
+                require(task in FAMILIES, "data.tasks", task, fix=nearest(task, FAMILIES))
         require_positive("data", self, "tasks_per_family", "vocab_size", "top_k")
         require_fraction("data", self, "worked_share", "careless_share")
         require(
             self.vocab_size > 257,
             "data.vocab_size",
             self.vocab_size,
-            "it must hold the 256 bytes and the special tokens: 258 or more",
+            fix="it must hold the 256 bytes and the special tokens: 258 or more",
         )
         require(
             self.top_k <= self.vocab_size,
             "data.top_k",
             self.top_k,
-            f"a head is part of the vocabulary: at most data.vocab_size={self.vocab_size}",
+            fix=f"a head is part of the vocabulary: at most data.vocab_size={self.vocab_size}",
         )

@@ -49,20 +49,20 @@ class BenchmarkConfig:
     def check(self, key: str) -> None:
         """Raise a `UserError` for an impossible value; `key` is where this benchmark stands in the configuration."""
         kinds = ("sampled", "choice", "text", *HARNESS)
-        require(self.kind in kinds, f"{key}.kind", self.kind, nearest(self.kind, kinds))
+        require(self.kind in kinds, f"{key}.kind", self.kind, fix=nearest(self.kind, kinds))
         require_positive(key, self, "items", "samples")
         for stage in self.stages:
-            require(stage in TRAINING_STAGES, f"{key}.stages", stage, nearest(stage, TRAINING_STAGES))
+            require(stage in TRAINING_STAGES, f"{key}.stages", stage, fix=nearest(stage, TRAINING_STAGES))
         if self.local:
-            require(Path(self.dataset or "").is_file(), f"{key}.dataset", self.dataset, "there is no such file")
-        require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, "it must be 0 or more")
+            require(Path(self.dataset or "").is_file(), f"{key}.dataset", self.dataset, fix="there is no such file")
+        require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, fix="it must be 0 or more")
         if self.verifier is not None:
-            require(self.verifier in VERIFIERS, f"{key}.verifier", self.verifier, nearest(self.verifier, VERIFIERS))
+            require(self.verifier in VERIFIERS, f"{key}.verifier", self.verifier, fix=nearest(self.verifier, VERIFIERS))
         require(
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"{key}.max_new_tokens",
             self.max_new_tokens,
-            "it must be above 0",
+            fix="it must be above 0",
         )
 
     @property
@@ -95,21 +95,21 @@ class EvaluationConfig:
         for name, benchmark in self.benchmarks.items():
             benchmark.check(f"evaluation.benchmarks.{name}")
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
-        require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, "it must lie in (0, 1]")
+        require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, fix="it must lie in (0, 1]")
         for stage, limit in self.stage_max_new_tokens.items():
-            require(stage in TRAINING_STAGES, "evaluation.stage_max_new_tokens", stage, nearest(stage, TRAINING_STAGES))
-            require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, "it must be above 0")
+            require(stage in TRAINING_STAGES, "evaluation.stage_max_new_tokens", stage, fix=nearest(stage, TRAINING_STAGES))
+            require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, fix="it must be above 0")
         for k in self.pass_k:
-            require(k >= 1, "evaluation.pass_k", k, "it must be 1 or more")
+            require(k >= 1, "evaluation.pass_k", k, fix="it must be 1 or more")
         for control, stages in self.controls.items():
-            require(control in CONTROLS, "evaluation.controls", control, nearest(control, CONTROLS))
+            require(control in CONTROLS, "evaluation.controls", control, fix=nearest(control, CONTROLS))
             for stage in stages:
                 require(
-                    stage in TRAINING_STAGES, f"evaluation.controls.{control}", stage, nearest(stage, TRAINING_STAGES)
+                    stage in TRAINING_STAGES, f"evaluation.controls.{control}", stage, fix=nearest(stage, TRAINING_STAGES)
                 )
             require(
                 not stages or any(b.kind == "text" for b in self.benchmarks.values()),
                 f"evaluation.controls.{control}",
                 stages,
-                "a control is found on held-out text: name a benchmark of the kind text",
+                fix="a control is found on held-out text: name a benchmark of the kind text",
             )

@@ -114,46 +114,46 @@ class GRPOConfig:
             ("engine", ENGINES),
         ):
             require(
-                getattr(self, key) in options, f"grpo.{key}", getattr(self, key), nearest(getattr(self, key), options)
+                getattr(self, key) in options, f"grpo.{key}", getattr(self, key), fix=nearest(getattr(self, key), options)
             )
         require_fraction("grpo", self, "pass_rate_low", "pass_rate_high", "collapse_entropy", "collapse_length")
         require(
             self.samples >= 2,
             "grpo.samples",
             self.samples,
-            "a group needs at least 2 samples to have an advantage",
+            fix="a group needs at least 2 samples to have an advantage",
         )
         require_momentum("grpo", self)
         for key in ("resample_rounds", "warmup_steps", "held_out_every", "kl_weight", "weight_decay"):
             value = getattr(self, key)
-            require(math.isfinite(value) and value >= 0, f"grpo.{key}", value, "it must be 0 or more")
+            require(math.isfinite(value) and value >= 0, f"grpo.{key}", value, fix="it must be 0 or more")
         require(
             self.milestones <= self.steps,
             "grpo.milestones",
             self.milestones,
-            f"there are only grpo.steps={self.steps} steps",
+            fix=f"there are only grpo.steps={self.steps} steps",
         )
         require(
             self.minibatches <= self.prompts,
             "grpo.minibatches",
             self.minibatches,
-            f"there are only grpo.prompts={self.prompts} groups to share out",
+            fix=f"there are only grpo.prompts={self.prompts} groups to share out",
         )
-        require(len(self.tasks) > 0, "grpo.tasks", self.tasks, "name at least one family of data.tasks")
-        require(0 < self.clip_low < 1, "grpo.clip_low", self.clip_low, "it must lie between 0 and 1")
-        require(self.clip_high > 0, "grpo.clip_high", self.clip_high, "it must be above 0")
-        require(0 < self.overlong_buffer <= 1, "grpo.overlong_buffer", self.overlong_buffer, "it must lie in (0, 1]")
+        require(len(self.tasks) > 0, "grpo.tasks", self.tasks, fix="name at least one family of data.tasks")
+        require(0 < self.clip_low < 1, "grpo.clip_low", self.clip_low, fix="it must lie between 0 and 1")
+        require(self.clip_high > 0, "grpo.clip_high", self.clip_high, fix="it must be above 0")
+        require(0 < self.overlong_buffer <= 1, "grpo.overlong_buffer", self.overlong_buffer, fix="it must lie in (0, 1]")
         require(
             self.importance_cap is None or self.importance_cap > 0,
             "grpo.importance_cap",
             self.importance_cap,
-            "it must be above 0, or null for no correction",
+            fix="it must be above 0, or null for no correction",
         )
         require(
             self.pass_rate_low < self.pass_rate_high,
             "grpo.pass_rate_low",
             self.pass_rate_low,
-            f"it must be below grpo.pass_rate_high={self.pass_rate_high}",
+            fix=f"it must be below grpo.pass_rate_high={self.pass_rate_high}",
         )
 
     @property

@@ -34,24 +34,24 @@ class ModelConfig:
             self.heads % self.kv_heads == 0,
             "model.kv_heads",
             self.kv_heads,
-            f"it must divide model.heads={self.heads}",
+            fix=f"it must divide model.heads={self.heads}",
         )
         require(
             self.head_dim % 2 == 0,
             "model.head_dim",
             self.head_dim,
-            "it must be even: rotary embeddings pair channels",
+            fix="it must be even: rotary embeddings pair channels",
         )
-        require(self.experts >= 0, "model.experts", self.experts, "it must be 0 or more")
+        require(self.experts >= 0, "model.experts", self.experts, fix="it must be 0 or more")
         require(
             math.isfinite(self.balance_rate) and self.balance_rate >= 0,
             "model.balance_rate",
             self.balance_rate,
-            "it must be 0 or more",
+            fix="it must be 0 or more",
         )
         require(
             (1 if self.experts else 0) <= self.active_experts <= self.experts,
             "model.active_experts",
             self.active_experts,
-            f"it must lie between 1 and model.experts={self.experts}" if self.experts else "a dense model has none",
+            fix=f"it must lie between 1 and model.experts={self.experts}" if self.experts else "a dense model has none",
         )

@@ -19,11 +19,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for key in ("beta", "lam_head", "lam_tail"):
             value = getattr(self, key)
-            require(math.isfinite(value), f"objective.{key}", value, "it must be a finite number")
+            require(math.isfinite(value), f"objective.{key}", value, fix="it must be a finite number")
         require(
             self.beta > -1,
             "objective.beta",
             self.beta,
-            "it must be above -1, where the gradient would no longer vanish at a sure prediction",
+            fix="it must be above -1, where the gradient would no longer vanish at a sure prediction",
         )
-        require(self.top_k >= 1, "objective.top_k", self.top_k, "the head holds at least one token")
+        require(self.top_k >= 1, "objective.top_k", self.top_k, fix="the head holds at least one token")

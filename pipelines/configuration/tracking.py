@@ -15,4 +15,4 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         modes = ("offline", "online", "off")
-        require(self.mode in modes, "tracking.mode", self.mode, nearest(self.mode, modes))
+        require(self.mode in modes, "tracking.mode", self.mode, fix=nearest(self.mode, modes))

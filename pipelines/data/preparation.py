@@ -82,7 +82,7 @@ def parts_of(name: str, source: SourceConfig) -> list[Part]:
         place = (source.subset, source.split, source.revision)
         return [Part(name, f"{i:05d}", "hub", source.path, source.column, i, count, *place) for i in range(count)]
     paths = sorted(path for path in glob.glob(source.path, recursive=True) if os.path.isfile(path))
-    require(bool(paths), f"data.sources.{name}.path", source.path, "no file has that name")
+    require(bool(paths), f"data.sources.{name}.path", source.path, fix="no file has that name")
     pieces: list[tuple[str, int, int | None]] = []
     for path in paths:
         if source.kind == "jsonl" and not path.endswith(".gz"):
@@ -303,8 +303,8 @@ def prepare_shards(
     Raises `UserError` where nothing is named, where a tokenizer has no end-of-text token, or where the folder was begun
     with another tokenizer, share or evaluation sets.
     """
-    require(data.shards is not None, "data.shards", "null", "name the folder in which the shards shall lie")
-    require(bool(data.sources), "data.sources", "{}", "name at least one source")
+    require(data.shards is not None, "data.shards", "null", fix="name the folder in which the shards shall lie")
+    require(bool(data.sources), "data.sources", "{}", fix="name at least one source")
     assert data.shards is not None
     folder = Path(data.shards)
     parts = [part for name, source in data.sources.items() for part in parts_of(name, source)]
@@ -371,7 +371,7 @@ def _evaluation_ngrams(folder: Path, files: list[str]) -> Path | None:
         return None
     found = []
     for name in files:
-        require(os.path.isfile(name), "--decontaminate", name, "there is no such file")
+        require(os.path.isfile(name), "--decontaminate", name, fix="there is no such file")
         with _opened(name) as file:
             for number, line in enumerate(file, start=1):
                 try:

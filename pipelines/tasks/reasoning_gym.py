@@ -36,12 +36,12 @@ def is_gym(family: str) -> bool:
 def check(family: str) -> None:
     """Raise a `UserError` unless `family` can be generated here."""
     name = family.removeprefix(PREFIX)
-    require(name not in REFUSED, "data.tasks", family, f"it is refused: {REFUSED.get(name)}")
+    require(name not in REFUSED, "data.tasks", family, fix=f"it is refused: {REFUSED.get(name)}")
     require(
         find_spec("reasoning_gym") is not None,
         "data.tasks",
         family,
-        "it needs reasoning-gym: pip install 'shaping[gym]' (a C compiler is needed)",
+        fix="it needs reasoning-gym: pip install 'shaping[gym]' (a C compiler is needed)",
     )
 
 

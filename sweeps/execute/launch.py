@@ -29,7 +29,7 @@ def launch_locally(cells: list[Cell], jobs: Jobs, workers: int, only: set[str] |
 
     Raises `UserError` before anything is written, and `StageFailure` in the end where something failed.
     """
-    require(workers >= 0, "hydra.launcher.workers", workers, "it must be 1 or more, or 0 for one a GPU or a core")
+    require(workers >= 0, "hydra.launcher.workers", workers, fix="it must be 1 or more, or 0 for one a GPU or a core")
     graph, store = prepared(cells)
     record(store, graph, jobs, cells[0].sweep.name, "local", {"workers": workers})
     outcome = execute(graph.part(only) if only else graph, store, cells[0].tracking, workers, Display())
@@ -79,19 +79,21 @@ def _check(options: SlurmLauncherConfig) -> None:
     for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES)):
         for name in ("nodes", "tasks", "cpus", "time", "mem_gb"):
             value = getattr(part, name)
-            require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, "it must be above 0")
-        require(part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, "it must be 0 or more")
+            require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, fix="it must be above 0")
+        require(
+            part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, fix="it must be 0 or more"
+        )
     asked = resources(options, "grpo")
     require(
         asked["nodes"] * asked["tasks"] == 1,
         "hydra.launcher.grpo.tasks",
         f"{asked['nodes'] * asked['tasks']} on {asked['nodes']} nodes",
-        "grpo works in one task so far, so more can be planned and not launched; set hydra.launcher.grpo.nodes=1 and "
+        fix="grpo works in one task so far, so more can be planned and not launched; set hydra.launcher.grpo.nodes=1 and "
         "hydra.launcher.grpo.gpus=1",
     )
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)
-        require(value >= 0, f"hydra.launcher.{name}", value, "it must be 0 or more")
+        require(value >= 0, f"hydra.launcher.{name}", value, fix="it must be 0 or more")
     if not is_here():
         raise UserError("hydra/launcher=slurm: there is no sbatch on this machine; log in to one of the cluster")
 
