@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from pipelines.errors import UserError, nearest
 from pipelines.logs import DEBUG_VARIABLE
 from sweeps.commands.exit_codes import exit_codes
-from sweeps.commands.hydra_plugins import register
 
 
 def main() -> None:
@@ -21,7 +20,6 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a not in ("--debug", "-m", "--multirun")]
     # Hydra would print its own report of an error and exit with 1; with this set it raises the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    register()
     with exit_codes("shaping-run"):
         # One cell is a grid of one, so -m is always added; it comes first because argparse wants overrides together.
         sys.argv[1:] = arguments if _shows(arguments) else ["--multirun", *arguments]

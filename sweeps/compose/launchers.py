@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from pipelines.configuration.cell import Cell
 
 PLUGIN_MODULE = "hydra_plugins.shaping"
-"""Hydra takes plugins only from modules under this name; `sweeps.commands.hydra_plugins` stands in for it."""
+"""The module with our sweeper and launchers; Hydra finds plugins only in the package `hydra_plugins`."""
 
 
 @dataclass
