@@ -33,7 +33,7 @@ from pipelines.evaluation.piece_cache import Pieces, Rows, cut
 from pipelines.evaluation.samples import Judged, Sample, measure, sample_rows
 from pipelines.rollouts import Rollouts, Sampling, generate, likelihoods
 from pipelines.tasks.answer_extraction import final_answer
-from pipelines.verifiers import Judge
+from pipelines.verifiers import VERIFIERS, Judge
 
 BATCH_TOKENS = 16_384
 PIECE_REQUESTS = 2048
@@ -390,13 +390,19 @@ def _sampled(
 
 
 def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, text: str) -> Judged:
-    """What the judge is given for one sample: the final answer of mathematics, the whole program of code, and where
-    lm-eval scores it, the score it gave."""
-    if benchmark.verifier == "math":
-        answer = final_answer(text)
-        return "math", answer and f"\\boxed{{{answer}}}", str(task.doc_to_target(instance.doc))
-    if benchmark.verifier == "code":
-        return "code", _program(instance.args[0], text), str(task.doc_to_target(instance.doc))
+    """The item for `Judge.rewards` of one sample: its final answer, or its whole program if the reference is tests.
+
+    Without a verifier, lm-eval scores the sample, and the item is its filtered answer with a reference that it equals
+    if lm-eval accepts it.
+    """
+    if benchmark.verifier is not None:
+        verifier = VERIFIERS[benchmark.verifier]
+        if verifier.compares_answers:
+            final = final_answer(text)
+            answer = final and verifier.benchmark_answer.replace("{answer}", final)
+        else:
+            answer = _program(instance.args[0], text)
+        return benchmark.verifier, answer, str(task.doc_to_target(instance.doc))
     instance.resps = [text]
     task.apply_filters()
     wanted, _, form = (benchmark.metric or "").partition(",")

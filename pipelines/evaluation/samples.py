@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.evaluation.metrics import Estimate, sampled_metrics
-from pipelines.verifiers import Judge
+from pipelines.verifiers import VERIFIERS, Judge
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -119,7 +119,7 @@ def cast_votes(answers: Sequence[Sequence[str | None]], verifier: str, judge: Ju
     Equality as a verifier sees it need not be transitive, so answers join in the order of how often they occur, the
     commonest first, each the first group whose oldest member it equals. Programs are not compared: they do not vote.
     """
-    if verifier == "code":
+    if not VERIFIERS[verifier].compares_answers:
         return [[None] * len(row) for row in answers]
     groups: list[dict[str, int]] = []
     open_: list[list[str]] = []  # answers that have no group yet, by item

@@ -15,7 +15,7 @@ class Format:
     answer: str
     """A regular expression; the first group of its last match in the response is the answer."""
     verifier: str
-    """`exact`, or a name of `pipelines.verifiers.VERIFIERS`."""
+    """A name of `pipelines.verifiers.VERIFIERS`."""
     judged: str = "{answer}"
     """What the verifier is given; `{answer}` stands for the answer."""
 
@@ -40,4 +40,4 @@ FORMATS: dict[str, Format] = {
 """Name -> format. `marked` is how the corpus writes its tasks. Adding one is adding a line."""
 
 
-assert all(form.verifier == "exact" or form.verifier in VERIFIERS for form in FORMATS.values())
+assert all(form.verifier in VERIFIERS for form in FORMATS.values())

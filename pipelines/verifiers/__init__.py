@@ -1,8 +1,8 @@
-"""Rewards that can be trusted: a registry of verifiers, run where a hang, a crash or a lie costs one sample.
+"""Verifiers: functions that compare an answer, extracted from a response, with a reference and return a reward.
 
-A verifier compares an answer that was extracted from a response with a reference and returns its reward. `exact`
-runs in place. The others run in worker processes that are killed when an answer takes too long. Whatever goes wrong -
-an exception, a hang, a NaN - the sample's reward is 0, the failure is counted, and the run goes on. Imports no torch.
+`registry` lists them and `Judge` runs them: most in worker processes, which are killed when an answer takes too long.
+When a verifier raises, hangs or returns NaN, the reward of that sample is 0, the failure is counted, and the run
+continues. Imports no torch.
 """
 
 from pipelines.verifiers.judge import Judge, Verdict

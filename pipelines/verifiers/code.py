@@ -1,17 +1,16 @@
-"""Whether a program passes its tests, run in a process that can do nothing else.
+"""Whether a program passes its tests, run in a sandboxed process that can only compute.
 
-The worker that imports this module holds no threads and forks a child for each program. The child gives up, before
-it runs a line of the program: processor time, memory, open files and file sizes beyond small limits (setrlimit);
-and, by a seccomp filter that it cannot take back, every system call that opens a socket, starts a process, signals
-another, traces or mounts, or opens a file for writing, makes, moves or removes one. It has no standard streams, an
-empty environment and no descriptor but the pipe for its verdict.
+The worker that imports this module has no threads and forks a child for each program. Before it runs the program, the
+child gives up processor time, memory, open files and file sizes beyond small limits (setrlimit). A seccomp filter that
+it cannot remove denies every system call that opens a socket; starts, signals or traces a process; mounts; or opens a
+file for writing, makes, moves or removes one. The child has no standard streams, an empty environment and, as its only
+descriptor, the pipe for its verdict.
 
-The verdict is a random word that the harness writes once the tests have run to their end, so that `sys.exit()` in the
-middle is no pass. The tests see built-in functions and modules as they were before the program ran, so one with its own
-`abs` or `numpy.allclose` in their place gains nothing. Where the kernel has Landlock (Linux 5.13), the program reads
-Python's own folders and the system's libraries alone; elsewhere files that are readable to the user stay readable. Code
-that searches its own interpreter's frames for the word, and answers whose `__eq__` is always true, are not defended
-against. Linux on x86-64 or arm64.
+The verdict is a random word that the harness writes after the tests have run to their end, so `sys.exit()` halfway is
+not a pass. The tests see built-in functions and modules as they were before the program ran, so a program gains nothing
+by replacing `abs` or `numpy.allclose`. With Landlock (Linux 5.13) the program can read only Python's own folders and
+the system's libraries; without it, everything the user can read. There is no defence against code that searches its
+interpreter's frames for the word, or answers whose `__eq__` is always true. Linux on x86-64 or arm64.
 """
 
 import builtins
@@ -30,16 +29,18 @@ import tempfile
 import time
 from types import ModuleType
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a thread could not be started in the child, nor may this process hold any
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # this process may have no threads, and a child cannot start any
 with contextlib.suppress(ImportError):
-    import numpy  # noqa: F401 - tests import it (HumanEval+ and MBPP+ compare arrays); a child cannot load its libraries
+    import numpy  # noqa: F401 - HumanEval+ and MBPP+ compare arrays in their tests, and a child cannot load its libraries
 
 SECONDS = 4
-"""Processor and wall time of one program with its tests."""
+"""Limit on the processor time, and on the wall time, of one program with its tests."""
 MEMORY = 512 << 20
+"""Bytes of address space."""
 FILES = 16
+"""Open files."""
 
-_DENIED = {
+_DENIED_CALLS = {
     "x86_64": (
         # socket, connect, sendto, sendmsg, bind, listen, socketpair, accept, io_uring_setup
         *(41, 42, 44, 46, 49, 50, 53, 43, 288, 425),
@@ -50,31 +51,31 @@ _DENIED = {
         # mount, umount2, pivot_root, chroot, setns, unshare, bpf, keyctl, setsid, setpgid, memfd_create
         *(165, 166, 155, 161, 308, 272, 321, 250, 112, 109, 319),
     ),
-    "aarch64": (
+    "aarch64": (  # the same calls, by this architecture's numbers
         *(198, 203, 206, 211, 200, 201, 199, 202, 242, 425),
         *(220, 221, 281, 435, 129, 130, 131, 117, 270, 271, 424, 434, 438),
         *(437, 38, 276, 34, 37, 36, 35, 52, 53, 54, 55, 45, 33),
         *(40, 39, 41, 51, 268, 97, 280, 219, 157, 154, 279),
     ),
 }
-_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_OPEN = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
-"""open and openat, with the place of their flags among the arguments."""
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_OPEN_CALLS = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
+"""open and openat, each with the index of its flags among the arguments."""
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 MACHINE = platform.machine()
-if platform.system() != "Linux" or MACHINE not in _DENIED:
+if platform.system() != "Linux" or MACHINE not in _DENIED_CALLS:
     raise ImportError(f"the code verifier's sandbox needs Linux on x86_64 or aarch64, not {platform.platform()}")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def passes(answer: str, reference: str) -> float:
-    """1.0 where the program `answer` followed by the tests `reference` runs to its end without an exception."""
+    """1.0 if the program `answer` followed by the tests `reference` runs to its end without an exception, else 0.0."""
     word = secrets.token_hex(16).encode()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _run(f"{answer}\n", f"{reference}\n", word, writer)
+        _run(f"{answer}\n", f"{reference}\n", word=word, writer=writer)
     os.close(writer)
     try:
         return float(_read(reader, time.monotonic() + SECONDS) == word)
@@ -85,11 +86,11 @@ def passes(answer: str, reference: str) -> float:
 
 
 def _read(reader: int, deadline: float) -> bytes:
-    """What the pipe holds when it closes, or nothing where that takes past `deadline`."""
+    """Everything written to the pipe until it closes, or nothing if it is still open at `deadline`."""
     received = b""
     while len(received) < 64:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
+        seconds_left = deadline - time.monotonic()
+        if seconds_left <= 0 or not select.select([reader], [], [], seconds_left)[0]:
             return b""
         part = os.read(reader, 64)
         if not part:
@@ -98,11 +99,12 @@ def _read(reader: int, deadline: float) -> bytes:
     return received
 
 
-def _run(program: str, tests: str, word: bytes, writer: int) -> None:
-    """In the child: shut the doors, run, and write the word if everything went well. Does not return."""
+def _run(program: str, tests: str, *, word: bytes, writer: int) -> None:
+    """In the child: enter the sandbox, run, and write the word if everything went well. Does not return."""
     try:
-        _enclose(writer)
+        _enter_sandbox(writer)
         names = {"__name__": "__program__", "__builtins__": __builtins__}
+        # Remember the content of every module, run the program, and undo what it changed before the tests run.
         modules = [
             (name, module, dict(vars(module))) for name, module in sys.modules.items() if isinstance(module, ModuleType)
         ]
@@ -111,7 +113,7 @@ def _run(program: str, tests: str, word: bytes, writer: int) -> None:
             sys.modules[name] = module
             vars(module).update(content)
         for name in set(vars(builtins)) & set(names) - {"__name__", "__builtins__"}:
-            del names[name]  # a test's `abs` is the built-in one
+            del names[name]  # `abs` in a test is the built-in function
         exec(compile(tests, "<tests>", "exec"), names)
         os.write(writer, word)
     except BaseException:
@@ -119,70 +121,76 @@ def _run(program: str, tests: str, word: bytes, writer: int) -> None:
     os._exit(0)
 
 
-def _enclose(writer: int) -> None:
+def _enter_sandbox(writer: int) -> None:
+    """Give up everything but computing, reading and writing to `writer`."""
     os.environ.clear()
     folder = tempfile.mkdtemp()
     os.chdir(folder)
-    os.rmdir(folder)  # an empty folder that nobody has to remove
-    nothing = os.open(os.devnull, os.O_RDWR)
+    os.rmdir(folder)  # the working directory is then empty, and needs no clean-up
+    # Point the standard streams at /dev/null and close every other descriptor but `writer`.
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
-        os.dup2(nothing, stream)
+        os.dup2(null, stream)
     os.closerange(3, writer)
     os.closerange(writer + 1, 4096)
-    for kind, limit in (
+    for limited, limit in (
         (resource.RLIMIT_CPU, SECONDS),
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, FILES),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (limit, limit))
-    if _LIBC.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0):
+        resource.setrlimit(limited, (limit, limit))
+    if _LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the kernel does not let a process give up privileges")
-    _limit_reading()
-    _filter_calls()
+    _restrict_reading()
+    _filter_system_calls()
 
 
-NO_NEW_PRIVILEGES = 38
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # Landlock's calls, alike on both architectures
-_READING = 1 << 2 | 1 << 3
-"""Reading files, and listing folders."""
-READABLE = sorted({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64")})
+_NO_NEW_PRIVILEGES = 38
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, the same on both architectures
+_READ_RIGHTS = 1 << 2 | 1 << 3
+"""Landlock's rights to read files and to list folders."""
+READABLE_FOLDERS = sorted({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64")})
 
 
-def _limit_reading() -> None:
-    """Give up reading outside `READABLE`, where the kernel knows how."""
-    handled = struct.pack("=Q", _READING)
+def _restrict_reading() -> None:
+    """Give up reading outside `READABLE_FOLDERS`, if the kernel has Landlock."""
+    handled = struct.pack("=Q", _READ_RIGHTS)
     ruleset = _LIBC.syscall(_CREATE_RULESET, handled, len(handled), 0)
     if ruleset < 0:
         return
-    for path in filter(os.path.isdir, READABLE):
+    for path in filter(os.path.isdir, READABLE_FOLDERS):
         folder = os.open(path, os.O_PATH)
-        _LIBC.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", _READING, folder), 0)
+        _LIBC.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", _READ_RIGHTS, folder), 0)
         os.close(folder)
     _LIBC.syscall(_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
 
 
-def _filter_calls() -> None:
-    """Install the seccomp filter: denied calls fail with EPERM, everything else goes through."""
-    load, equal, above, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF: LD W ABS; JEQ, JGE, JSET, RET of constants
+def _filter_system_calls() -> None:
+    """Install the seccomp filter: denied calls fail with EPERM, all others are allowed.
+
+    A BPF instruction is (code, instructions to skip if true, instructions to skip if false, constant).
+    """
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF: LD W ABS, JEQ, JGE, JSET, RET
     deny, allow, kill = 0x00050000 | errno.EPERM, 0x7FFF0000, 0x80000000
     program = [
         (load, 0, 0, 4),  # the architecture
-        (equal, 1, 0, _ARCHITECTURE[MACHINE]),
+        (equal, 1, 0, _AUDIT_ARCHITECTURE[MACHINE]),
         (give, 0, 0, kill),
         (load, 0, 0, 0),  # the number of the call
-        (above, 0, 1, 0x40000000),  # x86-64's other numbering
+        (at_least, 0, 1, 0x40000000),  # x86-64's second set of numbers (x32)
         (give, 0, 0, deny),
     ]
-    for call in _DENIED[MACHINE]:
+    for call in _DENIED_CALLS[MACHINE]:
         program += [(equal, 0, 1, call), (give, 0, 0, deny)]
-    for call, argument in _OPEN[MACHINE]:
+    # open and openat are denied if their flags allow writing; afterwards the number of the call is loaded again.
+    for call, argument in _OPEN_CALLS[MACHINE]:
         program += [
             (equal, 0, 4, call),
             (load, 0, 0, 16 + 8 * argument),
-            (any_bit, 0, 1, _WRITING),
+            (any_bit, 0, 1, _WRITE_FLAGS),
             (give, 0, 0, deny),
             (load, 0, 0, 0),
         ]
@@ -192,7 +200,7 @@ def _filter_calls() -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
-    described = Program(len(program), ctypes.addressof(code))
+    installed = Program(len(program), ctypes.addressof(code))
     set_seccomp, filter_mode = 22, 2
-    if _LIBC.prctl(set_seccomp, filter_mode, ctypes.byref(described), 0, 0):
+    if _LIBC.prctl(set_seccomp, filter_mode, ctypes.byref(installed), 0, 0):
         raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")

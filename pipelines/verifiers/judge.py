@@ -1,16 +1,17 @@
-"""Puts answers to their verifiers and keeps whatever these do away from the run."""
+"""The judge: runs verifiers on batches of answers and shields the run from their failures."""
 
 import json
 import math
 import os
+import pkgutil
 import queue
 import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -19,65 +20,77 @@ from pipelines.errors import StageFailure
 from pipelines.verifiers.registry import LONGEST_ANSWER, VERIFIERS, Verifier
 
 LOAD_SECONDS = 120.0
-"""Time for a worker to import its function; sympy alone takes seconds on a busy machine."""
+"""Limit on the time in which a worker imports its function; sympy takes seconds on a busy machine."""
 
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+"""The only environment variables that a worker gets. Others hold keys and tokens, which no tested program may read."""
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-"""What a worker keeps of the environment, which holds keys and tokens that no program under test should read."""
+Item = tuple[str, str | None, str]
+"""The verifier's name, the answer (None if the response has none) and the reference."""
 
 
 class Verdict(NamedTuple):
-    """A reward between 0 and 1, and what went wrong on the way to it, if anything: `timeout` or `error`."""
+    """A reward between 0 and 1, and how the verifier failed, if it did: `timeout` or `error`."""
 
     reward: float
     failure: str | None = None
 
 
 class Judge:
-    """Verifies batches of answers; worker processes start when they are first needed and end with the judge."""
+    """Verifies batches of answers. Worker processes start when they are first needed and end with the judge."""
 
     def __init__(self, workers: int | None = None) -> None:
         self._count = workers or min(4, os.cpu_count() or 1)
         self._workers: dict[str, list[_Worker]] = {}
+        # The kernel kills a worker when the thread that started it ends, so these threads live as long as the judge.
+        self._threads = ThreadPoolExecutor(self._count)
 
-    def rewards(self, items: Sequence[tuple[str, str | None, str]]) -> list[Verdict]:
-        """The verdict on each (verifier's name, answer or None where none was found, reference); equal items are put to
-        their verifier once, since samples of one question often agree.
+    def rewards(self, items: Sequence[Item]) -> list[Verdict]:
+        """Returns the verdict on each item. Equal items, frequent among samples of one question, are verified once.
 
-        Raises `StageFailure` where a verifier cannot be loaded at all.
+        Raises `StageFailure` if a verifier cannot be loaded.
         """
-        verdicts: list[Verdict] = [Verdict(0.0)] * len(items)
-        waiting: dict[str, queue.SimpleQueue[int]] = {}
-        first: dict[tuple[str, str | None, str], int] = {}
-        for index, (name, answer, reference) in enumerate(items):
-            if answer is None or len(answer) > LONGEST_ANSWER or first.setdefault(items[index], index) != index:
+        verdicts = [Verdict(0.0)] * len(items)
+        # Indices of the items to verify, by verifier; `first` maps an item to the index of its first occurrence.
+        first: dict[Item, int] = {}
+        by_verifier: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            name, answer, _ = item
+            if answer is None or len(answer) > LONGEST_ANSWER or first.setdefault(item, index) != index:
                 continue
-            if name == "exact":
-                verdicts[index] = Verdict(float(answer == reference))
+            by_verifier.setdefault(name, []).append(index)
+
+        for name, indices in by_verifier.items():
+            if VERIFIERS[name].in_process:
+                verify = pkgutil.resolve_name(VERIFIERS[name].function)
+                for index in indices:
+                    verdicts[index] = Verdict(float(verify(*items[index][1:])))
             else:
-                waiting.setdefault(name, queue.SimpleQueue()).put(index)
-
-        def serve(worker: _Worker, indices: "queue.SimpleQueue[int]") -> None:
-            while True:
-                try:
-                    index = indices.get_nowait()
-                except queue.Empty:
-                    return
-                _, answer, reference = items[index]
-                verdicts[index] = worker.ask(answer or "", reference)
-
-        for name, indices in waiting.items():
-            threads = [
-                threading.Thread(target=serve, args=(worker, indices)) for worker in self._team(name)[: indices.qsize()]
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+                chosen = [items[index] for index in indices]
+                for index, verdict in zip(indices, self._ask_workers(name, chosen), strict=True):
+                    verdicts[index] = verdict
         return [verdicts[first.get(item, index)] for index, item in enumerate(items)]
 
+    def _ask_workers(self, name: str, items: Sequence[Item]) -> list[Verdict]:
+        """The verdicts of one verifier's workers, each of which takes the next item when it is free."""
+        free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._team(name):
+            free.put(worker)
+
+        def ask(item: Item) -> Verdict:
+            _, answer, reference = item
+            worker = free.get()
+            try:
+                return worker.ask(answer or "", reference)
+            finally:
+                free.put(worker)
+
+        return list(self._threads.map(ask, items))
+
     def _team(self, name: str) -> list["_Worker"]:
+        """The workers of a verifier, all of which have imported its function."""
         if name not in self._workers:
+            # Start all before waiting for any, so that they import at the same time.
             self._workers[name] = [_Worker(VERIFIERS[name]) for _ in range(self._count)]
             for worker in self._workers[name]:
                 worker.wait_until_ready()
@@ -85,6 +98,7 @@ class Judge:
 
     def close(self) -> None:
         """End the workers."""
+        self._threads.shutdown()
         for team in self._workers.values():
             for worker in team:
                 worker.kill()
@@ -100,7 +114,7 @@ class Judge:
 
 
 class _Worker:
-    """One process of `pipelines.verifiers.worker`, started again whenever it had to be killed."""
+    """One process of `pipelines.verifiers.worker`, started again each time it had to be killed."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
@@ -112,19 +126,20 @@ class _Worker:
         self._ready = False
         self._received = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.verifiers.worker", self._verifier.function, *limit],
+            # -P: a folder `pipelines` in the working directory must not hide this package
+            [sys.executable, "-P", "-m", "pipelines.verifiers.worker", self._verifier.function, *limit],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # a group of its own, so that killing it takes along what it forked
+            start_new_session=True,  # a process group, so that `kill` reaches what the worker forked
             env={
-                **{key: os.environ[key] for key in KEPT if key in os.environ},
+                **{key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ},
                 "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)]),
             },
         )
 
     def wait_until_ready(self) -> None:
-        """Return once the function is imported; raises `StageFailure` where it cannot be."""
+        """Wait until the function is imported. Raises `StageFailure` if it cannot be."""
         if self._ready:
             return
         reply = self._read(LOAD_SECONDS)
@@ -135,7 +150,7 @@ class _Worker:
         self._ready = True
 
     def ask(self, answer: str, reference: str) -> Verdict:
-        """The verdict on one answer; afterwards the worker is ready for the next."""
+        """Returns the verdict on one answer and leaves a worker that can take the next."""
         self.wait_until_ready()
         assert self._process.stdin
         try:
@@ -147,20 +162,21 @@ class _Worker:
             return Verdict(min(1.0, max(0.0, float(reply))))
         if reply == "timeout":
             return Verdict(0.0, "timeout")
-        if isinstance(reply, dict | float):
+        if isinstance(reply, dict | float):  # an exception, or a reward that is not finite
             return Verdict(0.0, "error")
+        # No reply: the function still runs, or the process has died.
         failure = "timeout" if self._process.poll() is None else "error"
         self.kill()
         self._start()
         return Verdict(0.0, failure)
 
     def _read(self, seconds: float) -> Any:
-        """The next reply, or None where the process ends or takes longer."""
+        """The next reply, or None if the process ends or needs more than `seconds`."""
         assert self._process.stdout
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+            seconds_left = deadline - time.monotonic()
+            if seconds_left <= 0 or not select.select([self._process.stdout], [], [], seconds_left)[0]:
                 return None
             part = os.read(self._process.stdout.fileno(), 65536)
             if not part:

@@ -1,7 +1,7 @@
-"""Whether two mathematical answers are the same, by math-verify: LaTeX, boxed or plain numbers and expressions.
+"""Whether two mathematical answers are equal, by math-verify: LaTeX, boxed or plain numbers and expressions.
 
-math-verify bounds its own time by SIGALRM, which only a main thread may use and which an expression can outlive; here
-it runs without, in a process that is killed from outside.
+math-verify limits its own time by SIGALRM, which works only in a main thread and which an expression can outlast. Here
+that limit is off, and the judge kills the process instead.
 """
 
 from functools import lru_cache
@@ -11,26 +11,25 @@ from math_verify import parse, verify
 
 
 def equivalent(answer: str, reference: str) -> float:
-    """1.0 where `answer` holds an expression equal to `reference`, else 0.0.
+    """1.0 if `answer` contains an expression equal to `reference`, else 0.0.
 
-    What stands in the last \\boxed{} counts where there is one; a reference may be bare LaTeX, with or without dollars.
+    If `answer` has a \\boxed{}, only the last one counts. `reference` may be bare LaTeX, with or without dollars.
     """
-    found = parse(answer, parsing_timeout=None)
-    return float(verify(_gold(reference), found, timeout_seconds=None))
+    return float(verify(_parsed_reference(reference), parse(answer, parsing_timeout=None), timeout_seconds=None))
 
 
-@lru_cache(1024)  # the samples of a question share it
-def _gold(reference: str) -> list[Any]:
-    # Bare LaTeX goes between dollars, or math-verify would read `2\sqrt{2}` as the number 2.
-    marked = "$" in reference or "\\boxed" in reference
-    gold = parse(reference if marked else f"${reference}$", parsing_timeout=None)
-    if not gold:
+@lru_cache(1024)  # all samples of a question share a reference
+def _parsed_reference(reference: str) -> list[Any]:
+    # Bare LaTeX goes between dollars; otherwise math-verify reads `2\sqrt{2}` as the number 2.
+    delimited = "$" in reference or "\\boxed" in reference
+    expressions = parse(reference if delimited else f"${reference}$", parsing_timeout=None)
+    if not expressions:
         raise ValueError(f"the reference {reference!r} holds no expression that math-verify reads")
-    return gold
+    return expressions
 
 
-# Parsers and sympy's simplifications load on first use, which takes longer than one answer may: once for each kind of
-# expression, before a worker is forked.
+# Parsers and sympy's simplifications load on first use, which takes longer than the limit for one answer: use each kind
+# of expression once, before the worker forks.
 for _answer, _reference in (
     ("1", "1"),
     (r"\boxed{\frac{1}{2}}", "0.5"),

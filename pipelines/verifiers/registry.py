@@ -1,26 +1,40 @@
-"""The verifiers by name. One is a function (answer, reference) -> reward between 0 and 1, named by where it stands."""
+"""The registry of verifiers.
+
+To add a verifier, add an entry to `VERIFIERS`: the judge, the formats of questions, the configuration of benchmarks and
+majority votes all read it.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """A verifying function and how it is run."""
+    """A function (answer, reference) -> reward between 0 and 1, and how it is run."""
 
     function: str
-    """`module:function`; a worker process imports it, so this table stays data."""
-    seconds: float
-    """Wall time for one answer; then its worker is killed, to be started and to import anew, and the reward is 0."""
+    """`module:function`. It is imported where it runs, so reading this table imports nothing."""
+    seconds: float = 10.0
+    """Limit on the wall time of one answer. Past it the worker process is killed and started again, and the reward
+    is 0."""
     processor_seconds: float | None = None
-    """Time of the processor for one answer, for a function that computes in its own process: then a fork of its worker
-    is killed and replaced, which takes a moment, and a busy machine makes nothing late."""
+    """Limit on the processor time of one answer, for a function that computes in its own process. Cheaper than
+    `seconds`, since only a fork of the worker is killed, and no answer times out because the machine is busy."""
+    in_process: bool = False
+    """Call the function in this process, without limits: only for functions that cannot fail or hang."""
+    compares_answers: bool = True
+    """Whether the reference is an answer too. If not (tests of a program), there are no majority votes, and a benchmark
+    passes the whole program instead of the final answer."""
+    benchmark_answer: str = "{answer}"
+    """What the function receives for `{answer}`, the final answer of a response to a benchmark."""
 
 
 VERIFIERS: dict[str, Verifier] = {
-    "math": Verifier("pipelines.verifiers.mathematics:equivalent", 10.0, 0.5),  # an answer takes 1.5 ms
-    "code": Verifier("pipelines.verifiers.code:passes", 10.0),
+    "exact": Verifier("operator:eq", in_process=True),
+    "math": Verifier(  # an answer takes 1.5 ms
+        "pipelines.verifiers.mathematics:equivalent", processor_seconds=0.5, benchmark_answer="\\boxed{{answer}}"
+    ),
+    "code": Verifier("pipelines.verifiers.code:passes", compares_answers=False),
 }
-"""Name -> verifier that runs in a worker. `exact`, plain equality, needs none. Adding one is adding a line."""
 
 LONGEST_ANSWER = 4096
-"""Characters; a longer answer is wrong unread. Parsers take more than linear time on what a broken policy writes."""
+"""Characters. A longer answer has reward 0 and is not verified: the parsers' time grows faster than linearly."""
