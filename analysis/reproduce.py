@@ -41,7 +41,7 @@ from pipelines.logs import DEBUG_VARIABLE
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.error_messages import sentence
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 FLAGS = ("--missing", "--claims", "--debug")

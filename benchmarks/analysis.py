@@ -21,7 +21,8 @@ from pathlib import Path
 from benchmarks.comparison import Row, report
 from pipelines.configuration.objective import ObjectiveConfig
 from sweeps.compose.cells import compose_cells
-from sweeps.plan.graph import Plan, StageRun, plan
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.planner import plan
 
 SEEDS = 10
 STAGE_RUNS = 10_000

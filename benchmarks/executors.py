@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.comparison import Row, report
 from sweeps.compose.cells import compose_cells
 from sweeps.monitor.launched_sweeps import record
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 REPOSITORY = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ HYDRA_JOBS = 20
 OURS = """
 import resource, sys
 from sweeps.compose.cells import compose_cells
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
 cells = compose_cells(sys.argv[1:])
 graph = plan(cells)

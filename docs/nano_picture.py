@@ -11,7 +11,7 @@ from analysis.figures import build_figures
 from analysis.study import read_study
 from analysis.vega_lite import png, svg
 from sweeps.compose.cells import compose_cells
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 PANELS = ("perplexity", "entropy (nats)", "reward", "reward on held-out problems")

@@ -47,7 +47,7 @@ def show_plan(
     """
     from sweeps.compose.cells import compose_cells, compose_launcher
     from sweeps.plan import cost
-    from sweeps.plan.graph import plan
+    from sweeps.plan.planner import plan
 
     words = [o for o in overrides or [] if o not in ("-m", "--multirun")]
     ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]

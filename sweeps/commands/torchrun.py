@@ -15,10 +15,10 @@ from pipelines.errors import UserError
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells, expand
 from sweeps.execute.launch import check_ranks, prepared
-from sweeps.execute.quick_exit import ends_at_once
+from sweeps.execute.quick_exit import quick_exit
 from sweeps.execute.worker import perform
 from sweeps.monitor.launched_sweeps import record
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store, place
 
 SHARED_STAGES = (*TOKEN_STAGES, "evaluate")
@@ -69,12 +69,12 @@ def run(overrides: list[str]) -> None:
     os.environ.setdefault("SUBMITIT_FOLDER", str(store.root / "jobs"))
     for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
         if environment.global_rank == 0 or stage_run.stage in SHARED_STAGES:
-            perform(str(store.root), stage_run.spec, cells[0].tracking, environment=environment)
+            perform(store.root, stage_run.spec, cells[0].tracking, task=task)
 
 
 def main() -> None:
     """Run the command line; exit codes are those of `sweeps.commands.exit_codes`."""
-    with ends_at_once(), exit_codes("shaping-torchrun"):
+    with quick_exit(), exit_codes("shaping-torchrun"):
         run([argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")])
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.configuration import STAGES
-from sweeps.plan.graph import Plan, StageRun, cell_of
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.names import cell_of
 from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:

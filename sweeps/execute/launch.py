@@ -18,7 +18,8 @@ from sweeps.execute.local import execute
 from sweeps.execute.slurm import Submission, submit
 from sweeps.monitor.launched_sweeps import record
 from sweeps.monitor.slurm_queue import is_here
-from sweeps.plan.graph import Plan, plan
+from sweeps.plan.graph import Plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 Jobs = Sequence[Sequence[str]]
@@ -32,7 +33,9 @@ def launch_locally(cells: list[Cell], jobs: Jobs, workers: int, only: set[str] |
     require(workers >= 0, "hydra.launcher.workers", workers, fix="it must be 1 or more, or 0 for one a GPU or a core")
     graph, store = prepared(cells)
     record(store, graph, jobs, cells[0].sweep.name, "local", {"workers": workers})
-    outcome = execute(graph.part(only) if only else graph, store, cells[0].tracking, workers, Display())
+    outcome = execute(
+        graph.part(only) if only else graph, store, cells[0].tracking, display=Display(), workers=workers
+    )
     if outcome.failed:
         raise StageFailure(
             f"{len(outcome.failed)} stage runs failed and {len(outcome.blocked)} wait for them; the logs are "

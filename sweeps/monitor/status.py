@@ -11,7 +11,7 @@ from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.monitor.index import Summary, summaries
 from sweeps.monitor.launched_sweeps import SweepRecord, records
 from sweeps.monitor.slurm_queue import JobState, job_states
-from sweeps.plan.graph import cell_of
+from sweeps.plan.names import cell_of
 from sweeps.store.leases import holder, server_time
 from sweeps.store.stage_runs import Store, StoredRun
 

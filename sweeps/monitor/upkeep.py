@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from sweeps.compose.cells import Composer, compose_cells, initialized_hydra, options_of
-from sweeps.plan.graph import plan, signature_of
+from sweeps.plan.planner import plan
+from sweeps.plan.signatures import signature_of
 from sweeps.store.leases import holder
 from sweeps.store.stage_runs import Store, StoredRun
 

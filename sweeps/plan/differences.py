@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sweeps.plan.graph import Plan, StageRun, flatten
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.names import flatten
 from sweeps.store.stage_runs import Store
 
 

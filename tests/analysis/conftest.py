@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.configuration.cell import Cell
 from sweeps.compose.cells import compose_cells
-from sweeps.plan.graph import Plan, StageRun, plan
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 METRICS = {

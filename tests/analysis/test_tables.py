@@ -16,7 +16,8 @@ from analysis.reference import MODELS, reference
 from analysis.study import read_study
 from analysis.tables import Entry, Table, build_tables
 from sweeps.compose.cells import compose_cells
-from sweeps.plan.graph import Plan, plan
+from sweeps.plan.graph import Plan
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import known, write_run
 

@@ -9,7 +9,7 @@ import pytest
 from pipelines.models.sizes import parameters
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.cost import Assumed, Rate, work
-from sweeps.plan.graph import plan
+from sweeps.plan.planner import plan
 from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
 
 

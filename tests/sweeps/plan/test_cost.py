@@ -7,7 +7,8 @@ import pytest
 from pipelines.models.sizes import active_parameters, parameters
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.cost import Rate, Room, estimate, memory, rank_memory, storage, work
-from sweeps.plan.graph import Plan, StageRun, plan
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.planner import plan
 
 PAPER = ["data=paper", "pretrain=paper", "midtrain=paper", "grpo=paper", "evaluation=paper"]
 

@@ -8,7 +8,9 @@ import pytest
 from pipelines.configuration import STAGE_VERSIONS
 from pipelines.configuration.cell import Cell
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.graph import Plan, objective_name, plan
+from sweeps.plan.graph import Plan
+from sweeps.plan.names import objective_name
+from sweeps.plan.planner import plan
 
 
 @cache

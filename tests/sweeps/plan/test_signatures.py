@@ -17,7 +17,8 @@ from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
 from sweeps.compose.cells import compose_cell
 from sweeps.compose.launchers import LAUNCHERS
-from sweeps.plan.graph import plan, signature_of
+from sweeps.plan.planner import plan
+from sweeps.plan.signatures import signature_of
 
 CHANGES = {
     "pretrain": """

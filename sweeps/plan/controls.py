@@ -1,0 +1,123 @@
+"""Controls: evaluations of a ce cell that imitate another objective, at the end of the stages that the table names.
+
+`matched` samples at the temperature that gives ce the shaped checkpoint's entropy; `theory` measures the distribution
+that the objective would make of ce's own.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.configuration.cell import Cell
+from pipelines.configuration.objective import ObjectiveConfig
+from pipelines.configuration.signed_content import signed_content
+from sweeps.plan.graph import StageRun
+from sweeps.plan.names import Variant, checkpoint_name, knobs_name, objective_name, shown
+from sweeps.plan.signatures import (
+    SharedContents,
+    control_content,
+    data_content,
+    midtrain_content,
+    model_content,
+    nameless_content,
+    objective_content,
+    stage_signature,
+)
+
+
+@dataclass(frozen=True)
+class _PlannedCell:
+    """A cell with its stage runs."""
+
+    index: int
+    cell: Cell
+    chain: list[StageRun]
+    variant: Variant
+
+    @property
+    def is_ce(self) -> bool:
+        return objective_content(self.cell.objective) == objective_content(ObjectiveConfig())
+
+    @property
+    def label(self) -> str:
+        """The objective's name; with its knobs where another cell has the same name and other knobs."""
+        return "/".join([objective_name(self.cell), *shown(self.variant, parts={"objective"})])
+
+
+def control_runs(
+    cells: list[Cell], chains: list[list[StageRun]], *, variants: list[Variant], contents: SharedContents
+) -> list[list[StageRun]]:
+    """Returns, for each cell, its controls: a ce cell has one for each cell that differs in the objective only."""
+    # Cells by everything that can change a result except the objective.
+    groups: dict[str, list[_PlannedCell]] = defaultdict(list)
+    for index, cell in enumerate(cells):
+        if cell.evaluation.controls:
+            planned = _PlannedCell(index, cell, chains[index], variants[index])
+            groups[_all_but_objective(cell, contents)].append(planned)
+    controls: list[list[StageRun]] = [[] for _ in cells]
+    for group in groups.values():
+        # Of cells with the same knobs the last one is the reference.
+        others = {knobs_name(planned.cell): planned for planned in group if not planned.is_ce}
+        for planned in group:
+            if planned.is_ce:
+                for other in others.values():
+                    controls[planned.index] += _controls_of(planned, other, contents)
+    return controls
+
+
+def _all_but_objective(cell: Cell, contents: SharedContents) -> str:
+    parts = [
+        contents(model_content, cell.model),
+        contents(data_content, cell.data),
+        contents(nameless_content, cell.pretrain),
+        contents(midtrain_content, cell.midtrain),
+        contents(nameless_content, cell.grpo),
+        contents(signed_content, cell.evaluation),
+    ]
+    return json.dumps([*parts, cell.midtrain.objective, cell.seed], sort_keys=True)
+
+
+def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents) -> list[StageRun]:
+    """Returns the controls of one ce cell against one other cell."""
+    trained = {run.stage: run for run in other.chain if run.stage != "evaluate"}
+    controls = []
+    for measured in ce.chain:
+        # Controls are measured where a stage of both cells ends.
+        if measured.stage != "evaluate" or measured.parent is None or measured.parent[0] not in trained:
+            continue
+        stage = measured.parent[0]
+        if measured.checkpoint != checkpoint_name(getattr(ce.cell, stage).checkpoints()[-1]):
+            continue
+        for control, stages in ce.cell.evaluation.controls.items():
+            if stage in stages:
+                evaluation = contents(control_content, ce.cell.evaluation, stage, control)
+                # The name in the signature is made of knobs, so that renaming an objective changes no signature.
+                variant: dict[str, Any] = {"name": f"{control}:{knobs_name(other.cell)}"}
+                if control == "matched":
+                    variant["reference"] = {
+                        "stage": stage, "signature": trained[stage].signature, "checkpoint": measured.checkpoint
+                    }  # fmt: skip
+                else:
+                    variant["objective"] = objective_content(other.cell.objective)
+                config = measured.config | {"evaluation": evaluation, "variant": variant}
+                controls.append(_control(measured, config, f"{control}:{other.label}"))
+    return controls
+
+
+def _control(measured: StageRun, config: dict[str, Any], label: str) -> StageRun:
+    """Returns the evaluation `measured` with another configuration."""
+    signature = stage_signature(
+        measured.stage,
+        version=measured.version,
+        config=config,
+        parent=measured.parent and measured.parent[1],
+        checkpoint=measured.checkpoint,
+    )
+    return replace(
+        measured,
+        signature=signature,
+        config=config,
+        steps=len(config["evaluation"]["benchmarks"]),
+        labels=measured.labels | {"control": label},
+    )

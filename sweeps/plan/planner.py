@@ -1,0 +1,151 @@
+"""From cells to one graph of stage runs, in which cells share what they have in common."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.configuration import STAGE_VERSIONS, TRAINING_STAGES
+from pipelines.configuration.cell import Cell
+from sweeps.plan.controls import control_runs
+from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.names import ACTS_FROM, Variant, cell_name, checkpoint_name, objective_name, shown, variants
+from sweeps.plan.signatures import (
+    Content,
+    SharedContents,
+    data_content,
+    evaluation_content,
+    midtrain_content,
+    midtrain_objective_content,
+    model_content,
+    nameless_content,
+    objective_content,
+    stage_signature,
+    text_versions,
+)
+
+
+def plan(cells: Iterable[Cell]) -> Plan:
+    """Returns the graph of stage runs that `cells` need, shared ones once."""
+    cells = list(cells)
+    contents = SharedContents()
+    cell_variants = variants(cells)
+    chains = [_Chain(cell, variant, contents).runs for cell, variant in zip(cells, cell_variants, strict=True)]
+    controls = control_runs(cells, chains, variants=cell_variants, contents=contents)
+    # Controls follow all chains, because a control may need what any of them trains.
+    graph = Plan()
+    for runs in (*chains, *controls):
+        for run in runs:
+            graph.add(run)
+    for cell, variant, chain, own_controls in zip(cells, cell_variants, chains, controls, strict=True):
+        name = "/".join([cell_name(cell), *shown(variant, parts=set(ACTS_FROM))])
+        graph.cells[name] = list(dict.fromkeys(run.signature for run in (*chain, *own_controls)))
+    return graph
+
+
+class _Chain:
+    """The stage runs of one cell: each training stage, followed by the evaluations of its milestones."""
+
+    def __init__(self, cell: Cell, variant: Variant, contents: SharedContents) -> None:
+        self._cell = cell
+        self._variant = variant
+        self._contents = contents
+        self._labels = {
+            "model": cell.model.name,
+            "objective": objective_name(cell),
+            "scale": cell.scale,
+            "seed": cell.seed,
+            "sweep": cell.sweep.name,
+            **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
+        }
+        self._compute = asdict(cell.compute) | {"shards": cell.data.shards}
+        self._common: Content = {
+            "seed": cell.seed,
+            "data": contents(data_content, cell.data),
+            "text_versions": contents(text_versions, cell.data),
+        }
+        self.runs: list[StageRun] = []
+        parent: StageRun | None = None
+        for stage in TRAINING_STAGES[: TRAINING_STAGES.index(cell.until) + 1]:
+            parent = self._training(stage, parent)
+            self.runs += [parent, *self._evaluations(parent)]
+
+    def _training(self, stage: str, parent: StageRun | None) -> StageRun:
+        """Returns the training stage that starts from the last checkpoint of `parent`."""
+        return self._stage_run(
+            stage,
+            self._common | self._stage_content(stage),
+            parent=parent,
+            checkpoint=parent and checkpoint_name(getattr(self._cell, parent.stage).checkpoints()[-1]),
+            steps=getattr(self._cell, stage).steps,
+            labels=self._variant_label(stage),
+        )
+
+    def _evaluations(self, trained: StageRun) -> list[StageRun]:
+        """Returns an evaluation for each milestone of `trained`; none where its stage has no benchmarks."""
+        evaluation = self._contents(evaluation_content, self._cell.evaluation, trained.stage)
+        if not evaluation["benchmarks"]:
+            return []
+        budget = getattr(self._cell, trained.stage)
+        runs = []
+        for step in budget.checkpoints():
+            tokens = {} if trained.stage == "grpo" else {"tokens": step * budget.batch_tokens}
+            run = self._stage_run(
+                "evaluate",
+                self._common | {"evaluation": evaluation},
+                parent=trained,
+                checkpoint=checkpoint_name(step),
+                steps=len(evaluation["benchmarks"]),
+                labels=tokens | self._variant_label(trained.stage, "evaluation"),
+            )
+            runs.append(run)
+        return runs
+
+    def _stage_content(self, stage: str) -> Content:
+        """Returns what of the cell only this training stage reads."""
+        cell, contents = self._cell, self._contents
+        if stage == "pretrain":
+            return {
+                "model": contents(model_content, cell.model),
+                "objective": contents(objective_content, cell.objective),
+                "pretrain": contents(nameless_content, cell.pretrain),
+            }
+        if stage == "midtrain":
+            content: Content = {
+                "objective": contents(midtrain_objective_content, cell.objective, cell.midtrain),
+                "midtrain": contents(midtrain_content, cell.midtrain),
+            }
+            # Mid-training continues to balance the experts.
+            return content | ({"balance_rate": cell.model.balance_rate} if cell.model.experts else {})
+        return {"grpo": contents(nameless_content, cell.grpo)}
+
+    def _variant_label(self, stage: str, *more: str) -> dict[str, str]:
+        """Returns the label with the variant's keys that affect `stage`, and those of `more` parts."""
+        parts = {part for part, first in ACTS_FROM.items() if first <= TRAINING_STAGES.index(stage)}
+        keys = shown(self._variant, parts=parts | set(more))
+        return {"variant": ",".join(keys)} if keys else {}
+
+    def _stage_run(
+        self,
+        stage: str,
+        config: Content,
+        *,
+        parent: StageRun | None,
+        checkpoint: str | None,
+        steps: int,
+        labels: dict[str, Any],
+    ) -> StageRun:
+        version = STAGE_VERSIONS[stage]
+        signature = stage_signature(
+            stage, version=version, config=config, parent=parent and parent.signature, checkpoint=checkpoint
+        )
+        return StageRun(
+            stage=stage,
+            signature=signature,
+            version=version,
+            config=config,
+            parent=parent and (parent.stage, parent.signature),
+            checkpoint=checkpoint,
+            steps=steps,
+            labels=self._labels | labels,
+            compute=self._compute,
+        )

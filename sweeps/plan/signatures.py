@@ -1,0 +1,133 @@
+"""What goes into a stage run's signature: its stage and version, its parent, and what of a cell can change its result.
+
+Names, labels, paths, tracking, launcher options and the number of workers are not in it.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines.configuration.budgets import MidtrainConfig
+from pipelines.configuration.data import DataConfig
+from pipelines.configuration.evaluation import LOCAL_FILES, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.objective import ObjectiveConfig
+from pipelines.configuration.signed_content import signed_content
+from pipelines.data.token_shards import fingerprint
+from pipelines.files import sha256, sha256_of
+
+Content = dict[str, Any]
+"""A part of a configuration as plain values, less what cannot change a result."""
+
+CONTROL_KINDS = {"matched": ("text", "sampled"), "theory": ("text",)}
+"""Kinds of benchmarks that a control changes."""
+
+
+def stage_signature(
+    stage: str, *, version: int, config: Mapping[str, Any], parent: str | None, checkpoint: str | None
+) -> str:
+    """Returns the signature of a stage run; `parent` is the signature of the one that it starts from."""
+    return sha256_of([stage, version, config, parent, checkpoint])[:16]
+
+
+def signature_of(spec: Mapping[str, Any]) -> str:
+    """Returns the signature that a stored spec should have; raises `KeyError` where a key of it is missing."""
+    return stage_signature(
+        spec["stage"],
+        version=spec["version"],
+        config=spec["config"],
+        parent=spec["parent"] and spec["parent"]["signature"],
+        checkpoint=spec["checkpoint"],
+    )
+
+
+class SharedContents:
+    """Contents of parts of cells, each computed once for all cells with equal parts.
+
+    The cells of a sweep differ in few parts. Sharing saves time, and memory in plans of thousands of stage runs.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, content: Callable[..., Content], *parts: Any) -> Content:
+        """Returns `content(*parts)`; the result is shared and must not be changed."""
+        key = (content, *map(repr, parts))
+        if key not in self._contents:
+            self._contents[key] = content(*parts)
+        return self._contents[key]
+
+
+def nameless_content(part: Any) -> Content:
+    """Returns a part of which every key but the name can change a result."""
+    content: Content = signed_content(part)
+    content.pop("name", None)
+    return content
+
+
+def model_content(model: ModelConfig) -> Content:
+    """Returns a model's shape; a dense model has no keys about experts."""
+    content = nameless_content(model)
+    if not model.experts:
+        for key in ("experts", "active_experts", "balance_rate"):
+            del content[key]
+    return content
+
+
+def objective_content(objective: ObjectiveConfig) -> Content:
+    """Returns the knobs that have an effect: with equal lambdas the size of the head has none."""
+    content = nameless_content(objective)
+    if objective.lam_head == objective.lam_tail:
+        content["top_k"] = None
+    return content
+
+
+def midtrain_objective_content(objective: ObjectiveConfig, midtrain: MidtrainConfig) -> Content:
+    """Returns the knobs of the objective that mid-training uses."""
+    return objective_content(objective if midtrain.objective == "inherit" else ObjectiveConfig())
+
+
+def midtrain_content(midtrain: MidtrainConfig) -> Content:
+    """Returns mid-training's budget; its objective is in `midtrain_objective_content`."""
+    content = nameless_content(midtrain)
+    del content["objective"]
+    return content
+
+
+def data_content(data: DataConfig) -> Content:
+    """Returns the data; token shards are identified by their hash, whatever their folder and recipe."""
+    content = nameless_content(data)
+    shards = content.pop("shards")
+    del content["sources"], content["tokenizer"]
+    if shards is not None:
+        content["shards"] = fingerprint(shards)
+    return content
+
+
+def text_versions(data: DataConfig) -> Content:
+    """Returns the versions of the packages whose docstrings are the text: another version has another text."""
+    return {name: importlib.metadata.version(name) for name in data.text}
+
+
+def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
+    """Returns the part of the evaluation table that is measured at the checkpoints of `stage`."""
+    content = nameless_content(evaluation)
+    content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
+    # Controls are stage runs of their own and change no other one.
+    del content["controls"]
+    content["benchmarks"] = {
+        name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
+    }
+    # A local file may change under the same name.
+    for benchmark in content["benchmarks"].values():
+        if str(benchmark["dataset"]).endswith(LOCAL_FILES):
+            benchmark["dataset_sha256"] = sha256(benchmark["dataset"])
+    return content
+
+
+def control_content(evaluation: EvaluationConfig, stage: str, control: str) -> Content:
+    """Returns the part of the evaluation table that a control is measured on."""
+    content = evaluation_content(evaluation, stage)
+    kinds = CONTROL_KINDS[control]
+    content["benchmarks"] = {name: b for name, b in content["benchmarks"].items() if b["kind"] in kinds}
+    return content
