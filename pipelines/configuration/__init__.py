@@ -1,14 +1,15 @@
-"""Every key of a cell with its default and its check, one file for each group of `conf/`; `cell` joins them.
+"""The configuration of a cell: every key with its default and its checks, one module per group of `conf/`.
 
-The dataclasses are the types that Hydra composes `conf/` into. Nothing here imports torch.
+The dataclasses are the types into which Hydra composes `conf/`; `cell` joins them. Nothing here imports torch.
+"The paper's" after a key means that its default is the paper's value, "ours" that the paper states none.
 """
 
 TOKEN_STAGES = ("pretrain", "midtrain")
 """Stages that train on the next token."""
 TRAINING_STAGES = (*TOKEN_STAGES, "grpo")
-"""Stages that train, in the order of the chain."""
+"""Stages that train, in the order in which they run."""
 STAGES = (*TRAINING_STAGES, "evaluate")
-"""All stages; an evaluation measures a checkpoint of any other stage."""
+"""All stages; `evaluate` measures a checkpoint of any other stage."""
 
 STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 2}
-"""Raised when a stage computes something else than before; old stage runs then count as not done."""
+"""Version of what a stage computes. Raise it when results change; stage runs of an older version are not reused."""

@@ -1,4 +1,4 @@
-"""Budgets of the token stages: tokens, rates, mixture, milestones."""
+"""Pre-training and mid-training: tokens, batch, optimizer, mixture and milestones."""
 
 import math
 from dataclasses import dataclass
@@ -6,66 +6,71 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from pipelines.errors import nearest, require, require_momentum, require_positive
+from pipelines.errors import require, require_momentum, require_not_negative, require_option, require_positive
 
 DECAYS = ("cosine", "linear", "1-sqrt")
 ATTENTION = ("row", "document")
 PRECISIONS = ("float32", "bfloat16-mixed", "bfloat16")
+MIDTRAIN_OBJECTIVES = ("inherit", "ce")
 
 
 @dataclass
 class TrainConfig:
-    """What pre-training and mid-training share: budget, batch, optimizer, mixture and milestones."""
+    """Keys that pre-training and mid-training share."""
 
     key: ClassVar[str] = "train"
+    """Name of the stage, which its keys begin with."""
     tokens: int = MISSING
     """Budget in tokens."""
     batch_tokens: int = MISSING
-    """Tokens in one optimizer step."""
+    """Tokens per optimizer step."""
     sequence_length: int = MISSING
+    """Tokens per row."""
     learning_rate: float = MISSING
+    """Peak learning rate."""
     rope_base: float = MISSING
+    """Base of the rotary position embeddings."""
     mixture: dict[str, float] = MISSING
-    """Weight of each source: `text`, a family of `data.tasks`, or a name of `data.sources`."""
+    """Weight of each source: `text`, a task family of `data.tasks`, or a name of `data.sources`."""
     milestones: int = MISSING
-    """Checkpoints kept and evaluated, equally far apart, the last at the end."""
+    """Number of checkpoints that are kept and evaluated, equally spaced, the last one at the end."""
     weight_decay: float = 0.1
-    """On matrices; the scales of norms do not decay."""
+    """AdamW's weight decay on matrices; scales of norms do not decay. The paper's."""
     adam_beta1: float = 0.9
+    """AdamW's decay of the first moment. Ours."""
     adam_beta2: float = 0.95
+    """AdamW's decay of the second moment. Ours."""
     gradient_clip: float = 1.0
+    """Largest norm of the gradient. The paper's."""
     attention: str = "row"
-    """What a token attends to: all of its `row` before it, or its own `document` in that row."""
+    """Which earlier tokens a token attends to: `row`: all in its row; `document`: those of its document. Ours."""
     precision: str = "float32"
-    """`bfloat16-mixed`: products in bfloat16, weights and optimizer in float32; `bfloat16`: all in bfloat16."""
+    """`float32`; `bfloat16-mixed`: only matrix products in bfloat16; `bfloat16`: weights and optimizer too. Ours."""
     spike_sigmas: float | None = None
-    """A step whose loss or gradient norm lies that many standard deviations above the last 128 is skipped; null: only
-    one that is not finite."""
+    """Skip a step whose loss or gradient norm is this many standard deviations above that of the last 128 steps; null:
+    skip only steps whose loss or norm is not finite. Ours."""
     max_skipped: int = 0
-    """Steps that may be skipped in all; one more ends the training."""
+    """Number of steps that may be skipped in total; one more fails the stage. Ours."""
 
     def __post_init__(self) -> None:
-        for key, options in (("attention", ATTENTION), ("precision", PRECISIONS)):
-            value = getattr(self, key)
-            require(value in options, f"{self.key}.{key}", value, fix=nearest(value, options))
+        require_option(f"{self.key}.attention", self.attention, ATTENTION)
+        require_option(f"{self.key}.precision", self.precision, PRECISIONS)
+        require_positive(
+            self.key, self, "tokens", "batch_tokens", "sequence_length", "learning_rate", "rope_base", "milestones"
+        )
+        require_positive(self.key, self, "gradient_clip")
+        require_not_negative(self.key, self, "max_skipped", "weight_decay")
+        require_momentum(self.key, self)
         require(
             self.spike_sigmas is None or self.spike_sigmas > 0,
             f"{self.key}.spike_sigmas",
             self.spike_sigmas,
-            fix="it must be above 0, or null to skip only what is not finite",
+            fix="it must be above 0, or null to skip only steps that are not finite",
         )
-        require(self.max_skipped >= 0, f"{self.key}.max_skipped", self.max_skipped, fix="it must be 0 or more")
-        require_positive(
-            self.key,
-            self,
-            "tokens",
-            "batch_tokens",
-            "sequence_length",
-            "learning_rate",
-            "rope_base",
-            "milestones",
-            "gradient_clip",
-        )
+        self._check_steps()
+        self._check_mixture()
+
+    def _check_steps(self) -> None:
         require(
             self.batch_tokens % self.sequence_length == 0,
             f"{self.key}.batch_tokens",
@@ -78,13 +83,8 @@ class TrainConfig:
             self.milestones,
             fix=f"a budget of {self.tokens} tokens has only {self.steps} steps of {self.batch_tokens}",
         )
-        require(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            f"{self.key}.weight_decay",
-            self.weight_decay,
-            fix="it must be finite and 0 or more",
-        )
-        require_momentum(self.key, self)
+
+    def _check_mixture(self) -> None:
         for source, weight in self.mixture.items():
             require(
                 math.isfinite(weight) and weight >= 0,
@@ -101,20 +101,21 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the budget (whole batches)."""
+        """Optimizer steps in the budget (whole batches)."""
         return self.tokens // self.batch_tokens
 
     def checkpoints(self) -> list[int]:
-        """Steps at which a checkpoint is kept, ascending, the last one at the end."""
+        """Steps at which a checkpoint is kept, ascending; the last is the last step."""
         return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
-    """Pre-training: warm-up, then a constant rate."""
+    """Pre-training: the learning rate warms up and then stays constant."""
 
     key: ClassVar[str] = "pretrain"
     warmup_steps: int = MISSING
+    """Steps over which the learning rate rises linearly to its peak."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,32 +123,29 @@ class PretrainConfig(TrainConfig):
             0 <= self.warmup_steps <= self.steps,
             "pretrain.warmup_steps",
             self.warmup_steps,
-            fix=f"it must lie between 0 and the {self.steps} steps of the budget",
+            fix=f"it must be between 0 and the {self.steps} steps of the budget",
         )
 
 
 @dataclass
 class MidtrainConfig(TrainConfig):
-    """Mid-training: the rate decays to `final_learning_rate` on another mixture and longer sequences."""
+    """Mid-training: the learning rate decays, on another mixture and longer rows."""
 
     key: ClassVar[str] = "midtrain"
     final_learning_rate: float = MISSING
+    """Learning rate at the last step."""
     decay: str = "cosine"
+    """Shape of the decay: `cosine`, `linear` or `1-sqrt`. Ours."""
     objective: str = "inherit"
-    """`inherit`: the cell's objective; `ce`: plain cross-entropy in this stage."""
+    """`inherit`: the cell's objective; `ce`: plain cross-entropy in this stage. Ours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.decay in DECAYS, "midtrain.decay", self.decay, fix=nearest(self.decay, DECAYS))
-        require(
-            self.objective in ("inherit", "ce"),
-            "midtrain.objective",
-            self.objective,
-            fix=nearest(self.objective, ("inherit", "ce")),
-        )
+        require_option("midtrain.decay", self.decay, DECAYS)
+        require_option("midtrain.objective", self.objective, MIDTRAIN_OBJECTIVES)
         require(
             0 <= self.final_learning_rate <= self.learning_rate,
             "midtrain.final_learning_rate",
             self.final_learning_rate,
-            fix=f"the rate decays, so it must lie between 0 and midtrain.learning_rate={self.learning_rate}",
+            fix=f"the rate decays, so it must be between 0 and midtrain.learning_rate={self.learning_rate}",
         )

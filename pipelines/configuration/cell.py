@@ -1,7 +1,7 @@
-"""A cell: the complete, typed configuration of one model taken through all stages.
+"""A cell: the complete, typed configuration of one model through all stages.
 
-Its parts stand in `pipelines.configuration`; here is what one part asks of another. Turning a composed configuration
-into these objects (`Cell.from_config`) runs every check, before anything is written.
+The parts check their own values; the cell checks what one part requires of another. `Cell.from_config` turns a composed
+configuration into these objects and so runs every check before anything is written.
 """
 
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ from pipelines.configuration import TRAINING_STAGES
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.evaluation import CHOICE_TASKS, HARNESS, EvaluationConfig
-from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.evaluation import CHOICE_TASKS, HARNESS, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.errors import UserError, nearest, require
+from pipelines.errors import UserError, nearest, require, require_option
 from pipelines.tasks.formats import FORMATS
 
 
 @dataclass
 class Cell:
-    """One model's way through the study: what it is, what it learns from and how it is measured.
+    """One model of the study: its architecture, objective, data, budgets and evaluation.
 
-    The parts have no defaults here (a part made from defaults alone would fail its own checks); the groups of `conf/`
+    The parts have no defaults, because a part made of defaults only would fail its own checks; the groups of `conf/`
     fill them.
     """
 
@@ -45,50 +45,40 @@ class Cell:
     compute: ComputeConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 1
+    """Seed of the initial weights, the order of the data, and sampling."""
     scale: str = "nano"
+    """Label of the study that the cell belongs to; tables are made per scale."""
     until: str = "grpo"
     """The last stage: `pretrain`, `midtrain` or `grpo`."""
     store: str = "store"
+    """Folder of stage runs; created if it does not exist."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, fix="it must be 0 or more")
-        require(self.until in TRAINING_STAGES, "until", self.until, fix=nearest(self.until, TRAINING_STAGES))
+        require_option("until", self.until, TRAINING_STAGES)
+        self._check_head()
+        self._check_token_stages()
+        self._check_questions()
+        for name, benchmark in self.evaluation.benchmarks.items():
+            if benchmark.kind not in HARNESS:  # lm-eval knows its own tasks
+                self._check_benchmark(name, benchmark)
+
+    def _check_head(self) -> None:
         require(
             self.objective.top_k <= self.data.vocab_size,
             "objective.top_k",
             self.objective.top_k,
             fix=f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
         )
+
+    def _check_token_stages(self) -> None:
+        """Check that batches can be divided, that mixtures name existing sources, and that rows do not get shorter."""
+        sources = ["text", *self.data.tasks, *self.data.sources]
         for stage in (self.pretrain, self.midtrain):
             if TRAINING_STAGES.index(stage.key) <= TRAINING_STAGES.index(self.until):
                 micro_batch(stage, self.compute, 1)
             for source in stage.mixture:
-                known = ["text", *self.data.tasks, *self.data.sources]
-                require(source in known, f"{stage.key}.mixture", source, fix=nearest(source, known))
-        for name, benchmark in self.evaluation.benchmarks.items():
-            if benchmark.kind in HARNESS:
-                continue
-            key = f"evaluation.benchmarks.{name}.task"
-            if benchmark.kind == "sampled" and benchmark.dataset is not None:
-                require(
-                    benchmark.local,
-                    f"evaluation.benchmarks.{name}.dataset",
-                    benchmark.dataset,
-                    fix="questions of our own formats come from a local .jsonl or .parquet file",
-                )
-                asked = list(FORMATS)
-            else:
-                asked = {
-                    "text": ["text", *self.data.sources],
-                    "choice": list(CHOICE_TASKS),
-                    "sampled": self.data.tasks,
-                }[benchmark.kind]
-            require(benchmark.task in asked, key, benchmark.task, fix=nearest(benchmark.task, asked))
-        for task in self.grpo.tasks:
-            if task.endswith(".jsonl"):
-                require(Path(task).is_file(), "grpo.tasks", task, fix="there is no such file")
-            else:
-                require(task in self.data.tasks, "grpo.tasks", task, fix=nearest(task, self.data.tasks))
+                require_option(f"{stage.key}.mixture", source, sources)
         require(
             self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
@@ -96,16 +86,43 @@ class Cell:
             fix=f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
         )
 
+    def _check_questions(self) -> None:
+        """Check that the data sets of RL are existing files or families of `data.tasks`."""
+        for task in self.grpo.tasks:
+            if task.endswith(QUESTION_FILE):
+                require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
+            else:
+                require_option("grpo.tasks", task, self.data.tasks)
+
+    def _check_benchmark(self, name: str, benchmark: BenchmarkConfig) -> None:
+        """Check that the corpus or a local file has what the benchmark measures."""
+        key = f"evaluation.benchmarks.{name}"
+        if benchmark.kind == "sampled" and benchmark.dataset is not None:
+            require(
+                benchmark.local,
+                f"{key}.dataset",
+                benchmark.dataset,
+                fix="questions of a `sampled` benchmark come from a local .jsonl or .parquet file",
+            )
+            tasks = list(FORMATS)
+        else:
+            tasks = {
+                "text": ["text", *self.data.sources],
+                "choice": list(CHOICE_TASKS),
+                "sampled": self.data.tasks,
+            }[benchmark.kind]
+        require_option(f"{key}.task", benchmark.task, tasks)
+
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
-        """The typed cell of a composed configuration; raises `UserError` where a value is impossible."""
+        """Returns the typed cell of a composed configuration. Raises `UserError` for an impossible value."""
         cell = typed(config)
         assert isinstance(cell, cls)
         return cell
 
 
 def unsupported(cell: Cell) -> str | None:
-    """Why the pipelines cannot train a cell that can be planned, in one sentence; None where they can."""
+    """Returns why a cell can be planned but not trained here, in one sentence; None if it can be trained."""
     data = cell.data
     if data.shards is not None and not (Path(data.shards) / "index.json").is_file():
         return (
@@ -123,21 +140,21 @@ def unsupported(cell: Cell) -> str | None:
 
 
 def typed(config: DictConfig, prefix: str = "") -> Any:
-    """The object of a composed configuration, or of the part of one whose keys begin with `prefix`.
+    """Returns the object of a composed configuration, or of the part of one whose keys begin with `prefix`.
 
-    Raises `UserError` for a key that there is not, and where a value is impossible.
+    Raises `UserError` for an unknown key or an impossible value.
     """
-    for key, known in _added(config, prefix):
-        raise UserError(f"{key}: there is no such key; {nearest(key, known)}")
+    for key, allowed in _unknown_keys(config, prefix):
+        raise UserError(f"{key}: unknown key; {nearest(key, allowed)}")
     return OmegaConf.to_object(config)
 
 
-def _added(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Keys that `+key=value` put into a typed part of the configuration, each with the keys that there are."""
-    kind = OmegaConf.get_type(config)
-    known = [prefix + f.name for f in fields(kind)] if is_dataclass(kind) else []
+def _unknown_keys(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Keys that `+key=value` added to a typed part of the configuration, each with the keys of that part."""
+    node_type = OmegaConf.get_type(config)
+    allowed = [prefix + f.name for f in fields(node_type)] if is_dataclass(node_type) else []
     for key in map(str, config):
-        if known and prefix + key not in known:
-            yield prefix + key, known
+        if allowed and prefix + key not in allowed:
+            yield prefix + key, allowed
         elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            yield from _added(config[key], f"{prefix}{key}.")
+            yield from _unknown_keys(config[key], f"{prefix}{key}.")

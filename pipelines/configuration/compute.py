@@ -1,10 +1,10 @@
-"""How a token stage is computed, on one device or many; nothing here changes a result beyond the order of summation."""
+"""How pre-training and mid-training are computed, on one device or many."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.configuration.budgets import TrainConfig
-from pipelines.errors import nearest, require, require_positive
+from pipelines.errors import require, require_option, require_positive
 
 STRATEGIES = ("auto", "ddp", "fsdp", "hsdp")
 ACTIVATIONS = ("none", "selective", "full")
@@ -12,29 +12,28 @@ ACTIVATIONS = ("none", "selective", "full")
 
 @dataclass
 class ComputeConfig:
-    """How pre-training and mid-training are computed. Nothing here changes a result by more than the order in which
-    floating-point numbers are added up, so it is in no signature."""
+    """How the token stages are computed. No key changes a result beyond the order in which floating-point numbers are
+    summed, so none is part of a signature. All defaults are ours."""
 
     micro_batch_tokens: int | None = None
-    """Tokens that a rank runs through the model at a time; the rest of its share of a batch is accumulated. null: its
-    whole share."""
+    """Tokens that a rank runs through the model at a time; gradients are accumulated over the rank's share of a batch.
+    null: the whole share at once."""
     strategy: str = "auto"
-    """Of several ranks: `ddp` holds all on each, `fsdp` shards weights, gradients and optimizer over all, `hsdp` over
-    `shard_ranks` of them, with copies; `auto` is `ddp`."""
+    """How several ranks share the model: `ddp`: a copy on each; `fsdp`: weights, gradients and optimizer sharded over
+    all; `hsdp`: sharded over groups of `shard_ranks`, one copy per group; `auto`: `ddp`."""
     shard_ranks: int = 0
-    """Ranks that share one copy of the model (`hsdp`); 0: those of one node."""
+    """Ranks that share one copy of the model under `hsdp`; 0: all ranks of a node."""
     activation_checkpointing: str = "none"
-    """What the backward pass computes again: `full`: each layer; `selective`: all but its matrix products and
-    attention."""
+    """What the backward pass recomputes: `none`; `full`: each layer; `selective`: all operators of a layer except its
+    matrix products and attention."""
     compile: bool = False
     """Compile each layer with `torch.compile`."""
     keep_last: int = 1
-    """Trainer states that are kept; the newest is gone on from."""
+    """Number of trainer states to keep; a stage resumes from the newest."""
 
     def __post_init__(self) -> None:
-        for key, options in (("strategy", STRATEGIES), ("activation_checkpointing", ACTIVATIONS)):
-            value = getattr(self, key)
-            require(value in options, f"compute.{key}", value, fix=nearest(value, options))
+        require_option("compute.strategy", self.strategy, STRATEGIES)
+        require_option("compute.activation_checkpointing", self.activation_checkpointing, ACTIVATIONS)
         require(
             self.micro_batch_tokens is None or self.micro_batch_tokens > 0,
             "compute.micro_batch_tokens",
@@ -46,9 +45,10 @@ class ComputeConfig:
 
 
 def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tuple[int, int]:
-    """Rows that a rank runs at a time, and how often in a step: rows x accumulation x ranks is the batch.
+    """Returns the rows that a rank runs at a time and the number of accumulation steps.
 
-    Raises `UserError` where the batch cannot be shared out so, with what can.
+    Rows x accumulation steps x ranks is the batch. Raises `UserError` with the values that fit if the batch cannot be
+    divided like that.
     """
     rows = budget.batch_tokens // budget.sequence_length
     require(
@@ -56,7 +56,7 @@ def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tupl
         f"{budget.key}.batch_tokens",
         budget.batch_tokens,
         fix=f"its {rows} rows of {budget.sequence_length} cannot be shared by {ranks} ranks; rank counts that fit: "
-        f"{_listing(d for d in range(1, rows + 1) if rows % d == 0)}",
+        f"{_listing(_divisors(rows))}",
     )
     share = rows // ranks
     if compute.micro_batch_tokens is None:
@@ -68,11 +68,16 @@ def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tupl
         compute.micro_batch_tokens,
         fix=f"a rank's share of {budget.key}.batch_tokens={budget.batch_tokens} is {share} rows of "
         f"{budget.sequence_length} (of {ranks} ranks); values that fit: "
-        f"{_listing(d * budget.sequence_length for d in range(1, share + 1) if share % d == 0)}",
+        f"{_listing(divisor * budget.sequence_length for divisor in _divisors(share))}",
     )
     return micro, share // micro
 
 
+def _divisors(number: int) -> Iterable[int]:
+    return (divisor for divisor in range(1, number + 1) if number % divisor == 0)
+
+
 def _listing(numbers: Iterable[int], most: int = 12) -> str:
-    found = [str(number) for number in numbers]
-    return ", ".join(found if len(found) <= most else [*found[: most // 2], "...", *found[-most // 2 :]])
+    """At most `most` of the numbers in words, with the middle ones left out."""
+    words = [str(number) for number in numbers]
+    return ", ".join(words if len(words) <= most else [*words[: most // 2], "...", *words[-most // 2 :]])

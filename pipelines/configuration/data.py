@@ -1,4 +1,4 @@
-"""What is trained on and asked: text, generated tasks, token shards; and the tokenizer."""
+"""Training data: text, generated tasks, token shards, and the tokenizer."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from omegaconf import MISSING
 
-from pipelines.errors import nearest, require, require_fraction, require_positive
+from pipelines.errors import require, require_fraction, require_option, require_positive
 from pipelines.tasks import reasoning_gym
 from pipelines.tasks.families import FAMILIES
 
@@ -18,67 +18,84 @@ class SourceConfig:
     """A corpus that `shaping-data prepare` turns into token shards."""
 
     kind: str = MISSING
-    """`hub`: a data set of the Hugging Face Hub, streamed; `jsonl`, `parquet` and `text`: files."""
+    """`hub`: a data set of the Hugging Face Hub, streamed; `jsonl`, `parquet` or `text`: files."""
     path: str = MISSING
-    """The data set's name, or a glob of files (`.gz` is unpacked); a text file holds documents between blank lines."""
+    """Name of the data set, or a glob of files (`.gz` is decompressed). Blank lines separate documents of text."""
     subset: str | None = None
-    """Configuration of the data set (`hub`)."""
+    """Configuration of the data set (`hub`); null: its default."""
     split: str = "train"
     """Split of the data set (`hub`)."""
     column: str = "text"
     """Field of a record that holds the document."""
     revision: str | None = None
-    """Commit of the data set (`hub`)."""
+    """Commit of the data set (`hub`); null: the newest."""
 
 
 @dataclass
 class DataConfig:
-    """Text, generated tasks and the tokenizer trained on them; or token shards, made by `shaping-data prepare`."""
+    """Text, generated tasks and a tokenizer trained on both; or token shards, made by `shaping-data prepare`.
+
+    The paper's corpus is not public, so all values are ours.
+    """
 
     name: str = MISSING
+    """Label of the data set."""
     text: list[str] = field(default_factory=lambda: ["sympy", "networkx"])
     """Installed packages whose docstrings are the text."""
     tasks: list[str] = MISSING
-    """Families of generated reasoning tasks (names of `pipelines.tasks.families.FAMILIES`)."""
+    """Families of generated reasoning tasks: names of `pipelines.tasks.families.FAMILIES`, or `gym_` families."""
     tasks_per_family: int = MISSING
-    """Distinct questions generated for each family, before they are split by hash."""
+    """Number of distinct questions generated per family, before the split by hash."""
     worked_share: float = MISSING
-    """Share of training answers that show their steps; the others state an answer outright."""
+    """Share of training answers that show their steps, in [0, 1]; the others only state the answer."""
     careless_share: float = MISSING
-    """Share of the outright answers that are wrong."""
+    """Share of the answers without steps that are wrong, in [0, 1]."""
     vocab_size: int = MISSING
+    """Size of the tokenizer's vocabulary; with `shards`, the size to which the model's vocabulary is padded."""
     top_k: int = MISSING
-    """Size of the head at this vocabulary; objectives take it unless they name their own."""
+    """Size k of the objective's head for this vocabulary, in tokens; objectives may override it."""
     seed: int = 0
-    """Seed of the generated tasks: one data set for all cells, whatever their own seed."""
+    """Seed of the generated tasks. Independent of the cell's seed, so that all cells share one data set."""
     shards: str | None = None
-    """Folder of token shards, whose tokenizer is then used and whose sources can be mixed; null: none."""
+    """Folder of token shards, whose tokenizer is used and whose sources can be mixed in; null: none."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """What `shaping-data prepare` reads, by the name that mixtures use."""
+    """Corpora that `shaping-data prepare` reads, by the name that mixtures use."""
     tokenizer: str | None = None
-    """A tokenizer of the Hub or a folder of one; null: a byte-level BPE of `vocab_size` is trained on the data."""
+    """Tokenizer of the token shards: a name on the Hub or a folder; null: train a byte-level BPE of `vocab_size`."""
 
     def __post_init__(self) -> None:
+        require_positive("data", self, "tasks_per_family", "vocab_size", "top_k")
+        require_fraction("data", self, "worked_share", "careless_share")
+        self._check_text()
+        self._check_tasks()
+        self._check_vocabulary()
+        for name, source in self.sources.items():
+            require_option(f"data.sources.{name}.kind", source.kind, SOURCE_KINDS)
+
+    def _check_text(self) -> None:
         for package in self.text:
             require(
-                find_spec(package) is not None, "data.text", package, fix="no such package is installed; pip install it"
+                find_spec(package) is not None,
+                "data.text",
+                package,
+                fix="no such package is installed; pip install it",
             )
             require(
                 any(distributions(name=package)),
                 "data.text",
                 package,
-                fix="its version goes into signatures, and no distribution of that name is installed; name another package",
+                fix="its version is part of signatures, and no distribution of that name is installed; "
+                "choose another package",
             )
-        for name, source in self.sources.items():
-            kind = source.kind
-            require(kind in SOURCE_KINDS, f"data.sources.{name}.kind", kind, fix=nearest(kind, SOURCE_KINDS))
+
+    def _check_tasks(self) -> None:
         for task in self.tasks:
             if reasoning_gym.is_gym(task):
                 reasoning_gym.check(task)
             else:
-                require(task in FAMILIES, "data.tasks", task, fix=nearest(task, FAMILIES))
-        require_positive("data", self, "tasks_per_family", "vocab_size", "top_k")
-        require_fraction("data", self, "worked_share", "careless_share")
+                require_option("data.tasks", task, FAMILIES)
+
+    def _check_vocabulary(self) -> None:
         require(
             self.vocab_size > 257,
             "data.vocab_size",

@@ -1,4 +1,4 @@
-"""What is measured at the milestones, and how."""
+"""What is measured at the milestone checkpoints, and how."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,58 +6,64 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from pipelines.configuration import TRAINING_STAGES
-from pipelines.errors import nearest, require, require_positive
+from pipelines.errors import require, require_option, require_positive
 from pipelines.verifiers.registry import VERIFIERS
 
 HARNESS = ("harness", "harness_choice")
+"""Kinds of benchmarks that are tasks of lm-eval."""
+KINDS = ("sampled", "choice", "text", *HARNESS)
 CHOICE_TASKS = ("module", "continuation")
 """Multiple-choice tasks; `pipelines.evaluation.evaluate` builds their items."""
 LOCAL_FILES = (".jsonl", ".parquet")
-"""Endings of the names of data sets that are files here."""
+"""Suffixes by which a data set is a local file."""
 CONTROLS = ("matched", "theory")
 
 
 @dataclass
 class BenchmarkConfig:
-    """One row of the evaluation table."""
+    """One benchmark: a row of the evaluation table."""
 
     kind: str = MISSING
-    """`sampled` (answers are sampled and verified), `choice` (the likeliest continuation), `text`; `harness` and
-    `harness_choice` are generation and log-likelihood tasks of lm-eval (the extra `evaluation`)."""
+    """`sampled`: sampled answers are verified; `choice`: the likeliest continuation is the answer; `text`: held-out
+    text; `harness` and `harness_choice`: generation and log-likelihood tasks of lm-eval (the extra `evaluation`)."""
     group: str = MISSING
-    """Column group of the paper's tables: knowledge, commonsense, logic, math, code, or text."""
+    """Column group in the paper's tables: knowledge, commonsense, logic, math, code, or text."""
     task: str = MISSING
-    """What is asked: a family of tasks, a multiple-choice builder, a source of held-out text, or a task of lm-eval;
-    of `sampled`, also a format of `pipelines.data.questions.FORMATS` for the questions of `dataset`."""
+    """What is measured: a task family, a multiple-choice task, a source of held-out text, or a task of lm-eval. For
+    `sampled` with a `dataset`: the format of its questions, a name of `pipelines.tasks.formats.FORMATS`."""
     stages: list[str] = field(default_factory=lambda: list(TRAINING_STAGES))
-    """Stages whose milestone checkpoints are measured on it."""
+    """Stages whose milestone checkpoints are measured."""
     items: int = MISSING
-    """Most items: the first ones."""
+    """Largest number of items; the first ones are used."""
     samples: int = 1
-    """Samples an item (`sampled` and `harness`); 1 in `harness`: one greedy answer, scored by lm-eval itself."""
+    """Samples per item (`sampled` and `harness`); 1 in `harness`: one greedy answer that lm-eval scores."""
     dataset: str | None = None
-    """Where the items come from: a name on the hub, or a local .jsonl or .parquet file, which may stand in for any."""
+    """Name of the data set on the Hub, or a local .jsonl or .parquet file in place of it; null: generated items."""
     shots: int | None = None
-    """Worked examples before the question; null: as lm-eval's task has it."""
+    """Number of worked examples before the question; null: the default of lm-eval's task."""
     metric: str | None = None
-    """What the tables show: a metric of lm-eval, with its filter where it has one (`exact_match,strict-match`)."""
+    """Metric of lm-eval in the tables, with its filter if it has one (`exact_match,strict-match`)."""
     verifier: str | None = None
-    """What judges a sampled answer of `harness`: a name of `pipelines.verifiers`; null: lm-eval's own scoring."""
+    """Verifier of sampled answers in `harness`: a name of `pipelines.verifiers`; null: lm-eval's own scoring."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens, where it is not `evaluation.max_new_tokens`."""
+    """Longest answer in tokens; null: `evaluation.max_new_tokens`."""
 
     def check(self, key: str) -> None:
-        """Raise a `UserError` for an impossible value; `key` is where this benchmark stands in the configuration."""
-        kinds = ("sampled", "choice", "text", *HARNESS)
-        require(self.kind in kinds, f"{key}.kind", self.kind, fix=nearest(self.kind, kinds))
+        """Raise a `UserError` for an impossible value; `key` is the key of this benchmark in the configuration."""
+        require_option(f"{key}.kind", self.kind, KINDS)
         require_positive(key, self, "items", "samples")
         for stage in self.stages:
-            require(stage in TRAINING_STAGES, f"{key}.stages", stage, fix=nearest(stage, TRAINING_STAGES))
+            require_option(f"{key}.stages", stage, TRAINING_STAGES)
         if self.local:
-            require(Path(self.dataset or "").is_file(), f"{key}.dataset", self.dataset, fix="there is no such file")
+            require(
+                Path(self.dataset or "").is_file(),
+                f"{key}.dataset",
+                self.dataset,
+                fix="no such file; give the path of an existing one",
+            )
         require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, fix="it must be 0 or more")
         if self.verifier is not None:
-            require(self.verifier in VERIFIERS, f"{key}.verifier", self.verifier, fix=nearest(self.verifier, VERIFIERS))
+            require_option(f"{key}.verifier", self.verifier, VERIFIERS)
         require(
             self.max_new_tokens is None or self.max_new_tokens > 0,
             f"{key}.max_new_tokens",
@@ -67,7 +73,7 @@ class BenchmarkConfig:
 
     @property
     def local(self) -> bool:
-        """Whether the items are in a file here."""
+        """Whether the items are in a local file."""
         return self.dataset is not None and self.dataset.endswith(LOCAL_FILES)
 
 
@@ -76,40 +82,47 @@ class EvaluationConfig:
     """What is measured at every milestone checkpoint."""
 
     name: str = MISSING
+    """Label of the evaluation."""
     temperature: float = 0.7
+    """Sampling temperature. The paper's, for mathematics and code."""
     top_p: float = 0.95
+    """Nucleus sampling: share of the probability that is sampled from, in (0, 1]. The paper's."""
     max_new_tokens: int = MISSING
+    """Longest answer in tokens."""
     stage_max_new_tokens: dict[str, int] = field(default_factory=dict)
-    """Longest answer of the models of a stage, where it is another."""
+    """Longest answer in tokens for the checkpoints of a stage, where it differs."""
     text_length: int = MISSING
-    """Tokens of a row of held-out text, the same for every stage."""
+    """Tokens per row of held-out text, the same for every stage. Ours."""
     pass_k: list[int] = MISSING
-    """The k of Pass@k that are reported; the samples are kept, and any other k is `shaping-sweeps measure` away."""
+    """Values of k for which Pass@k is reported. Samples are kept: `shaping-sweeps measure` can report others later."""
     benchmarks: dict[str, BenchmarkConfig] = MISSING
+    """The benchmarks by name."""
     controls: dict[str, list[str]] = field(default_factory=dict)
-    """Control -> stages at whose end the ce checkpoint is measured once more for each other objective of the
-    sweep: `matched`, at the temperature that gives it the shaped checkpoint's entropy; `theory`, with the distribution
-    that the objective would make of its own."""
+    """Control -> stages at whose end the cross-entropy checkpoint is measured once more for each other objective of the
+    sweep. `matched`: at the temperature that gives it the entropy of that objective's checkpoint; `theory`: with the
+    distribution into which the objective would turn its own."""
 
     def __post_init__(self) -> None:
         for name, benchmark in self.benchmarks.items():
             benchmark.check(f"evaluation.benchmarks.{name}")
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
-        require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, fix="it must lie in (0, 1]")
+        require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, fix="it must be in (0, 1]")
         for stage, limit in self.stage_max_new_tokens.items():
-            require(stage in TRAINING_STAGES, "evaluation.stage_max_new_tokens", stage, fix=nearest(stage, TRAINING_STAGES))
+            require_option("evaluation.stage_max_new_tokens", stage, TRAINING_STAGES)
             require(limit > 0, f"evaluation.stage_max_new_tokens.{stage}", limit, fix="it must be above 0")
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, fix="it must be 1 or more")
+        self._check_controls()
+
+    def _check_controls(self) -> None:
+        measures_text = any(benchmark.kind == "text" for benchmark in self.benchmarks.values())
         for control, stages in self.controls.items():
-            require(control in CONTROLS, "evaluation.controls", control, fix=nearest(control, CONTROLS))
+            require_option("evaluation.controls", control, CONTROLS)
             for stage in stages:
-                require(
-                    stage in TRAINING_STAGES, f"evaluation.controls.{control}", stage, fix=nearest(stage, TRAINING_STAGES)
-                )
+                require_option(f"evaluation.controls.{control}", stage, TRAINING_STAGES)
             require(
-                not stages or any(b.kind == "text" for b in self.benchmarks.values()),
+                not stages or measures_text,
                 f"evaluation.controls.{control}",
                 stages,
-                fix="a control is found on held-out text: name a benchmark of the kind text",
+                fix="a control is fitted on held-out text; add a benchmark of the kind text",
             )

@@ -1,110 +1,140 @@
-"""Reinforcement learning: sampling, the loss, and what is watched."""
+"""Reinforcement learning: sampling, the loss, the optimizer, and what is monitored."""
 
-import math
 from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from pipelines.errors import nearest, require, require_fraction, require_momentum, require_positive
+from pipelines.errors import (
+    require,
+    require_fraction,
+    require_momentum,
+    require_not_negative,
+    require_option,
+    require_positive,
+)
 
 ADVANTAGES = ("standardised", "centred", "leave_one_out")
 LOSSES = ("token", "sequence", "constant")
 OVERLONG = ("wrong", "filter", "penalty")
 LEFTOVERS = ("discard", "keep")
 COLLAPSE = ("off", "mark", "stop")
-ENGINES = ("transformers", "vllm")
+ENGINES = {
+    "transformers": "pipelines.rollouts.transformers_engine:TransformersEngine",
+    "vllm": "pipelines.rollouts.vllm_engine:VLLMEngine",
+}
+"""Name -> `module:class` of a rollout engine; `pipelines.rollouts.load_engine` imports it. To add one, add an entry."""
+QUESTION_FILE = ".jsonl"
+"""Suffix by which a name in `grpo.tasks` is a file of questions."""
 
 
 @dataclass
 class GRPOConfig:
-    """RL with verifiable rewards. The defaults are the study's: strictly on-policy, no KL term, clip-higher, dynamic
-    sampling, 8K tokens a response and 16K from step 700; DAPO's and Dr. GRPO's choices are options."""
+    """RL with verifiable rewards.
+
+    The defaults are the paper's settings: strictly on-policy, no KL term, clip-higher, dynamic sampling, 128 prompts x
+    16 responses, 8K tokens per response and 16K from step 700. DAPO's and Dr. GRPO's choices are options.
+    """
 
     steps: int = MISSING
+    """Number of RL steps."""
     tasks: list[str] = MISSING
-    """What is asked, in equal shares: families of `data.tasks`, or JSON-lines files (`pipelines.data.questions`)."""
+    """Data sets of questions, asked in equal shares: families of `data.tasks` or JSON-lines files
+    (`pipelines.data.questions` has the form)."""
     milestones: int = MISSING
+    """Number of checkpoints that are kept and evaluated, equally spaced, the last one at the end."""
     prompts: int = 128
-    """Prompts a step; each is a group."""
+    """Prompts per step; the responses to one prompt form a group. The paper's."""
     samples: int = 16
-    """Responses sampled for each prompt."""
+    """Responses per prompt. The paper's."""
     temperature: float = 1.0
-    """Of the sampling, and of the distribution whose log-probabilities the loss takes."""
+    """Sampling temperature, also of the log-probabilities in the loss. The paper's."""
     max_new_tokens: int = 8192
-    """Longest response in tokens, the end token counted."""
+    """Longest response in tokens, including the end token. The paper's."""
     extended_from_step: int | None = 700
-    """From this step on the limit is `extended_max_new_tokens`; null: never."""
+    """First step with the limit `extended_max_new_tokens`; null: never. The paper's."""
     extended_max_new_tokens: int = 16384
+    """Longest response in tokens from `extended_from_step` on. The paper's."""
     engine: str = "transformers"
-    """What samples: `transformers`, in process, or `vllm`."""
+    """Engine that samples: `transformers`, in the training process, or `vllm`. Ours."""
     importance_cap: float | None = None
-    """Truncated importance sampling: the loss of a token is weighted by min(pi_learner / pi_sampler, cap)."""
+    """Truncated importance sampling: the loss of a token is weighted by min(pi_learner / pi_sampler, cap); null: no
+    weights. Ours."""
 
     advantage: str = "standardised"
-    """(r - mean) / std in the group; `centred`: r - mean (Dr. GRPO); `leave_one_out`: r - mean of the others (RLOO)."""
+    """`standardised`: (r - mean) / std within the group; `centred`: r - mean (Dr. GRPO); `leave_one_out`: r - mean of
+    the other responses (RLOO). Ours."""
     loss: str = "token"
-    """Mean over all tokens (DAPO); `sequence`: mean of responses' means (GRPO); `constant`: sum over tokens divided
-    by responses times the limit (Dr. GRPO)."""
+    """`token`: mean over all tokens (DAPO); `sequence`: mean of the responses' means (GRPO); `constant`: sum over
+    tokens divided by responses times the limit (Dr. GRPO). Ours."""
     clip_low: float = 0.2
+    """The probability ratio is clipped below 1 - clip_low. Ours (DAPO's)."""
     clip_high: float = 0.28
+    """The probability ratio is clipped above 1 + clip_high. Ours (DAPO's)."""
     epochs: int = 1
-    """Passes over a step's batch. With one epoch of one minibatch the update is strictly on-policy."""
+    """Passes over the batch of a step. One epoch of one minibatch is strictly on-policy. The paper's."""
     minibatches: int = 1
-    """Optimizer steps in a pass."""
+    """Optimizer steps per pass. The paper's."""
     kl_weight: float = 0.0
-    """Weight of the KL divergence to the start model in the loss."""
+    """Weight of the KL divergence from the start model in the loss. The paper's."""
     overlong: str = "wrong"
-    """A response that the limit cut is `wrong` (reward 0); `filter`: it is, and stays out of the loss (DAPO);
-    `penalty`: it is, and DAPO's soft punishment is added from `overlong_buffer` before the limit on."""
+    """Responses cut by the limit. `wrong`: reward 0; `filter`: reward 0 and excluded from the loss (DAPO); `penalty`:
+    reward 0 plus DAPO's soft penalty, which begins `overlong_buffer` before the limit. Ours."""
     overlong_buffer: float = 0.2
-    """Last share of the limit over which the penalty falls from 0 to -1."""
+    """Share of the limit, at its end, over which the penalty falls from 0 to -1; in (0, 1]. Ours."""
     dynamic_sampling: bool = True
-    """Groups all right or all wrong are dropped and replaced."""
+    """Whether groups that are all right or all wrong are dropped and replaced. The paper's."""
     resample_rounds: int = 2
-    """At most this many extra rounds replace them."""
+    """Largest number of extra sampling rounds per step that replace dropped groups. Ours."""
     leftovers: str = "discard"
-    """Mixed groups beyond `prompts`: `discard`, or `keep` for the next step, where they are one policy old."""
+    """Mixed groups beyond `prompts`: `discard`, or `keep` for the next step, where they are one policy old. Ours."""
     pass_rate_low: float = 0.0
-    """Only problems are asked that the start model solves at least so often, in `samples` tries each."""
+    """Only questions are asked whose pass rate, of the start model in `samples` responses, is at least this. Ours."""
     pass_rate_high: float = 1.0
+    """Only questions are asked whose pass rate is at most this. Ours."""
 
     learning_rate: float = 1e-6
+    """Learning rate after the warm-up. The paper's."""
     warmup_steps: int = 0
-    """Steps over which the rate rises to its constant value."""
+    """Steps over which the learning rate rises linearly to its constant value. Ours."""
     weight_decay: float = 0.1
+    """AdamW's weight decay on matrices. The paper's."""
     adam_beta1: float = 0.9
+    """AdamW's decay of the first moment. Ours."""
     adam_beta2: float = 0.95
+    """AdamW's decay of the second moment. Ours."""
     gradient_clip: float = 1.0
+    """Largest norm of the gradient. The paper's."""
     micro_batch_tokens: int = 16384
-    """Tokens that an update runs through the model at a time; the gradient is that of the whole batch."""
+    """Tokens that an update runs through the model at a time; the gradient is that of the whole batch. Ours."""
 
     held_out_every: int = 10
-    """Steps between measurements on held-out problems, from step 0 on; 0: none."""
+    """Steps between measurements on held-out questions, beginning at step 0; 0: never. Ours."""
     held_out_problems: int = 64
+    """Number of held-out questions. Ours."""
     collapse: str = "mark"
-    """What happens when entropy or response length collapses: `off`, `mark` the run, or `stop` it."""
+    """What happens when entropy or response length collapses: `off`, `mark` the stage run, or `stop` it. Ours."""
     collapse_entropy: float = 0.1
-    """Share of the first steps' entropy below which it has collapsed, unless the reward stands near 1."""
+    """Entropy has collapsed below this share of its value in the first steps, unless the reward is near 1. Ours."""
     collapse_length: float = 0.5
-    """Share of the first steps' response length below which it has collapsed, unless the reward has risen."""
+    """Response length has collapsed below this share of its value in the first steps, unless the reward rose. Ours."""
 
     def __post_init__(self) -> None:
         require_positive(
-            "grpo",
-            self,
-            "steps",
-            "prompts",
-            "temperature",
-            "learning_rate",
-            "max_new_tokens",
-            "extended_max_new_tokens",
-            "milestones",
-            "gradient_clip",
-            "epochs",
-            "minibatches",
-            "micro_batch_tokens",
-            "held_out_problems",
+            "grpo", self, "steps", "milestones", "prompts", "temperature", "max_new_tokens", "extended_max_new_tokens"
         )
+        require_positive("grpo", self, "learning_rate", "gradient_clip", "epochs", "minibatches", "micro_batch_tokens")
+        require_positive("grpo", self, "held_out_problems")
+        require_not_negative(
+            "grpo", self, "resample_rounds", "warmup_steps", "held_out_every", "kl_weight", "weight_decay"
+        )
+        require_fraction("grpo", self, "pass_rate_low", "pass_rate_high", "collapse_entropy", "collapse_length")
+        require_momentum("grpo", self)
+        self._check_options()
+        self._check_sampling()
+        self._check_counts()
+        self._check_loss()
+
+    def _check_options(self) -> None:
         for key, options in (
             ("advantage", ADVANTAGES),
             ("loss", LOSSES),
@@ -113,20 +143,24 @@ class GRPOConfig:
             ("collapse", COLLAPSE),
             ("engine", ENGINES),
         ):
-            require(
-                getattr(self, key) in options, f"grpo.{key}", getattr(self, key), fix=nearest(getattr(self, key), options)
-            )
-        require_fraction("grpo", self, "pass_rate_low", "pass_rate_high", "collapse_entropy", "collapse_length")
+            require_option(f"grpo.{key}", getattr(self, key), options)
+
+    def _check_sampling(self) -> None:
         require(
             self.samples >= 2,
             "grpo.samples",
             self.samples,
             fix="a group needs at least 2 samples to have an advantage",
         )
-        require_momentum("grpo", self)
-        for key in ("resample_rounds", "warmup_steps", "held_out_every", "kl_weight", "weight_decay"):
-            value = getattr(self, key)
-            require(math.isfinite(value) and value >= 0, f"grpo.{key}", value, fix="it must be 0 or more")
+        require(len(self.tasks) > 0, "grpo.tasks", self.tasks, fix="name at least one family of data.tasks")
+        require(
+            self.pass_rate_low < self.pass_rate_high,
+            "grpo.pass_rate_low",
+            self.pass_rate_low,
+            fix=f"it must be below grpo.pass_rate_high={self.pass_rate_high}",
+        )
+
+    def _check_counts(self) -> None:
         require(
             self.milestones <= self.steps,
             "grpo.milestones",
@@ -137,35 +171,30 @@ class GRPOConfig:
             self.minibatches <= self.prompts,
             "grpo.minibatches",
             self.minibatches,
-            fix=f"there are only grpo.prompts={self.prompts} groups to share out",
+            fix=f"there are only grpo.prompts={self.prompts} groups to divide",
         )
-        require(len(self.tasks) > 0, "grpo.tasks", self.tasks, fix="name at least one family of data.tasks")
-        require(0 < self.clip_low < 1, "grpo.clip_low", self.clip_low, fix="it must lie between 0 and 1")
+
+    def _check_loss(self) -> None:
+        require(0 < self.clip_low < 1, "grpo.clip_low", self.clip_low, fix="it must be between 0 and 1")
         require(self.clip_high > 0, "grpo.clip_high", self.clip_high, fix="it must be above 0")
-        require(0 < self.overlong_buffer <= 1, "grpo.overlong_buffer", self.overlong_buffer, fix="it must lie in (0, 1]")
+        require(0 < self.overlong_buffer <= 1, "grpo.overlong_buffer", self.overlong_buffer, fix="it must be in (0, 1]")
         require(
             self.importance_cap is None or self.importance_cap > 0,
             "grpo.importance_cap",
             self.importance_cap,
             fix="it must be above 0, or null for no correction",
         )
-        require(
-            self.pass_rate_low < self.pass_rate_high,
-            "grpo.pass_rate_low",
-            self.pass_rate_low,
-            fix=f"it must be below grpo.pass_rate_high={self.pass_rate_high}",
-        )
 
     @property
     def on_policy(self) -> bool:
-        """Whether each batch is used for one update, made by the policy that sampled it."""
+        """Whether each batch is used for a single update, of the policy that sampled it."""
         return self.epochs == self.minibatches == 1
 
     def response_limit(self, step: int) -> int:
-        """Longest response at step 1, 2, ..."""
+        """Longest response in tokens at `step`, counted from 1."""
         extended = self.extended_from_step is not None and step >= self.extended_from_step
         return self.extended_max_new_tokens if extended else self.max_new_tokens
 
     def checkpoints(self) -> list[int]:
-        """Steps at which a checkpoint is kept, ascending, the last one at the end."""
+        """Steps at which a checkpoint is kept, ascending; the last is the last step."""
         return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]

@@ -38,7 +38,7 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
         group, option = missing.groups()
         offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
         options = [word for word in offered.group(1).split() if word != "basic"] if offered else []
-        return f"{group}={option}: there is no such option; {nearest(option, options)}"
+        return f"{group}={option}: unknown option; {nearest(option, options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: it is not of the form key=value ({_first_clause(text)})"
     unknown = re.search(r"Could not override '([^']+)'", text)
@@ -86,7 +86,7 @@ def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> st
             ):
                 return f"{key}: it is a key of hydra/launcher={name}; add hydra/launcher={name}, or leave the key out"
     beside = keys or _keys_beside(cause)
-    return f"{key}: there is no such key; " + (nearest(wrong, beside) if beside else f"+{key}=... adds it")
+    return f"{key}: unknown key; " + (nearest(wrong, beside) if beside else f"+{key}=... adds it")
 
 
 def _keys_beside(cause: BaseException) -> list[str]:

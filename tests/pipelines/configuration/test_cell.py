@@ -1,4 +1,4 @@
-"""What a cell refuses, in sentences that name key, value and way out."""
+"""Impossible cells are rejected with one sentence that names key, value and fix."""
 
 import pytest
 
@@ -30,24 +30,32 @@ from sweeps.compose.cells import compose_cell
         ("+pretrain.mixture.txt=1", "pretrain.mixture=txt: did you mean 'text'"),
         ("data.tasks=[chain9]", "data.tasks=chain9: did you mean 'chain"),
         ("data.text=[numpyy]", "data.text=numpyy: no such package is installed"),
-        ("data.text=[json]", "data.text=json: its version goes into signatures"),
+        ("data.text=[json]", "data.text=json: its version is part of signatures"),
         ("data.vocab_size=100", "data.vocab_size=100"),
         ("data.top_k=1000", "data.top_k=1000: a head is part of the vocabulary: at most data.vocab_size=640"),
         ("pretrain.weight_decay=inf", "pretrain.weight_decay=inf: it must be finite"),
-        ("grpo.adam_beta1=1.5", r"grpo.adam_beta1=1.5: it must lie in \[0, 1\)"),
-        ("data.worked_share=1.5", "data.worked_share=1.5: it must lie between 0 and 1"),
+        ("grpo.adam_beta1=1.5", r"grpo.adam_beta1=1.5: it must be in \[0, 1\)"),
+        ("data.worked_share=1.5", "data.worked_share=1.5: it must be between 0 and 1"),
         ("until=rl", "until=rl: it is one of: pretrain, midtrain, grpo"),
         ("seed=-1", "seed=-1"),
         ("evaluation.benchmarks.Chain-3.items=0", "evaluation.benchmarks.Chain-3.items=0"),
         ("evaluation.benchmarks.Chain-3.kind=sample", "did you mean 'sampled'"),
         ("evaluation.benchmarks.Chain-3.task=chain", "evaluation.benchmarks.Chain-3.task=chain: did you mean 'chain"),
         ("tracking.mode=onlin", "tracking.mode=onlin: did you mean 'online'"),
-        # types and names, found by the structured configuration
+        # types and names, which the structured configuration checks
         ("objective.beta=flat", "objective.beta=flat: it must be a number"),
         ("seed=x", "seed=x: it must be a whole number"),
-        ("pretrain.tokenz=5", "pretrain.tokenz: there is no such key; did you mean 'pretrain.tokens'"),
-        ("+grpo.kl=0.1", "grpo.kl: there is no such key"),
-        ("objective=precison", "objective=precison: there is no such option; did you mean 'precision'"),
+        ("pretrain.tokenz=5", "pretrain.tokenz: unknown key; did you mean 'pretrain.tokens'"),
+        ("+grpo.kl=0.1", "grpo.kl: unknown key"),
+        ("objective=precison", "objective=precison: unknown option; did you mean 'precision'"),
+        ("compute.strategy=dp", "compute.strategy=dp: did you mean 'ddp'"),
+        (
+            "compute.micro_batch_tokens=7",
+            "compute.micro_batch_tokens=7: a rank's share .* values that fit: 64, 128, 256",
+        ),
+        ("grpo.tasks=[no.jsonl]", "grpo.tasks=no.jsonl: no such file"),
+        ("evaluation.benchmarks.Chain-3.dataset=gsm8k", "dataset=gsm8k: questions of a `sampled` benchmark come from"),
+        ("evaluation.controls={matched: [evaluate]}", "evaluation.controls.matched=evaluate: it is one of: pretrain"),
         ("sweep=nano", r"write \+sweep=NAME"),
     ],
 )
@@ -62,6 +70,6 @@ def test_a_source_is_named() -> None:
         compose_cell(["model=4B", "data=paper", "data.sources.web.kind=txt"])
 
 
-def test_nearest_offers_what_there_is() -> None:
+def test_nearest_suggests_an_allowed_word() -> None:
     assert nearest("cee", ["ce", "precision"]) == "did you mean 'ce'? (one of: ce, precision)"
     assert nearest("zzz", ["ce", "precision"]) == "it is one of: ce, precision"
