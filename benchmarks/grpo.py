@@ -32,7 +32,7 @@ from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from
 from pipelines.grpo.update import Updater
 from pipelines.rollouts import Sampling, TransformersEngine, generate
-from pipelines.training.next_token import adamw
+from pipelines.training.optimizer import adamw
 from pipelines.verifiers import Judge, Verdict
 
 VOCABULARY = 640
@@ -112,7 +112,8 @@ def our_step(shape: Shape) -> Callable[[], None]:
     )  # fmt: skip
     engine = TransformersEngine(model)
     reference = shape.model().eval().requires_grad_(False)
-    updater = Updater(model, adamw(model, 1e-6, 0.1, (0.9, 0.95)), config, reference, True)
+    optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
+    updater = Updater(model, optimizer, config, reference, True)
     questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
     collector = Collector(config, engine, Coin(), tokenizer(), questions, 0)
     step = 0
@@ -192,7 +193,7 @@ def rollout_rows() -> list[Row]:
     texts = torch.randint(1, VOCABULARY, (512, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
     sides = timed(
         {
-            "ours": lambda: generate(model, texts.tolist(), 1, Sampling(1.0, 1.0, 36), (0,)),
+            "ours": lambda: generate(model, texts.tolist(), Sampling(1.0, 1.0, 36), n=1, seed=(0,)),
             "peer": lambda: _their_generate(model, texts, 36),
         }
     )
@@ -202,12 +203,12 @@ def rollout_rows() -> list[Row]:
     counter = _counter()
     lengths = torch.linspace(10, 200, 256).round().long()
     starts = torch.cat([torch.randint(210, VOCABULARY, (256, PROMPT_TOKENS - 1)), lengths[:, None]], 1)
-    sampled = generate(counter, starts.tolist(), 1, Sampling(1.0, 1.0, 200), (0,)).lengths
+    sampled = generate(counter, starts.tolist(), Sampling(1.0, 1.0, 200), n=1, seed=(0,)).lengths
     assert torch.equal(sampled, lengths), "the counter does not count"
     assert _their_generate(counter, starts, 200).shape[1] == PROMPT_TOKENS + 200
     sides = timed(
         {
-            "ours": lambda: generate(counter, starts.tolist(), 1, Sampling(1.0, 1.0, 200), (0,)),
+            "ours": lambda: generate(counter, starts.tolist(), Sampling(1.0, 1.0, 200), n=1, seed=(0,)),
             "peer": lambda: _their_generate(counter, starts, 200),
         },
         rounds=3,

@@ -37,9 +37,11 @@ from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
 from pipelines.training import next_token
-from pipelines.training.next_token import NextToken, train
+from pipelines.training.next_token import NextToken
+from pipelines.training.train import train
 from pipelines.wandb_run import start_wandb_run
 from shaping import Objective
+from tests.pipelines.contexts import stage_context
 from tests.wandb_server import wandb_server
 
 NANO = ModelConfig("nano", layers=3, d_model=96, ffn=256, heads=4, kv_heads=2, head_dim=24)
@@ -81,7 +83,7 @@ class Records(Dataset[dict[str, torch.Tensor]]):
 
 def model(shape: ModelConfig, vocabulary: int) -> PreTrainedModel:
     torch.manual_seed(0)
-    return empty_model(model_config(shape, vocabulary, 1e4, 0))
+    return empty_model(model_config(shape, vocabulary, 1e4, end=0))
 
 
 class Clock(TrainerCallback):
@@ -117,13 +119,9 @@ def ours(
     next_token.LEDGER_ROWS = max(1, budget.steps // EVERY)
     compute = ComputeConfig(compile=compiled)
     torch.compiler.reset()  # a process of its own would find kernels on the disk and nothing in memory
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        with Ledger(folder) as ledger:
-            train(
-                model(shape, vocabulary), objective, budget, corpus, 1, ledger, lambda *_: None,  # type: ignore[arg-type]
-                interrupted=clock.note, compute=compute,
-            )  # fmt: skip
+    fields: dict[str, Any] = {"seed": 1, "compute": compute, "interrupted": clock.note}
+    with tempfile.TemporaryDirectory() as place, stage_context(corpus, Path(place), **fields) as context:  # type: ignore[arg-type]
+        train(model(shape, vocabulary), objective, budget, context=context)
     return clock.a_step()
 
 
@@ -315,14 +313,14 @@ def preparation() -> list[Row]:
             Path(place, f"{i}.jsonl").write_text("".join(lines[i::4]))
         data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{place}/shards")
         data.sources = {"web": SourceConfig("jsonl", f"{place}/*.jsonl")}
-        prepare_shards(data, 2, 0.01, [], lambda *_: None)  # trains the tokenizer
+        prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])  # trains the tokenizer
         files = [f"{place}/{i}.jsonl" for i in range(4)]
         tokenizer = f"{place}/shards/tokenizer/tokenizer.json"
 
         def prepare() -> None:
             for record in Path(place, "shards", "web").glob("*.json"):
                 record.unlink()
-            prepare_shards(data, 2, 0.01, [], lambda *_: None)
+            prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])
 
         def tokenize() -> None:
             with ProcessPoolExecutor(2, get_context("spawn")) as pool:

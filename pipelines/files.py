@@ -47,6 +47,15 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files and folders of killed writers whose target's name matches the glob `pattern`.
+
+    Only for targets with a single writer: it must not be called while another process writes one of them.
+    """
+    for leftover in folder.glob(f".{pattern}.*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
 def flush(path: Path) -> None:
     """Flush a file's content, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -56,20 +65,24 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON. Raises `StageFailure` on a full disk and `UserError` if `path` cannot be written."""
+def write_json(path: Path, content: Any, *, sort_keys: bool = True, key: str = "store") -> None:
+    """Write `content` as JSON.
+
+    Raises `StageFailure` on a full disk and `UserError` if `path` cannot be written; `key` is the configuration key of
+    the folder in the message.
+    """
     try:
         with replacing(path) as temporary, temporary.open("w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
+            json.dump(content, file, indent=1, sort_keys=sort_keys)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, key) from error
 
 
-def cannot_write(path: Path, error: OSError) -> Exception:
-    """Returns the exception for a failed write: a message that names the path and the fix."""
+def cannot_write(path: Path, error: OSError, key: str = "store") -> Exception:
+    """Returns the exception for a failed write: a message that names the key, the path and the fix."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageFailure(f"store={path}: {error.strerror}; free some space and run the same command again")
-    return UserError(f"store={path}: it cannot be written ({error.strerror}); choose another store with store=PATH")
+        return StageFailure(f"{key}={path}: {error.strerror}; free some space and run the same command again")
+    return UserError(f"{key}={path}: it cannot be written ({error.strerror}); choose another with {key}=PATH")
 
 
 def read_json(

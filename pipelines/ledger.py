@@ -43,10 +43,9 @@ class Ledger:
     decides which those are.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker | None = None, *, log_level: int = logging.INFO) -> None:
-        """`log_level` is the level of a row's log line."""
+    def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
         self._path = path = folder / "ledger.jsonl"
-        self._tracker, self._log_level = tracker, log_level
+        self._tracker = tracker
         self._earlier = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
         # A new file, because an attempt that lost its lease may still write to the old one.
         with replacing(path) as temporary:
@@ -67,7 +66,7 @@ class Ledger:
         self._file.flush()
         if self._tracker:
             self._tracker.log(row)
-        logger.log(self._log_level, "%s", _log_line(row))
+        logger.info("%s", _log_line(row))
 
     def _drop_rows_from(self, step: int) -> None:
         """Drop the rows of `step` and later, which are about to be written again."""

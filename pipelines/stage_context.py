@@ -20,22 +20,12 @@ logger = logging.getLogger("pipelines")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of several processes that share a stage run this one is."""
+    """Which of several processes that share a stage run this one is. Only rank 0 writes results that are kept."""
 
     rank: int = 0
     tasks: int = 1
     """Processes in total, started by Slurm or torchrun."""
     nodes: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes the results; the others write nothing that lasts."""
-        return self.rank == 0
-
-    @property
-    def log_level(self) -> int:
-        """INFO for the first process and DEBUG for the others, so that a shared log shows each line once."""
-        return logging.INFO if self.is_first else logging.DEBUG
 
 
 def never_interrupted() -> bool:
@@ -105,8 +95,4 @@ class StageContext:
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
         save_checkpoint(model, self.corpus.tokenizer, path, card=card, weights=weights)
-        self.log("milestone saved: %s", path)
-
-    def log(self, message: str, *values: object) -> None:
-        """Log a line at level INFO, or at DEBUG for ranks above 0."""
-        logger.log(self.ranks.log_level, message, *values)
+        logger.info("milestone saved: %s", path)

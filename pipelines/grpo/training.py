@@ -25,7 +25,7 @@ from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_f
 from pipelines.grpo.update import Updater
 from pipelines.ledger import Ledger
 from pipelines.rollouts import Engine, TransformersEngine
-from pipelines.training.next_token import adamw
+from pipelines.training.optimizer import adamw
 from pipelines.training.trainer_state import SAVE_SECONDS, every, load_state, save_state
 from pipelines.verifiers import Judge
 
@@ -76,7 +76,12 @@ class _Run:
         self.ledger, self.keep, self.folder, self.interrupted = ledger, keep, folder, interrupted
         self.judge = judge
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = adamw(model, config.learning_rate, config.weight_decay, (config.adam_beta1, config.adam_beta2))
+        self.optimizer = adamw(
+            model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(config.adam_beta1, config.adam_beta2),
+        )
         self.asked = [load_questions(task, "rl", corpus) for task in config.tasks]
         self.held_out = self._held_out()
         self.engine = self._engine()

@@ -1,10 +1,9 @@
-"""Models: built from a configuration, saved and loaded in Hugging Face format.
+"""Builds models from a configuration, and saves and loads them in Hugging Face format.
 
-A dense model is a `Qwen3ForCausalLM`, a mixture of experts a `MiniMaxM2ForCausalLM`: classes of transformers, so that
-what is saved loads in vLLM, lm-eval and everything else as it is.
+A dense model is a `Qwen3ForCausalLM`, a mixture of experts a `MiniMaxM2ForCausalLM`: both are classes of transformers,
+so checkpoints load in vLLM, lm-eval and other tools without conversion.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from transformers.utils import logging
 
 from pipelines.configuration.model import ModelConfig
 from pipelines.errors import StageFailure
+from pipelines.files import remove_leftovers, replacing
 
 logging.disable_progress_bar()
 
 
-def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: int | None = None) -> PreTrainedConfig:
-    """The configuration of transformers for `config`; `end` is the token that begins, ends and pads."""
+def model_config(config: ModelConfig, vocabulary: int, rope_base: float, *, end: int | None = None) -> PreTrainedConfig:
+    """The transformers configuration for `config`; `end` is the token that starts, ends and pads documents."""
     shared: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": config.d_model,
@@ -58,23 +58,29 @@ def model_config(config: ModelConfig, vocabulary: int, rope_base: float, end: in
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast, rope_base: float, seed: int, vocabulary: int | None = None
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    rope_base: float,
+    *,
+    seed: int,
+    vocabulary: int | None = None,
 ) -> PreTrainedModel:
-    """A freshly initialised model in float32; the same seed gives the same weights.
+    """A newly initialised model in float32; the same seed gives the same weights.
 
-    `vocabulary` pads the tokenizer's; raises `StageFailure` where it is smaller than a token of the tokenizer.
+    `vocabulary` is by default the tokenizer's size. Raises `StageFailure` if it is smaller.
     """
     if vocabulary is not None and vocabulary < len(tokenizer):
         raise StageFailure(
-            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries, so set more"
+            f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries; set at least "
+            "that many"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, tokenizer.eos_token_id))
+        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, end=tokenizer.eos_token_id))
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration of transformers; on the device that is the default, which may be `meta`."""
+    """The model of a transformers configuration, on torch's default device, which may be `meta`."""
     if isinstance(config, MiniMaxM2Config):
         return MiniMaxM2ForCausalLM(config)
     assert isinstance(config, Qwen3Config)
@@ -86,7 +92,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a checkpoint folder, in float32, with another RoPE base if one is given.
 
-    Raises `StageFailure` where the folder holds no whole checkpoint, or one of another vocabulary than `tokenizer`'s.
+    Raises `StageFailure` if the folder has no complete checkpoint, or if its vocabulary is smaller than `tokenizer`'s.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
@@ -97,23 +103,23 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise StageFailure(
-            f"{checkpoint}: it is not a whole checkpoint ({str(error).splitlines()[0]}); delete the stage run "
-            "that made it and run it again"
+            f"{checkpoint}: not a complete checkpoint ({str(error).splitlines()[0]}); delete the stage run "
+            "that wrote it and run it again"
         ) from error
-    except Exception as error:  # safetensors' own kind for a truncated file derives from Exception alone
+    except Exception as error:  # safetensors' error for a truncated file derives directly from Exception
         if type(error).__module__.split(".")[0] not in ("safetensors", "builtins"):
             raise
         raise StageFailure(f"{checkpoint}: its weights cannot be read ({error})") from error
     if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
         raise StageFailure(
             f"{checkpoint}: its vocabulary of {model.config.vocab_size} is smaller than the tokenizer's "
-            f"{len(tokenizer)}; go on with the data that it was trained on"
+            f"{len(tokenizer)}; continue with the data that it was trained on"
         )
     return model
 
 
 def on_device(model: PreTrainedModel, rank: int = 0) -> PreTrainedModel:
-    """The model, ready to be measured, on the GPU of process `rank` of this machine, or on the CPU if there is none."""
+    """The model in evaluation mode, on the GPU of process `rank` of this machine, or on the CPU without GPUs."""
     gpus = torch.cuda.device_count()
     return model.eval().to(f"cuda:{rank % gpus}" if gpus else "cpu")
 
@@ -122,23 +128,23 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
+    *,
     card: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Model and tokenizer as `from_pretrained` reads them; the folder appears whole or not at all.
+    """Save model and tokenizer for `from_pretrained`; the folder appears complete or not at all.
 
-    `card` becomes its README.md. `weights` are those of a sharded model, gathered.
+    `card` becomes its README.md. `weights` are the gathered ones of a sharded model. An existing folder is replaced:
+    an earlier attempt may have saved it after its last trainer state.
     """
-    beside = folder.with_name(f".{folder.name}")
-    model.save_pretrained(beside, state_dict=None if weights is None else dict(weights))
-    tokenizer.save_pretrained(beside)
-    if card is not None:
-        (beside / "README.md").write_text(card)
-    if folder.exists():  # from an attempt before, which saved its trainer state earlier than this
-        shutil.rmtree(folder)
-    beside.rename(folder)
+    remove_leftovers(folder.parent, folder.name)
+    with replacing(folder) as temporary:
+        model.save_pretrained(temporary, state_dict=None if weights is None else dict(weights))
+        tokenizer.save_pretrained(temporary)
+        if card is not None:
+            (temporary / "README.md").write_text(card)
 
 
 def parameter_count(model: torch.nn.Module) -> int:
-    """Trainable numbers; tied ones count once."""
+    """Trainable parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

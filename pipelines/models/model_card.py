@@ -1,16 +1,16 @@
-"""The card of a milestone checkpoint: what it was trained on, with which objective, how far, and what it measures."""
+"""The model card of a milestone checkpoint: its data, objective, budget and newest metrics."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 
-def model_card(spec: Mapping[str, Any], step: int, parameters: int, row: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint, with the Hub's metadata on top; `row` is the newest of the ledger."""
+def model_card(spec: Mapping[str, Any], *, step: int, parameters: int, row: Mapping[str, Any]) -> str:
+    """Returns a checkpoint's README.md with the Hub's metadata at the top; `row` is the newest ledger row."""
     config, labels, stage = spec["config"], spec["labels"], spec["stage"]
     name = "/".join(str(labels.get(key, "?")) for key in ("model", "objective", "seed"))
     objective = config.get("objective")
-    told = [
+    lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
@@ -19,7 +19,7 @@ def model_card(spec: Mapping[str, Any], step: int, parameters: int, row: Mapping
         f"# {name}: {stage}, step {step}",
         "",
         f"A causal language model of {parameters:,} parameters, trained by "
-        "[Shaping](https://arxiv.org/abs/2512.22955); `AutoModelForCausalLM.from_pretrained` loads it as it is.",
+        "[Shaping](https://arxiv.org/abs/2512.22955); load it with `AutoModelForCausalLM.from_pretrained`.",
         "",
         "| | |",
         "|---|---|",
@@ -31,11 +31,11 @@ def model_card(spec: Mapping[str, Any], step: int, parameters: int, row: Mapping
         f"| seed | {config['seed']} |",
     ]
     if row:
-        told += ["", "## Training metrics at the newest row of the ledger", "", "| | |", "|---|---|"]
-        told += [
+        lines += ["", "## Training metrics of the newest ledger row", "", "| | |", "|---|---|"]
+        lines += [
             f"| {key} | {value:.6g} |" for key, value in row.items() if isinstance(value, int | float) and key != "time"
         ]
-    return "\n".join(told) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _parent(spec: Mapping[str, Any]) -> str:

@@ -1,30 +1,30 @@
-"""Sizes of models, and what a token costs them: arithmetic on a configuration alone, no torch.
+"""Sizes of models and their operations per token: arithmetic on a configuration, without torch.
 
-A token costs 2 operations for each weight that it is multiplied with (all but the embedding table; of a mixture of
-experts, the active ones), and 4 d for each position that it attends to, with d = heads x head_dim, in every layer. The
-backward pass costs twice the forward pass. So training costs the familiar 6 N D and its attention terms.
+A token costs 2 operations for each weight that it is multiplied with (all but the embedding table; only the active
+experts of a mixture), and 4 d for each position that it attends to, with d = heads x head_dim, in every layer. The
+backward pass costs twice the forward pass. So training costs the usual 6 N D plus attention.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 PEAKS = {"h100": 989e12, "h200": 989e12, "a100": 312e12}
-"""Dense bfloat16 operations a second of a GPU by its maker's sheet."""
+"""Dense bfloat16 operations per second of a GPU by its data sheet."""
 
 
 def parameters(model: Mapping[str, Any], vocabulary: int) -> int:
-    """Numbers in the model: a Qwen3ForCausalLM, or with experts a MiniMaxM2ForCausalLM. Tied ones count once."""
-    heads = 1 if model["tied_embeddings"] else 2
-    return heads * vocabulary * model["d_model"] + body_parameters(model)
+    """Parameters of the model: a Qwen3ForCausalLM, or with experts a MiniMaxM2ForCausalLM. Tied ones count once."""
+    tables = 1 if model["tied_embeddings"] else 2
+    return tables * vocabulary * model["d_model"] + body_parameters(model)
 
 
 def body_parameters(model: Mapping[str, Any]) -> int:
-    """Numbers outside the embedding table and the output layer."""
+    """Parameters outside the embedding table and the output layer."""
     return _body(model, max(1, model.get("experts", 0)))
 
 
 def active_body_parameters(model: Mapping[str, Any]) -> int:
-    """The same with the experts that one token is sent to: the figure in a mixture's name."""
+    """The same with only the experts that one token is sent to: the second number in a mixture's name."""
     return _body(model, model["active_experts"] if model.get("experts", 0) else 1)
 
 
@@ -36,7 +36,7 @@ def _body(model: Mapping[str, Any], experts: int) -> int:
 
 
 def active_parameters(model: Mapping[str, Any], vocabulary: int) -> int:
-    """Weights that one token is multiplied with: no embedding table, the output layer, the active experts."""
+    """Weights that one token is multiplied with: the output layer and the active experts, no embedding table."""
     attention, _ = _attention(model)
     experts = model.get("experts", 0)
     ffn = 3 * model["d_model"] * model["ffn"] * (model["active_experts"] if experts else 1)
@@ -44,18 +44,18 @@ def active_parameters(model: Mapping[str, Any], vocabulary: int) -> int:
 
 
 def _attention(model: Mapping[str, Any]) -> tuple[int, int]:
-    """Weights of the four projections of a layer, and scales of its query and key norms."""
+    """Weights of a layer's four attention projections, and scales of its query and key norms."""
     queries, keys = model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
     norms = queries + keys if model.get("experts", 0) else 2 * model["head_dim"]
     return model["d_model"] * (2 * queries + 2 * keys), norms
 
 
 def activations(model: Mapping[str, Any], checkpointing: str = "none") -> float:
-    """Numbers that one layer keeps of one token for its backward pass, as transformers computes it.
+    """Numbers per token that one layer of transformers keeps for its backward pass.
 
-    Counted by hand and held to torch's own saved tensors by a test: norms, projections and residuals 6 d + 4 q + 4 kv,
-    the gated product 4 f; an expert's copies of its tokens 2.5 d. `selective` keeps products and attention, `full` the
-    layer's input.
+    Norms, projections and residuals take 6 d + 4 q + 4 kv, the gated product 4 f, an expert's copies of its tokens
+    2.5 d. `selective` checkpointing keeps products and attention, `full` only the layer's input. A test compares this
+    with the tensors that torch saves.
     """
     d, q, kv = model["d_model"], model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
     experts = model.get("experts", 0)
@@ -70,8 +70,9 @@ def activations(model: Mapping[str, Any], checkpointing: str = "none") -> float:
             return 6 * d + 4 * q + 4 * kv + 4 * ffn + (2.5 * active * d + 4 * experts if experts else 0)
 
 
-def forward_operations(model: Mapping[str, Any], vocabulary: int, tokens: float, length: float) -> float:
+def forward_operations(model: Mapping[str, Any], vocabulary: int, *, tokens: float, length: float) -> float:
     """Operations of a forward pass over `tokens` tokens in causal rows of `length`; training takes three times that."""
+    # The mean over the causal positions 1, 2, ..., length.
     attended = (length + 1) / 2
     per_token = 2 * active_parameters(model, vocabulary) + (
         4 * model["layers"] * model["heads"] * model["head_dim"] * attended

@@ -1,1 +1,5 @@
-"""Pre-training and mid-training: the Lightning module, its strategies, expert balance, throughput, trainer states."""
+"""Pre-training and mid-training.
+
+`train.py` runs a stage; `next_token.py` is its Lightning module, made of the loss, rows, optimizer and step filter in
+the files of these names. `parallel.py` distributes the model over ranks, `trainer_state.py` saves and resumes.
+"""

@@ -1,9 +1,9 @@
 """Balance of a mixture of experts without an auxiliary loss.
 
 Each router adds a bias to its scores when it chooses experts, and to nothing else, so the bias carries no gradient.
-After every optimizer step it moves by a fixed rate, down for an expert that was sent more than its share of the tokens
-and up for one that was sent fewer (Wang et al., arXiv 2408.15664; DeepSeek-V3). The paper names the method; the rate,
-1e-3, is ours.
+After every optimizer step the bias moves by a fixed rate: down for an expert that received more than its share of the
+tokens and up for one that received fewer (Wang et al., arXiv 2408.15664; DeepSeek-V3). The method is the paper's; the
+rate, 1e-3, is ours.
 """
 
 from collections.abc import Iterator
@@ -18,23 +18,24 @@ BIAS = "e_score_correction_bias"
 
 
 class ExpertBalance:
-    """Counts where the routers of a model send tokens, and moves their biases.
+    """Counts the tokens that a model's routers send to each expert, and moves the routers' biases.
 
-    Counting is on within `counting()` alone, so that a backward pass that computes layers again counts nothing twice.
+    Tokens are counted only inside `counting()`, so that layers that the backward pass computes again are counted once.
     """
 
     def __init__(self, model: PreTrainedModel, rate: float) -> None:
         self._blocks = [module for module in model.modules() if hasattr(module, BIAS)]
         self._rate = rate
         self._counts: list[Tensor | None] = [None] * len(self._blocks)
-        self._counts_now = False
+        """Tokens sent to each expert [experts] since the last call of `move`, for each layer with experts."""
+        self._is_counting = False
         for index, block in enumerate(self._blocks):
             gate = block.gate
             assert isinstance(gate, torch.nn.Module)
             gate.register_forward_hook(self._counter(index))
 
     def __bool__(self) -> bool:
-        """Whether the model has experts at all."""
+        """Whether the model has experts."""
         return bool(self._blocks)
 
     def _counter(self, index: int):  # type: ignore[no-untyped-def]
@@ -42,32 +43,34 @@ class ExpertBalance:
 
         @torch.compiler.disable
         def count(module: object, inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
-            if not self._counts_now:
+            if not self._is_counting:
                 return
+            # output[2]: the chosen experts of each token [tokens, active experts]
             counts = torch.bincount(output[2].flatten(), minlength=experts)
-            before = self._counts[index]
-            self._counts[index] = counts if before is None else before + counts
+            earlier = self._counts[index]
+            self._counts[index] = counts if earlier is None else earlier + counts
 
         return count
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what the routers choose in here."""
-        self._counts_now = True
+        """Count the routers' choices inside this context."""
+        self._is_counting = True
         try:
             yield
         finally:
-            self._counts_now = False
+            self._is_counting = False
 
     @torch.no_grad()
     def move(self, everywhere: bool = False, keep: bool = False) -> Tensor | None:
-        """Move the biases by what was counted since the last call; returns loads [layers, experts], or None.
+        """Move the biases by the counts since the last call; returns loads [layers, experts], None if nothing counted.
 
-        A load is the number of tokens that an expert was sent, over an equal share; 1 is balance. With `everywhere`
-        counts are summed over all ranks first. With `keep` the biases stay (a step that was skipped).
+        A load is an expert's number of tokens divided by an equal share, so 1 is balance. With `everywhere` counts are
+        summed over all ranks first. With `keep` the biases stay (after a skipped step).
         """
         if any(count is None for count in self._counts) or not self._counts:
             return None
+        # [layers, experts]
         counts = torch.stack([count for count in self._counts if count is not None])
         self._counts = [None] * len(self._blocks)
         if everywhere:
@@ -79,7 +82,7 @@ class ExpertBalance:
         return loads
 
     def row(self, loads: Tensor) -> dict[str, float]:
-        """Columns of the ledger: the largest load of any layer, experts sent nothing, and the span of the biases."""
+        """Ledger columns: the largest load of any layer, experts without tokens, and the span of the biases."""
         biases = torch.stack([getattr(block, BIAS) for block in self._blocks])
         return {
             "expert_load_max": loads.max().item(),

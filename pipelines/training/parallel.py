@@ -1,4 +1,4 @@
-"""How one model is computed by several ranks, and with how much memory: Lightning's strategies, set by `ComputeConfig`.
+"""How a model is distributed over ranks and how much memory it takes: Lightning's strategies, set by `ComputeConfig`.
 
 Nothing here changes what is computed, only where it is held and in which order sums are taken.
 """
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.errors import StageFailure
 
-SAVED = (
+SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -33,7 +33,7 @@ SAVED = (
 def strategy(compute: ComputeConfig, ranks: int, nodes: int) -> str | Strategy:
     """Lightning's strategy for `ranks` processes on `nodes` nodes.
 
-    Raises `StageFailure` where the ranks cannot be divided as asked.
+    Raises `StageFailure` if the ranks cannot be divided into groups of `compute.shard_ranks`.
     """
     if ranks == 1:
         return "auto"
@@ -47,26 +47,27 @@ def strategy(compute: ComputeConfig, ranks: int, nodes: int) -> str | Strategy:
                     f"compute.shard_ranks={shards}: {ranks} ranks cannot be divided into groups of that size; it must "
                     f"be one of {', '.join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)}"
                 )
-            # Lightning's mesh has two dimensions and names for them; FSDP copies over the first and shards the second
+            # Lightning's mesh has two named dimensions; FSDP copies over the first and shards over the second.
             return ModelParallelStrategy(data_parallel_size=ranks // shards, tensor_parallel_size=shards)
         case _:
             return DDPStrategy(gradient_as_bucket_view=True)
 
 
 def is_sharded(compute: ComputeConfig, ranks: int) -> bool:
-    """Whether each rank holds a part of the weights alone."""
+    """Whether each rank holds only a part of the weights."""
     return ranks > 1 and compute.strategy in ("fsdp", "hsdp")
 
 
-def shard(module: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, precision: str) -> None:
-    """FSDP2 in place: each layer of `model` is a group, and `module`, whose forward gives the loss, has the rest.
+def shard(module: nn.Module, model: PreTrainedModel, *, mesh: DeviceMesh, precision: str) -> None:
+    """FSDP2 in place: each layer of `model` is a group, and `module`, whose forward returns the loss, is the last one.
 
-    Every rank comes with the whole model and keeps its part, so that the weights are those of one process.
+    Every rank starts with the whole model and keeps its part, so that the weights equal those of a single process.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mixed = precision == "bfloat16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
+    # One dimension shards only; two copy over the first and shard over the second.
     if mesh["tensor_parallel"].size() == 1:
         mesh = mesh["data_parallel"]
     for layer in model.model.layers:
@@ -74,37 +75,38 @@ def shard(module: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, precision
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
-def prepare(model: PreTrainedModel, compute: ComputeConfig, precision: str, documents: bool) -> None:
-    """Set up the model's own ways of computing, in place: precision, attention, experts, checkpointing, compilation."""
+def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, documents: bool) -> None:
+    """Configure the model in place: precision, attention, experts, activation checkpointing, compilation."""
     if precision == "bfloat16":
-        for parameter in model.parameters():  # and no buffers: a bias that moves by 1e-3, and angles, need float32
+        # Parameters only: buffers hold biases that move by 1e-3 and rotary angles, which need float32.
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     if documents and torch.cuda.is_available():
         model.set_attn_implementation("flex_attention")
     if hasattr(model.config, "num_local_experts"):
         model.set_experts_implementation("grouped_mm")
     if compute.activation_checkpointing != "none":
-        how: dict[str, Any] = {"use_reentrant": False}
+        options: dict[str, Any] = {"use_reentrant": False}
         if compute.activation_checkpointing == "selective":
-            how["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-        model.gradient_checkpointing_enable(how)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _checkpoint_policy)
+        model.gradient_checkpointing_enable(options)
     if compute.compile:
         for layer in model.model.layers:
             layer.compile()
 
 
-def _policy(context: object, operator: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in SAVED else CheckpointPolicy.PREFER_RECOMPUTE
+def _checkpoint_policy(context: object, operator: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in SAVED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def gathered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def gathered_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and whole value, on the CPU, of each parameter and saved buffer; tied ones once. All ranks together."""
-    for name, tensor in held(model).items():
+    for name, tensor in local_tensors(model).items():
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         yield name, whole.cpu()
 
 
-def held(model: nn.Module) -> dict[str, Tensor]:
+def local_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers as this rank holds them, without gradient; tied ones once."""
     saved = model.state_dict().keys()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

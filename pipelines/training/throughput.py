@@ -1,4 +1,4 @@
-"""How fast training goes: tokens, operations, waiting and memory, as columns of the ledger."""
+"""Training speed as columns of the ledger: tokens and operations per second, waiting for data, and memory."""
 
 import os
 import time
@@ -13,58 +13,58 @@ from pipelines.models.sizes import PEAKS, forward_operations
 
 
 class Speed:
-    """Clocks the steps between two rows of the ledger. A step runs from one call of `step` to the next."""
+    """Times the steps between two rows of the ledger. A step lasts from one call of `step` to the next."""
 
     def __init__(self, operations: float, tokens: int, ranks: int) -> None:
-        """`operations` and `tokens` of one step on all ranks."""
+        """`operations` and `tokens` are those of one step on all ranks."""
         self._operations, self._tokens, self._ranks = operations, tokens, ranks
-        self._peak = peak()
+        self._peak = peak_operations()
         self._seconds: list[float] = []
-        self._waited = 0.0
+        self._waited_seconds = 0.0
         self._steps = 0
-        self._began = self._last = self._ended = time.perf_counter()
+        self._started = self._last_step = self._last_micro_batch = time.perf_counter()
 
     @property
     def overall(self) -> float:
-        """Tokens a second from the first step on, everything counted."""
-        return self._steps * self._tokens / (time.perf_counter() - self._began)
+        """Tokens per second since the start, including everything between steps."""
+        return self._steps * self._tokens / (time.perf_counter() - self._started)
 
     def begin(self) -> None:
-        """A micro-batch has come: what passed since `end` was waiting for it."""
-        self._waited += time.perf_counter() - self._ended
+        """A micro-batch is loaded: the time since `end` was spent waiting for it."""
+        self._waited_seconds += time.perf_counter() - self._last_micro_batch
 
     def end(self) -> None:
         """A micro-batch is done."""
-        self._ended = time.perf_counter()
+        self._last_micro_batch = time.perf_counter()
 
     def step(self) -> None:
         """An optimizer step is done."""
         now = time.perf_counter()
-        self._seconds.append(now - self._last)
-        self._last = now
+        self._seconds.append(now - self._last_step)
+        self._last_step = now
         self._steps += 1
 
     def row(self) -> dict[str, float]:
-        """The columns since the last call. `mfu` is there where the device's peak is known."""
+        """The columns for the steps since the last call; `mfu` only if the device's peak is known."""
         total, steps = sum(self._seconds), len(self._seconds)
-        half, most = np.percentile(self._seconds, (50, 95))
+        median, slow = np.percentile(self._seconds, (50, 95))
         operations = self._operations * steps / total
         row = {
             "tokens_per_second": self._tokens * steps / total,
             "operations_per_second": operations,
-            "data_wait_share": self._waited / total,
-            "step_seconds_p50": float(half),
-            "step_seconds_p95": float(most),
-            "memory_gib": memory() / 2**30,
+            "data_wait_share": self._waited_seconds / total,
+            "step_seconds_p50": float(median),
+            "step_seconds_p95": float(slow),
+            "memory_gib": memory_bytes() / 2**30,
         }
         if self._peak:
             row["mfu"] = operations / (self._peak * self._ranks)
-        self._seconds, self._waited = [], 0.0
+        self._seconds, self._waited_seconds = [], 0.0
         return row
 
 
 def step_operations(model: Any, tokens: int, length: int) -> float:
-    """Operations of one training step of a model of transformers: exact but for the masked half of attention."""
+    """Operations of one training step of a transformers model; the masked half of attention is not counted."""
     config = model.config
     shape: Mapping[str, Any] = {
         "layers": config.num_hidden_layers,
@@ -76,19 +76,24 @@ def step_operations(model: Any, tokens: int, length: int) -> float:
         "experts": getattr(config, "num_local_experts", 0),
         "active_experts": getattr(config, "num_experts_per_tok", 0),
     }
-    return 3 * forward_operations(shape, config.vocab_size, tokens, length)
+    return 3 * forward_operations(shape, config.vocab_size, tokens=tokens, length=length)
 
 
-def peak() -> float | None:
-    """Operations a second of this process's GPU by its maker's sheet; None for a CPU or an unknown one."""
+def peak_operations() -> float | None:
+    """Operations per second of this process's GPU by its data sheet; None for a CPU or an unknown GPU."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name().lower()
     return next((value for key, value in PEAKS.items() if key in name), None)
 
 
-def memory() -> int:
-    """Bytes: the most that the GPU's allocator has held, or what this process holds now where there is none."""
+def device_name(device: torch.device) -> str:
+    """A GPU's product name, or the type of any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_bytes() -> int:
+    """The peak of the GPU's allocator or, without a GPU, the current memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,110 +1,136 @@
-"""The trainer state of an unfinished stage: whatever it needs to go on as if nothing had happened.
+"""The trainer state of an unfinished stage: everything that is needed to resume to the same results.
 
-Written beside, flushed to the disk and renamed, so that a kill at any moment leaves the state before or the state
-after. Token stages save a distributed checkpoint (`torch.distributed.checkpoint`): every rank writes what it holds, and
-any other number of ranks, sharded or not, reads what it needs. RL works in one process and saves one file.
+A state is written to a temporary path, flushed to disk and renamed, so that a kill at any moment leaves the state
+before or the state after. Token stages save a distributed checkpoint (`torch.distributed.checkpoint`): every rank
+writes its part, and any other number of ranks, sharded or not, reads what it needs. RL runs in one process and saves
+one file.
 """
 
 import json
-import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pipelines.errors import StageFailure
+from pipelines.files import remove_leftovers, replacing
+from pipelines.training.parallel import local_tensors
 
 SAVE_SECONDS = 900.0
-"""A stage that is not interrupted saves its state about this often, for the sake of kills that give no warning."""
+"""Seconds between two saved states of a stage that is not interrupted, for kills that give no warning."""
 
 STATE_FORMAT = 1
 STATE = "trainer.json"
 
 
-def save_tensors(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> None:
-    """Save the trainer state after `step` steps as `folder / step-000123`, all ranks together; the `keep` newest stay.
+def trainer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that later steps depend on, by name: weights, router biases and AdamW's state.
 
-    `tensors` may be sharded (DTensors); those that are not are equal on all ranks. `state` is plain JSON.
+    Rows and rates are functions of the step, and nothing else draws random numbers. Before the first step AdamW's
+    state is created here, with the values that the first step would start from.
     """
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    beside, place = folder / f".step-{step:06d}", folder / f"step-{step:06d}"
-    if first:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    _together()
+    tensors = {f"model.{name}": tensor for name, tensor in local_tensors(model).items()}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        tensors |= {f"optimizer.{name}.{key}": state[key].detach() for key in ("step", "exp_avg", "exp_avg_sq")}
+    return tensors
+
+
+def save_tensors(
+    folder: Path, step: int, tensors: dict[str, Tensor], *, state: Mapping[str, Any], keep_last: int
+) -> None:
+    """Save the trainer state after `step` steps as `folder / step-000123`; the `keep_last` newest states are kept.
+
+    All ranks call this together. `tensors` may be sharded (DTensors); the others are equal on all ranks. `state` is
+    plain JSON.
+    """
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    path, shared = _path(folder, step), folder / f".step-{step:06d}.all-ranks"
+    if is_first:
+        remove_leftovers(folder, "step-*")
+        shared.mkdir(parents=True)
+    _barrier()
+    # Every rank writes its part of the tensors into the same folder.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(tensors, checkpoint_id=beside)
-    if first:
+        dcp.save(tensors, checkpoint_id=shared)
+    if is_first:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         content = {"format": STATE_FORMAT, "step": step, "shapes": shapes, **state}
-        (beside / STATE).write_text(json.dumps(content))
-        for path in beside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
-        for old in saved_steps(folder)[:-keep]:
-            shutil.rmtree(folder / f"step-{old:06d}")
-    _together()
+        (shared / STATE).write_text(json.dumps(content))
+        with replacing(path) as temporary:
+            shared.rename(temporary)
+        for old in saved_steps(folder)[:-keep_last]:
+            shutil.rmtree(_path(folder, old))
+    _barrier()
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps after which `folder` holds a whole trainer state, ascending."""
+    """Steps after which `folder` has a whole trainer state, ascending."""
     return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob(f"step-*/{STATE}"))
 
 
 def saved_state(folder: Path) -> dict[str, Any] | None:
-    """What the newest trainer state in `folder` says in plain values, or None.
+    """The plain values of the newest trainer state in `folder`, or None if there is no state.
 
-    Raises `StageFailure` for one of another format.
+    Raises `StageFailure` if it has another format.
     """
     steps = saved_steps(folder)
     if not steps:
         return None
-    path = folder / f"step-{steps[-1]:06d}" / STATE
+    path = _path(folder, steps[-1]) / STATE
     state: dict[str, Any] = json.loads(path.read_text())
     if state.get("format") != STATE_FORMAT:
         raise StageFailure(
-            f"{path.parent}: a trainer state of format {state.get('format')}, and this version reads {STATE_FORMAT}; "
-            f"go on with the version that wrote it, or delete {folder} to begin anew"
+            f"{path.parent}: a trainer state of format {state.get('format')}, but this version reads {STATE_FORMAT}; "
+            f"resume with the version that wrote it, or delete {folder} to start from the beginning"
         )
     return state
 
 
-def load_tensors(folder: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors` in place from the trainer state that `state` is of; all ranks together.
+def load_tensors(folder: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` in place from the trainer state whose plain values are `state`. All ranks call this together.
 
-    Raises `StageFailure` where it is of another model or truncated.
+    Raises `StageFailure` if the state belongs to another model or is truncated.
     """
-    place = folder / f"step-{state['step']:06d}"
-    ours = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(ours.keys() ^ state["shapes"].keys()) or [n for n in ours if ours[n] != state["shapes"][n]]:
+    path = _path(folder, state["step"])
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    different = sorted(shapes.keys() ^ state["shapes"].keys()) or [n for n in shapes if shapes[n] != state["shapes"][n]]
+    if different:
+        name = different[0]
         raise StageFailure(
-            f"{place}: the trainer state is of another model ({name} is {state['shapes'].get(name, 'missing')} there "
-            f"and {ours.get(name, 'missing')} here); delete {folder} to begin anew"
+            f"{path}: the trainer state belongs to another model ({name} is {state['shapes'].get(name, 'missing')} in "
+            f"the state and {shapes.get(name, 'missing')} in the model); delete {folder} to start from the beginning"
         )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(tensors, checkpoint_id=place)
-    except (Exception, CheckpointException) as error:  # which is no Exception
+            dcp.load(tensors, checkpoint_id=path)
+    except (Exception, CheckpointException) as error:  # CheckpointException does not derive from Exception
         older = [step for step in saved_steps(folder) if step != state["step"]]
-        rest = f"delete it to go on from step {older[-1]}" if older else f"delete {folder} to begin anew"
+        fix = f"delete it to resume from step {older[-1]}" if older else f"delete {folder} to start from the beginning"
         raise StageFailure(
-            f"{place}: the trainer state cannot be read, a file of it may be cut short; {rest}"
+            f"{path}: the trainer state cannot be read, one of its files may be truncated; {fix}"
         ) from error
 
 
-def _together() -> None:
+def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
 
@@ -112,29 +138,26 @@ def _together() -> None:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replace the one-file trainer state in `folder` by `state`: tensors, numbers, containers of them."""
     folder.mkdir(exist_ok=True)
-    beside = folder / ".state.pt"
-    with beside.open("wb") as file:
+    remove_leftovers(folder, "state.pt")
+    with replacing(folder / "state.pt") as temporary, temporary.open("wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(folder / "state.pt")
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The one-file trainer state in `folder`, on the CPU, or None where there is none."""
+    """The one-file trainer state in `folder`, on the CPU, or None if there is no such file."""
     path = folder / "state.pt"
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 def every(seconds: float) -> Callable[[], bool]:
-    """A function that is true about once in `seconds`, counted from now."""
+    """Returns a function that is true about once in `seconds`, counted from now."""
     last = time.monotonic()
 
-    def due() -> bool:
+    def is_due() -> bool:
         nonlocal last
         if time.monotonic() - last < seconds:
             return False
         last = time.monotonic()
         return True
 
-    return due
+    return is_due

@@ -75,7 +75,8 @@ def work(plan: Plan, run: StageRun, assumed: Assumed = Assumed()) -> Work:
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
         return Work(
-            training=3 * forward_operations(model, vocabulary, tokens, budget["sequence_length"]), trained_tokens=tokens
+            training=3 * forward_operations(model, vocabulary, tokens=tokens, length=budget["sequence_length"]),
+            trained_tokens=tokens,
         )
     if run.stage == "grpo":
         return _grpo(model, vocabulary, run.config["grpo"], assumed)
@@ -93,8 +94,10 @@ def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any], 
         kept = steps * config["prompts"] * config["samples"] * (prompt + response)
         sampled = kept * asked
         total += Work(
-            training=3 * forward_operations(model, vocabulary, kept * config.get("epochs", 1), prompt + response),
-            sampling=forward_operations(model, vocabulary, sampled, prompt + response),
+            training=3 * forward_operations(
+                model, vocabulary, tokens=kept * config.get("epochs", 1), length=prompt + response
+            ),
+            sampling=forward_operations(model, vocabulary, tokens=sampled, length=prompt + response),
             trained_tokens=kept,
             sampled_tokens=sampled,
         )
@@ -117,7 +120,8 @@ def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, 
             case _:
                 length = sum(assumed.lengths(limit))
                 tokens = benchmark["items"] * benchmark["samples"] * length
-        total += Work(sampling=forward_operations(model, vocabulary, tokens, length), sampled_tokens=tokens)
+        operations = forward_operations(model, vocabulary, tokens=tokens, length=length)
+        total += Work(sampling=operations, sampled_tokens=tokens)
     return total
 
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from pipelines.errors import StageFailure, UserError
-from pipelines.files import read_json, replacing, sha256, sha256_of, write_json
+from pipelines.files import read_json, remove_leftovers, replacing, sha256, sha256_of, write_json
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
@@ -36,6 +36,9 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     # The next writer is not disturbed by what the killed one left.
     write_json(path, {"new": 2})
     assert read_json(path) == {"new": 2}
+    assert len(os.listdir(tmp_path)) == 2
+    remove_leftovers(tmp_path, "*.json")
+    assert os.listdir(tmp_path) == ["result.json"]
 
 
 def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -122,8 +125,10 @@ def test_a_full_disk_is_a_stage_failure(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")  # permissions do not stop a root user, a file in the path does
-    with pytest.raises(UserError, match=r"file/a\.json: it cannot be written \(Not a directory\); choose another"):
-        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(
+        UserError, match=r"file/a\.json: it cannot be written \(Not a directory\); choose another with data.shards=PATH"
+    ):
+        write_json(tmp_path / "file" / "a.json", {}, key="data.shards")
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training.next_token import train
+from pipelines.training.train import train
 from shaping import Objective
 from tests.forked import forked
+from tests.pipelines.contexts import stage_context
 
 OFF = TrackingConfig(mode="off")
 MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
@@ -53,8 +54,8 @@ def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokens=24 * 512, batch_tokens=512, sequence_length=32, learning_rate=1e-2, rope_base=1e4,
         mixture={"boolean": 1.0}, milestones=1, warmup_steps=5,
     )  # fmt: skip
-    with Ledger(folder) as ledger:
-        train(model, Objective(), budget, corpus, 0, ledger, lambda m, s, w: None)
+    with stage_context(corpus, folder) as context:
+        train(model, Objective(), budget, context=context)
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "weights")
     return folder / "weights"
 

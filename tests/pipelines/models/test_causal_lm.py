@@ -1,5 +1,5 @@
-"""The models of the study on meta tensors, where they take no memory; copies of them, one layer deep, that train; what
-is saved loads as it is, and mid-training turns rotary embeddings by another base."""
+"""The study's models on meta tensors, which take no memory, and one-layer copies that train; checkpoints that load
+unchanged, and mid-training with another RoPE base."""
 
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from pipelines.models.sizes import active_body_parameters, body_parameters, para
 from pipelines.rollouts.engine import Sampling
 from pipelines.rollouts.scoring import score
 from pipelines.rollouts.transformers_engine import TransformersEngine
-from pipelines.training.next_token import CausalLoss, adamw, positions_in_documents
+from pipelines.training.causal_loss import CausalLoss, positions_in_documents
+from pipelines.training.optimizer import adamw
 from pipelines.training.parallel import prepare as set_up
 from shaping import Objective
 from sweeps.compose.cells import compose_cell
@@ -59,8 +60,8 @@ def tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
 def test_table_1_on_meta_tensors(name: str) -> None:
     columns, total, active = TABLE_1[name]
     model = shape_of(name)
-    found = (model.layers, model.d_model, model.ffn, model.heads, model.kv_heads, model.experts, model.active_experts)
-    assert found == columns
+    shape = (model.layers, model.d_model, model.ffn, model.heads, model.kv_heads, model.experts, model.active_experts)
+    assert shape == columns
     with torch.device("meta"):
         built = empty_model(model_config(model, VOCABULARY, 1e4))
     assert type(built).__name__ == ("MiniMaxM2ForCausalLM" if model.experts else "Qwen3ForCausalLM")
@@ -76,13 +77,13 @@ def test_table_1_on_meta_tensors(name: str) -> None:
     ("name", "vocabulary", "millions"),
     [("micro", 2048, 5), ("micro-moe", 2048, 5), ("20M", 16384, 20), ("100M", 32768, 100), ("nano-moe", 640, 0.6)],
 )
-def test_the_sizes_between_have_the_sizes_of_their_names(name: str, vocabulary: int, millions: float) -> None:
+def test_smaller_models_have_the_size_in_their_name(name: str, vocabulary: int, millions: float) -> None:
     assert parameters(vars(shape_of(name)), vocabulary) == pytest.approx(millions * 1e6, rel=0.02)
 
 
 @pytest.mark.parametrize("name", TABLE_1)
 def test_one_layer_of_each_trains(name: str) -> None:
-    """True widths, but for the number of experts, on a vocabulary of 512."""
+    """With the original widths, fewer experts and a vocabulary of 512."""
     model = shape_of(name)
     model.layers = 1
     if model.experts:
@@ -90,7 +91,7 @@ def test_one_layer_of_each_trains(name: str) -> None:
     torch.manual_seed(0)
     built = empty_model(model_config(model, 512, 1e4)).train()
     loss = CausalLoss(built, Objective(-0.25))
-    optimizer = adamw(built, 1e-3, 0.1, (0.9, 0.95))
+    optimizer = adamw(built, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
     batch = torch.randint(0, 512, (1, 33))
     before = [p.detach().clone() for p in built.parameters()]
     values = []
@@ -105,22 +106,24 @@ def test_one_layer_of_each_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [DENSE, MIXTURE], ids=["dense", "mixture"])
-def test_a_checkpoint_loads_as_it_is(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, shape: ModelConfig) -> None:
+def test_a_checkpoint_loads_unchanged(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, shape: ModelConfig) -> None:
     model = build_model(shape, tokenizer, 1e4, seed=3).eval()
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.uniform_(-0.1, 0.1)
-    save_checkpoint(model, tokenizer, tmp_path / "step-000001", "# A card\n")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
+    save_checkpoint(model, tokenizer, tmp_path / "step-000001", card="# A card\n")
+    by_transformers = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
     ids = torch.tensor([tokenizer.encode("Q: 1+2-3")])
-    torch.testing.assert_close(again(ids).logits, model(ids).logits)
-    ours = load_model(tmp_path / "step-000001")
-    assert ours.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
+    torch.testing.assert_close(by_transformers(ids).logits, model(ids).logits)
+    loaded = load_model(tmp_path / "step-000001")
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+    )
     assert (tmp_path / "step-000001" / "README.md").read_text() == "# A card\n"
 
 
-def test_mid_training_turns_by_another_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_mid_training_takes_another_rope_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     for shape in (DENSE, MIXTURE):
         save_checkpoint(build_model(shape, tokenizer, 1e4, seed=3), tokenizer, tmp_path / "step-000001")
         raised = load_model(tmp_path / "step-000001", rope_base=1e6)
@@ -130,7 +133,7 @@ def test_mid_training_turns_by_another_base(tokenizer: PreTrainedTokenizerFast, 
         torch.testing.assert_close(load_model(tmp_path / "step-000002").model.rotary_emb.inv_freq, expected)
 
 
-def test_a_checkpoint_that_does_not_fit_is_said(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     small = model_config(DENSE, 100, 1e4)
     save_checkpoint(empty_model(small), tokenizer, tmp_path / "small")
     with pytest.raises(StageFailure, match="vocabulary of 100 is smaller than the tokenizer's"):
@@ -140,20 +143,20 @@ def test_a_checkpoint_that_does_not_fit_is_said(tokenizer: PreTrainedTokenizerFa
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StageFailure, match="cut"):
         load_model(tmp_path / "cut")
-    with pytest.raises(StageFailure, match="not a whole checkpoint"):
+    with pytest.raises(StageFailure, match="not a complete checkpoint"):
         load_model(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("shape", [DENSE, MIXTURE], ids=["dense", "mixture"])
 def test_tokens_attend_to_their_own_document(tokenizer: PreTrainedTokenizerFast, shape: ModelConfig) -> None:
-    """What stands in a row before a document changes nothing in it, and each document is as if it stood alone."""
+    """A document's logits do not depend on the documents before it in the row."""
     model = build_model(shape, tokenizer, 1e4, seed=3).eval()
     end = tokenizer.eos_token_id
     first, second = [end, 40, 41, 42, 43], [end, 50, 51, 52]
     row = torch.tensor([[*first, *second]])
-    places = positions_in_documents(row, end)
-    assert places.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
-    packed = model(input_ids=row, position_ids=places).logits
+    positions = positions_in_documents(row, end)
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    packed = model(input_ids=row, position_ids=positions).logits
     torch.testing.assert_close(packed[:, :5], model(input_ids=torch.tensor([first])).logits)
     torch.testing.assert_close(packed[:, 5:], model(input_ids=torch.tensor([second])).logits)
     assert positions_in_documents(torch.tensor([[7, 8, end, 9]]), end).tolist() == [[0, 1, 0, 1]]
@@ -164,37 +167,37 @@ def test_activation_checkpointing_changes_no_gradient(tokenizer: PreTrainedToken
     batch = torch.randint(0, len(tokenizer), (2, 17))
     for shape in (DENSE, MIXTURE):
         gradients = []
-        for how in ("none", checkpointing):
+        for activations in ("none", checkpointing):
             model = build_model(shape, tokenizer, 1e4, seed=3).train()
-            set_up(model, ComputeConfig(activation_checkpointing=how), "float32", False)
+            set_up(model, ComputeConfig(activation_checkpointing=activations), precision="float32", documents=False)
             CausalLoss(model, Objective())(batch)[0].backward()
             gradients.append([p.grad for p in model.parameters()])
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b)
 
 
-def test_the_fused_loss_takes_over_where_logits_are_large(
+def test_the_fused_loss_takes_over_for_large_logits(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = torch.randint(0, len(tokenizer), (2, 17))
     for objective in (Objective(), Objective(-0.25, 0.1, -0.1, 8)):
-        found = []
+        results = []
         for limit in (2**25, 0):
-            monkeypatch.setattr("pipelines.training.next_token.CHUNK_BYTES", limit)
+            monkeypatch.setattr("pipelines.training.causal_loss.CHUNK_BYTES", limit)
             model = build_model(DENSE, tokenizer, 1e4, seed=3).train()
             loss, stats = CausalLoss(model, objective)(batch, True)
             loss.backward()
             assert stats is not None
-            found.append((loss.detach(), stats.entropy, [p.grad for p in model.parameters()]))
-        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+            results.append((loss.detach(), stats.entropy, [p.grad for p in model.parameters()]))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_mixture_samples_and_is_scored(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The rollout engine's log-probabilities of its own samples are those of the learner."""
+    """The rollout engine's log-probabilities of its samples equal those of the learner."""
     model = build_model(MIXTURE, tokenizer, 1e4, seed=3).eval()
     engine = TransformersEngine(model)
     prompts = [tokenizer.encode("Q: 1+2"), tokenizer.encode("Q: 3-1+4")]
-    rollouts = engine.generate(prompts, 3, Sampling(1.0, 1.0, 6), [0])
+    rollouts = engine.generate(prompts, Sampling(1.0, 1.0, 6), n=3, seed=[0])
     responses = rollouts.responses()
     scores = score(model, [prompts[i // 3] for i in range(6)], responses)
     sampled = torch.cat([rollouts.log_probs[i, : len(r)] for i, r in enumerate(responses)])

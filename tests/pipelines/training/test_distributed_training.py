@@ -1,13 +1,14 @@
-"""Two gloo processes train as one does: copies (DDP), shards (FSDP2) and both (HSDP); dense models and mixtures;
-accumulation; activation checkpointing; and a trainer state goes on in another number of processes.
+"""Two gloo processes train like one: copies (DDP), shards (FSDP2) and both (HSDP); dense models and mixtures;
+accumulation; activation checkpointing; and a trainer state that another number of processes resumes.
 
-Processes are started as torchrun starts them, by environment variables.
+Processes get the environment variables that torchrun sets.
 """
 
 import contextlib
 import json
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training import next_token
-from pipelines.training.next_token import train
+from pipelines.stage_context import Ranks, StageContext
+from pipelines.training import causal_loss
+from pipelines.training.train import train
 from shaping import Objective
 from tests.forked import forked
 
@@ -57,72 +59,92 @@ RUNS: dict[str, tuple[ModelConfig, ComputeConfig]] = {
 }
 
 
-def run(corpus: Path, folder: Path, name: str, rank: int, ranks: int, stop_after: int = 0) -> None:
-    """Train as one of `ranks`; rank 0 leaves ledger and last weights in `folder`."""
-    shape, compute = RUNS[name]
-    next_token.CHUNK_BYTES = 0 if "fused" in name else 2**25
-    own = folder if rank == 0 else folder / f"rank{rank}"
-    own.mkdir(parents=True, exist_ok=True)
-    opened = Corpus(corpus)
-    model = build_model(shape, opened.tokenizer, 1e4, seed=3)
-    asked: list[int] = []
+@dataclass(frozen=True)
+class Job:
+    """A training that all processes share; it stops after the step `stop_after`, or at the end if that is 0."""
+
+    folder: Path
+    name: str
+    stop_after: int = 0
+
+
+@dataclass(frozen=True)
+class SavedWeights(StageContext):
+    """A context whose milestones are files of gathered weights."""
+
+    def save_milestone(self, model: Any, step: int, weights: Any = None) -> None:
+        torch.save(weights or {n: t.clone() for n, t in model.state_dict().items()}, self.folder / f"{step}.pt")
+
+
+def train_as(ranks: Ranks, corpus_folder: Path, job: Job) -> None:
+    """Train as one of `ranks`; rank 0 writes the ledger and the weights in `job.folder`."""
+    shape, compute = RUNS[job.name]
+    causal_loss.CHUNK_BYTES = 0 if "fused" in job.name else 2**25
+    output = job.folder / f"rank{ranks.rank}" if ranks.rank else job.folder
+    output.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(corpus_folder)
+    model = build_model(shape, corpus.tokenizer, 1e4, seed=3)
+    steps: list[int] = []
 
     def interrupted() -> bool:
-        asked.append(1)
-        return rank == ranks - 1 and len(asked) == stop_after
+        steps.append(1)
+        return ranks.rank == ranks.tasks - 1 and len(steps) == job.stop_after
 
-    def keep(model: Any, step: int, weights: Any) -> None:
-        torch.save(weights or {n: t.clone() for n, t in model.state_dict().items()}, folder / f"{step}.pt")
-
-    with Ledger(own) as ledger, contextlib.suppress(Interrupted):
-        train(
-            model, OBJECTIVE, BUDGET, opened, 7, ledger, keep, folder / "resume", interrupted, rank, ranks, 1, compute
+    with Ledger(output) as ledger, contextlib.suppress(Interrupted):
+        context = SavedWeights(
+            job.folder, corpus, ledger, seed=7, compute=compute, ranks=ranks, interrupted=interrupted
         )
+        train(model, OBJECTIVE, BUDGET, context=context)
 
 
-def work(rank: int, ranks: int, port: int, corpus: Path, jobs: list[tuple[Path, str, int]]) -> None:
+def process(ranks: Ranks, port: int, work: tuple[Path, list[Job]]) -> None:
+    """The function of each process: `work` is the folder of the corpus and the jobs."""
     torch.set_num_threads(1)
-    if ranks > 1:
+    if ranks.tasks > 1:
         os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
+            "RANK": str(ranks.rank),
+            "LOCAL_RANK": str(ranks.rank),
+            "WORLD_SIZE": str(ranks.tasks),
+            "LOCAL_WORLD_SIZE": str(ranks.tasks),
             "GROUP_RANK": "0",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "test",
         }
-    for folder, name, stop_after in jobs:
-        run(corpus, folder, name, rank, ranks, stop_after)
+    corpus, jobs = work
+    for job in jobs:
+        train_as(ranks, corpus, job)
 
 
-def together(ranks: int, corpus: Path, jobs: list[tuple[Path, str, int]]) -> None:
-    """Do `jobs` in `ranks` new processes."""
+def run_processes(count: int, corpus: Path, jobs: list[Job]) -> None:
+    """Do `jobs` in `count` new processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [forked.Process(target=work, args=(r, ranks, port, corpus, jobs)) for r in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    processes = [
+        forked.Process(target=process, args=(Ranks(rank, count), port, (corpus, jobs))) for rank in range(count)
+    ]
+    for started in processes:
+        started.start()
+    for started in processes:
+        started.join(240)
+    assert [ended.exitcode for ended in processes] == [0] * count
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run in one process and in two; and some that change the number of processes halfway."""
+    """Every run in one process and in two, and some that change the number of processes halfway."""
     folder = tmp_path_factory.mktemp("distributed")
     corpus = prepare(DataConfig("t", [], ["chain3", "boolean"], 300, 0.5, 0.5, 300, 8), folder / "cache").folder
+    one, two = ([Job(folder / count / name, name) for name in RUNS] for count in ("1", "2"))
+    # Name, and the number of processes of the first three steps and of the last three.
     moves = [("fsdp", 1, 2), ("fsdp, experts", 2, 1), ("ddp, accumulation", 2, 2)]
-    one: list[tuple[Path, str, int]] = [(folder / "1" / name, name, 0) for name in RUNS]
-    two = [(folder / "2" / name, name, 0) for name in RUNS]
-    halves = {n: [(folder / "moved" / name, name, 3) for name, first, _ in moves if first == n] for n in (1, 2)}
-    rests = {n: [(folder / "moved" / name, name, 0) for name, _, then in moves if then == n] for n in (1, 2)}
-    together(2, corpus, [*two, *halves[2]])
-    together(1, corpus, [*one, *halves[1], *rests[1]])
-    together(2, corpus, rests[2])
+    moved = folder / "moved"
+    starts = {n: [Job(moved / name, name, 3) for name, first, _ in moves if first == n] for n in (1, 2)}
+    ends = {n: [Job(moved / name, name) for name, _, last in moves if last == n] for n in (1, 2)}
+    run_processes(2, corpus, [*two, *starts[2]])
+    run_processes(1, corpus, [*one, *starts[1], *ends[1]])
+    run_processes(2, corpus, ends[2])
     return folder
 
 
@@ -133,18 +155,18 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_train_as_one(trained: Path, name: str) -> None:
+def test_two_processes_train_like_one(trained: Path, name: str) -> None:
     one, two = trained / "1" / name, trained / "2" / name
     assert losses(two) == pytest.approx(losses(one), rel=2e-5)
-    weights, expected = (torch.load(place / "6.pt") for place in (two, one))
+    weights, expected = (torch.load(folder / "6.pt") for folder in (two, one))
     assert set(expected) - set(weights) <= {"lm_head.weight"}  # tied: gathered once
     for key, value in weights.items():
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(("name", "other"), [("fsdp", "1"), ("fsdp, experts", "1"), ("ddp, accumulation", "2")])
-def test_a_trainer_state_goes_on_in_another_number_of_processes(trained: Path, name: str, other: str) -> None:
-    """Three steps in one number of processes, three in another (or the same): the curve of a run in one go."""
+def test_another_number_of_processes_resumes_a_trainer_state(trained: Path, name: str, other: str) -> None:
+    """Three steps in one number of processes, three in another (or the same): the losses of an uninterrupted run."""
     moved, whole = losses(trained / "moved" / name), losses(trained / other / name)
     if other == "2":
         assert moved == whole

@@ -1,5 +1,5 @@
-"""A mixture's router: counts against brute force, the bias rule by hand, and a skewed router that becomes balanced
-while cross-entropy does not suffer."""
+"""A mixture's router: counts against brute force, the bias rule against its formula, and a skewed router that becomes
+balanced without a higher loss."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.models.causal_lm import empty_model, model_config
+from pipelines.training.causal_loss import CausalLoss
 from pipelines.training.expert_balance import BIAS, ExpertBalance
-from pipelines.training.next_token import CausalLoss, adamw
+from pipelines.training.optimizer import adamw
 from pipelines.training.parallel import prepare
 from shaping import Objective
 
@@ -37,15 +38,15 @@ def test_the_bias_moves_by_the_sign_of_the_load_error() -> None:
         counts[chosen] += 1
     torch.testing.assert_close(loads[0], counts / (2 * 4 * 16 * 2 / 8))
     torch.testing.assert_close(getattr(model.model.layers[0].mlp, BIAS), 1e-3 * torch.sign(1 - loads[0]))
-    assert balance.move() is None  # nothing was counted since
+    assert balance.move() is None  # nothing counted since then
 
 
 def test_layers_that_are_computed_again_are_counted_once() -> None:
     loads = []
     ids = torch.randint(0, 64, (4, 17))
-    for how in ("none", "full"):
+    for activations in ("none", "full"):
         model = mixture()
-        prepare(model, ComputeConfig(activation_checkpointing=how), "float32", False)
+        prepare(model, ComputeConfig(activation_checkpointing=activations), precision="float32", documents=False)
         balance, loss = ExpertBalance(model, 1e-3), CausalLoss(model, Objective())
         with balance.counting():
             value = loss(ids)[0]
@@ -65,15 +66,16 @@ def test_a_skipped_step_moves_no_bias() -> None:
     assert not getattr(model.model.layers[0].mlp, BIAS).any()
 
 
-def test_a_skewed_router_becomes_balanced_and_the_loss_does_not_suffer() -> None:
-    """Tokens with a fixed successor; the router begins with nearly all tokens at two experts."""
+def test_a_skewed_router_becomes_balanced_without_a_higher_loss() -> None:
+    """Tokens with a fixed successor; at first the router sends nearly all tokens to two experts."""
     successor = torch.randperm(64, generator=torch.Generator().manual_seed(1))
 
     def learn(rate: float) -> tuple[float, float, float]:
         model = mixture()
         for layer in model.model.layers:
             getattr(layer.mlp, BIAS)[:2] += 0.2
-        balance, optimizer = ExpertBalance(model, rate), adamw(model, 3e-3, 0.1, (0.9, 0.95))
+        balance = ExpertBalance(model, rate)
+        optimizer = adamw(model, learning_rate=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
         loads = []
         for step in range(150):
             generator = torch.Generator().manual_seed(step)
@@ -84,9 +86,9 @@ def test_a_skewed_router_becomes_balanced_and_the_loss_does_not_suffer() -> None
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            found = balance.move()
-            assert found is not None
-            loads.append(found.max().item())
+            step_loads = balance.move()
+            assert step_loads is not None
+            loads.append(step_loads.max().item())
         return loads[0], sum(loads[-20:]) / 20, loss.item()
 
     first, unbalanced, plain = learn(0.0)

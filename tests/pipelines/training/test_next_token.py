@@ -1,4 +1,4 @@
-"""Lightning training against a plain loop, and the schedules against their formulas."""
+"""Training of token stages against a plain loop, schedules against their formulas, resuming, skipped steps, logs."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
-from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.models.sizes import forward_operations
 from pipelines.training import next_token
-from pipelines.training.next_token import CausalLoss, Rows, adamw, learning_rate, train
+from pipelines.training.causal_loss import CausalLoss
+from pipelines.training.optimizer import adamw, learning_rate
+from pipelines.training.train import train
 from pipelines.training.trainer_state import saved_steps
+from pipelines.training.training_rows import TrainingRows
 from shaping import Objective, shaped_cross_entropy
 from tests.forked import forked
+from tests.pipelines.contexts import stage_context
 
 MODEL = ModelConfig("tiny", layers=1, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
 BUDGET: dict[str, Any] = {
@@ -40,8 +44,6 @@ BUDGET: dict[str, Any] = {
     "mixture": {"chain3": 2.0, "boolean": 1.0},
     "milestones": 2,
 }
-SPEC = {"stage": "pretrain", "labels": {}, "config": {}}
-OFF = TrackingConfig(mode="off")
 
 
 def small_corpus(cache: Path) -> Corpus:
@@ -51,6 +53,28 @@ def small_corpus(cache: Path) -> Corpus:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return small_corpus(tmp_path_factory.mktemp("cache"))
+
+
+def run_training(
+    corpus: Corpus, folder: Path, budget: PretrainConfig, model: PreTrainedModel | None = None, **fields: Any
+) -> dict[str, float]:
+    """Train with cross-entropy in `folder`; `fields` are those of the stage context."""
+    model = model or build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    with stage_context(corpus, folder, seed=7, **fields) as context:
+        return train(model, Objective(), budget, context=context)
+
+
+def output_layers(milestones: dict[int, torch.Tensor]) -> Callable[[Any, int], None]:
+    """Returns a function that adds the output layer of each milestone to `milestones`."""
+
+    def on_milestone(model: Any, step: int) -> None:
+        milestones[step] = model.lm_head.weight.detach().clone()
+
+    return on_milestone
+
+
+def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
 def test_warm_up_then_constant() -> None:
@@ -71,22 +95,14 @@ def test_decay_runs_from_first_to_final_rate(decay: str, middle: float) -> None:
 @pytest.mark.parametrize("objective", [Objective(), Objective(0.5), Objective(lam_tail=-0.1, top_k=8)], ids=str)
 def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective: Objective) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
-    kept: dict[int, torch.Tensor] = {}
+    milestones: dict[int, torch.Tensor] = {}
     ours = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    with Ledger(tmp_path) as ledger:
-        metrics = train(
-            ours,
-            objective,
-            budget,
-            corpus,
-            7,
-            ledger,
-            lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
-        )
+    with stage_context(corpus, tmp_path, seed=7, on_milestone=output_layers(milestones)) as context:
+        metrics = train(ours, objective, budget, context=context)
 
     theirs = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    rows = Rows(corpus, budget, 7)
-    optimizer = adamw(theirs, 1e-2, 0.1, (0.9, 0.95))
+    rows = TrainingRows(corpus, budget, 7)
+    optimizer = adamw(theirs, learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
     losses = []
     for step in range(6):
         batch = torch.stack([rows[i] for i in range(4 * step, 4 * step + 4)])
@@ -98,12 +114,12 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
             group["lr"] = 1e-2 * min(1, (step + 1) / 2)
         optimizer.step()
         optimizer.zero_grad()
-        if step + 1 in kept:
-            torch.testing.assert_close(kept[step + 1], theirs.lm_head.weight.detach())
-    assert sorted(kept) == [3, 6]
+        if step + 1 in milestones:
+            torch.testing.assert_close(milestones[step + 1], theirs.lm_head.weight.detach())
+    assert sorted(milestones) == [3, 6]
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    ledger_rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    ledger_rows = read_ledger(tmp_path)
     assert [row["step"] for row in ledger_rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in ledger_rows] == pytest.approx(losses, rel=1e-5)
     assert [row["tokens"] for row in ledger_rows] == [64, 128, 192, 256, 320, 384]
@@ -114,18 +130,18 @@ def test_training_equals_a_plain_loop(corpus: Corpus, tmp_path: Path, objective:
 
 def test_objectives_see_the_same_rows(corpus: Corpus) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
-    a, b = Rows(corpus, budget, 1), Rows(corpus, budget, 1)
+    a, b = TrainingRows(corpus, budget, 1), TrainingRows(corpus, budget, 1)
     assert all(torch.equal(a[i], b[i]) for i in range(len(a)))
     assert len(a) == 24
-    assert any(not torch.equal(a[i], Rows(corpus, budget, 2)[i]) for i in range(4))
+    assert any(not torch.equal(a[i], TrainingRows(corpus, budget, 2)[i]) for i in range(4))
 
 
-def test_a_loss_that_blows_up_is_said(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_reported(corpus: Corpus, tmp_path: Path) -> None:
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with Ledger(tmp_path) as ledger, pytest.raises(FloatingPointError, match="at step 1"):
-        train(model, Objective(), PretrainConfig(**BUDGET, warmup_steps=2), corpus, 1, ledger, lambda m, s, w: None)
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        run_training(corpus, tmp_path, PretrainConfig(**BUDGET, warmup_steps=2), model=model)
 
 
 def test_checkpoints_are_hugging_face_folders(corpus: Corpus, tmp_path: Path) -> None:
@@ -134,18 +150,18 @@ def test_checkpoints_are_hugging_face_folders(corpus: Corpus, tmp_path: Path) ->
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
     save_checkpoint(model, corpus.tokenizer, tmp_path / "step-000001")
     ids = torch.tensor([corpus.encode("Q: 1+2")])
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
-    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001")
+    torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "step-000001").encode("Q: 1+2") == corpus.encode("Q: 1+2")[1:]
     raised = load_model(tmp_path / "step-000001", rope_base=1e6)
     assert raised.config.rope_parameters["rope_theta"] == 1e6
     assert not torch.allclose(raised(ids).logits[:, -1], model(ids).logits[:, -1])
-    torch.testing.assert_close(raised(ids).logits[:, 0], model(ids).logits[:, 0])  # position 0 is not turned
+    torch.testing.assert_close(raised(ids).logits[:, 0], model(ids).logits[:, 0])  # position 0 is not rotated
 
 
-def test_one_seed_one_initialisation(corpus: Corpus) -> None:
-    first, again, other = (build_model(MODEL, corpus.tokenizer, 1e4, seed=s) for s in (1, 1, 2))
-    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+def test_a_seed_gives_one_initialisation(corpus: Corpus) -> None:
+    first, same, other = (build_model(MODEL, corpus.tokenizer, 1e4, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first.lm_head.weight, same.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     counted = sum(np.prod(p.shape) for name, p in first.named_parameters() if name != "lm_head.weight")
     assert parameter_count(first) == counted
@@ -159,119 +175,100 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
 
     def run(folder: Path, stop: bool) -> tuple[dict[str, torch.Tensor], dict[str, float], dict[int, torch.Tensor]]:
-        model, asked = build_model(MODEL, corpus.tokenizer, 1e4, seed=3), []
-        kept: dict[int, torch.Tensor] = {}
+        model, steps = build_model(MODEL, corpus.tokenizer, 1e4, seed=3), []
+        milestones: dict[int, torch.Tensor] = {}
 
         def interrupted() -> bool:
-            asked.append(1)
-            return stop and len(asked) == stop_after
+            steps.append(1)
+            return stop and len(steps) == stop_after
 
-        with Ledger(folder) as ledger:
-            metrics = train(
-                model,
-                objective,
-                budget,
-                corpus,
-                7,
-                ledger,
-                lambda m, s, w: kept.update({s: m.lm_head.weight.detach().clone()}),
-                folder / "resume",
-                interrupted,
-            )
-        return model.state_dict(), metrics, kept
+        options: dict[str, Any] = {"interrupted": interrupted, "on_milestone": output_layers(milestones)}
+        with stage_context(corpus, folder, seed=7, **options) as context:
+            metrics = train(model, objective, budget, context=context)
+        return model.state_dict(), metrics, milestones
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     expected, metrics, _ = run(whole, False)
     with pytest.raises(Interrupted, match=f"after step {stop_after} of 6"):
-        run(broken, True)
-    with (broken / "ledger.jsonl").open("a") as file:  # rows after the saved state, from an attempt that went on
+        run(interrupted, True)
+    # A row after the saved state, from an attempt that continued.
+    with (interrupted / "ledger.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": 99}\n')
-    found, again, kept = run(broken, False)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert again["loss"] == metrics["loss"]
-    assert sorted(kept) == [step for step in (3, 6) if step > stop_after]
-    rows = [[json.loads(line) for line in (f / "ledger.jsonl").read_text().splitlines()] for f in (whole, broken)]
+    weights, resumed, milestones = run(interrupted, False)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert resumed["loss"] == metrics["loss"]
+    assert sorted(milestones) == [step for step in (3, 6) if step > stop_after]
+    rows = [read_ledger(folder) for folder in (whole, interrupted)]
     assert [(r["step"], r["loss"], r["learning_rate"]) for r in rows[0]] == [
         (r["step"], r["loss"], r["learning_rate"]) for r in rows[1]
     ]
 
 
 def train_to_the_end(cache: Path, *folders: Path) -> None:
-    """A program that saves its state after every step."""
+    """Train in each of `folders`, saving the state after every step."""
     next_token.SAVE_SECONDS = 0.0
     corpus = small_corpus(cache)
     for folder in folders:
         model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-        trainer(corpus, folder, PretrainConfig(**BUDGET | {"tokens": 64 * 120}, warmup_steps=2), model=model)
+        run_training(corpus, folder, PretrainConfig(**BUDGET | {"tokens": 64 * 120}, warmup_steps=2), model=model)
         model.save_pretrained(folder / "weights")
 
 
 @pytest.mark.slow
 def test_a_training_killed_at_any_instruction_ends_with_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
-    """SIGKILL while states are saved after every step; the same command again ends where an unbroken one ends."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    """SIGKILL while states are saved after every step; a second attempt ends like an uninterrupted one."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     def start(*folders: Path) -> BaseProcess:
         process = forked.Process(target=train_to_the_end, args=(corpus.folder.parent, *folders))
         process.start()
         return process
 
-    killed = start(broken)
-    while len(list((broken / "resume").glob("step-*/trainer.json"))) < 1 or not (broken / "ledger.jsonl").exists():
-        assert killed.is_alive()
+    first = start(killed)
+    while not saved_steps(killed / "resume") or not (killed / "ledger.jsonl").exists():
+        assert first.is_alive()
         time.sleep(0.001)
     time.sleep(random.random() / 4)
-    killed.kill()
-    killed.join()
-    assert saved_steps(broken / "resume")
-    assert not (broken / "weights").exists()
-    again = start(broken, whole)
-    again.join(200)
-    assert again.exitcode == 0
-    weights = [(folder / "weights" / "model.safetensors").read_bytes() for folder in (broken, whole)]
+    first.kill()
+    first.join()
+    assert saved_steps(killed / "resume")
+    assert not (killed / "weights").exists()
+    second = start(killed, whole)
+    second.join(200)
+    assert second.exitcode == 0
+    weights = [(folder / "weights" / "model.safetensors").read_bytes() for folder in (killed, whole)]
     assert weights[0] == weights[1]
-    steps = [
-        [json.loads(line)["step"] for line in (f / "ledger.jsonl").read_text().splitlines()] for f in (broken, whole)
-    ]
+    steps = [[row["step"] for row in read_ledger(folder)] for folder in (killed, whole)]
     assert steps[0] == steps[1]
+    # Temporary folders of the killed attempt are removed.
+    assert all(not path.name.startswith(".") for path in (killed / "resume").iterdir())
 
 
 def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus, tmp_path: Path) -> None:
-    budget, asked = PretrainConfig(**BUDGET, warmup_steps=2), []
+    budget, steps = PretrainConfig(**BUDGET, warmup_steps=2), []
 
     def interrupted() -> bool:
-        asked.append(1)
-        return len(asked) == budget.steps
+        steps.append(1)
+        return len(steps) == budget.steps
 
     for _ in range(2):
-        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-        with Ledger(tmp_path) as ledger, contextlib.suppress(Interrupted):
-            train(
-                model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, tmp_path / "resume", interrupted
-            )  # fmt: skip
-    assert len(asked) == budget.steps
+        with contextlib.suppress(Interrupted):
+            run_training(corpus, tmp_path, budget, interrupted=interrupted)
+    assert len(steps) == budget.steps
 
 
-def test_a_kept_checkpoint_may_be_kept_again(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_saved_twice(corpus: Corpus, tmp_path: Path) -> None:
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    (tmp_path / ".step-000001.0123abcd").mkdir()  # of a killed attempt
     for _ in range(2):
         save_checkpoint(model, corpus.tokenizer, tmp_path / "step-000001")
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def trainer(corpus: Corpus, folder: Path, budget: PretrainConfig, **options: Any) -> dict[str, float]:
-    model = options.pop("model", None) or build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Ledger(folder) as ledger:
-        return train(model, Objective(), budget, corpus, 7, ledger, lambda m, s, w: None, folder / "resume", **options)
-
-
 def test_steps_that_are_not_finite_are_skipped_and_counted(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row of poison gives an infinite loss: the weights stay as they were, and the limit ends the training."""
+    """Losses of NaN: the weights do not change in those steps, and the limit ends the training."""
     steps: list[int] = []
 
     def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
@@ -283,18 +280,17 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     monkeypatch.setattr(CausalLoss, "forward", forward)
     budget = PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=2)
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    metrics = trainer(corpus, tmp_path / "a", budget, model=model)
+    metrics = run_training(corpus, tmp_path / "a", budget, model=model)
     assert metrics["skipped"] == 2
     assert all(p.isfinite().all() for p in model.parameters())
-    rows = [json.loads(line) for line in (tmp_path / "a" / "ledger.jsonl").read_text().splitlines()]
-    assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 2, 2]
+    assert [row["skipped"] for row in read_ledger(tmp_path / "a")] == [0, 1, 2, 2, 2, 2]
     steps.clear()
     with pytest.raises(FloatingPointError, match=r"at step 3, after 1 skipped steps of at most pretrain.max_skipped=1"):
-        trainer(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=1))
+        run_training(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=1))
 
 
 def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.training.next_token.HISTORY", 4)
+    monkeypatch.setattr("pipelines.training.step_filter.HISTORY", 4)
     steps: list[int] = []
 
     def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
@@ -305,14 +301,14 @@ def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.
     CLEAN = CausalLoss.forward
     monkeypatch.setattr(CausalLoss, "forward", forward)
     budget = PretrainConfig(**BUDGET | {"learning_rate": 1e-5}, warmup_steps=0, max_skipped=1, spike_sigmas=20.0)
-    assert trainer(corpus, tmp_path, budget)["skipped"] == 1
+    assert run_training(corpus, tmp_path, budget)["skipped"] == 1
 
 
 def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
     models = [build_model(MODEL, corpus.tokenizer, 1e4, seed=3) for _ in range(2)]
-    whole = trainer(corpus, tmp_path / "a", budget, model=models[0])
-    parts = trainer(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(micro_batch_tokens=16))
+    whole = run_training(corpus, tmp_path / "a", budget, model=models[0])
+    parts = run_training(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(micro_batch_tokens=16))
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -323,9 +319,9 @@ def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None
 def test_compiled_layers_train_alike(corpus: Corpus, tmp_path: Path) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
     models = [build_model(MODEL, corpus.tokenizer, 1e4, seed=3) for _ in range(2)]
-    plain = trainer(corpus, tmp_path / "a", budget, model=models[0])
+    plain = run_training(corpus, tmp_path / "a", budget, model=models[0])
     torch._dynamo.utils.counters.clear()
-    compiled = trainer(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(compile=True))
+    compiled = run_training(corpus, tmp_path / "b", budget, model=models[1], compute=ComputeConfig(compile=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
@@ -337,38 +333,40 @@ def test_compiled_layers_train_alike(corpus: Corpus, tmp_path: Path) -> None:
 def test_bfloat16_trains_about_alike(corpus: Corpus, tmp_path: Path, precision: str) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
-    full = trainer(corpus, tmp_path / "a", budget)
-    half = trainer(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=2, precision=precision), model=model)
+    full = run_training(corpus, tmp_path / "a", budget)
+    half = run_training(
+        corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=2, precision=precision), model=model
+    )
     assert half["loss"] == pytest.approx(full["loss"], rel=0.03)
     assert half["loss"] != full["loss"]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
-def test_a_trainer_state_that_does_not_fit_is_said(corpus: Corpus, tmp_path: Path) -> None:
-    budget, asked = PretrainConfig(**BUDGET, warmup_steps=2), [0]
+def test_a_trainer_state_that_does_not_fit_is_reported(corpus: Corpus, tmp_path: Path) -> None:
+    budget, steps = PretrainConfig(**BUDGET, warmup_steps=2), []
 
     def interrupted() -> bool:
-        asked[0] += 1
-        return asked[0] in (2, 3)
+        steps.append(1)
+        return len(steps) in (2, 3)
 
     for _ in range(2):  # after two steps, and after one more
         with contextlib.suppress(Interrupted):
-            trainer(corpus, tmp_path, budget, interrupted=interrupted, compute=ComputeConfig(keep_last=2))
+            run_training(corpus, tmp_path, budget, interrupted=interrupted, compute=ComputeConfig(keep_last=2))
     assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["step-000002", "step-000003"]
     other = build_model(ModelConfig("o", 1, 16, 48, 2, 1, 8), corpus.tokenizer, 1e4, seed=3)
-    with pytest.raises(StageFailure, match="is of another model"):
-        trainer(corpus, tmp_path, budget, model=other)
+    with pytest.raises(StageFailure, match="belongs to another model"):
+        run_training(corpus, tmp_path, budget, model=other)
     newest = tmp_path / "resume" / "step-000003"
     (largest,) = newest.glob("*.distcp")
     largest.write_bytes(largest.read_bytes()[:2000])
-    with pytest.raises(StageFailure, match="cut short; delete it to go on from step 2"):
-        trainer(corpus, tmp_path, budget)
+    with pytest.raises(StageFailure, match="truncated; delete it to resume from step 2"):
+        run_training(corpus, tmp_path, budget)
     (newest / "trainer.json").write_text('{"format": 7, "step": 3}')
     with pytest.raises(StageFailure, match="format 7"):
-        trainer(corpus, tmp_path, budget)
+        run_training(corpus, tmp_path, budget)
 
 
-def test_what_micro_batches_fit() -> None:
+def test_micro_batches_that_fit() -> None:
     budget = PretrainConfig(**BUDGET | {"batch_tokens": 16 * 12, "tokens": 16 * 12 * 4}, warmup_steps=2)
     assert micro_batch(budget, ComputeConfig(), 4) == (3, 1)
     assert micro_batch(budget, ComputeConfig(micro_batch_tokens=32), 2) == (2, 3)
@@ -381,13 +379,12 @@ def test_what_micro_batches_fit() -> None:
 
 def test_speed_columns(corpus: Corpus, tmp_path: Path) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
-    metrics = trainer(corpus, tmp_path, budget)
-    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    for row in rows:
+    metrics = run_training(corpus, tmp_path, budget)
+    for row in read_ledger(tmp_path):
         assert 0 <= row["data_wait_share"] < 1
         assert row["step_seconds_p50"] <= row["step_seconds_p95"]
         assert row["operations_per_second"] / row["tokens_per_second"] == pytest.approx(
-            3 * forward_operations(vars(MODEL), len(corpus.tokenizer), 1, 16)
+            3 * forward_operations(vars(MODEL), len(corpus.tokenizer), tokens=1, length=16)
         )
         assert row["memory_gib"] > 0.1
     assert metrics["tokens_per_second"] > 0

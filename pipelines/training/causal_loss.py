@@ -1,0 +1,53 @@
+"""The training loss: a causal language model and its objective in one module."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shaping.loss import CHUNK_BYTES, linear_shaped_cross_entropy, shaped_cross_entropy
+from shaping.objective import Objective
+from shaping.statistics import TokenStatistics
+
+
+class CausalLoss(nn.Module):
+    """A causal language model with its objective.
+
+    `forward` returns the loss rather than logits, so that FSDP gathers the output layer inside it. Logits that take
+    more memory than a chunk of the fused loss are never held as a whole.
+    """
+
+    def __init__(self, model: PreTrainedModel, objective: Objective, document_token: int | None = None) -> None:
+        """With `document_token`, which starts every document, tokens attend to their own document only."""
+        super().__init__()
+        self.model, self.objective, self._document_token = model, objective, document_token
+
+    def forward(self, batch: Tensor, statistics: bool = False) -> tuple[Tensor, TokenStatistics | None]:
+        """Loss and, if requested, statistics of a batch [B, length + 1]."""
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        positions = {}
+        if self._document_token is not None:
+            # Position 0 marks the start of a packed document for every attention of transformers.
+            positions["position_ids"] = positions_in_documents(inputs, self._document_token)
+        model: Any = self.model
+        # Small enough: logits [B, length, V] as a whole.
+        if inputs.numel() * model.config.vocab_size * 4 <= CHUNK_BYTES:
+            logits = model(input_ids=inputs, **positions).logits
+            if not statistics:
+                return shaped_cross_entropy(logits, targets, self.objective), None
+            return shaped_cross_entropy(logits, targets, self.objective, return_stats=True)
+        # Otherwise hidden states [B, length, D] go through the output layer chunk by chunk.
+        hidden = model.model(input_ids=inputs, **positions).last_hidden_state
+        weight = model.lm_head.weight
+        if not statistics:
+            return linear_shaped_cross_entropy(hidden, weight, targets, self.objective), None
+        return linear_shaped_cross_entropy(hidden, weight, targets, self.objective, return_stats=True)
+
+
+def positions_in_documents(tokens: Tensor, document_token: int) -> Tensor:
+    """Each token's position in its document, [B, T]. `document_token` starts a document; a row may start inside one."""
+    index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    # cummax turns the index of each start into the index of the latest start.
+    start = torch.where(tokens == document_token, index, 0).cummax(1).values
+    return index - start
