@@ -1,10 +1,11 @@
 """The training objective of the study, for any trainer: replace `F.cross_entropy` by `shaped_cross_entropy`.
 
-`objective` (the knobs and the five named settings; no torch), `loss` (the two functions to train with), `closed_form`
-and `triton_kernels` (what they compute, in PyTorch and on a GPU), `statistics` (entropy, head and tail mass, rank),
-`estimators` (rewards and the policy gradient by sampling), `theory` (what training converges to), `adapters` (other
-people's trainers). Imports torch and nothing else of this project; torch itself is loaded when a function is first
-asked for, so that reading a setting's name stays cheap.
+`objective` (the knobs and the five named settings; no torch), `loss` (the two functions to train with),
+`loss_operators` (their passes and gradients as operators of PyTorch), `closed_form` and `triton_kernels` (the formulas
+for rows of logits, in PyTorch and for a GPU), `statistics` (entropy, head and tail mass, rank), `estimators` (rewards
+and the policy gradient by sampling), `theory` (what training converges to), `adapters` (for other trainers). The
+package imports torch and no other package of this project. torch is loaded on first access to a function that needs
+it, so that `Objective` is cheap to import.
 """
 
 from importlib import import_module
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "linear_shaped_cross_entropy": "loss",
     "shaped_cross_entropy": "loss",
     "token_rewards": "estimators",
@@ -53,6 +54,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'shaping' has no attribute {name!r}")
-    return getattr(import_module(f"shaping.{_HOMES[name]}"), name)
+    return getattr(import_module(f"shaping.{_MODULES[name]}"), name)

@@ -1,8 +1,8 @@
 """The objective on rows of logits in plain PyTorch: the losses, what their gradient needs, and the gradient.
 
-This is the `torch` backend; `shaping.triton_kernels` is the other. Both offer `forward` and `backward` with these
-arguments, and both keep nothing of size [N, V]. With p the probability of the true token x, H and T the mass of the
-other head and tail tokens, and sg the stop-gradient,
+This is the `torch` backend; `shaping.triton_kernels` is the other. Both have the functions `state`, `forward` and
+`backward` with the same arguments, and both keep nothing of size [N, V]. With p the probability of the true token x, H
+and T the mass of the other head and tail tokens, and sg the stop-gradient,
 
     loss = -[ sg((1 - p)^beta) log p + lam_head H + lam_tail T ]
 
@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 
 from shaping.objective import Objective
-from shaping.statistics import head_ids, working
+from shaping.statistics import head_ids, to_working_type
 
 BLOCK_BYTES = 2**20
-"""Rows are worked on a few at a time, so that every step finds them in the processor's cache (on a GPU all at once)."""
+"""On a CPU, rows are processed in blocks of this size, so that every step finds them in the cache; on a GPU at once."""
 
 
 def state(logits: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """Room for what the gradient needs of the forward pass over logits [N, V]: [N, 3] for log p, w and c + w, in
-    float32 or better, and [N, k] int32 for the head's ids (k = 0 where head and tail are paid alike or all is head)."""
+    """Unfilled tensors for what the gradient needs of the forward pass over logits [N, V].
+
+    The state [N, 3] is for log p, w and c + w, in float32 or better. The head [N, k] is int32 for the head's ids, with
+    k = 0 where head and tail have the same lambda or every token is in the head.
+    """
     count, vocabulary = logits.shape
     width = objective.top_k if objective.uses_head and objective.top_k < vocabulary else 0
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -36,50 +39,60 @@ def forward(
     logits: Tensor,
     targets: Tensor,
     objective: Objective,
+    *,
     floor: float,
     losses: Tensor,
     state: Tensor,
     head: Tensor,
     statistics: Tensor,
 ) -> None:
-    """Fill `losses` [N], `state` and `head`, and `statistics` [N, 5] (the fields of TokenStatistics) unless that is
-    empty, for logits [N, V] and targets [N] int64 in 0..V-1."""
+    """Fill `losses` [N], `state`, `head` and, unless it is empty, `statistics` [N, 5] (the fields of TokenStatistics).
+
+    For logits [N, V] and targets [N] int64 in 0..V-1.
+    """
     for rows in _blocks(logits):
-        scores = working(logits[rows])
-        own = targets[rows, None]
+        scores = to_working_type(logits[rows])
+        target_ids = targets[rows, None]
+
+        # The weight of the true token, [n, 1].
         log_probs = scores.log_softmax(-1)
-        log_p = log_probs.gather(-1, own)
-        missing = -torch.expm1(log_p)  # 1 - p, exact also where p is near 1
-        w = missing.clamp(min=floor) ** objective.beta
+        log_p = log_probs.gather(-1, target_ids)
+        wrong_mass = -torch.expm1(log_p)  # 1 - p, exact also where p is near 1
+        w = wrong_mass.clamp(min=floor) ** objective.beta
+
+        # The reward of the wrong tokens, [n, 1].
         if head.shape[-1] or len(statistics):
             ids = head_ids(scores, objective.top_k)
             head_probs = log_probs.gather(-1, ids).exp_()
         if head.shape[-1]:
-            others = head_probs.masked_fill(ids == own, 0.0).sum(-1, keepdim=True)
-            c = objective.lam_head * others + objective.lam_tail * (missing - others).clamp(min=0)
+            wrong_head_mass = head_probs.masked_fill(ids == target_ids, 0.0).sum(-1, keepdim=True)
+            wrong_tail_mass = (wrong_mass - wrong_head_mass).clamp(min=0)
+            c = objective.lam_head * wrong_head_mass + objective.lam_tail * wrong_tail_mass
             head[rows] = ids
         else:
-            c = objective.lam_head * missing
+            c = objective.lam_head * wrong_mass
+
         losses[rows] = -(w * log_p + c)[:, 0]
         state[rows] = torch.cat([log_p, w, c + w], -1)
         if len(statistics):
             head_mass = head_probs.sum(-1, keepdim=True).clamp(max=1)
-            entropy, rank = _entropy_and_rank(scores, log_probs, own)
+            entropy, rank = _entropy_and_rank(scores, log_probs, target_ids)
             statistics[rows] = torch.cat([entropy, head_mass, 1 - head_mass, log_p.exp(), rank], -1)
 
 
 def backward(
-    logits: Tensor, targets: Tensor, objective: Objective, state: Tensor, head: Tensor, scale: Tensor, out: Tensor
+    logits: Tensor, targets: Tensor, objective: Objective, *, state: Tensor, head: Tensor, scale: Tensor, out: Tensor
 ) -> None:
     """Write the gradient of sum(scale * losses) to `out` [N, V], for scale [N]; `out` may be `logits` itself."""
-    # lambda of all that is not in `head`: the tail's, or everybody's
-    lam_rest = objective.lam_tail if head.shape[-1] else objective.lam_head
+    # Every token first gets the gradient of a wrong token outside `head`; an empty head means one lambda for all.
+    lam_outside = objective.lam_tail if head.shape[-1] else objective.lam_head
     for rows in _blocks(logits):
         log_p, w, level = state[rows].split(1, -1)
         factor = scale[rows, None]
         gradient = out[rows]
         probs = logits[rows].softmax(-1, dtype=state.dtype)
-        torch.mul(probs, (level - lam_rest) * factor, out=gradient)
+        torch.mul(probs, (level - lam_outside) * factor, out=gradient)
+        # Then those of the head and of the true token are overwritten.
         if head.shape[-1]:
             ids = head[rows].long()
             gradient.scatter_(-1, ids, (probs.gather(-1, ids) * ((level - objective.lam_head) * factor)).to(out.dtype))
@@ -87,23 +100,27 @@ def backward(
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows to process together."""
     count, vocabulary = logits.shape
     step = max(1, BLOCK_BYTES // (4 * vocabulary)) if logits.device.type == "cpu" else max(1, count)
     for start in range(0, count, step):
         yield slice(start, start + step)
 
 
-def _entropy_and_rank(scores: Tensor, log_probs: Tensor, own_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy and the target's rank, [N, 1] each, with one buffer for every pass. What `shaping.statistics` computes,
-    without its masks of bytes, which are slow to sum. `log_probs` is overwritten."""
+def _entropy_and_rank(scores: Tensor, log_probs: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy and the target's rank, [N, 1] each; overwrites `log_probs`.
+
+    The same as in `shaping.statistics`, but comparisons write floats to one buffer: boolean masks are slow to sum.
+    """
     buffer = log_probs.exp()
     entropy = -log_probs.mul_(buffer).sum(-1, keepdim=True)
-    if bool(entropy.isnan().any()):  # 0 times the -inf of a forbidden token
+    if bool(entropy.isnan().any()):  # a token with logit -inf gives 0 * -inf
         entropy = -log_probs.masked_fill_(buffer == 0, 0.0).sum(-1, keepdim=True)
-    own = scores.gather(-1, own_ids)
-    rank = torch.gt(scores, own, out=buffer).sum(-1, keepdim=True) + 1
-    tied = (torch.ge(scores, own, out=buffer).sum(-1, keepdim=True) > rank)[:, 0]
-    if bool(tied.any()):  # look at the ids there alone
+    target_scores = scores.gather(-1, target_ids)
+    rank = torch.gt(scores, target_scores, out=buffer).sum(-1, keepdim=True) + 1
+    # Where other tokens have the target's score, those with lower ids come first.
+    tied = (torch.ge(scores, target_scores, out=buffer).sum(-1, keepdim=True) > rank)[:, 0]
+    if bool(tied.any()):
         ids = torch.arange(scores.shape[-1], device=scores.device)
-        rank[tied] += ((scores[tied] == own[tied]) & (ids < own_ids[tied])).sum(-1, keepdim=True)
+        rank[tied] += ((scores[tied] == target_scores[tied]) & (ids < target_ids[tied])).sum(-1, keepdim=True)
     return entropy, rank

@@ -1,4 +1,4 @@
-"""The knobs of the objective, and the settings of the study by name. Loads no torch."""
+"""The knobs of the objective, and the named settings of the paper. Does not import torch."""
 
 import difflib
 import math
@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 class Objective:
     """What next-token training rewards (Eq. 11-13 of *Diversity or Precision?*).
 
-    The true token x earns `(1 - p_x)^beta / p_x`; a wrong token earns `lam_head` where it is among the `top_k`
-    likeliest and `lam_tail` where it is not. All knobs at 0 is cross-entropy.
+    The true token x earns `(1 - p_x)^beta / p_x`; a wrong token earns `lam_head` if it is among the `top_k` likeliest
+    tokens, else `lam_tail`. With beta and both lambdas at 0 it is cross-entropy.
 
     beta < 0 sharpens the distribution (precision), beta > 0 flattens it (diversity); lam_head > 0 keeps plausible
-    alternatives alive; lam_tail < 0 pushes the tail down.
+    alternatives; lam_tail < 0 lowers the tail.
 
-    Raises `ValueError` where a knob is not finite or `top_k` is below 1.
+    Raises `ValueError` if a knob is not finite or `top_k` is below 1.
     """
 
     beta: float = 0.0
@@ -33,17 +33,17 @@ class Objective:
 
     @property
     def is_cross_entropy(self) -> bool:
-        """Whether every knob is 0."""
+        """Whether beta and both lambdas are 0."""
         return self.beta == 0 and self.lam_head == 0 and self.lam_tail == 0
 
     @property
     def uses_head(self) -> bool:
-        """Whether `top_k` plays a part: with equal lambdas all wrong tokens are paid alike."""
+        """Whether `top_k` has an effect: with equal lambdas every wrong token earns the same."""
         return self.lam_head != self.lam_tail
 
     @classmethod
     def named(cls, name: str) -> "Objective":
-        """The study's setting of that name; raises `ValueError` naming the nearest one."""
+        """The named setting; raises `ValueError` with the closest match for an unknown name."""
         if name in NAMED:
             return NAMED[name]
         close = difflib.get_close_matches(name, NAMED, n=1)
@@ -54,12 +54,12 @@ class Objective:
         for name, setting in NAMED.items():
             if setting == self or (setting.is_cross_entropy and self.is_cross_entropy):
                 return name
-        shown = [
+        knobs = [
             f"{field.name}={getattr(self, field.name):g}"
             for field in fields(self)
             if field.name != "top_k" and getattr(self, field.name)
         ]
-        return " ".join([*shown, f"top_k={self.top_k}"] if self.uses_head else shown)
+        return " ".join([*knobs, f"top_k={self.top_k}"] if self.uses_head else knobs)
 
 
 NAMED = {
@@ -69,4 +69,4 @@ NAMED = {
     "tail_penalty": Objective(lam_tail=-0.1),
     "head_reward": Objective(lam_head=0.1),
 }
-"""The five settings studied, with the study's k = 100."""
+"""The five settings of the paper, with its k = 100."""
