@@ -30,7 +30,7 @@ class GraphSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every job that `arguments` name."""
-        from sweeps.compose.cells import expand
+        from sweeps.compose.expansion import expand
 
         assert self.launcher is not None  # set in `setup`
         jobs = expand([a for a in arguments if not a.lstrip("+~").startswith("hydra")])
@@ -52,7 +52,7 @@ class LocalLauncher(Launcher):
         from sweeps.compose.cells import compose_jobs
         from sweeps.execute.launch import launch_locally
 
-        launch_locally(compose_jobs(job_overrides), job_overrides, self.workers)
+        launch_locally(compose_jobs(job_overrides), job_overrides, workers=self.workers)
         return []
 
 
@@ -76,7 +76,7 @@ class SlurmLauncher(Launcher):
         content = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in self.options.items()}
         options = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, content))
         assert isinstance(options, SlurmLauncherConfig)
-        launch_on_slurm(compose_jobs(job_overrides), job_overrides, options)
+        launch_on_slurm(compose_jobs(job_overrides), job_overrides, options=options)
         return []
 
 

@@ -18,7 +18,7 @@ from sweeps.compose.launchers import SlurmLauncherConfig
 from sweeps.execute.display import amount, title
 from sweeps.monitor.status import rows
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.store.stage_runs import Store, place
+from sweeps.store.stage_runs import Store, store_path
 
 if TYPE_CHECKING:
     from sweeps.plan.cost import Assumed, Rate
@@ -53,7 +53,7 @@ def show_plan(
     ours = [o for o in words if not o.lstrip("+~").startswith("hydra")]
     cells = compose_cells(ours)
     graph = plan(cells)
-    root = place(cells[0].store)
+    root = store_path(cells[0].store)
     store = Store.open(root) if root.is_dir() else None
     if why is not None:
         _why(graph, store, why)
@@ -207,7 +207,8 @@ def sizes(
 ) -> None:
     """Show how many parameters each model has: in all, outside the embeddings, and met by one token."""
     from pipelines.models.sizes import active_body_parameters, body_parameters, parameters
-    from sweeps.compose.cells import compose_cell, options_of
+    from sweeps.compose.cells import compose_cell
+    from sweeps.compose.config_files import options_of
 
     known = options_of("model")
     for name in names or []:

@@ -1,22 +1,23 @@
-"""Keeping a store in order: is every file what was published, and what may go."""
+"""Upkeep of a store: whether its files are what was published, and what can be removed to free space."""
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from sweeps.compose.cells import Composer, compose_cells, initialized_hydra, options_of
+from pipelines.files import sha256
+from sweeps.compose.cells import compose_cells
+from sweeps.compose.composer import Composer
+from sweeps.compose.config_files import initialized_hydra, options_of
 from sweeps.plan.planner import plan
 from sweeps.plan.signatures import signature_of
-from sweeps.store.leases import holder
 from sweeps.store.stage_runs import Store, StoredRun
 
 
 def faults(run: StoredRun) -> Iterator[str]:
-    """What is wrong with a stage run's files, a sentence each; nothing where all is as it was published."""
+    """What is wrong with a stage run's files, one sentence per fault."""
     try:
         spec, result = run.spec, run.result
     except UserError as error:
@@ -25,25 +26,23 @@ def faults(run: StoredRun) -> Iterator[str]:
     try:
         expected = signature_of(spec)
     except (KeyError, TypeError) as error:
-        yield f"{run.folder}/spec.json: it is no spec, {error} is not there"
+        yield f"{run.folder}/spec.json: it is not a spec, it has no {error}"
         return
     if spec.get("signature") != run.signature or expected != run.signature:
-        yield f"{run.folder}/spec.json: its content has the signature {expected}, its folder says {run.signature}"
+        yield f"{run.folder}/spec.json: its content has the signature {expected}, its folder is named {run.signature}"
     if result is None:
         return
     for name, digest in result.get("files", {}).items():
         path = run.folder / name
         if not path.is_file():
-            yield f"{path}: it was published and is not there"
+            yield f"{path}: it was published and is missing"
             continue
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            yield f"{path}: its sha256 is {found[:12]}, published was {digest[:12]}"
+        if (actual := sha256(path)) != digest:
+            yield f"{path}: its sha256 is {actual[:12]}, published was {digest[:12]}"
 
 
 def needed_by_named_sweeps() -> set[str]:
-    """Signatures of all stage runs that the sweeps of `conf/sweep` need, as far as those can be composed."""
+    """Signatures of all stage runs that the sweeps of `conf/sweep` need, except sweeps that cannot be composed."""
     needed = set[str]()
     with initialized_hydra():
         composer = Composer()
@@ -54,36 +53,35 @@ def needed_by_named_sweeps() -> set[str]:
 
 
 @dataclass(frozen=True)
-class Rubbish:
-    """Something that may go."""
+class Removable:
+    """A folder that can be removed."""
 
     path: Path
     bytes: int
     what: str
 
 
-def rubbish(store: Store, needed: set[str], weights: bool) -> Iterator[Rubbish]:
-    """What no sweep in `needed` misses: trainer states and half-done work of stage runs that it does not name and
-    nobody is at work on; with `weights`, also those stage runs themselves."""
+def removable(store: Store, needed: set[str], *, weights: bool) -> Iterator[Removable]:
+    """Folders that can be removed, from stage runs that are not in `needed` and have no live writer.
+
+    These are trainer states and unfinished work, or with `weights` the whole stage runs.
+    """
     for run in store.runs():
-        if run.signature in needed:
-            continue
-        held = holder(run.folder)
-        if held and held.alive:
+        if run.signature in needed or run.is_held():
             continue
         if weights:
-            yield Rubbish(run.folder, _size(run.folder), "stage run")
+            yield Removable(run.folder, _size(run.folder), "stage run")
             continue
         for work in run.folder.glob("work-*"):
-            yield Rubbish(work, _size(work), "trainer state" if (work / "resume").exists() else "unfinished work")
+            yield Removable(work, _size(work), "trainer state" if (work / "resume").exists() else "unfinished work")
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def remove(items: list[Rubbish]) -> None:
-    """Remove it all; raises `UserError` where something cannot be removed."""
+def remove(items: list[Removable]) -> None:
+    """Remove the folders; raises `UserError` if one of them cannot be removed."""
     for item in items:
         try:
             shutil.rmtree(item.path)

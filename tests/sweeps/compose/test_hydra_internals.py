@@ -1,0 +1,12 @@
+"""Hydra's private parts are as `sweeps.compose.hydra_internals` expects them."""
+
+from sweeps.compose.hydra_internals import flag_names, flags_parser
+
+
+def test_hydras_flags_are_known() -> None:
+    parser = flags_parser()
+    assert {"--cfg", "--help", "--hydra-help", "--info", "--multirun", "--resolve", "--run"} <= set(flag_names(parser))
+    flags, unknown = parser.parse_known_args(["--cfg=job", "seed=1", "--unknown"])
+    assert (flags.cfg, flags.run, flags.resolve, flags.shell_completion) == ("job", False, False, False)
+    assert flags.overrides == ["seed=1"]
+    assert unknown == ["--unknown"]
