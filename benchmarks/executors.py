@@ -1,9 +1,9 @@
-"""What running costs beyond the work itself: tiny stage runs through both executors, and looking at large stores.
+"""Overhead of the executors, measured with tiny stage runs, and of looking at large stores.
 
     python -m benchmarks.executors [--json FILE]
 
-Stage runs take no time (`tests/sweeps/fake` stands in for the training), so what is measured is ours. The peer is a
-limit, with a bar of 1. Without a Slurm to talk to (SLURM_CONF) its row is left out, and the output says so.
+Stage runs take no time (`tests/sweeps/fake` replaces the training), so the overhead is all that is measured. The peer
+is a limit, with a bar of 1. Without a Slurm (SLURM_CONF) its row is left out, and the output says so.
 """
 
 import json
@@ -24,33 +24,33 @@ from sweeps.store.stage_runs import Store
 REPOSITORY = Path(__file__).parents[1]
 FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
 TINY = ["seed=range(1,84)", "pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off"]
-"""83 cells of 6 stage runs."""
+"""83 cells of 6 stage runs each."""
 
 
 def spent(*command: str, cwd: Path) -> tuple[float, str]:
-    """Wall seconds of a command, start of Python included, and what it printed."""
-    began = time.perf_counter()
+    """Wall seconds of a command, including the start of Python, and its output."""
+    start = time.perf_counter()
     output = subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env=FAKE, capture_output=True, text=True, check=True
     ).stdout
-    return time.perf_counter() - began, output
+    return time.perf_counter() - start, output
 
 
-def made_up(folder: Path, count: int) -> None:
-    """A store of `count` finished stage runs, and the record of the sweep that needs them."""
+def write_store(folder: Path, count: int) -> None:
+    """Write a store of `count` finished stage runs, with the record of the sweep that needs them."""
     store = Store.create(folder / "store")
     seeds = count // 11
     jobs = [[f"seed={seed}"] for seed in range(1, seeds + 1)]
     graph = plan(compose_cells([f"seed=range(1,{seeds + 1})"]))
     for run in graph.runs.values():
-        place = store.run(run.stage, run.signature).folder
-        place.mkdir(parents=True)
-        (place / "spec.json").write_text(json.dumps(run.spec))
+        path = store.run(run.stage, run.signature).folder
+        path.mkdir(parents=True)
+        (path / "spec.json").write_text(json.dumps(run.spec))
         state = {"format": 1, "status": "done", "attempts": [{"started": 1.0, "ended": 2.0, "log": "x"}]}
-        (place / "state.json").write_text(json.dumps(state))
+        (path / "state.json").write_text(json.dumps(state))
         result = {"seconds": 1.0, "metrics": {}, "measurements": [], "files": {}}
-        (place / "result.json").write_text(json.dumps(result))
-    record(store, graph, jobs, "", "local", {"workers": 0})
+        (path / "result.json").write_text(json.dumps(result))
+    record(store, graph, jobs, name="", launcher="local", options={"workers": 0})
 
 
 def main() -> int:
@@ -65,12 +65,12 @@ def main() -> int:
         rows.append(Row("a sweep with nothing to do", again, 5.0, "s", bar=1.0))
         for size, limit in ((1_000, 1.0), (10_000, 3.0)):
             (folder / str(size)).mkdir()
-            made_up(folder / str(size), size)
-            time.sleep(2.1)  # what has just changed is read anew each time, and this is about a store at rest
+            write_store(folder / str(size), size)
+            time.sleep(2.1)  # recent changes are read every time; this measures a store that does not change
             first, _ = spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))
             later = sorted(spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))[0] for _ in range(3))[1]
             rows.append(Row(f"status over {size:,} stage runs", later, limit, "s", bar=1.0))
-            rows.append(Row(f"status over {size:,} stage runs, index built anew", first, limit, "s"))
+            rows.append(Row(f"status over {size:,} stage runs, building the index", first, limit, "s"))
         if shutil.which("sbatch") and os.environ.get("SLURM_CONF"):
             (folder / "slurm").mkdir()
             submit, output = spent("sweeps.commands.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder / "slurm")
@@ -78,7 +78,7 @@ def main() -> int:
             rows.append(Row(f"Slurm: submission of {count} stage runs", submit, 30.0, "s", bar=1.0))
             spent("sweeps.commands.sweeps", "cancel", "*", cwd=folder / "slurm")
         else:
-            print("No Slurm here (SLURM_CONF names none), so its submission was not measured")
+            print("No Slurm here (SLURM_CONF is not set), so submission was not measured")
     return report(rows, "Overhead of the executors and of looking at a store (the peer is the limit)")
 
 

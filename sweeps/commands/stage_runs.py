@@ -213,9 +213,9 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
 
             options = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, sweep.options))
             assert isinstance(options, SlurmLauncherConfig)
-            launch_on_slurm(cells, sweep.jobs, options, mine)
+            launch_on_slurm(cells, sweep.jobs, options=options, only=mine)
         else:
-            launch_locally(cells, sweep.jobs, int(sweep.options["workers"]), mine)
+            launch_locally(cells, sweep.jobs, workers=int(sweep.options["workers"]), only=mine)
     if wanted:
         by_hand.append(
             f"{len(wanted)} stage runs ({', '.join(sorted(wanted)[:3])}, ...): no recorded sweep needs them; run their "

@@ -51,11 +51,11 @@ def gc(
     Named sweeps are those launched by +sweep=NAME into this store and those of conf/sweep.
     """
     from sweeps.monitor.launched_sweeps import needed, records
-    from sweeps.monitor.upkeep import needed_by_named_sweeps, remove, rubbish
+    from sweeps.monitor.upkeep import needed_by_named_sweeps, removable, remove
 
     opened = Store.open(store)
     keep = needed(sweep for sweep in records(opened) if sweep.name) | needed_by_named_sweeps()
-    items = list(rubbish(opened, keep, weights))
+    items = list(removable(opened, keep, weights=weights))
     total = sum(item.bytes for item in items)
     if yes:
         remove(items)
@@ -91,12 +91,14 @@ def sync(
 
     terminal = console()
     opened = Store.open(store)
-    sent = send_runs(opened, project, entity, terminal.print)
+    sent = send_runs(opened, project=project, entity=entity, report=terminal.print)
     terminal.print(f"{len(sent.runs)} runs sent, {sent.already} were sent before, {len(sent.failed)} wait")
     if sent.failed:
         raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command goes on")
     if artifacts or checkpoints:
-        names = send_artifacts(opened, project or "shaping", entity, checkpoints, terminal.print)
+        names = send_artifacts(
+            opened, project=project or "shaping", entity=entity, checkpoints=checkpoints, report=terminal.print
+        )
         terminal.print(f"{len(names)} artifacts sent")
 
 

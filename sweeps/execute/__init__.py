@@ -1,1 +1,1 @@
-"""Running a graph of stage runs: on this machine, as Slurm jobs or under torchrun, and the worker that runs one."""
+"""Runs a graph of stage runs on this machine or as Slurm jobs; `worker` runs a single one."""

@@ -1,4 +1,4 @@
-"""What a running sweep shows: a live table in a terminal, plain lines where there is none."""
+"""The display of a running sweep: a live table in a terminal, plain lines elsewhere."""
 
 import time
 from collections import Counter
@@ -19,42 +19,41 @@ if TYPE_CHECKING:
     from sweeps.execute.local import Outcome
 
 PLAIN_INTERVAL = 15.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines if there is no terminal."""
 
 
 class Display:
-    """Follows one `execute` through ledgers and states; everything shown is read from the store."""
+    """Follows one call of `execute`; everything shown is read from the store."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._running: list[str] = []
         self._last_line = 0.0
-        self._note = ""
-        self._printed: dict[str, int] = {}
-        """The RL step that was printed last, by stage run."""
+        self._printed_steps: dict[str, int] = {}
+        """Signature of an RL stage run -> the step that was printed last."""
 
     def start(self, plan: Plan, store: Store, outcome: "Outcome") -> None:
-        """Print the plan and begin to follow it."""
+        """Print the plan and start to follow it."""
         self._plan, self._store, self._outcome = plan, store, outcome
-        self._began = time.time()
+        self._start_time = time.time()
         self.console.print(plan_table(plan, set(outcome.skipped)))
         missing = len(plan.runs) - len(outcome.skipped)
         if not missing:
             self.console.print(f"Nothing to do: all {len(plan.runs)} stage runs are in {store.root}")
             return
-        self.console.print(f"{missing} stage runs to do in {store.root}; warming up the workers ...")
+        self.console.print(f"{missing} stage runs to do in {store.root}; starting workers ...")
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
 
     def started(self, run: StageRun) -> None:
-        """A worker has taken `run`."""
+        """Report that a worker has started on `run`."""
         if not self._live and run.stage != "evaluate":
             self.console.print(f"[{self._clock()}] start  {title(run)}")
 
     def ended(self, run: StageRun, outcome: "Outcome") -> None:
-        """The worker of `run` has ended."""
+        """Report that the worker of `run` has ended."""
         if run.signature in outcome.failed:
             self.console.print(f"[{self._clock()}] FAILED {title(run)}: {outcome.failed[run.signature]}", markup=False)
         elif not self._live or run.stage != "evaluate":
@@ -66,7 +65,7 @@ class Display:
             )
 
     def refresh(self, running: list[str]) -> None:
-        """Show how far the running stage runs are; called often."""
+        """Show the progress of the running stage runs; called several times a second."""
         self._running = running
         if not self._live:
             self._print_rl_steps()
@@ -76,20 +75,20 @@ class Display:
             self.console.print(f"[{self._clock()}] {self._counts()}; " + "; ".join(parts), markup=False)
 
     def _print_rl_steps(self) -> None:
-        """A compact line for the newest step of each running RL stage; its steps are long enough to follow."""
+        """Print a line for the newest step of each running RL stage, whose steps are slow enough for that."""
         for run in self._current():
             row = self._store.run(run.stage, run.signature).last_row() if run.stage == "grpo" else {}
-            if row and self._printed.get(run.signature) != row["step"]:
-                self._printed[run.signature] = row["step"]
+            if row and self._printed_steps.get(run.signature) != row["step"]:
+                self._printed_steps[run.signature] = row["step"]
                 self.console.print(
                     f"[{self._clock()}] {title(run)} step {row['step']}/{run.steps} {_metrics(row)}", markup=False
                 )
 
     def stopping(self, running: list[str]) -> None:
-        """The person asked to stop."""
+        """Report that the user asked to stop."""
         self.console.print(
-            f"Stopping {len(running)} stage runs (Ctrl-C again: at once). What is done is kept; "
-            "type the same command again to go on."
+            f"Stopping {len(running)} stage runs (Ctrl-C again stops them at once). Finished work is kept; "
+            "run the same command again to resume."
         )
 
     def stop(self, outcome: "Outcome") -> None:
@@ -111,7 +110,7 @@ class Display:
         return [self._plan.runs[s] for s in self._running]
 
     def _clock(self) -> str:
-        return clock(time.time() - self._began)
+        return clock(time.time() - self._start_time)
 
     def _counts(self) -> str:
         finished = len(self._outcome.done) + len(self._outcome.skipped)
@@ -120,8 +119,8 @@ class Display:
     def _progress(self, run: StageRun) -> str:
         stored = self._store.run(run.stage, run.signature)
         row, left = stored.last_row(), self._time_left(stored, run)
-        words = (f"step {row.get('step', 0)}/{run.steps}", _metrics(row), left and f"{left} left")
-        return "  ".join(word for word in words if word)
+        parts = (f"step {row.get('step', 0)}/{run.steps}", _metrics(row), left and f"{left} left")
+        return "  ".join(part for part in parts if part)
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -140,12 +139,12 @@ class Display:
                 self._time_left(stored, run),
             )
         finished = len(self._outcome.done) + len(self._outcome.skipped)
-        head = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        head.add_row(
+        header = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        header.add_row(
             Text(f"{self._clock()}  {self._counts()}", style="bold"),
             ProgressBar(len(self._plan.runs), finished, width=40),
         )
-        return Group(head, table)
+        return Group(header, table)
 
     @staticmethod
     def _time_left(stored: StoredRun, run: StageRun) -> str:
@@ -154,7 +153,7 @@ class Display:
 
 
 def title(run: StageRun) -> str:
-    """What a line calls the stage run: `grpo nano/ce/seed1`, with the checkpoint that an evaluation measures."""
+    """Stage and cell: `grpo nano/ce/seed1`; for an evaluation, also the checkpoint that it measures."""
     if run.stage == "evaluate" and run.parent:
         control = f" {run.labels['control']}" if "control" in run.labels else ""
         return f"evaluate {cell_of(run.labels)} {run.parent[0]} {run.checkpoint}{control}"
@@ -162,23 +161,23 @@ def title(run: StageRun) -> str:
 
 
 def plan_table(plan: Plan, done: set[str]) -> Table:
-    """Stage runs by stage: how many the cells name, how many those are once shared ones are counted once."""
-    asked = Counter(plan.runs[s].stage for signatures in plan.cells.values() for s in signatures)
-    unique = Counter(run.stage for run in plan.runs.values())
+    """Number of stage runs by stage: all that the cells need, distinct ones, done ones and missing ones."""
+    needed = Counter(plan.runs[s].stage for signatures in plan.cells.values() for s in signatures)
+    distinct = Counter(run.stage for run in plan.runs.values())
     finished = Counter(plan.runs[s].stage for s in done)
     table = Table(title=f"Plan: {len(plan.cells)} cells", box=None, padding=(0, 2, 0, 0), title_justify="left")
     for column in ("stage", "asked for", "stage runs", "done", "to do"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in STAGES:
-        if asked[stage]:
-            counts = (asked[stage], unique[stage], finished[stage], unique[stage] - finished[stage])
+        if needed[stage]:
+            counts = (needed[stage], distinct[stage], finished[stage], distinct[stage] - finished[stage])
             table.add_row(stage, *map(str, counts))
     return table
 
 
 def _metrics(row: dict[str, Any]) -> str:
-    """The few numbers of a ledger row or a result that tell how it goes."""
-    shown = {
+    """The most important numbers of a ledger row or a result."""
+    formats = {
         "loss": "loss {:.3f}",
         "perplexity": "ppl {:.2f}",
         "entropy": "entropy {:.2f}",
@@ -189,11 +188,11 @@ def _metrics(row: dict[str, Any]) -> str:
         "groups_mixed": "mixed {:.0%}",
         "tokens_per_second": "{:,.0f} tok/s",
     }
-    return "  ".join(form.format(row[key]) for key, form in shown.items() if isinstance(row.get(key), int | float))
+    return "  ".join(text.format(row[key]) for key, text in formats.items() if isinstance(row.get(key), int | float))
 
 
 def amount(count: float) -> str:
-    """Bytes for people: `1.5 GB`."""
+    """A number of bytes as text: `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -202,7 +201,7 @@ def amount(count: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds for people: `2:05`, `1:00:00`."""
-    minutes, rest = divmod(int(seconds), 60)
+    """A duration as text: `2:05`, `1:00:00`."""
+    minutes, seconds_left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

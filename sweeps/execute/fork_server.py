@@ -1,122 +1,121 @@
-"""A submitit executor whose jobs start in a moment: each is forked from a process that has imported torch already.
+"""Starts local worker processes in a moment: each is forked from a process that has imported torch already.
 
-submitit's own local executor starts a fresh interpreter for every job, which pays 10 to 20 s of imports; a nano
-stage is shorter than that. Here the standard library's fork server imports the libraries once (it has one thread
-and no CUDA context, so forking it is safe) and every job is a fork of it. Job files, logs and results are
-submitit's own.
+A fresh interpreter spends 10 to 20 s on imports, longer than a nano stage takes. Python's own fork server
+(`multiprocessing`, start method `forkserver`) imports the libraries once; it has one thread and no CUDA context, so it
+is safe to fork. Three things hold that it does not provide by itself:
+
+* Neither the server nor a worker runs the command's own file, or imports from the working directory: see
+  `_server_settings`, which relies on how `multiprocessing` finds the main module.
+* No worker outlives its command, however that ends: see `_end_with_command`.
+* A worker has its own log files and session, and Ctrl-C in the terminal reaches only the command: see `_run`.
 """
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from multiprocessing import forkserver
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from submitit.core.submission import process_job
-from submitit.core.utils import JobPaths
-from submitit.local.local import LocalExecutor, LocalJob
+from pipelines.processes import die_with_parent
 
 PRELOAD = ["sweeps.execute.preload", "pipelines.stages"]
-"""Imported once by the fork server; `pipelines.stages` brings torch, transformers and lightning."""
+"""Imported once by the fork server; `pipelines.stages` brings torch, transformers and Lightning."""
 
-TRACKED = ["wandb.sdk.launch", "pandas", "requests"]
-"""Imported too where runs are tracked: what `wandb.init` and a W&B table want takes two seconds."""
+PRELOAD_FOR_TRACKING = ["wandb.sdk.launch", "pandas", "requests"]
+"""Also imported if stage runs log to W&B: `wandb.init` and a W&B table need two seconds to import these."""
 
-PR_SET_PDEATHSIG = 1
-
-
-class _Forked:
-    """The part of `subprocess.Popen` that submitit's `LocalJob` uses, over a multiprocessing process."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-        self.sentinel = process.sentinel
-        self.pid = process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        if self.pid and self.poll() is None:
-            os.kill(self.pid, number)
+SERVER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # libraries read it when they are first imported
+    "MKL_NUM_THREADS": "1",
+    "PYTHONSAFEPATH": "1",  # the server is started with `python -c`, which would import from the working directory
+}
 
 
-class WarmExecutor(LocalExecutor):
-    """submitit's local executor with warm workers of one thread each; `tracked` where they log to W&B."""
+@dataclass(frozen=True)
+class LocalWorker:
+    """A worker process and its log."""
 
-    def __init__(self, folder: str | Path, tracked: bool) -> None:
-        super().__init__(folder)
-        self._throttling = 0.0  # submitit spaces submissions for the sake of a cluster's scheduler
-        # Read when the libraries are first imported, which happens in the fork server; it inherits this.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self.environment: dict[str, str] = {}
-        """Set in the workers that are started next."""
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD + (TRACKED if tracked else []))
+    process: BaseProcess
+    log: Path
 
-    def _submit_command(self, command: str) -> LocalJob[Any]:
-        process = self._context.Process(target=_job, args=(str(self.folder), self.environment), daemon=False)
-        with _no_main():
-            process.start()
-        return LocalJob(self.folder, str(process.pid), process=_Forked(process))  # type: ignore[arg-type]
+
+def start_worker(
+    work: Callable[[Path], object], folder: Path, *, environment: Mapping[str, str], tracked: bool
+) -> LocalWorker:
+    """Run `work(log)` in a forked process whose output goes to files in `folder`; `work` must be picklable.
+
+    `environment` is set in this worker only. `tracked` has the server import W&B too, if this call starts the server.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD + (PRELOAD_FOR_TRACKING if tracked else []))
+    process = context.Process(target=_run, args=(work, folder, dict(environment)), daemon=False)
+    with _server_settings():
+        process.start()
+    assert process.pid is not None
+    return LocalWorker(process, _log(folder, process.pid))
+
+
+def _log(folder: Path, pid: int) -> Path:
+    """The file for standard error of a worker; standard output goes to the same name with the suffix `.out`."""
+    return folder / f"{pid}_0_log.err"
 
 
 @contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    """Without this, every worker would run the command's own file again, imports and all: Python's fork server takes
-    `__main__` along, and does not preload it before 3.13."""
-    main = sys.modules["__main__"]
+def _server_settings() -> Iterator[None]:
+    """What a worker and, if it does not run yet, the fork server are started with.
+
+    `multiprocessing` has every worker run the file of `sys.modules["__main__"]` again, with all its imports, in case
+    `target` is defined there. Ours never is, so an empty module takes its place meanwhile.
+    """
+    main, environment = sys.modules["__main__"], os.environ.copy()
     sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(SERVER_ENVIRONMENT)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        os.environ.clear()
+        os.environ.update(environment)
 
 
-def sentinel(job: LocalJob[Any]) -> int:
-    """What becomes ready when the job's process ends, for `multiprocessing.connection.wait`."""
-    process: Any = job._process
-    assert isinstance(process, _Forked)
-    return process.sentinel
-
-
-def _job(folder: str, environment: dict[str, str]) -> None:
-    """What a forked worker does: become submitit's task 0, with its logs, and run the pickled submission."""
-    # Nothing is left running if the command is killed: the fork server ends when nobody holds the pipe to it, which a
-    # worker would, and the kernel kills the worker when the fork server ends.
-    server: Any = forkserver._forkserver
-    os.close(server._forkserver_alive_fd)
-    server._forkserver_alive_fd = None
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    gc.freeze()  # the libraries are nobody's garbage, and looking through them would copy their memory
-    gc.enable()
-    os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers in order
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    identity = str(os.getpid())
-    os.environ.update(
-        **environment,
-        SUBMITIT_EXECUTOR="local",
-        SUBMITIT_LOCAL_JOB_ID=identity,
-        SUBMITIT_LOCAL_NTASKS="1",
-        SUBMITIT_LOCAL_JOB_NUM_NODES="1",
-        SUBMITIT_LOCAL_NODEID="0",
-        SUBMITIT_LOCAL_GLOBALID="0",
-        SUBMITIT_LOCAL_LOCALID="0",
-    )
-    paths = JobPaths(folder, identity, 0)
-    for path, descriptor in ((paths.stdout, 1), (paths.stderr, 2)):
+def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, str]) -> None:
+    """The body of a worker process."""
+    _end_with_command()
+    gc.freeze()  # the imported libraries stay; a collection that visits them would copy their memory
+    gc.enable()  # the server has disabled it
+    os.setsid()  # Ctrl-C in the terminal reaches only the command, which then asks its workers to stop
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    os.environ.update(environment)
+    log = _log(folder, os.getpid())
+    for path, descriptor in ((log.with_suffix(".out"), 1), (log, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)
-    while not paths.submitted_pickle.exists():  # submitit moves it into place just after it starts the job
-        time.sleep(0.002)
-    process_job(folder)
+        os.close(file)
+    work(log)
+
+
+def _end_with_command() -> None:
+    """Have this worker killed as soon as the fork server or the command has ended, even by SIGKILL.
+
+    The kernel kills a worker with its parent, the server. The server in turn ends when the command and all workers have
+    ended, so a worker also watches the command.
+    """
+    die_with_parent()
+    command = multiprocessing.parent_process()
+    assert command is not None
+
+    def watch() -> None:
+        wait([command.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

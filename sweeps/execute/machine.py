@@ -1,4 +1,4 @@
-"""What this machine offers to stage runs: cores, memory, GPUs. Asked of the operating system; loads no torch."""
+"""What this machine offers to stage runs: cores, memory, GPUs, as the operating system reports them. Loads no torch."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores that this process may use, bytes of memory that are free, and GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """Cores that this process may use, bytes of free memory, and GPUs as CUDA_VISIBLE_DEVICES names them."""
 
     cores: int
     memory: int
@@ -17,11 +17,12 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine, now, within the limits of its control group."""
+        """This machine at this moment, within the limits of its control group."""
         return cls(len(os.sched_getaffinity(0)), _free_memory(), _gpus())
 
 
 def _free_memory() -> int:
+    """Bytes that are available on the machine and in this process's control group (version 2 or 1)."""
     available = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
     free = int(available[0].split()[1]) * 1024
     for limit, used in (

@@ -1,5 +1,7 @@
-"""How a process that has loaded torch, transformers and lightning ends: at once. Python takes two seconds to take them
-down again, which for a short stage run in a process of its own is most of the time besides its work."""
+"""Ending a process that has imported torch, transformers and Lightning: at once, without unloading them.
+
+Python needs two seconds to unload them, most of the time of a short stage run that has a process to itself.
+"""
 
 import atexit
 import contextlib
@@ -9,11 +11,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def ends_at_once() -> Iterator[None]:
-    """The whole of a program, which then ends without taking anything down: threads are waited for, exit handlers run
-    and output is flushed as ever, and the exit status is the same (1 for an interrupt).
+def quick_exit() -> Iterator[None]:
+    """Wrap a whole program, which then ends without unloading modules.
 
-    Enter it before what has exit handlers of its own.
+    Threads are joined, exit handlers run and output is flushed as usual, and the exit status is the same (1 after
+    Ctrl-C). Enter this context before anything registers exit handlers.
     """
     status = 1
 
@@ -22,10 +24,10 @@ def ends_at_once() -> Iterator[None]:
         sys.stderr.flush()
         os._exit(status)
 
-    atexit.register(end)  # the first to be registered is the last to run
+    atexit.register(end)  # the handler that is registered first runs last
     try:
         yield
         status = 0
-    except SystemExit as asked:
-        status = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except SystemExit as request:
+        status = request.code if isinstance(request.code, int) else int(request.code is not None)
         raise

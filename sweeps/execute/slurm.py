@@ -1,9 +1,12 @@
-"""Sends the missing part of a plan to Slurm, all of it at once: arrays of like stage runs, chained by dependencies.
+"""Submits the missing part of a plan to Slurm at once: as job arrays of similar stage runs, chained by dependencies.
 
-The children of an array's tasks form arrays with the same task numbers, each task waiting for the one of its number
-(`aftercorr`, which is `afterok` task by task), so that a failure blocks its own descendants alone, and a plan of any
-size is a few dozen jobs. Job files, pickles and logs are submitit's. Jobs are held until their records are in the
-store; who submits the same stage runs later finds those records and attaches to the jobs.
+The children of an array's tasks form arrays with the same task numbers, where each task waits for the task of its
+number (`aftercorr`, which is `afterok` task by task). So a failure blocks only its descendants, and a plan of any size
+is a few dozen arrays. Job files, pickles and logs are submitit's. A later submission of the same stage runs finds the
+records of the jobs in the store and attaches to them.
+
+submitit's own array submission numbers tasks from 0 and runs `submitit.core._submit`. `_ArrayExecutor` overrides both
+through methods that are private in submitit, and `scripts` uses its private `_make_sbatch_string`.
 """
 
 import contextlib
@@ -27,20 +30,23 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.files import write_json
+from pipelines.logs import LEVEL_VARIABLE
 from sweeps.compose.launchers import SlurmLauncherConfig, resources
-from sweeps.execute.worker import perform
-from sweeps.monitor.slurm_queue import job_states, own_words, slurm
+from sweeps.execute.slurm_job import run_task
+from sweeps.monitor.slurm_queue import job_states, slurm, slurm_message
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store
 
 PATIENCE_SECONDS = 120.0
 """How long a submission waits for another one to the same store to end."""
+DEFAULT_ARRAY_LIMIT = 1001
+"""Slurm's default of MaxArraySize."""
 
 
 @dataclass
 class Submission:
-    """What became of a plan at submission."""
+    """What became of the stage runs of a plan at its submission."""
 
     done: list[str] = field(default_factory=list)
     attached: dict[str, str] = field(default_factory=dict)
@@ -48,34 +54,39 @@ class Submission:
     submitted: dict[str, str] = field(default_factory=dict)
     """Signature -> new job."""
     refused: dict[str, list[str]] = field(default_factory=dict)
-    """Slurm's words -> the signatures that it would not take."""
+    """Slurm's message -> signatures of the stage runs that it refused."""
     blocked: list[str] = field(default_factory=list)
-    """Not submitted, since what they hang from was refused."""
+    """Not submitted, since a stage run that they need was refused."""
 
     @property
     def arrays(self) -> list[str]:
-        """The new jobs' numbers."""
+        """Numbers of the new job arrays."""
         return sorted({job.split("_")[0] for job in self.submitted.values()}, key=int)
 
+    def job_of(self, signature: str) -> str | None:
+        """The job that does a stage run, if there is one."""
+        return self.submitted.get(signature) or self.attached.get(signature)
 
-def submit(plan: Plan, store: Store, tracking: TrackingConfig, options: SlurmLauncherConfig) -> Submission:
-    """Submit what `plan` misses in `store` and nobody is at work on; returns at once.
 
-    Raises `StageFailure` where Slurm does not answer.
+def submit(plan: Plan, store: Store, tracking: TrackingConfig, *, options: SlurmLauncherConfig) -> Submission:
+    """Submit the stage runs that `plan` misses in `store` and no job does already; returns at once.
+
+    Raises `StageFailure` if Slurm does not answer.
     """
-    with _one_at_a_time(store):
-        submission = _look(plan, store)
+    with _submission_lease(store):
+        submission = _existing(plan, store)
         array_limit = _array_limit()
-        folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        submitter = _Submitter(plan, store, tracking, options=options, submission=submission)
         for batch in _batches(plan, submission, array_limit):
-            _submit(batch, plan, store, tracking, options, folder, submission)
+            submitter.submit(batch)
+        # Jobs are submitted on hold, so that none starts before its record is in the store.
         if submission.arrays:
             slurm(["scontrol", "release", ",".join(submission.arrays)])
     return submission
 
 
-def _one_at_a_time(store: Store) -> Lease:
-    """The lease under which jobs are looked up and submitted, so that two people do not submit one stage run twice."""
+def _submission_lease(store: Store) -> Lease:
+    """The lease under which jobs are looked up and submitted, so that no stage run is submitted twice."""
     deadline = time.time() + PATIENCE_SECONDS
     while (lease := claim(store.root / "jobs" / "submission")) is None:
         if time.time() > deadline:
@@ -84,50 +95,57 @@ def _one_at_a_time(store: Store) -> Lease:
     return lease
 
 
-def _look(plan: Plan, store: Store) -> Submission:
-    """What is done and what Slurm has already."""
-    submission, recorded = Submission(), {}
+def _existing(plan: Plan, store: Store) -> Submission:
+    """The stage runs of a plan that are done, and those that Slurm has jobs for."""
+    submission = Submission()
+    jobs: dict[str, str] = {}
     for signature, run in plan.runs.items():
         stored = store.run(run.stage, signature)
         if (stored.folder / "result.json").exists():
             submission.done.append(signature)
         elif stored.state.get("status") in ("queued", "running") and (job := stored.state.get("job")):
-            recorded[signature] = job["id"]
-    states = job_states(recorded.values())
-    submission.attached = {s: job for s, job in recorded.items() if states[job].waits or states[job].runs}
+            jobs[signature] = job["id"]
+    states = job_states(jobs.values())
+    submission.attached = {s: job for s, job in jobs.items() if states[job].is_waiting or states[job].is_running}
     return submission
 
 
 def _array_limit() -> int:
+    """The cluster's limit of task numbers in an array (Slurm's default is 1001)."""
     for line in slurm(["scontrol", "show", "config"]).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize":
             return int(value)
-    return 1001
+    return DEFAULT_ARRAY_LIMIT
 
 
 @dataclass
 class _Batch:
-    """Stage runs that become one array: task number -> signature."""
+    """Stage runs that become one job array."""
 
     stage: str
     tasks: dict[int, str]
+    """Task number -> signature."""
     dependency: str | None
-    """What all tasks wait for; a control, which waits for two stage runs, is an array of its own."""
+    """Slurm's expression of what all tasks wait for. A control waits for two stage runs and is an array by itself."""
 
 
 def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]:
-    """The missing stage runs as arrays, parents before children; reads the jobs of one batch before the next."""
+    """The missing stage runs as arrays, parents before children.
+
+    The caller must submit each batch before it takes the next, since children depend on the jobs of their parents.
+    """
     done = set(submission.done)
     waiting = {s: run for s, run in plan.runs.items() if s not in done and s not in submission.attached}
     for level in _levels(plan, waiting):
+        # By stage, what can start at once; by stage and parents' array, task number -> children of that task.
         free: dict[str, list[str]] = defaultdict(list)
         chained: dict[tuple[str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for signature in sorted(level, key=lambda s: waiting[s].stage == "evaluate"):  # training goes first
+        for signature in sorted(level, key=lambda s: waiting[s].stage == "evaluate"):  # training first
             run = waiting[signature]
             parent = run.parent and run.parent[1]
             missing = [need for need in run.needs if need not in done]
-            jobs = [submission.submitted.get(need) or submission.attached.get(need) for need in missing]
+            jobs = [submission.job_of(need) for need in missing]
             if not missing:
                 free[run.stage].append(signature)
             elif parent is None or run.reference:
@@ -135,7 +153,7 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
                     yield _Batch(run.stage, {0: signature}, "afterok:" + ":".join(map(str, jobs)))
                 else:
                     submission.blocked.append(signature)
-            elif job := submission.submitted.get(parent) or submission.attached.get(parent):
+            elif job := submission.job_of(parent):
                 array, _, task = job.partition("_")
                 chained[run.stage, array][int(task or 0)].append(signature)
             else:
@@ -143,16 +161,17 @@ def _batches(plan: Plan, submission: Submission, limit: int) -> Iterator[_Batch]
         for stage, signatures in free.items():
             for start in range(0, len(signatures), limit):
                 yield _Batch(stage, dict(enumerate(signatures[start : start + limit])), None)
+        # The n-th array takes the n-th child of each task, under the number of that task.
         for (stage, array), children in chained.items():
-            for nth in range(max(map(len, children.values()))):
-                tasks = {task: several[nth] for task, several in children.items() if nth < len(several)}
+            for n in range(max(map(len, children.values()))):
+                tasks = {task: signatures[n] for task, signatures in children.items() if n < len(signatures)}
                 yield _Batch(stage, tasks, f"aftercorr:{array}")
 
 
 def _levels(plan: Plan, waiting: Mapping[str, StageRun]) -> list[list[str]]:
-    """The waiting stage runs by how many others they wait for in a row."""
+    """The waiting stage runs by the length of the longest chain of others that they wait for."""
     depth: dict[str, int] = {}
-    for signature, run in waiting.items():  # what a stage run needs comes before it
+    for signature, run in waiting.items():  # in a plan, what a stage run needs comes before it
         depth[signature] = max((depth[need] + 1 for need in run.needs if need in depth), default=0)
     levels: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     for signature, level in depth.items():
@@ -160,125 +179,136 @@ def _levels(plan: Plan, waiting: Mapping[str, StageRun]) -> list[list[str]]:
     return levels
 
 
-def _parameters(options: SlurmLauncherConfig, batch: _Batch, at_once: int) -> dict[str, Any]:
+def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
     """submitit's parameters of a batch's array."""
-    asked = resources(options, batch.stage)
-    extra: dict[str, Any] = {str(key).replace("_", "-"): value for key, value in asked.pop("extra").items()}
+    requested = resources(options, batch.stage)
     numbers = ",".join(map(str, sorted(batch.tasks)))
-    extra["array"] = f"{numbers}%{at_once}" if at_once else numbers
-    extra["hold"] = True
-    extra["requeue"] = True
-    if batch.dependency:
-        extra["kill-on-invalid-dep"] = "yes"
+    additional: dict[str, Any] = {
+        **{str(key).replace("_", "-"): value for key, value in requested["extra"].items()},
+        "array": f"{numbers}%{options.at_once}" if options.at_once else numbers,
+        "hold": True,
+        "requeue": True,
+        **({"kill-on-invalid-dep": "yes"} if batch.dependency else {}),
+    }
+    # sbatch passes the environment on unless the site forbids it; the level of logging must arrive in any case.
+    level = (
+        [f"export {LEVEL_VARIABLE}={shlex.quote(os.environ[LEVEL_VARIABLE])}"] if LEVEL_VARIABLE in os.environ else []
+    )
     parameters = {
+        **{name: requested[name] for name in ("nodes", "time", "partition", "account", "qos", "constraint")},
         "job_name": f"shaping-{batch.stage}",
-        "nodes": asked["nodes"],
-        "ntasks_per_node": asked["tasks"],
-        "gpus_per_node": asked["gpus"] or None,
-        "cpus_per_task": asked["cpus"],
-        "mem": None if asked["mem_gb"] is None else f"{round(asked['mem_gb'] * 1024)}M",
-        "time": asked["time"],
-        "partition": asked["partition"],
-        "account": asked["account"],
-        "qos": asked["qos"],
-        "constraint": asked["constraint"],
+        "ntasks_per_node": requested["tasks"],
+        "gpus_per_node": requested["gpus"] or None,
+        "cpus_per_task": requested["cpus"],
+        "mem": None if requested["mem_gb"] is None else f"{round(requested['mem_gb'] * 1024)}M",
         "dependency": batch.dependency,
         "signal_delay_s": options.signal_seconds,
-        "setup": options.setup or None,
-        "srun_args": ["--kill-on-bad-exit=1"],  # of several tasks, none goes on alone
+        "setup": level + options.setup or None,
+        "srun_args": ["--kill-on-bad-exit=1"],  # if one of several tasks fails, the others are killed
         "wckey": None,
-        "additional_parameters": extra,
+        "additional_parameters": additional,
     }
     return {key: value for key, value in parameters.items() if value is not None}
 
 
 def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[str]:
-    """The sbatch scripts that would submit a plan of which nothing is done, one an array; submits nothing. Arrays that
-    wait for another name it by its place in the list, counted from 1."""
+    """The sbatch scripts, one per array, that would submit a plan of which nothing is done; submits nothing.
+
+    An array that depends on another one names it by its position in the list, counted from 1.
+    """
     submission = Submission()
-    for place, batch in enumerate(_batches(plan, submission, 1001), 1):
-        command = _command(folder)
-        parameters = _parameters(options, batch, options.at_once)
-        yield _make_sbatch_string(command, folder, map_count=len(batch.tasks), **parameters)
-        submission.submitted |= {signature: f"{place}_{task}" for task, signature in batch.tasks.items()}
+    for position, batch in enumerate(_batches(plan, submission, DEFAULT_ARRAY_LIMIT), 1):
+        yield _make_sbatch_string(_command(folder), folder, map_count=len(batch.tasks), **_parameters(options, batch))
+        submission.submitted |= {signature: f"{position}_{task}" for task, signature in batch.tasks.items()}
 
 
 def _command(folder: Path) -> str:
-    """What a job runs: what submitit would, ended by us."""
-    return f"{shlex.quote(sys.executable)} -u -m sweeps.execute.slurm_job {shlex.quote(str(folder))}"
+    """What a job runs. With -P, folders in the working directory do not shadow this project's packages."""
+    return f"{shlex.quote(sys.executable)} -P -u -m sweeps.execute.slurm_job {shlex.quote(str(folder))}"
 
 
 class _ArrayExecutor(SlurmExecutor):
-    """submitit's executor for an array whose tasks have numbers of our choice."""
+    """submitit's executor for a job array whose task numbers are given."""
 
     @property
     def _submitit_command_str(self) -> str:
         return _command(self.folder)
 
     def submit_tasks(self, tasks: Mapping[int, DelayedSubmission]) -> str:
-        """The array's number, with the tasks' pickles where its jobs look for them."""
+        """Submit the tasks and put their pickles where the jobs look for them; returns the array's number."""
         folder = JobPaths.get_first_id_independent_folder(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # Pickles get their final names after submission, since these contain the array's number.
         pickles: dict[int, Path] = {}
         for number, task in tasks.items():
             pickles[number] = folder / f"{uuid.uuid4().hex}.pkl"
             task.dump(pickles[number])
         self.parameters["map_count"] = len(tasks)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # what sbatch complains of is told once, by us
+            with contextlib.redirect_stderr(io.StringIO()):  # sbatch's message is part of the error below
                 array = self._submit_command(self._submitit_command_str).job_id
         except utils.FailedJobError as error:
             for pickle in pickles.values():
                 pickle.unlink()
-            raise StageFailure(_refusal(error)) from error
+            raise StageFailure(_reason(error)) from error
         for number, pickle in pickles.items():
             JobPaths(self.folder, f"{array}_{number}").move_temporary_file(pickle, "submitted_pickle")
         return array
 
 
-def _refusal(error: BaseException) -> str:
-    """What sbatch said, out of submitit's account of it."""
-    complaints = [line for line in str(error).splitlines() if "sbatch:" in line]
-    return own_words("\n".join(complaints)) or str(error)
+def _reason(error: BaseException) -> str:
+    """sbatch's message, taken from submitit's error."""
+    lines = [line for line in str(error).splitlines() if "sbatch:" in line]
+    return slurm_message("\n".join(lines)) or str(error)
 
 
-def _submit(
-    batch: _Batch,
-    plan: Plan,
-    store: Store,
-    tracking: TrackingConfig,
-    options: SlurmLauncherConfig,
-    folder: Path,
-    submission: Submission,
-) -> None:
-    """Submit one array and record its jobs; a refusal is noted, and the rest goes on."""
-    executor = _ArrayExecutor(folder)
-    executor.parameters = _parameters(options, batch, options.at_once)
-    tasks = {}
-    for number, signature in batch.tasks.items():
-        run = plan.runs[signature]
-        task = DelayedSubmission(perform, str(store.root), run.spec, tracking, options.requeues)
-        task.set_timeout(executor.parameters["time"], options.requeues)
-        tasks[number] = task
-    try:
-        array = executor.submit_tasks(tasks)
-    except StageFailure as refusal:
-        submission.refused.setdefault(str(refusal), []).extend(batch.tasks.values())
-        return
-    for number, signature in batch.tasks.items():
-        run, job = plan.runs[signature], f"{array}_{number}"
-        stored = store.run(run.stage, signature)
+class _Submitter:
+    """Submits the arrays of one plan and records their jobs."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        tracking: TrackingConfig,
+        *,
+        options: SlurmLauncherConfig,
+        submission: Submission,
+    ) -> None:
+        self.plan, self.store, self.tracking, self.options, self.submission = plan, store, tracking, options, submission
+        self.folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+    def submit(self, batch: _Batch) -> None:
+        """Submit one array and record its jobs; if Slurm refuses it, only note that."""
+        executor = _ArrayExecutor(self.folder)
+        executor.parameters = _parameters(self.options, batch)
+        requeues = self.options.requeues
+        tasks = {}
+        for number, signature in batch.tasks.items():
+            spec = self.plan.runs[signature].spec
+            tasks[number] = DelayedSubmission(run_task, str(self.store.root), spec, self.tracking, requeues=requeues)
+            tasks[number].set_timeout(executor.parameters["time"], requeues)
+        try:
+            array = executor.submit_tasks(tasks)
+        except StageFailure as refusal:
+            self.submission.refused.setdefault(str(refusal), []).extend(batch.tasks.values())
+            return
+        for number, signature in batch.tasks.items():
+            self._record(self.plan.runs[signature], f"{array}_{number}")
+
+    def _record(self, run: StageRun, job: str) -> None:
+        """Write into the store that a stage run is queued as a job."""
+        stored = self.store.run(run.stage, run.signature)
         stored.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored.folder / "spec.json", run.spec)
+        paths = JobPaths(self.folder, job, 0)
         record = {
             "id": job,
             "user": getpass.getuser(),
             "submitted": time.time(),
-            "log": str(JobPaths(folder, job, 0).stderr),
-            "stdout": str(JobPaths(folder, job, 0).stdout),
+            "log": str(paths.stderr),
+            "stdout": str(paths.stdout),
         }
         attempts = stored.state.get("attempts", [])
-        write_json(
-            stored.folder / "state.json", {"format": FORMAT, "status": "queued", "attempts": attempts, "job": record}
-        )
-        submission.submitted[signature] = job
+        state = {"format": FORMAT, "status": "queued", "attempts": attempts, "job": record}
+        write_json(stored.folder / "state.json", state)
+        self.submission.submitted[run.signature] = job

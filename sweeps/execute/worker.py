@@ -1,12 +1,12 @@
-"""One stage run inside a worker: take its folder, do the work, publish.
+"""Runs one stage run in a worker process: claim its folder, do the work, publish the result.
 
-The worker's process is forked from one that has imported torch, or is a Slurm job, so nothing heavy is imported here at
-load. A worker that is told to stop (SIGUSR2: the time limit is near; SIGTERM, SIGINT) lets the stage save its trainer
-state between two steps. Under Slurm, SIGUSR2 also puts the job back into the queue, where it goes on.
+A local worker is forked from a process that has imported torch already; a Slurm job is a fresh process. Therefore this
+module imports nothing heavy itself. A worker that is asked to stop (SIGUSR2 before the time limit, SIGTERM, SIGINT)
+lets the stage save its trainer state between two steps. Under Slurm, SIGUSR2 also requeues the job, which then resumes.
 """
 
 import contextlib
-import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -15,291 +15,304 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from submitit import JobEnvironment
-
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
-from pipelines.files import write_json
+from pipelines.files import flush, sha256, write_json
 from pipelines.garbage_collection import no_collection
+from pipelines.logs import set_up_logging
+from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, StoredRun
 
-ENVIRONMENT = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
+VERSIONED_PACKAGES = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
 
-OWN = {"spec.json", "state.json", "result.json", "leases"}
-"""What stands in a stage run's folder besides what its stage made."""
+BOOKKEEPING = {"spec.json", "state.json", "result.json", "leases"}
+"""Files and folders in a stage run's folder that the stage itself did not write."""
 
 RESUMED = {"resume", "checkpoints", "ledger.jsonl"}
-"""What an attempt that goes on from a trainer state keeps of the one before."""
+"""What an attempt that resumes from a trainer state keeps of the attempt before."""
 
 WAIT_SECONDS = 1.0
-"""Between two looks at a stage run that another holds."""
+"""Between two looks at a stage run that another worker holds."""
+
+logger = logging.getLogger("sweeps")
 
 
-def perform(
-    root: str,
-    spec: dict[str, Any],
-    tracking: TrackingConfig,
-    requeues: int = 0,
-    environment: JobEnvironment | None = None,
-) -> bool:
-    """Run one stage run to its end and publish it; a finished one is left as it is. `environment` says which of how
-    many tasks this is; by default that of a submitit job.
+@dataclass(frozen=True)
+class Task:
+    """This process, as one of the processes that work on a stage run together."""
 
-    Returns whether the work was done here.
+    job: str
+    """A name that all processes of one start of a job share and no other start has."""
+    log: Path
+    rank: int = 0
+    tasks: int = 1
+    """Number of processes."""
+    nodes: int = 1
+    slurm_job: str | None = None
+    """Its number in Slurm, by which it can be requeued."""
 
-    Whatever goes wrong is recorded in `state.json` before it is raised: a status of `failed` with the error, or of
-    `interrupted` when the worker was told to stop. A Slurm job that is told so by SIGUSR2 is put back into the queue,
-    at most `requeues` times. A stage run that another holds is waited for.
+
+def perform(root: str | Path, spec: dict[str, Any], tracking: TrackingConfig, *, task: Task, requeues: int = 0) -> bool:
+    """Run one stage run of the store at `root` to its end and publish it, unless it is finished already.
+
+    Returns whether the work was done here. Every failure is recorded in `state.json` before it is raised: with the
+    status `failed` and the error, or `interrupted` when the worker was asked to stop. A Slurm job that receives SIGUSR2
+    is requeued instead, at most `requeues` times. A stage run that another worker holds is waited for.
     """
-    with _told_to_stop() as stop:
-        store = Store.open(root)
-        run = store.run(spec["stage"], spec["signature"])
-        environment = environment or JobEnvironment()
-        if environment.global_rank:
-            _follow(store, run, spec, tracking, environment, stop)
+    set_up_logging("WARNING" if task.rank else None)
+    with _noting_signals() as signals:
+        work = _Work(Store.open(root), spec, tracking, task, requeues, signals)
+        if task.rank:
+            work.follow()
             return False
-        lease = _lease(run, stop)
+        lease = work.claim()
         if lease is None:
             return False
         with lease:
-            _Attempt(store, run, spec, tracking, requeues, lease, stop, environment).run()
+            _Attempt(work, lease).run()
         return True
 
 
-class _Stop:
+class _Signals:
     """The signals that asked this worker to stop."""
 
     def __init__(self) -> None:
-        self.signals: set[int] = set()
-
-    def __call__(self) -> bool:
-        return bool(self.signals)
+        self.received: set[int] = set()
 
     def note(self, number: int, frame: object) -> None:
-        self.signals.add(number)
+        """A signal handler."""
+        self.received.add(number)
+
+    def should_stop(self) -> bool:
+        """Whether the worker was asked to stop."""
+        return bool(self.received)
 
 
 @contextlib.contextmanager
-def _told_to_stop() -> Any:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.note) for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+def _noting_signals() -> Iterator[_Signals]:
+    """Note the signals that ask to stop, rather than end at once, within this context."""
+    signals = _Signals()
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, signals.note) for number in numbers}
     try:
-        yield stop
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _lease(run: StoredRun, stop: Callable[[], bool]) -> Lease | None:
-    """The lease on a stage run that is not done; None once another has finished it. Waits while another holds it."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    while not (run.folder / "result.json").exists():
-        if lease := claim(run.folder):
-            if not (run.folder / "result.json").exists():
-                return lease
-            _clear_up(run.folder)  # it was finished between the two looks
-            lease.release()
-            return None
-        if stop():
-            raise Interrupted("told to stop while another worker had the stage run")
-        time.sleep(WAIT_SECONDS)
-    return None
+@dataclass(frozen=True)
+class _Work:
+    """One stage run to do, and the part of this process in it."""
 
+    store: Store
+    spec: dict[str, Any]
+    tracking: TrackingConfig
+    task: Task
+    requeues: int
+    signals: _Signals
 
-def _together(environment: JobEnvironment) -> str:
-    """A name that all tasks of one life of a job share."""
-    return f".tasks-{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    @cached_property
+    def stored(self) -> StoredRun:
+        """The stage run in the store."""
+        return self.store.run(self.spec["stage"], self.spec["signature"])
 
+    @property
+    def title(self) -> str:
+        """Stage, cell and signature, for the log."""
+        return f"{self.spec['stage']} {cell_of(self.spec['labels'])} ({self.spec['signature']})"
 
-def _follow(
-    store: Store,
-    run: StoredRun,
-    spec: dict[str, Any],
-    tracking: TrackingConfig,
-    environment: JobEnvironment,
-    stop: Callable[[], bool],
-) -> None:
-    """Do the share of a task that is not the job's first: that one has the lease, says when to begin, and writes."""
-    while not (begun := list(run.folder.glob(f"work-*/{_together(environment)}"))):
-        if (run.folder / "result.json").exists() or stop():
-            return
-        time.sleep(WAIT_SECONDS)
-    with contextlib.suppress(Interrupted):
-        _run_stage(store, spec, begun[0].parent, tracking, stop, environment)
+    def is_done(self) -> bool:
+        """Whether the stage run is finished, by a look at the disk."""
+        return (self.stored.folder / "result.json").exists()
 
+    def claim(self) -> Lease | None:
+        """The lease on the stage run, or None once another worker has finished it. Waits while another holds it."""
+        folder = self.stored.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        while not self.is_done():
+            if lease := claim(folder):
+                if not self.is_done():
+                    return lease
+                _remove_work(folder)  # another worker finished it just before the lease was granted
+                lease.release()
+                return None
+            if self.signals.should_stop():
+                raise Interrupted("asked to stop while another worker held the stage run")
+            time.sleep(WAIT_SECONDS)
+        return None
 
-def _run_stage(
-    store: Store,
-    spec: dict[str, Any],
-    work: Path,
-    tracking: TrackingConfig,
-    interrupted: Callable[[], bool],
-    environment: JobEnvironment,
-) -> dict[str, Any]:
-    with no_collection():  # a Slurm job loads it only now
-        from pipelines.stages import run_stage
+    def follow(self) -> None:
+        """Do the share of a rank above 0. Rank 0 holds the lease, gives the start signal and writes the results."""
+        while not (marks := list(self.stored.folder.glob(f"work-*/{self.start_mark}"))):
+            if self.is_done() or self.signals.should_stop():
+                return
+            time.sleep(WAIT_SECONDS)
+        with contextlib.suppress(Interrupted):
+            self.run_stage(marks[0].parent, self.signals.should_stop)
 
-    parent = spec["parent"]
-    source = parent and store.run(parent["stage"], parent["signature"]).folder
-    matched = spec["config"].get("variant", {}).get("reference")
-    reference = matched and store.run(matched["stage"], matched["signature"]).folder
-    shared: dict[str, int] = {}
-    if environment.num_tasks > 1:
-        shared = {
-            "rank": environment.global_rank,
-            "tasks": environment.num_tasks,
-            "nodes": environment.num_nodes,
-        }
-    return run_stage(spec, work, source, store.root, tracking, interrupted, **shared, reference=reference)
+    @property
+    def start_mark(self) -> str:
+        """Name of the empty file by which rank 0 tells the other ranks of its job to start."""
+        return f".tasks-{self.task.job}"
+
+    def run_stage(self, folder: Path, interrupted: Callable[[], bool]) -> dict[str, Any]:
+        """Run the stage itself in `folder`; returns its outcome."""
+        with no_collection():  # a Slurm job imports torch only here
+            from pipelines.stages import run_stage
+        set_up_logging("WARNING" if self.task.rank else None)  # libraries change warning filters when imported
+
+        def folder_of(identity: dict[str, Any] | None) -> Path | None:
+            return self.store.run(identity["stage"], identity["signature"]).folder if identity else None
+
+        return run_stage(
+            self.spec,
+            folder=folder,
+            parent=folder_of(self.spec["parent"]),
+            reference=folder_of(self.spec["config"].get("variant", {}).get("reference")),
+            root=self.store.root,
+            tracking=self.tracking,
+            interrupted=interrupted,
+            rank=self.task.rank,
+            tasks=self.task.tasks,
+            nodes=self.task.nodes,
+        )
 
 
 class _Attempt:
-    """One worker's way through a stage run."""
+    """One worker's attempt at a stage run that it holds the lease of."""
 
-    def __init__(
-        self,
-        store: Store,
-        run: StoredRun,
-        spec: dict[str, Any],
-        tracking: TrackingConfig,
-        requeues: int,
-        lease: Lease,
-        stop: _Stop,
-        environment: JobEnvironment,
-    ) -> None:
-        self.store, self.stored, self.spec, self.tracking = store, run, spec, tracking
-        self.requeues, self.lease, self.stop = requeues, lease, stop
-        self.environment = environment
+    def __init__(self, work: _Work, lease: Lease) -> None:
+        self.work, self.lease, self.task = work, lease, work.task
+        self.folder = work.stored.folder
         self.record: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": time.time(),
-            "log": str(environment.paths.stderr),
+            "log": str(self.task.log),
         }
-        if environment.cluster == "slurm":
-            self.record["job"] = environment.job_id
-        state = run.again().state
+        if self.task.slurm_job:
+            self.record["job"] = self.task.slurm_job
+        state = work.stored.reread().state
         self.attempts = [*state.get("attempts", []), self.record]
         self.job = state.get("job")
 
     def note(self, status: str) -> None:
-        """Write `state.json`, unless another has taken the stage run over."""
-        if self.lease.is_mine():
+        """Write `state.json`, unless another worker has taken the stage run over."""
+        if self.lease.is_valid():
             state = {"format": FORMAT, "status": status, "attempts": self.attempts}
-            write_json(self.stored.folder / "state.json", state | ({"job": self.job} if self.job else {}))
+            write_json(self.folder / "state.json", state | ({"job": self.job} if self.job else {}))
 
     def run(self) -> None:
-        """Do the work, or only publish it where an attempt died after the work was done."""
-        folder, work = self.stored.folder, self.lease.work
-        for path in folder.iterdir():  # what a worker had published when it died
-            if path.name not in OWN and path != work and not path.name.startswith("."):
-                path.rename(work / path.name)
-        write_json(folder / "spec.json", self.spec | {"environment": environment()})
+        """Do the work and publish it; only publish it if an attempt died in between."""
+        logger.info("%s: attempt %d starts in %s", self.work.title, len(self.attempts), self.folder)
+        self._unpublish()
+        write_json(self.folder / "spec.json", self.work.spec | {"environment": package_versions()})
         self.note("running")
         try:
-            if not (work / "result.json").exists():
-                self._work(work)
-            _publish(folder, work)
+            if not (self.lease.work / "result.json").exists():
+                self._work()
+            _publish(self.lease.work, self.folder)
             self.note("done")
-            _clear_up(folder)
+            _remove_work(self.folder)
         except BaseException as error:
-            self._failed(error)
+            self._record_failure(error)
             raise
+        logger.info("%s: done in %.1f s", self.work.title, time.time() - self.record["started"])
 
-    def _work(self, work: Path) -> None:
-        keep = RESUMED if (work / "resume").exists() else set()
+    def _unpublish(self) -> None:
+        """Move back into the folder of work what an attempt had published when it died."""
+        for path in self.folder.iterdir():
+            if path.name not in BOOKKEEPING and path != self.lease.work and not path.name.startswith("."):
+                path.rename(self.lease.work / path.name)
+
+    def _work(self) -> None:
+        """Run the stage in the folder of work and write `result.json` there."""
+        work = self.lease.work
+        # An attempt that can resume keeps the trainer state and the checkpoints so far, any other starts empty.
+        kept = RESUMED if (work / "resume").exists() else set()
         for path in work.iterdir():
-            if path.name not in keep:
+            if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        together = work / _together(self.environment)
-        if self.environment.num_tasks > 1:
-            together.touch()
-        interrupted = lambda: self.stop() or self.lease.lost  # noqa: E731
-        outcome = _run_stage(self.store, self.spec, work, self.tracking, interrupted, self.environment)
-        together.unlink(missing_ok=True)
-        shutil.rmtree(work / "resume", ignore_errors=True)
-        files = sorted(path for path in work.rglob("*") if path.is_file())
-        hashes = {str(path.relative_to(work)): _settled(path) for path in files}
-        hashes["spec.json"] = _settled(self.stored.folder / "spec.json")
-        self.record["ended"] = time.time()
-        write_json(
-            work / "result.json",
-            {
-                "format": FORMAT,
-                "stage": self.stored.stage,
-                "signature": self.stored.signature,
-                "seconds": sum(a.get("ended", a["started"]) - a["started"] for a in self.attempts),
-                "ranks": self.environment.num_tasks,
-                **outcome,
-                "files": hashes,
-            },
-        )
 
-    def _failed(self, error: BaseException) -> None:
+        # The other ranks wait for this mark.
+        mark = work / self.work.start_mark
+        if self.task.tasks > 1:
+            mark.touch()
+        outcome = self.work.run_stage(work, lambda: self.work.signals.should_stop() or self.lease.lost)
+        mark.unlink(missing_ok=True)
+        shutil.rmtree(work / "resume", ignore_errors=True)
+
+        # Everything is on the disk, and hashed, before the result that makes it count.
+        files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+        files["spec.json"] = self.folder / "spec.json"
+        for path in files.values():
+            flush(path)
+        self.record["ended"] = time.time()
+        result = {
+            "format": FORMAT,
+            "stage": self.work.stored.stage,
+            "signature": self.work.stored.signature,
+            "seconds": sum(a.get("ended", a["started"]) - a["started"] for a in self.attempts),
+            "ranks": self.task.tasks,
+            **outcome,
+            "files": {name: sha256(path) for name, path in files.items()},
+        }
+        write_json(work / "result.json", result)
+
+    def _record_failure(self, error: BaseException) -> None:
+        """Write down how the attempt ended: failed, interrupted, or requeued because its time was up."""
         self.record["ended"] = time.time()
         self.record["traceback"] = traceback.format_exc()
         if not isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
-            self.record["error"] = f"{type(error).__name__}: {error}"
-            self.note("failed")
-            return
-        if "job" not in self.record or signal.SIGUSR2 not in self.stop.signals:
-            self.record["error"] = "stopped"
-            self.note("interrupted")
-            return
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.requeues:
-            self.record["error"] = (
-                f"its time was up and it has been put back into the queue {self.requeues} times; raise "
-                "hydra.launcher.requeues or hydra.launcher.time and retry it: it goes on where it was"
+            self._end("failed", f"{type(error).__name__}: {error}")
+        elif not self.task.slurm_job or signal.SIGUSR2 not in self.work.signals.received:
+            self._end("interrupted", "stopped")
+        elif int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.work.requeues:
+            reason = (
+                f"its time was up and it was requeued {self.work.requeues} times already; raise "
+                "hydra.launcher.requeues or hydra.launcher.time and retry it: it resumes"
             )
-            self.note("failed")
-            raise StageFailure(self.record["error"]) from error
-        self.record["error"] = "its time was up"
-        self.note("queued")
-        self.lease.release()
-        subprocess.run(["scontrol", "requeue", self.record["job"]], check=True, timeout=60)
+            self._end("failed", reason)
+            raise StageFailure(reason) from error
+        else:
+            self._end("queued", "its time was up")
+            self.lease.release()
+            subprocess.run(["scontrol", "requeue", self.task.slurm_job], check=True, timeout=60)
+
+    def _end(self, status: str, reason: str) -> None:
+        self.record["error"] = reason
+        level = logging.ERROR if status == "failed" else logging.INFO
+        logger.log(level, "%s: attempt %d %s: %s", self.work.title, len(self.attempts), status, reason)
+        self.note(status)
 
 
-def _publish(folder: Path, work: Path) -> None:
-    """Move everything out of `work`, `result.json` last; each step fails once another has taken over."""
+def _publish(work: Path, folder: Path) -> None:
+    """Move everything from `work` to `folder`, `result.json` last; each move fails once another has taken over."""
     for path in sorted(work.iterdir(), key=lambda path: path.name == "result.json"):
         path.rename(folder / path.name)
-    _settle(folder)
+    flush(folder)
 
 
-def _clear_up(folder: Path) -> None:
-    """Remove what only unfinished work needs."""
+def _remove_work(folder: Path) -> None:
+    """Remove what only an unfinished stage run needs."""
     for path in folder.glob("work-*"):
         shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(folder / "leases", ignore_errors=True)
 
 
 @cache
-def environment() -> dict[str, str]:
-    """Versions of what a result may depend on."""
-    return {name: version(name) for name in ENVIRONMENT} | {
+def package_versions() -> dict[str, str]:
+    """Versions of the packages, of Python and of the platform that a result may depend on."""
+    return {name: version(name) for name in VERSIONED_PACKAGES} | {
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-
-
-def _settled(path: Path) -> str:
-    """The sha256 of a file, which is flushed to the disk first."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _settle(folder: Path) -> None:
-    """Flush a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,1 +1,1 @@
-"""Looking after what was launched: status, launched sweeps, Slurm's queue, upkeep of the store, W&B sync."""
+"""What happens after a launch: status, records of sweeps, Slurm's queue, upkeep of the store, W&B sync."""

@@ -1,15 +1,15 @@
-"""A summary of every stage run in a store, kept so that `status` reads one file rather than thousands.
+"""A summary of every stage run in a store, in one file, so that `status` does not read thousands.
 
-`index.json` may be deleted at any time. An entry counts as long as its folder's modification time is the one that it
-was made for: every change of a stage run's state is a rename in its folder, which changes that time. Entries of folders
-changed in the last moments are made anew each time, since two changes may fall into one tick.
+`index.json` may be deleted at any time. An entry is valid while the modification time of its folder is the recorded
+one: every change of a stage run's state is a rename in its folder, which changes that time. Folders that changed in the
+last moments are read every time, since two changes may have the same modification time.
 """
 
 import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +19,51 @@ from sweeps.store.stage_runs import Store, StoredRun
 
 FORMAT = 1
 SETTLED_SECONDS = 2.0
+"""Age of a change after which another one is sure to have a different modification time."""
+OTHER_FOLDERS = ("cache", "jobs", "sweeps", "wandb")
+"""Folders of a store that contain no stage runs."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What there is to say of a stage run in a line."""
+    """One stage run in a line."""
 
     stage: str
     signature: str
     status: str
-    """As `state.json` has it; whether a `running` one still runs is for its lease to say."""
-    labels: dict[str, Any]
-    parent: str | None
-    checkpoint: str | None
-    attempts: int
-    started: float | None
-    """When the newest attempt began."""
-    seconds: float | None
-    error: str | None
-    log: str | None
-    job: str | None
-    """Its Slurm job."""
+    """As in `state.json`; whether a `running` one still runs, its lease tells."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    checkpoint: str | None = None
+    attempts: int = 0
+    started: float | None = None
+    """When the newest attempt started."""
+    seconds: float | None = None
+    error: str | None = None
+    log: str | None = None
+    job: str | None = None
+    """Its Slurm job, if any."""
 
 
 def summaries(store: Store) -> dict[str, Summary]:
-    """Signature -> summary of every stage run in the store; brings the index up to date where it can be written.
+    """Signature -> summary of every stage run in the store; updates the index if it is writable.
 
-    A stage run whose files are corrupt has the status `corrupt` and the reason as its error.
+    A stage run with corrupt files has the status `corrupt` and the reason as its error.
     """
     path = store.root / "index.json"
-    before = _load(path)
+    indexed = _load(path)
     entries: dict[str, Any] = {}
-    found: dict[str, Summary] = {}
+    by_signature: dict[str, Summary] = {}
     now = time.time()
     changed = False
     for stage in sorted(entry.name for entry in os.scandir(store.root) if entry.is_dir()):
-        if stage in ("cache", "jobs", "sweeps", "wandb"):
+        if stage in OTHER_FOLDERS:
             continue
         for folder in os.scandir(store.root / stage):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
                 modified = folder.stat().st_mtime_ns
                 key = f"{stage}/{folder.name}"
-                entry = before.get(key)
+                entry = indexed.get(key)
                 if entry and entry[0] == modified:
                     summary = Summary(**entry[1])
                 else:
@@ -69,16 +72,17 @@ def summaries(store: Store) -> dict[str, Summary]:
                     summary = _summary(StoredRun(stage, folder.name, Path(folder.path)))
                     changed = True
                     entry = [modified, asdict(summary)]
-                found[summary.signature] = summary
+                by_signature[summary.signature] = summary
                 if now - modified / 1e9 > SETTLED_SECONDS:
                     entries[key] = entry
-    if changed or len(entries) != len(before):
-        with contextlib.suppress(UserError, StageFailure):  # another's store that we may only read, or a full disk
+    if changed or len(entries) != len(indexed):
+        with contextlib.suppress(UserError, StageFailure):  # a read-only store, or a full disk
             write_json(path, {"format": FORMAT, "runs": entries})
-    return found
+    return by_signature
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """The entries of the index; none if it is missing, broken or of another format."""
     try:
         content = json.loads(path.read_text())
         return content["runs"] if content["format"] == FORMAT else {}
@@ -87,6 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _summary(run: StoredRun) -> Summary:
+    """The summary of a stage run from its files."""
     try:
         spec, state = run.spec, run.state
         result = run.result
@@ -94,19 +99,19 @@ def _summary(run: StoredRun) -> Summary:
         last = attempts[-1] if attempts else {}
         job = state.get("job") or {}
         return Summary(
-            run.stage,
-            run.signature,
-            "done" if result is not None else str(state.get("status", "missing")),
-            spec["labels"],
-            spec["parent"] and spec["parent"]["signature"],
-            spec["checkpoint"],
-            len(attempts),
-            last.get("started"),
-            result["seconds"] if result else None,
-            last.get("error"),
-            last.get("log") or job.get("log"),
-            job.get("id"),
+            stage=run.stage,
+            signature=run.signature,
+            status="done" if result is not None else str(state.get("status", "missing")),
+            labels=spec["labels"],
+            parent=spec["parent"] and spec["parent"]["signature"],
+            checkpoint=spec["checkpoint"],
+            attempts=len(attempts),
+            started=last.get("started"),
+            seconds=result["seconds"] if result else None,
+            error=last.get("error"),
+            log=last.get("log") or job.get("log"),
+            job=job.get("id"),
         )
     except (UserError, KeyError, TypeError) as error:
-        why = str(error) if isinstance(error, UserError) else f"{run.folder}/spec.json: it has no {error}"
-        return Summary(run.stage, run.signature, "corrupt", {}, None, None, 0, None, None, why, None, None)
+        reason = str(error) if isinstance(error, UserError) else f"{run.folder}/spec.json: it has no {error}"
+        return Summary(run.stage, run.signature, status="corrupt", error=reason)

@@ -1,19 +1,20 @@
-"""Which sweeps were launched into a store: `sweeps/ID.json`, one a sweep, written when it is launched.
+"""Records of the sweeps that were launched into a store: one `sweeps/ID.json` per sweep, written at the launch.
 
-A record keeps the override lists of the cells, so that the sweep can be planned again, and the graph without its
-configurations, so that `status` knows what is still to come without planning anything.
+A record holds the override lists of the cells, so that the sweep can be planned again, and the graph without
+configurations, so that `status` knows which stage runs are missing without planning anything.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.files import read_json, write_json
+from pipelines.files import read_json, sha256_of, write_json
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import FORMAT, Store
+
+KEYS = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
+"""What every record has."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class SweepRecord:
 
     identity: str
     name: str
-    """The named sweep, or empty for one typed by hand."""
+    """Name of the sweep in `conf/sweep`; empty if the overrides were typed."""
     jobs: list[list[str]]
-    """Override lists of its cells."""
+    """One list of overrides per cell."""
     launcher: str
     options: dict[str, Any]
-    """The launcher's own."""
+    """Options of the launcher."""
     launched: float
     cells: dict[str, list[str]]
     runs: dict[str, dict[str, Any]]
@@ -35,15 +36,21 @@ class SweepRecord:
 
 
 def record(
-    store: Store, plan: Plan, jobs: Sequence[Sequence[str]], name: str, launcher: str, options: dict[str, Any]
+    store: Store,
+    plan: Plan,
+    jobs: Sequence[Sequence[str]],
+    *,
+    name: str,
+    launcher: str,
+    options: dict[str, Any],
 ) -> SweepRecord:
-    """Write down that a sweep was launched; the same sweep again replaces its record."""
-    listed = [list(job) for job in jobs]
-    identity = hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()[:12]
+    """Record that a sweep was launched; launching the same sweep again replaces its record."""
+    overrides = [list(job) for job in jobs]
+    identity = sha256_of(sorted(overrides))[:12]
     content = {
         "format": FORMAT,
         "name": name,
-        "jobs": listed,
+        "jobs": overrides,
         "launcher": launcher,
         "options": options,
         "launched": time.time(),
@@ -53,10 +60,11 @@ def record(
     folder = store.root / "sweeps"
     folder.mkdir(exist_ok=True)
     write_json(folder / f"{identity}.json", content)
-    return _sweep(identity, content)
+    return _sweep_record(identity, content)
 
 
 def _graph_entry(run: StageRun) -> dict[str, Any]:
+    """A stage run without its configuration."""
     return {
         "stage": run.stage,
         "parent": run.parent and run.parent[1],
@@ -67,21 +75,18 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
     }
 
 
-KEYS = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
-
-
-def _sweep(identity: str, content: dict[str, Any]) -> SweepRecord:
+def _sweep_record(identity: str, content: dict[str, Any]) -> SweepRecord:
     return SweepRecord(identity, **{key: content[key] for key in KEYS})
 
 
 def records(store: Store) -> list[SweepRecord]:
     """Every recorded sweep, the newest last."""
-    way_out = "delete this file alone; the command that launched the sweep writes it again"
-    files = (store.root / "sweeps").glob("*.json")
-    found = [_sweep(path.stem, read_json(path, KEYS, way_out)) for path in files]
-    return sorted(found, key=lambda sweep: sweep.launched)
+    fix = "delete only this file; the command that launched the sweep writes it again"
+    paths = (store.root / "sweeps").glob("*.json")
+    sweeps = [_sweep_record(path.stem, read_json(path, KEYS, fix)) for path in paths]
+    return sorted(sweeps, key=lambda sweep: sweep.launched)
 
 
 def needed(sweeps: Iterable[SweepRecord]) -> set[str]:
-    """Signatures of all stage runs that some sweeps need."""
+    """Signatures of all stage runs that `sweeps` need."""
     return {signature for sweep in sweeps for signature in sweep.runs}

@@ -1,6 +1,6 @@
-"""What Slurm says of jobs: squeue first, then sacct where there is accounting. Works without a database.
+"""States of jobs in Slurm: from squeue, then from sacct for jobs that squeue has forgotten, if there is accounting.
 
-Jobs are named as arrays name them, `12_3`, or `12`.
+Jobs are named as in Slurm: `12_3` for task 3 of array 12, or `12`.
 """
 
 import re
@@ -14,102 +14,103 @@ from pipelines.errors import StageFailure
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING")
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING")
 
-MEANINGS = {
+EXPLANATIONS = {
     "NODE_FAIL": "its node failed",
     "OUT_OF_MEMORY": "it used more memory than it asked for; raise hydra.launcher.mem_gb",
     "TIMEOUT": "its time was up before it could save its state; raise hydra.launcher.time or signal_seconds",
-    "PREEMPTED": "a job of higher priority took its place",
+    "PREEMPTED": "a job of higher priority replaced it",
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline passed",
     "CANCELLED": "it was cancelled",
-    "FAILED": "its process ended badly",
+    "FAILED": "its process exited with an error",
     "COMPLETED": "it ended without leaving a result",
-    "GONE": "Slurm no longer knows the job, and there is no accounting to ask",
+    "GONE": "Slurm no longer knows the job, and it keeps no accounting",
 }
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as Slurm sees it."""
+    """The state of a job in Slurm."""
 
     name: str
-    """Slurm's word (`PENDING`, `NODE_FAIL`, ...), or `GONE` where it knows nothing of the job any more."""
+    """Slurm's name of the state (`PENDING`, `NODE_FAIL`, ...), or `GONE` if Slurm does not know the job any more."""
     reason: str = ""
 
     @property
-    def waits(self) -> bool:
-        """Whether it is in the queue."""
-        return self.name in WAITING and not self.blocked
+    def is_waiting(self) -> bool:
+        """Whether it is in the queue and can still start."""
+        return self.name in WAITING and not self.is_blocked
 
     @property
-    def runs(self) -> bool:
-        """Whether it is at work."""
+    def is_running(self) -> bool:
+        """Whether it is running, starting or ending."""
         return self.name in ACTIVE
 
     @property
-    def blocked(self) -> bool:
-        """Whether it can never start, since what it depends on went wrong."""
+    def is_blocked(self) -> bool:
+        """Whether it can never start, because a job that it depends on failed."""
         return self.reason == "DependencyNeverSatisfied"
 
     def __str__(self) -> str:
-        """Slurm's word and what it means."""
+        """The state, its reason and what to do about it."""
         detail = f" ({self.reason})" if self.reason not in ("", "None", "NonZeroExitCode") else ""
-        return f"{self.name}{detail}: {MEANINGS.get(self.name, 'so Slurm says')}"
+        return f"{self.name}{detail}: {EXPLANATIONS.get(self.name, 'a state of Slurm')}"
 
 
-def is_here() -> bool:
-    """Whether Slurm's commands are on this machine."""
+def is_slurm_installed() -> bool:
+    """Whether Slurm's commands are installed on this machine."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
 
 def slurm(command: Sequence[str]) -> str:
-    """The output of one of Slurm's commands; raises `StageFailure` with Slurm's own words."""
+    """The output of one of Slurm's commands; raises `StageFailure` with Slurm's message."""
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError as error:
-        raise StageFailure(f"{command[0]}: there is no such command here; this machine has no Slurm") from error
+        raise StageFailure(f"{command[0]}: the command does not exist; this machine has no Slurm") from error
     except subprocess.TimeoutExpired as error:
         raise StageFailure(f"{command[0]}: Slurm did not answer in two minutes") from error
-    if found.returncode:
-        raise StageFailure(own_words(found.stderr) or f"{command[0]} ended with exit code {found.returncode}")
-    return found.stdout
+    if finished.returncode:
+        message = slurm_message(finished.stderr) or f"{command[0]} failed with exit code {finished.returncode}"
+        raise StageFailure(message)
+    return finished.stdout
 
 
-def own_words(stderr: str) -> str:
-    """What one of Slurm's commands complained about, on one line."""
+def slurm_message(stderr: str) -> str:
+    """The message of one of Slurm's commands, on one line; empty if it printed none."""
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in stderr.splitlines() if line.strip()]
     return "Slurm says: " + "; ".join(dict.fromkeys(lines)) if lines else ""
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
-    """What Slurm knows of each of `jobs`; all are `GONE` on a machine without Slurm.
+    """The state of each of `jobs`; all are `GONE` on a machine without Slurm.
 
-    Raises `StageFailure` where Slurm does not answer: that says nothing about its jobs.
+    Raises `StageFailure` if Slurm does not answer, which says nothing about its jobs.
     """
     wanted = set(jobs)
-    found: dict[str, JobState] = {}
-    if wanted and is_here():
-        # All jobs, since naming one that Slurm has forgotten is an error; -r lists each task of an array.
+    states: dict[str, JobState] = {}
+    if wanted and is_slurm_installed():
+        # All jobs are listed, since naming a forgotten one is an error; -r lists each task of an array.
         for line in slurm(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r"]).splitlines():
             job, name, reason = [*line.split("|"), "", ""][:3]
             if job in wanted:
-                found[job] = JobState(name, reason)
-        missing = wanted - set(found)
+                states[job] = JobState(name, reason)
+        missing = wanted - set(states)
         if missing:
-            found |= _accounted(missing)
-    return {job: found.get(job, JobState("GONE")) for job in wanted}
+            states |= _accounted(missing)
+    return {job: states.get(job, JobState("GONE")) for job in wanted}
 
 
 def _accounted(jobs: set[str]) -> dict[str, JobState]:
-    """The same from the accounting database; nothing where there is none."""
+    """States from the accounting database, of the jobs that it knows; empty without accounting."""
     numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
     try:
         listing = slurm(["sacct", "-n", "-P", "-X", "-j", numbers, "--array", "-o", "JobID,State,Reason"])
     except StageFailure:
         return {}
-    found = {}
+    states = {}
     for line in listing.splitlines():
         job, name, reason = [*line.split("|"), "", ""][:3]
         if job in jobs and name:
-            found[job] = JobState(name.split()[0].rstrip("+"), "" if reason == "None" else reason)
-    return found
+            states[job] = JobState(name.split()[0].rstrip("+"), "" if reason == "None" else reason)
+    return states

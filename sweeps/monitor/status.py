@@ -1,8 +1,9 @@
-"""Where each stage run stands: our own records first, leases for what should be at work, then Slurm for its jobs."""
+"""The status of each stage run: from the store's records, then from leases if it should be running, then from Slurm."""
 
 import fnmatch
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from sweeps.store.leases import holder, server_time
 from sweeps.store.stage_runs import Store, StoredRun
 
 ORDER = ("failed", "corrupt", "interrupted", "cancelled", "blocked", "running", "queued", "missing", "done")
-"""What is shown first."""
+"""The order in which statuses are shown."""
 
 TROUBLE = ("failed", "corrupt")
 TAIL_LINES = 5
+TAIL_BYTES = 2**14
+"""How much of the end of a log is read to find its last lines."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Row:
     stage: str
     cell: str
     status: str
-    """`done`, `running`, `queued`, `missing` (nothing was begun), `failed`, `blocked` (an ancestor failed),
+    """`done`, `running`, `queued`, `missing` (never started), `failed`, `blocked` (an ancestor failed),
     `interrupted` (stopped, or its worker died), `cancelled`, `corrupt`."""
     labels: dict[str, Any]
     parent: str | None
@@ -40,126 +43,126 @@ class Row:
     step: int | None = None
     steps: int | None = None
     rate: float | None = None
-    """Tokens a second."""
+    """Tokens per second."""
     left: float | None = None
-    """Seconds."""
+    """Seconds to its last step."""
     error: str | None = None
     log: str | None = None
     job: str | None = None
     sweeps: list[str] = field(default_factory=list)
     reference: str | None = None
-    """What a control is matched to."""
+    """The stage run that a control is matched to."""
 
     @property
     def needs(self) -> list[str]:
-        """What must be done before: its parent, and a control's reference."""
+        """Signatures of the stage runs that must be done before: its parent, and the reference of a control."""
         return [signature for signature in (self.parent, self.reference) if signature]
 
     @property
     def title(self) -> str:
-        """Stage and cell, with what an evaluation measures."""
+        """Cell and stage, with the checkpoint that an evaluation measures."""
         measured = f"@{self.checkpoint}" if self.stage == "evaluate" else ""
         return f"{self.cell}:{self.stage}{measured}" + (f" {c}" if (c := self.labels.get("control")) else "")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The row as values that JSON can hold."""
         return {"stage_run": self.signature, "what": self.title, **asdict(self)}
 
 
 def rows(store: Store, filters: Sequence[str] = ()) -> list[Row]:
     """A row for every stage run that the store holds or a recorded sweep needs, and that `filters` select.
 
-    What is in trouble comes first. Raises `UserError` for a filter that is none, or that selects nothing.
+    They are ordered as in `ORDER`, failures first. Raises `UserError` for an unknown filter, or if nothing is selected.
     """
-    known = summaries(store)
-    found = select(_looked_after(store, _merge(known, records(store))), filters)
-    if filters and not found:
-        raise UserError(f"{' '.join(filters)}: no stage run in {store.root} is selected by that")
-    return sorted(found, key=lambda row: (ORDER.index(row.status), row.cell, _depth(row), row.checkpoint or ""))
+    selected = select(_updated(store, _merge(summaries(store), records(store))), filters)
+    if filters and not selected:
+        raise UserError(f"{' '.join(filters)}: no stage run in {store.root} matches")
+    return sorted(
+        selected, key=lambda row: (ORDER.index(row.status), row.cell, STAGES.index(row.stage), row.checkpoint or "")
+    )
 
 
-def _depth(row: Row) -> int:
-    return STAGES.index(row.stage)
-
-
-def _merge(known: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Row]:
+def _merge(stored: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Row]:
     """Stage runs of the store and of the recorded sweeps, each once."""
-    of: dict[str, list[str]] = {}
+    # What the sweeps need, and which of them needs it.
+    sweep_names: dict[str, list[str]] = {}
     planned: dict[str, dict[str, Any]] = {}
     for sweep in sweeps:
         for signature, entry in sweep.runs.items():
             planned[signature] = entry
-            of.setdefault(signature, []).append(sweep.name or sweep.identity)
-    merged = []
-    for signature, entry in planned.items():
-        if signature not in known:
-            labels = entry["labels"]
-            merged.append(
-                Row(
-                    signature,
-                    entry["stage"],
-                    cell_of(labels),
-                    "missing",
-                    labels,
-                    entry["parent"],
-                    entry["checkpoint"],
-                    steps=entry["steps"],
-                    sweeps=of[signature],
-                    reference=entry.get("reference"),
-                )
-            )
-    for signature, summary in known.items():
-        merged.append(
-            Row(
-                signature,
-                summary.stage,
-                cell_of(summary.labels),
-                summary.status,
-                summary.labels,
-                summary.parent,
-                summary.checkpoint,
-                summary.attempts,
-                summary.seconds,
-                steps=planned.get(signature, {}).get("steps"),
-                error=summary.error if summary.status != "done" else None,
-                log=summary.log,
-                job=summary.job,
-                sweeps=of.get(signature, []),
-                reference=planned.get(signature, {}).get("reference"),
-            )
+            sweep_names.setdefault(signature, []).append(sweep.name or sweep.identity)
+
+    missing = [
+        Row(
+            signature,
+            stage=entry["stage"],
+            cell=cell_of(entry["labels"]),
+            status="missing",
+            labels=entry["labels"],
+            parent=entry["parent"],
+            checkpoint=entry["checkpoint"],
+            steps=entry["steps"],
+            sweeps=sweep_names[signature],
+            reference=entry.get("reference"),
         )
-    return merged
+        for signature, entry in planned.items()
+        if signature not in stored
+    ]
+    existing = [
+        Row(
+            signature,
+            stage=summary.stage,
+            cell=cell_of(summary.labels),
+            status=summary.status,
+            labels=summary.labels,
+            parent=summary.parent,
+            checkpoint=summary.checkpoint,
+            attempts=summary.attempts,
+            seconds=summary.seconds,
+            steps=planned.get(signature, {}).get("steps"),
+            error=summary.error if summary.status != "done" else None,
+            log=summary.log,
+            job=summary.job,
+            sweeps=sweep_names.get(signature, []),
+            reference=planned.get(signature, {}).get("reference"),
+        )
+        for signature, summary in stored.items()
+    ]
+    return missing + existing
 
 
 KEYS = ("model", "objective", "seed", "scale", "sweep", "stage", "status", "checkpoint", "signature")
+"""What `key=value` filters can select by."""
 
 
-def select(found: list[Row], filters: Sequence[str]) -> list[Row]:
-    """The rows that all filters select: `key=glob,glob`, `CELL`, `CELL:stage` (globs), or a signature's beginning."""
+def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
+    """The rows that all filters select: `key=glob,glob`, `CELL`, `CELL:stage` (globs), or the start of a signature."""
+    selected = candidates
     for text in filters:
         if "=" in text and "/" not in text.split("=")[0]:
             key, _, wanted = text.lstrip("+").partition("=")
             if key not in KEYS:
-                raise UserError(f"{text}: {key} is nothing to select by; {nearest(key, KEYS)}")
+                raise UserError(f"{text}: unknown key {key}; {nearest(key, KEYS)}")
             if key == "status":
                 for word in wanted.split(","):
                     if word not in ORDER:
-                        raise UserError(f"status={word}: there is no such status; {nearest(word, ORDER)}")
-            found = [row for row in found if _matches(row, key, wanted.split(","))]
+                        raise UserError(f"status={word}: unknown status; {nearest(word, ORDER)}")
+            selected = [row for row in selected if _matches(row, key, wanted.split(","))]
         else:
             cell, _, stage = text.partition(":")
             stage, _, checkpoint = stage.partition("@")
-            found = [
+            selected = [
                 row
-                for row in found
+                for row in selected
                 if (fnmatch.fnmatchcase(row.cell, cell) or (len(cell) >= 4 and row.signature.startswith(cell)))
                 and fnmatch.fnmatchcase(row.stage, stage or "*")
                 and fnmatch.fnmatchcase(row.checkpoint or "", checkpoint or "*")
             ]
-    return found
+    return selected
 
 
-def _matches(row: Row, key: str, wanted: list[str]) -> bool:
+def _matches(row: Row, key: str, globs: list[str]) -> bool:
+    """Whether a value of the row for `key` matches one of `globs`."""
     values = {
         "sweep": [*row.sweeps, str(row.labels.get("sweep", ""))],
         "stage": [row.stage],
@@ -167,71 +170,74 @@ def _matches(row: Row, key: str, wanted: list[str]) -> bool:
         "checkpoint": [row.checkpoint or ""],
         "signature": [row.signature],
     }.get(key, [str(row.labels.get(key, ""))])
-    return any(fnmatch.fnmatchcase(value, glob) for value in values for glob in wanted)
+    return any(fnmatch.fnmatchcase(value, glob) for value in values for glob in globs)
 
 
-def _looked_after(store: Store, found: list[Row]) -> list[Row]:
-    """The rows with the statuses that leases and Slurm give them, progress for those at work, blocked ones marked."""
-    live = [row for row in found if row.status in ("running", "interrupted", "queued")]
+def _updated(store: Store, merged: list[Row]) -> list[Row]:
+    """The rows with the statuses that leases and Slurm give, the progress of running ones, and blocked ones marked."""
+    # Stage runs whose recorded status may be out of date.
+    live = [row for row in merged if row.status in ("running", "interrupted", "queued")]
     now = server_time(store.root) if live else 0.0
-    states = _states(row.job for row in live if row.job)
-    looked = {row.signature: _look(store, row, states, now) for row in live}
-    found = [looked.get(row.signature, row) for row in found]
-    trouble = {row.signature for row in found if row.status in (*TROUBLE, "cancelled", "blocked")}
-    by_signature = {row.signature: row for row in found}
+    states = _slurm_states(row.job for row in live if row.job)
+    checked = {row.signature: _checked(store, row, states=states, now=now) for row in live}
+    current = {row.signature: checked.get(row.signature, row) for row in merged}
+
+    # Missing ones are blocked if something that they need, directly or not, cannot be done.
+    stuck = {row.signature for row in current.values() if row.status in (*TROUBLE, "cancelled", "blocked")}
 
     def is_blocked(row: Row) -> bool:
-        return any(need in trouble or (need in by_signature and is_blocked(by_signature[need])) for need in row.needs)
+        return any(need in stuck or (need in current and is_blocked(current[need])) for need in row.needs)
 
-    return [Row(**{**vars(row), "status": "blocked"}) if row.status == "missing" and is_blocked(row) else row
-            for row in found]  # fmt: skip
+    return [
+        replace(row, status="blocked") if row.status == "missing" and is_blocked(row) else row
+        for row in current.values()
+    ]
 
 
-def _states(jobs: Iterable[str]) -> dict[str, JobState] | None:
-    """What Slurm says; None where it does not answer."""
+def _slurm_states(jobs: Iterable[str]) -> dict[str, JobState] | None:
+    """The states of jobs; None if Slurm does not answer."""
     try:
         return job_states(jobs)
     except StageFailure:
         return None
 
 
-def _look(store: Store, row: Row, states: dict[str, JobState] | None, now: float) -> Row:
-    """One stage run that should be queued or at work."""
+def _checked(store: Store, row: Row, *, states: dict[str, JobState] | None, now: float) -> Row:
+    """The row of a stage run that is recorded as queued, running or interrupted, with its status now."""
     stored = store.run(row.stage, row.signature)
-    held = holder(stored.folder, now)
-    change: dict[str, Any] = {}
-    if held and held.alive:
-        change = {"status": "running", "error": None, **_progress(stored, row)}
-    elif row.status == "interrupted":
-        pass  # stopped in order; its job is over
-    elif row.job and states is not None:
-        change = _by_slurm(row, states[row.job])
-    elif row.status == "running":
-        change = {"status": "interrupted", "error": "its worker died without a word"}
-    return Row(**{**vars(row), **change})
+    lease = holder(stored.folder, now)
+    if lease and lease.alive:
+        return replace(row, status="running", error=None, **_progress(stored, row))
+    if row.status == "interrupted":
+        return row  # its worker recorded the end itself, so its job is over
+    if row.job and states is not None:
+        return replace(row, **_status_from_slurm(row, states[row.job]))
+    if row.status == "running":
+        return replace(row, status="interrupted", error="its worker died without an error message")
+    return row
 
 
-def _by_slurm(row: Row, state: JobState) -> dict[str, Any]:
-    """What a job without a living worker comes to."""
-    if state.waits:
+def _status_from_slurm(row: Row, state: JobState) -> dict[str, Any]:
+    """Status and error of a stage run whose job has no live worker."""
+    if state.is_waiting:
         return {"status": "queued", "error": None}
-    if state.runs:
-        return {"status": "running", "error": None}  # it is starting, or ending
-    if state.blocked:
+    if state.is_running:
+        return {"status": "running", "error": None}  # its worker is about to start or has just ended
+    if state.is_blocked:
         return {"status": "blocked", "error": None}
     if state.name == "CANCELLED":
         return {"status": "cancelled", "error": None}
-    said = f"{state}; job {row.job}"
     lines = tail(Path(row.log)) if row.log else []
-    return {"status": "failed", "error": said + (f"; its log ends: {' | '.join(lines)}" if lines else "")}
+    end_of_log = f"; its log ends: {' | '.join(lines)}" if lines else ""
+    return {"status": "failed", "error": f"{state}; job {row.job}{end_of_log}"}
 
 
 def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
-    """The last lines of a log that say something."""
+    """The last lines of a log that are not empty; none if it cannot be read."""
     try:
         with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 16_384))
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
@@ -239,10 +245,10 @@ def tail(path: Path, count: int = TAIL_LINES) -> list[str]:
 
 
 def _progress(stored: StoredRun, row: Row) -> dict[str, Any]:
-    """How far a stage run at work is, from its ledger."""
-    last = stored.last_row()
+    """Step, speed and time left of a running stage run, from its ledger."""
+    newest = stored.last_row()
     return {
-        "step": int(last.get("step") or 0),
-        "rate": last.get("tokens_per_second"),
+        "step": int(newest.get("step") or 0),
+        "rate": newest.get("tokens_per_second"),
         "left": stored.time_left(row.steps) if row.steps else None,
     }

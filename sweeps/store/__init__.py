@@ -1,1 +1,1 @@
-"""The store on disk: folders of stage runs by signature, and the leases that keep two writers apart."""
+"""The store on disk: folders of stage runs by signature, and the leases that give each folder one writer."""

@@ -1,14 +1,14 @@
-"""Who may write a folder: leases with heartbeats, numbered so that a writer that lost its lease can do no harm.
+"""Leases decide who may write to a folder; they are numbered, so that a writer that lost its lease can do no harm.
 
-Only operations that are atomic on NFS as well are relied on: link and rename. The n-th lease on a folder is the file
-`leases/n.json`, made by a hard link, so that of two who want it one gets it. Its holder touches it every few seconds,
-and adds `leases/n.released` in the end. A lease is dead when it is released, when its process is gone (seen from the
-same machine), or when its heartbeat is old by the file server's own clock. Whoever finds the newest lease dead may make
-the next.
+Only link and rename are relied on, which are atomic on NFS too. The n-th lease on a folder is the file `leases/n.json`,
+made by a hard link, so that exactly one of several claimants gets it. Its holder touches the file every few seconds
+(the heartbeat), and adds `leases/n.released` at the end. A lease is dead when it is released, when its process is gone
+(seen from the same machine), or when its heartbeat is old by the file server's clock. If the newest lease is dead,
+anyone may make the next.
 
 Fencing: the holder of lease n works in the folder `work-n`, and the holder of lease n+1 begins by renaming that to
-`work-n+1`. A writer that slept through its lease finds its folder gone and fails; everything it publishes leaves its
-folder by a rename, which fails too.
+`work-n+1`. A writer that was suspended past the end of its lease finds its folder gone and fails; publishing moves
+files out of that folder, which fails too.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ EXPIRY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lease, so that it can be looked for."""
+    """The process that holds a lease, described so that others can check whether it is alive."""
 
     host: str
     boot: str
-    """Which start of which machine, and which space of process numbers in it."""
+    """Identifies the boot of the machine and the namespace of process ids in it."""
     pid: int
     began: int
-    """Start time of the process in the kernel's ticks: process numbers come round again."""
+    """Start time of the process in the kernel's ticks, since process ids are used again."""
     job: str | None
-    """Slurm job, if it is one."""
+    """Number of its Slurm job, if any."""
     user: str
 
     @classmethod
@@ -51,11 +51,14 @@ class Owner:
             array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
             job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
         user = os.environ.get("USER") or str(os.getuid())
-        return cls(socket.gethostname(), _machine(), os.getpid(), _began(os.getpid()) or 0, job, user)
+        return cls(
+            socket.gethostname(), boot=_boot(), pid=os.getpid(), began=_start_time(os.getpid()) or 0, job=job, user=user
+        )
 
 
 @cache
-def _machine() -> str:
+def _boot() -> str:
+    """`Owner.boot` of this process."""
     parts = []
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -66,8 +69,8 @@ def _machine() -> str:
     return "/".join(parts)
 
 
-def _began(pid: int) -> int | None:
-    """Start time of a living process; None where it is gone or a zombie."""
+def _start_time(pid: int) -> int | None:
+    """Start time of a live process in ticks; None if it is gone or a zombie."""
     try:
         values = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -81,7 +84,7 @@ class Holder:
 
     number: int
     owner: Owner | None
-    """None where the file is not readable: it is being made, or was cut short by a power cut."""
+    """None if the file is not readable: a power cut truncated it."""
     released: bool
     age: float
     """Seconds since the last heartbeat, by the file server's clock."""
@@ -91,15 +94,15 @@ class Holder:
         """Whether its writer may still write."""
         if self.released:
             return False
-        if self.owner and self.owner.boot == _machine() and self.owner.host == socket.gethostname():
-            return _began(self.owner.pid) == self.owner.began
+        if self.owner and self.owner.boot == _boot() and self.owner.host == socket.gethostname():
+            return _start_time(self.owner.pid) == self.owner.began
         if self.owner and self.owner.job and self.owner.job == Owner.myself().job:
-            return False  # this job's own life before it was requeued
+            return False  # it is an earlier run of this job, before it was requeued
         return self.age < EXPIRY_SECONDS
 
 
 def holder(folder: Path, now: float | None = None) -> Holder | None:
-    """The newest lease on `folder`, or None where there was never one; `now` is the file server's time if known."""
+    """The newest lease on `folder`, or None if there has never been one. `now` is the file server's time, if known."""
     leases = folder / "leases"
     try:
         names = os.listdir(leases)
@@ -111,7 +114,7 @@ def holder(folder: Path, now: float | None = None) -> Holder | None:
     path = leases / f"{number:06d}.json"
     owner, touched = None, 0.0
     try:
-        with path.open() as file:  # opening makes an NFS client ask the server for the file's times
+        with path.open() as file:  # on NFS, opening a file fetches its times from the server
             touched = os.fstat(file.fileno()).st_mtime
             owner = Owner(**json.load(file))
     except FileNotFoundError:
@@ -123,7 +126,7 @@ def holder(folder: Path, now: float | None = None) -> Holder | None:
 
 
 def server_time(folder: Path) -> float:
-    """The time by the clock of the server that keeps `folder`; this machine's where nothing can be written there."""
+    """The time by the clock of the server that stores `folder`; by this machine's if `folder` is not writable."""
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     try:
         probe.touch()
@@ -136,7 +139,7 @@ def server_time(folder: Path) -> float:
 
 
 class Lease:
-    """The right to write a folder, with a thread that keeps it up."""
+    """The right to write to a folder, with a thread that sends heartbeats."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
@@ -147,16 +150,16 @@ class Lease:
 
     @property
     def work(self) -> Path:
-        """Where its holder writes."""
+        """The folder that its holder writes to."""
         return self.folder / f"work-{self.number:06d}"
 
     @property
     def lost(self) -> bool:
-        """Whether another was seen to have taken the folder over, at the last heartbeat; costs nothing to ask."""
+        """Whether another process had taken the folder over at the last heartbeat; cheap, reads no file."""
         return self._lost.is_set()
 
-    def is_mine(self) -> bool:
-        """Whether no other has taken the folder over, by a look at it now."""
+    def is_valid(self) -> bool:
+        """Whether no other process has taken the folder over, by a look at the folder now."""
         return not self._superseded()
 
     def _path(self, number: int) -> Path:
@@ -174,12 +177,12 @@ class Lease:
             except FileNotFoundError:
                 self._lost.set()
             except OSError:
-                continue  # the server does not answer: the lease may run out, and then another's number shows it
+                continue  # the server does not answer; if the lease expires meanwhile, the next lease's file shows it
             if self._superseded():
                 return
 
     def release(self) -> None:
-        """Give the folder free."""
+        """Let others claim the folder."""
         self._stop.set()
         with contextlib.suppress(OSError):
             self._path(self.number).with_suffix(".released").touch()
@@ -192,9 +195,9 @@ class Lease:
 
 
 def claim(folder: Path) -> Lease | None:
-    """A lease on `folder`, whose work so far is its own now; None while another holds it.
+    """A lease on `folder`, which takes over the unfinished work in it; None while another process holds one.
 
-    Raises `OSError` where the folder cannot be written.
+    Raises `OSError` if the folder is not writable.
     """
     leases = folder / "leases"
     leases.mkdir(parents=True, exist_ok=True)
@@ -203,29 +206,30 @@ def claim(folder: Path) -> Lease | None:
         if newest and newest.alive:
             return None
         number = newest.number + 1 if newest else 1
-        beside = leases / f".{uuid.uuid4().hex}"
+        # The content is complete before the link gives it the name that counts.
+        temporary = leases / f".{uuid.uuid4().hex}"
         try:
-            with beside.open("w") as file:
+            with temporary.open("w") as file:
                 json.dump(asdict(Owner.myself()), file)
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(FileExistsError):
-                os.link(beside, leases / f"{number:06d}.json")
-            mine = beside.stat().st_nlink == 2  # an answer may be lost on its way; the count of links is not
+                os.link(temporary, leases / f"{number:06d}.json")
+            is_ours = temporary.stat().st_nlink == 2  # reliable even if the answer to `link` was lost on NFS
         finally:
-            beside.unlink(missing_ok=True)
-        if mine:
+            temporary.unlink(missing_ok=True)
+        if is_ours:
             lease = Lease(folder, number)
             _take_over(folder, lease.work)
             return lease
 
 
 def _take_over(folder: Path, work: Path) -> None:
-    """Rename the newest work of those before to `work`, away from under whoever may still write there."""
-    before = sorted(path for path in folder.glob("work-*") if path != work)
-    for path in before[:-1]:
+    """Rename the newest folder of earlier leases to `work`, so that no earlier holder can write there any more."""
+    earlier = sorted(path for path in folder.glob("work-*") if path != work)
+    for path in earlier[:-1]:
         shutil.rmtree(path, ignore_errors=True)
-    if before:
-        before[-1].rename(work)
+    if earlier:
+        earlier[-1].rename(work)
     else:
         work.mkdir(exist_ok=True)

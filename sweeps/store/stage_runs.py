@@ -1,7 +1,7 @@
 """The store: plain folders of stage runs by signature, and what can be read from them.
 
-A stage run is done when its `result.json` is there, which comes last. Files are written beside and renamed, so that a
-reader never sees half a file; leases (`sweeps.store.leases`) keep two writers apart, on NFS too.
+A stage run is done once its `result.json` exists, which is written last. Files are replaced atomically, so that a
+reader never sees half a file; leases (`sweeps.store.leases`) ensure that each folder has one writer, on NFS too.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from sweeps.store.leases import holder
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
 TAIL_BYTES = 2**16
-"""Of a ledger, what is read to see how it goes."""
+"""How much of the end of a ledger is read to see its progress."""
 
 
-def place(root: str | Path) -> Path:
-    """The folder that `store=root` names; `~` is one's home."""
+def store_path(root: str | Path) -> Path:
+    """The absolute path of the folder that `store=root` names; `~` is the user's home."""
     return Path(root).expanduser().absolute()
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One stage run's folder, read when asked."""
+    """One stage run's folder; each file is read when it is first used."""
 
     stage: str
     signature: str
@@ -39,7 +39,7 @@ class StoredRun:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The configuration, parent and environment; raises `UserError` where the file is corrupt."""
+        """The configuration, parent and environment; raises `UserError` if the file is corrupt."""
         return self._read("spec.json", ("stage", "version", "config", "parent", "checkpoint", "labels"))
 
     @cached_property
@@ -47,13 +47,13 @@ class StoredRun:
         """Status and attempts; empty before the first attempt."""
         return self._read("state.json", ("status",)) if (self.folder / "state.json").exists() else {}
 
-    def again(self) -> "StoredRun":
-        """The same stage run, to be read anew."""
+    def reread(self) -> "StoredRun":
+        """The same stage run, to be read from the disk again."""
         return StoredRun(self.stage, self.signature, self.folder)
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
-        """Metrics, measurements and file hashes of a finished stage run, else None."""
+        """Metrics, measurements and file hashes of a finished stage run; None for others."""
         return self._read("result.json", ("seconds",)) if (self.folder / "result.json").exists() else None
 
     def _read(self, name: str, keys: Iterable[str]) -> dict[str, Any]:
@@ -72,26 +72,28 @@ class StoredRun:
         return status
 
     def is_held(self) -> bool:
-        """Whether a living writer holds the folder."""
+        """Whether a live process holds the lease on the folder."""
         held = holder(self.folder)
         return held is not None and held.alive
 
     @property
     def work(self) -> Path:
-        """Where its files are: the folder itself once it is done, before that the folder of its newest attempt."""
+        """The folder of its files: its own once it is done, before that the one of its newest attempt."""
         if (self.folder / "result.json").exists():
             return self.folder
         return max(self.folder.glob("work-*"), default=self.folder)
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Every metric row in order. A last line that a kill cut short is left out; any other broken line is a
-        `UserError` naming file and line."""
+        """Every metric row in order, without a last line that a kill cut short.
+
+        Raises `UserError`, naming file and line, for any other broken line.
+        """
         path = self.work / "ledger.jsonl"
         if not path.exists():
             return []
         rows = []
         lines = path.read_text(errors="replace").split("\n")
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+        for number, line in enumerate(lines[:-1], start=1):  # a line is complete once it has its newline
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
@@ -102,7 +104,7 @@ class StoredRun:
         return rows
 
     def newest_rows(self) -> list[dict[str, Any]]:
-        """The newest finished ledger rows in order, read from the file's end: cheap enough to poll."""
+        """The newest complete ledger rows in order, read from the end of the file: cheap enough to poll."""
         try:
             with (self.work / "ledger.jsonl").open("rb") as file:
                 file.seek(0, os.SEEK_END)
@@ -112,24 +114,24 @@ class StoredRun:
             return []
         rows = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # the first is cut where the file is longer
+            with contextlib.suppress(ValueError):  # the first line is cut if the file is longer
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
 
     def last_row(self) -> dict[str, Any]:
-        """The newest finished ledger row; empty before the first."""
+        """The newest complete ledger row; empty before the first."""
         return (self.newest_rows() or [{}])[-1]
 
     def time_left(self, steps: int) -> float | None:
-        """Seconds to the last of `steps` at the pace of the newest attempt; None before that can be told."""
+        """Seconds to the last of `steps` at the pace of the newest attempt; None if it has no pace yet."""
         attempts = self.state.get("attempts")
         if not attempts:
             return None
-        began = attempts[-1]["started"]
+        started = attempts[-1]["started"]
         newest = (row for row in self.newest_rows() if "step" in row)
-        rows = [row for row in newest if row.get("time", 0.0) >= began]  # earlier attempts did the steps before
+        rows = [row for row in newest if row.get("time", 0.0) >= started]  # the others are of earlier attempts
         if len(rows) == 1 and len(attempts) == 1:
-            rows.insert(0, {"step": 0, "time": began})
+            rows.insert(0, {"step": 0, "time": started})  # the attempt itself gives the time of step 0
         done = rows[-1]["step"] - rows[0]["step"] if rows else 0
         if done <= 0:
             return None
@@ -145,53 +147,54 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path) -> "Store":
-        """The store at `root`; raises `UserError` where there is none or it is of another format."""
-        path = place(root)
+        """The store at `root`; raises `UserError` if `root` is not a store or has another format."""
+        path = store_path(root)
         if not path.is_dir():
-            raise UserError(f"store={root}: there is no such folder; run a sweep first, or name another store")
+            raise UserError(f"store={root}: the folder does not exist; run a sweep first, or name another store")
         marker = path / "STORE.json"
         if not marker.exists():
             raise UserError(
-                f"store={root}: the folder is no store (it has no STORE.json); name a store or an empty folder"
+                f"store={root}: the folder is not a store (it has no STORE.json); name a store or an empty folder"
             )
-        found = read_json(
+        store_format = read_json(
             marker, (), f'write {{"format": {FORMAT}}} into it again if this is a store, or name another folder'
         ).get("format")
-        if found != FORMAT:
+        if store_format != FORMAT:
             raise UserError(
-                f"store={root}: its format is {found!r} and this version reads {FORMAT}; "
+                f"store={root}: its format is {store_format!r} and this version reads {FORMAT}; "
                 "use the version of shaping that wrote it, or another store"
             )
         return cls(path)
 
     @classmethod
     def create(cls, root: str | Path) -> "Store":
-        """The store at `root`, made if the folder is new or empty; raises `UserError` where it cannot be one."""
-        path = place(root)
+        """The store at `root`, created if the folder is new or empty; raises `UserError` if it cannot be one."""
+        path = store_path(root)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            fresh = all(entry.name.startswith(".STORE.json") for entry in path.iterdir())  # or another is making it
+            # A temporary file means that another command is creating the store at this moment.
+            is_new = all(entry.name.startswith(".STORE.json") for entry in path.iterdir())
         except FileExistsError as error:
             raise UserError(f"store={root}: it is a file; name a folder") from error
         except OSError as error:
             raise cannot_write(path, error) from error
-        if fresh:
+        if is_new:
             write_json(path / "STORE.json", {"format": FORMAT})
         store = cls.open(path)
         if not os.access(path, os.W_OK):
-            raise UserError(f"store={root}: it cannot be written; name another with store=PATH")
+            raise UserError(f"store={root}: it is not writable; name another with store=PATH")
         return store
 
     def run(self, stage: str, signature: str) -> StoredRun:
-        """The stage run of that signature, whether its folder is there or not."""
+        """The stage run of that signature, whether its folder exists or not."""
         return StoredRun(stage, signature, self.root / stage / signature)
 
     def runs(self) -> Iterator[StoredRun]:
-        """Every stage run that has a spec, ordered by stage and signature."""
+        """Every stage run that has a `spec.json`, ordered by stage and signature."""
         for spec in sorted(self.root.glob("*/*/spec.json")):
             yield StoredRun(spec.parent.parent.name, spec.parent.name, spec.parent)
 
     @property
     def cache(self) -> Path:
-        """Tokenizers and tokens by content hash."""
+        """Where tokenizers and tokens are kept by content hash."""
         return self.root / "cache"

@@ -196,7 +196,7 @@ def test_mistyped_options_are_named(arguments: list[str], message: str) -> None:
 def test_no_store_is_said(tmp_path: Path, shaping_run: Command) -> None:
     finished = shaping_run("store=nowhere", cwd=tmp_path, module="analysis.reproduce")
     assert finished.returncode == 2
-    assert "store=nowhere: there is no such folder; run a sweep first" in finished.stderr
+    assert "store=nowhere: the folder does not exist; run a sweep first" in finished.stderr
     assert list(tmp_path.iterdir()) == []
 
 

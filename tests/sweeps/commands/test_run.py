@@ -139,7 +139,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "type the same command again to go on" in output
+    assert "run the same command again to resume" in output
     assert "Traceback" not in output
     until(lambda: not processes_in(tmp_path), 10)
     statuses = {run.status for run in Store.open(tmp_path / "store").runs()}
@@ -172,19 +172,19 @@ def test_a_failure_blocks_only_what_needs_it(study: Path, shaping_run: Command, 
         (["hydra.launcher.worker=1"], "did you mean 'hydra.launcher.workers'"),
         (["seed=[1"], "seed=[1: it is not of the form key=value"),
         (["seed"], "seed: it is not of the form key=value"),
-        (["store=one,two"], "one command writes to one store"),
+        (["store=one,two"], "a command can write to only one store"),
         (["hydra.launcher.partition=gpu"], "it is a key of hydra/launcher=slurm; add hydra/launcher=slurm"),
         (["hydra/launcher=slurm", "hydra.launcher.workers=2"], "it is a key of hydra/launcher=local"),
         (["hydra/launcher=slurm", "hydra.launcher.grpo.nodse=2"], "did you mean 'hydra.launcher.grpo.nodes'"),
         (["hydra/launcher=slurm", "hydra.launcher.extra.wckey=us"], "+hydra.launcher.extra.wckey=... adds it"),
         (["pretrain.mixture.chian3=1"], "did you mean 'pretrain.mixture.chain3'"),
         (["evaluation.benchmarks.Chain3.items=1"], "did you mean 'evaluation.benchmarks.Chain-3'"),
-        (["--debg"], "--debg: there is no such flag; did you mean '--debug'"),
+        (["--debg"], "--debg: unknown flag; did you mean '--debug'"),
         (["--cfg=jbo"], "--cfg/-c: invalid choice: 'jbo'"),
-        (["--run"], "--run: shaping-run always plans a graph"),
+        (["--run"], "--run: shaping-run always runs what is missing"),
         (["--resolve"], "add --cfg=job"),
-        (["--cfg=job", "--info"], "--cfg, --info: they go one at a time"),
-        (["seed=1", "--cfg=job", "seed=2"], "seed=2: overrides stand together"),
+        (["--cfg=job", "--info"], "--cfg, --info: they cannot be combined"),
+        (["seed=1", "--cfg=job", "seed=2"], "seed=2: write all overrides together"),
     ],
 )
 def test_mistakes_exit_with_2_and_write_nothing(
@@ -204,7 +204,7 @@ def test_a_machine_without_slurm_is_told_before_anything_is_written(
     monkeypatch.setenv("PATH", str(tmp_path))
     finished = shaping_run("hydra/launcher=slurm", cwd=tmp_path)
     assert finished.returncode == 2
-    assert "hydra/launcher=slurm: there is no sbatch on this machine" in finished.stderr
+    assert "hydra/launcher=slurm: sbatch is not installed on this machine" in finished.stderr
     assert list(tmp_path.iterdir()) == []
 
 

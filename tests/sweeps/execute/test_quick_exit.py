@@ -33,7 +33,7 @@ ENDS = ["pass", "sys.exit()", "sys.exit(0)", "sys.exit(3)", "sys.exit('a word')"
 
 @pytest.mark.parametrize("end", ENDS)
 def test_status_output_threads_and_handlers_are_those_of_any_program(end: str) -> None:
-    status, output, complaint = end_of(end, "from sweeps.execute.quick_exit import ends_at_once\nwith ends_at_once():")
+    status, output, complaint = end_of(end, "from sweeps.execute.quick_exit import quick_exit\nwith quick_exit():")
     plain = end_of(end, "if True:")
     assert output + "taken down\n" == plain[1] == "work thread\nexit handler\ntaken down\n"
     assert complaint == plain[2]

@@ -63,9 +63,9 @@ def test_a_failure_blocks_its_descendants_alone_and_retry_finishes(cluster: Clus
     assert cluster.finished(tmp_path) == {"done": 6, "failed": 1, "blocked": 5}
     shown = cluster.sweeps(tmp_path, "status")
     assert shown.returncode == 1
-    assert "RuntimeError: told to fail" in shown.stdout
+    assert "RuntimeError: asked to fail" in shown.stdout
     assert {row["cell"] for row in cluster.status(tmp_path, "status=failed,blocked")} == {"nano/precision/seed1"}
-    assert "told to fail" in cluster.sweeps(tmp_path, "logs", "nano/precision/seed1:pretrain").stdout
+    assert "asked to fail" in cluster.sweeps(tmp_path, "logs", "nano/precision/seed1:pretrain").stdout
     retried = cluster.sweeps(tmp_path, "retry", "objective=precision")
     assert retried.returncode == 0, retried.stderr
     assert cluster.finished(tmp_path) == {"done": 12}

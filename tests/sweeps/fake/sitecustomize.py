@@ -1,12 +1,12 @@
-"""Puts stages that take no time in the place of the real ones, in every Python that has this folder on PYTHONPATH.
+"""Replaces the stages by ones that take no time, in every Python that has this folder on its PYTHONPATH.
 
-So commands, workers and Slurm jobs are all real, and only the training is not: `pipelines.stages` is replaced before
-anything imports it, and no torch is loaded. What a stage does here can be set by environment variables:
+So commands, workers and Slurm jobs are real, and only the training is not: `pipelines.stages` is replaced before
+anything imports it, and torch is not loaded. Environment variables control what a stage does:
 
-    FAKE_SECONDS   how long it works (default 0), asking all the while whether to stop
-    FAKE_FAIL      a word; stage runs whose spec holds it fail
-    FAKE_DIE       a word; stage runs whose spec holds it kill their own process
-    FAKE_BYTES     the size of its checkpoint (default that of the signature)
+    FAKE_SECONDS   how long it runs (default 0); it checks all the time whether to stop
+    FAKE_FAIL      a string; stage runs whose spec contains it fail
+    FAKE_DIE       a string; stage runs whose spec contains it kill their own process
+    FAKE_BYTES     size of its checkpoint (by default that of the signature)
 """
 
 import json
@@ -18,41 +18,46 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 
-def run_stage(spec, folder, parent, root, tracking, interrupted=lambda: False, reference=None):
-    from pipelines.errors import Interrupted
-
+def run_stage(spec, *, folder, parent, reference, interrupted, **_):
     text = json.dumps(spec)
-    print(f"at work on {spec['signature']}", file=sys.stderr, flush=True)
+    print(f"working on {spec['signature']}", file=sys.stderr, flush=True)
     if os.environ.get("FAKE_FAIL", "nothing at all") in text:
-        raise RuntimeError("told to fail")
+        raise RuntimeError("asked to fail")
     if os.environ.get("FAKE_DIE", "nothing at all") in text:
         print("about to die", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if parent is not None:
         assert (parent / "result.json").exists(), "started before its parent was done"
     if reference is not None:
-        assert (reference / "result.json").exists(), "started before what it is matched to was done"
+        assert (reference / "result.json").exists(), "started before its reference was done"
+    seconds_before = work(folder, interrupted)
+    if spec["stage"] != "evaluate":
+        checkpoint = folder / "checkpoints" / "step-000001"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "weights").write_text(spec["signature"] + " " * int(os.environ.get("FAKE_BYTES", 0)))
+    return {"metrics": {"resumed": seconds_before}, "measurements": []}
+
+
+def work(folder, interrupted):
+    """Let FAKE_SECONDS pass; returns how many of them an earlier attempt had done."""
+    from pipelines.errors import Interrupted
+
     state = folder / "resume" / "state.json"
-    done = json.loads(state.read_text()) if state.exists() else 0.0
-    began = time.time()
+    seconds_before = json.loads(state.read_text()) if state.exists() else 0.0
+    started = time.time()
     with (folder / "ledger.jsonl").open("a") as ledger:
         while True:
-            worked = done + time.time() - began
-            ledger.write(json.dumps({"step": 1 + int(worked), "tokens_per_second": 100.0, "time": time.time()}) + "\n")
+            worked = seconds_before + time.time() - started
+            row = {"step": 1 + int(worked), "tokens_per_second": 100.0, "time": time.time()}
+            ledger.write(json.dumps(row) + "\n")
             ledger.flush()
             if worked >= float(os.environ.get("FAKE_SECONDS", 0)):
-                break
+                return seconds_before
             if interrupted():
                 state.parent.mkdir(exist_ok=True)
                 state.write_text(json.dumps(worked))
-                raise Interrupted("told to stop")
+                raise Interrupted("asked to stop")
             time.sleep(0.02)
-    if spec["stage"] != "evaluate":
-        (folder / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints" / "step-000001" / "weights").write_text(
-            spec["signature"] + " " * int(os.environ.get("FAKE_BYTES", 0))
-        )
-    return {"metrics": {"resumed": done}, "measurements": []}
 
 
 class _Fake(Loader):
