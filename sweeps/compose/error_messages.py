@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one sentence that names the key, the value and the way out."""
+"""Errors of Hydra and OmegaConf as one sentence that names the key, the value and the fix."""
 
 import errno
 import re
@@ -18,82 +18,83 @@ from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
 from sweeps.compose.launchers import LAUNCHERS
 
-KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
+TYPE_NAMES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
+"""OmegaConf's names of types -> what a value must be."""
 
 
 def sentence(error: BaseException, keys: list[str] | None = None) -> str:
-    """What went wrong in one sentence; the text of the error itself where there is nothing to add.
+    """Returns one sentence about an error; its own text where nothing can be added.
 
-    `keys` are the keys that there are, where they are not those of a cell.
+    `keys` are the existing keys, where they are not those of a cell.
     """
-    links = _chain(error)
-    for link in links:
+    chain = _chain(error)
+    for link in chain:
         if isinstance(link, UserError | StageFailure):
             return str(link)
-    cause = links[-1]
-    text = " ".join(str(error).split())
+    cause, text = chain[-1], " ".join(str(error).split())
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"{cause.filename or 'a file'}: its disk is full; make room there and give the same command again"
+        return f"{cause.filename or 'a file'}: its disk is full; free some space and type the same command again"
     if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, option = missing.groups()
-        offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
-        options = [word for word in offered.group(1).split() if word != "basic"] if offered else []
-        return f"{group}={option}: unknown option; {nearest(option, options)}"
+        return _unknown_option(*missing.groups(), text)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: it is not of the form key=value ({_first_clause(text)})"
+        reason = text.split(" See https")[0]
+        return f"{error.override}: it is not of the form key=value ({reason})"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown or isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(unknown.group(1) if unknown else "", cause, keys)
     if isinstance(cause, ValidationError):
-        message = (cause.msg or text).split("\n")[0]
-        kind = re.search(r"could not be converted to (\w+)", message)
-        wanted = f"it must be {KINDS.get(kind.group(1), kind.group(1))}" if kind else message
-        value = re.search(r"Value '(.*)' of type", message)
-        shown = value.group(1) if value else cause.value
-        return f"{cause.full_key}={shown}: {wanted}"
+        return _wrong_type(cause, text)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key}: it has no value; choose an option of its group or set it"
     if "Config group override must be a string" in text:
-        return "a group's option must be a word; put a word that reads as a number in quotes: group='\"nan\"'"
+        return "an option that reads as a number needs quotes: group='\"nan\"'"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return text
     return f"{type(error).__name__}: {text}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and its causes, the first cause last."""
-    links = [error]
-    while links[-1].__cause__ is not None:
-        links.append(links[-1].__cause__)
-    return links
+    """Returns the error and its causes, the first cause last."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
 
 
-def _first_clause(text: str) -> str:
-    return text.split(" See https")[0]
+def _unknown_option(group: str, option: str, text: str) -> str:
+    listing = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
+    # `basic` is Hydra's own launcher and sweeper, which run no graph.
+    options = [word for word in listing.group(1).split() if word != "basic"] if listing else []
+    return f"{group}={option}: unknown option; {nearest(option, options)}"
+
+
+def _wrong_type(error: ValidationError, text: str) -> str:
+    message = (error.msg or text).split("\n")[0]
+    type_name = re.search(r"could not be converted to (\w+)", message)
+    fix = f"it must be {TYPE_NAMES.get(type_name.group(1), type_name.group(1))}" if type_name else message
+    value = re.search(r"Value '(.*)' of type", message)
+    return f"{error.full_key}={value.group(1) if value else error.value}: {fix}"
 
 
 def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> str:
-    """`typed` is the key as a whole; of it the first that is not there is the one to mend."""
-    if typed == "sweep" and keys is None:  # without the plus it is the one key that is there and cannot be chosen so
+    """Returns the sentence for an unknown key; `typed` is the whole key as the user typed it, if known."""
+    # Without the plus `sweep` is a key of a cell, but no group that has an option chosen.
+    if typed == "sweep" and keys is None:
         return "sweep: a named sweep is added to a cell, so write +sweep=NAME"
+    # `a.b.c` may be wrong in `b`: this is the first part of it that does not exist.
     wrong = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or typed)
     key = typed or wrong
-    if key.startswith("hydra.launcher."):
-        for name, launcher in LAUNCHERS.items():
-            if (
-                OmegaConf.select(OmegaConf.structured(launcher), key.removeprefix("hydra.launcher."), default="none")
-                != "none"
-            ):
-                return f"{key}: it is a key of hydra/launcher={name}; add hydra/launcher={name}, or leave the key out"
-    beside = keys or _keys_beside(cause)
-    return f"{key}: unknown key; " + (nearest(wrong, beside) if beside else f"+{key}=... adds it")
+    for name, launcher in LAUNCHERS.items():
+        option = key.removeprefix("hydra.launcher.")
+        if option != key and OmegaConf.select(OmegaConf.structured(launcher), option, default="none") != "none":
+            return f"{key}: it is a key of hydra/launcher={name}; add hydra/launcher={name}, or leave the key out"
+    siblings = keys or _siblings(cause, wrong)
+    return f"{key}: unknown key; " + (nearest(wrong, siblings) if siblings else f"+{key}=... adds it")
 
 
-def _keys_beside(cause: BaseException) -> list[str]:
-    """The keys of the configuration among which one was not found, with their full names."""
-    parent = getattr(cause, "parent_node", None)
-    prefix = parent._get_full_key(None) if isinstance(parent, DictConfig) else ""
-    if not prefix:
-        return [f.name for f in fields(Cell)]
-    assert isinstance(parent, DictConfig)
+def _siblings(cause: BaseException, wrong: str) -> list[str]:
+    """Returns the full names of the existing keys next to the unknown key `wrong`."""
+    parent, prefix = getattr(cause, "parent_node", None), wrong.rpartition(".")[0]
+    if not isinstance(parent, DictConfig) or not prefix:
+        return [field.name for field in fields(Cell)]
     return [f"{prefix}.{name}" for name in map(str, parent) if name != "_target_"]

@@ -1,6 +1,6 @@
-"""What Hydra can choose that is not a file in `conf/`: the typed cell, the sweeper and the launchers."""
+"""Typed options that Hydra can choose and that are no files in `conf/`: the cell, the sweeper and the launchers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -20,16 +20,16 @@ class GraphSweeperConfig:
 
 @dataclass
 class LocalLauncherConfig:
-    """`hydra/launcher=local`: stage runs run on this machine, one thread each, one GPU each where there are any."""
+    """`hydra/launcher=local`: stage runs run on this machine, each with one thread, and one GPU if it has any."""
 
     _target_: str = f"{PLUGIN_MODULE}.LocalLauncher"
     workers: int = 0
-    """Stage runs at a time; 0: one a GPU, or one a core where there is none, as far as memory allows."""
+    """Stage runs at a time; 0: one per GPU, or without GPUs one per core, as far as memory allows."""
 
 
 @dataclass
 class StageResources:
-    """What the jobs of one stage ask for; null: the same as all stages."""
+    """Resources of the jobs of one stage; null: as the launcher has them for all stages."""
 
     nodes: int | None = None
     gpus: int | None = None
@@ -51,42 +51,43 @@ class SlurmLauncherConfig:
     _target_: str = f"{PLUGIN_MODULE}.SlurmLauncher"
     nodes: int = 1
     gpus: int = 0
-    """GPUs of a node."""
+    """GPUs per node."""
     tasks: int | None = None
-    """Tasks of a node; null: one for each GPU, or one."""
+    """Tasks per node; null: one per GPU, at least one."""
     cpus: int = 1
-    """Cores of a task."""
+    """Cores per task."""
     mem_gb: float | None = None
-    """Memory of a node; null: what the partition gives."""
+    """Memory per node in GB; null: the default of the partition."""
     time: int = 240
-    """Minutes after which a job is put back into the queue, where it goes on."""
+    """Time limit in minutes; a job that reaches it is requeued and resumes."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    """Any other parameter of sbatch: `+hydra.launcher.extra.reservation=maintenance`."""
+    """Other parameters of sbatch: `+hydra.launcher.extra.reservation=maintenance`."""
     pretrain: StageResources = field(default_factory=StageResources)
     midtrain: StageResources = field(default_factory=StageResources)
     grpo: StageResources = field(default_factory=StageResources)
     evaluate: StageResources = field(default_factory=StageResources)
     at_once: int = 0
-    """Tasks of one array at a time; 0: no limit of ours."""
+    """Tasks of one job array that may run at a time; 0: no limit."""
     requeues: int = 50
-    """Times that a job may be put back into the queue."""
+    """How often a job may be requeued."""
     signal_seconds: int = 120
-    """How long before its time is up a job is told to save its state."""
+    """Seconds before the time limit at which a job is asked to save its trainer state."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the job's python, such as `module load cuda`."""
+    """Shell lines that run before Python in a job, such as `module load cuda`."""
 
 
 def resources(options: SlurmLauncherConfig, stage: str) -> dict[str, Any]:
-    """What the jobs of `stage` ask for: the launcher's values, and over them the stage's own."""
-    names = ("nodes", "gpus", "tasks", "cpus", "mem_gb", "time", "partition", "account", "qos", "constraint")
-    own = getattr(options, stage)
-    found = {name: getattr(options, name) if getattr(own, name) is None else getattr(own, name) for name in names}
-    found["tasks"] = found["tasks"] or max(1, found["gpus"])
-    return found | {"extra": {**options.extra, **own.extra}}
+    """Returns the resources of the jobs of `stage`: its own values, else those of all stages."""
+    of_stage = getattr(options, stage)
+    names = [f.name for f in fields(StageResources) if f.name != "extra"]
+    values = {name: getattr(of_stage, name) for name in names}
+    values = {name: getattr(options, name) if value is None else value for name, value in values.items()}
+    values["tasks"] = values["tasks"] or max(1, values["gpus"])
+    return values | {"extra": {**options.extra, **of_stage.extra}}
 
 
 LAUNCHERS = {"local": LocalLauncherConfig, "slurm": SlurmLauncherConfig}
