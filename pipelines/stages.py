@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.data.token_shards import fingerprint
 from pipelines.errors import StageFailure
+from pipelines.evaluation.benchmark_cache import BenchmarkCache
+from pipelines.evaluation.context import Control, EvaluationContext
 from pipelines.evaluation.distribution import matched_temperature, mean_entropy
-from pipelines.evaluation.evaluate import AS_IT_IS, Control, evaluate, text_rows
-from pipelines.evaluation.piece_cache import Pieces, Share
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.held_out_text import held_out_rows
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
@@ -137,16 +140,7 @@ def _midtrain(context: StageContext) -> Outcome:
 
 def _grpo(context: StageContext) -> Outcome:
     model = load_model(context.source)
-    metrics = train_grpo(
-        model,
-        GRPOConfig(**context.config["grpo"]),
-        context.corpus,
-        context.seed,
-        context.ledger,
-        context.save_milestone,
-        context.folder,
-        context.interrupted,
-    )
+    metrics = train_grpo(model, GRPOConfig(**context.config["grpo"]), context)
     return {"metrics": metrics, "measurements": []}
 
 
@@ -154,43 +148,39 @@ def _evaluate(context: StageContext) -> Outcome:
     config = dict(context.config["evaluation"])
     rows = {name: {k: v for k, v in b.items() if k != "dataset_sha256"} for name, b in config.pop("benchmarks").items()}
     benchmarks = {name: BenchmarkConfig(**row, stages=[]) for name, row in rows.items()}
-    evaluation = EvaluationConfig(name="", **config, benchmarks=benchmarks)
     # What cached rows depend on, besides the benchmark itself.
     variant = context.config.get("variant")
     identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
     identity |= {key: context.config[key] for key in ("data", "text_versions")}
-    share = Share(context.ranks.rank, context.ranks.tasks, context.interrupted)
-    pieces = Pieces(context.cache / "evaluations", identity, share)
+    cache = BenchmarkCache(context.cache / "evaluations", identity, context.ranks, context.interrupted)
     model = on_device(load_model(context.source), context.ranks.rank)
     _log_model(model)
-    return evaluate(
-        model,
-        evaluation,
-        context.corpus,
-        context.config["data"]["top_k"],
-        context.ledger,
-        context.output,
-        pieces,
-        _control(context, evaluation, model=model, pieces=pieces) if variant else AS_IT_IS,
+    evaluation = EvaluationContext(
+        stage=context,
+        model=model,
+        config=EvaluationConfig(name="", **config, benchmarks=benchmarks),
+        top_k=context.config["data"]["top_k"],
+        cache=cache,
     )
+    return evaluate(replace(evaluation, control=_control(evaluation, variant)) if variant else evaluation)
 
 
-def _control(context: StageContext, evaluation: EvaluationConfig, *, model: PreTrainedModel, pieces: Pieces) -> Control:
-    """The control that the variant names; its temperature is found once and cached with the evaluation's rows."""
-    variant = context.config["variant"]
+def _control(evaluation: EvaluationContext, variant: dict[str, Any]) -> Control:
+    """The control that the variant names; its temperature is computed once and cached with the evaluation's rows."""
+    context, config = evaluation.stage, evaluation.config
     if "objective" in variant:
         return Control(variant["name"], objective=_objective(variant, context.corpus))
-    text = next(b for b in evaluation.benchmarks.values() if b.kind == "text")
-    rows, *_ = text_rows(context.corpus, text, evaluation.text_length)
+    text = next(b for b in config.benchmarks.values() if b.kind == "text")
+    rows = held_out_rows(context.corpus, text, config.text_length).tokens
 
-    def find_temperature() -> list[dict[str, Any]]:
+    def compute(_: range) -> list[dict[str, Any]]:
         assert context.reference is not None
         reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
-        entropy, _ = mean_entropy(on_device(reference, context.ranks.rank), rows)
-        return [{"temperature": matched_temperature(model, rows, entropy)}]
+        entropy, _slope = mean_entropy(on_device(reference, context.ranks.rank), rows)
+        return [{"temperature": matched_temperature(evaluation.model, rows, entropy)}]
 
-    identity = {"temperature": variant, "items": text.items, "text_length": evaluation.text_length}
-    (row,) = pieces.rows("temperature", identity, [range(1)], lambda _: find_temperature())
+    key = {"temperature": variant, "items": text.items, "text_length": config.text_length}
+    (row,) = evaluation.cache.rows("temperature", key, ranges=[range(1)], compute=compute)
     return Control(variant["name"], temperature=row["temperature"])
 
 

@@ -12,8 +12,11 @@ from pipelines.verifiers.registry import VERIFIERS
 HARNESS = ("harness", "harness_choice")
 """Kinds of benchmarks that are tasks of lm-eval."""
 KINDS = ("sampled", "choice", "text", *HARNESS)
-CHOICE_TASKS = ("module", "continuation")
-"""Multiple-choice tasks; `pipelines.evaluation.evaluate` builds their items."""
+CHOICE_TASKS = {
+    "module": "pipelines.evaluation.multiple_choice:module_items",
+    "continuation": "pipelines.evaluation.multiple_choice:continuation_items",
+}
+"""Multiple-choice tasks -> `module:function` (corpus, count) that builds their items, imported when it is used."""
 LOCAL_FILES = (".jsonl", ".parquet")
 """Suffixes by which a data set is a local file."""
 CONTROLS = ("matched", "theory")

@@ -1,23 +1,26 @@
-"""The sampled answers of an evaluation: one JSON object a line, compressed; every metric follows from them. No torch.
+"""The sampled answers of an evaluation, from which every metric of them follows. Imports no torch.
 
-A row is one sample: `benchmark`, `item` (its place in the benchmark), `prompt` (hash of what the model was given),
-`question`, `response`, `answer` (what was extracted, null where nothing was), `vote` (equal answers of an item, as the
-verifier sees equality, have equal numbers; null where the answer does not vote), `reward`, `log_prob` (of the whole
-response, nats, as it was sampled), `length` (tokens) and `finish` (`stop`, or `length` where the limit cut).
+They are stored as compressed JSON lines, one row for each sample: `benchmark`, `item` (its index in the benchmark),
+`prompt` (hash of the model's input), `question`, `response`, `answer` (extracted from the response; null if there is
+none), `vote` (a number that is the same for the equal answers of an item, where the verifier decides what is equal;
+null if the answer does not vote), `reward`, `log_prob` (of the whole response, in nats), `length` (tokens) and `finish`
+(`stop`, or `length` if it reached the limit).
 """
 
 import gzip
 import hashlib
+import itertools
 import json
-import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation.metrics import Estimate, sampled_metrics
+from pipelines.evaluation.metrics import RIGHT, Estimate, sampled_metrics
+from pipelines.files import replacing
 from pipelines.verifiers import VERIFIERS, Judge
 
 SAMPLES = "samples.jsonl.gz"
@@ -26,124 +29,136 @@ Sample = dict[str, Any]
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows to a compressed file that appears whole or not at all; the same rows make the same bytes."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+    """Write rows to a compressed file atomically; equal rows give equal bytes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as file,
+    ):
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
-    beside.rename(path)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of such a file."""
+    """The rows of a file that `write_rows` wrote."""
     with gzip.open(path, "rt") as file:
         yield from map(json.loads, file)
 
 
 def prompt_hash(prompt: str) -> str:
-    """What tells whether two samples answer the same prompt."""
+    """Identifies a prompt: samples with equal hashes answer the same prompt."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 Judged = tuple[str, str | None, str]
-"""Verifier, answer or None, and reference, as `Judge.rewards` takes them."""
+"""Verifier, answer or None, and reference: an item for `Judge.rewards`."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """n responses to each of several prompts, prompt by prompt; all lists have the length prompts x n."""
+
+    texts: Sequence[str]
+    judged: Sequence[Judged]
+    """Responses to one prompt have the same verifier."""
+    log_probs: Sequence[float]
+    """Of the whole response, in nats."""
+    lengths: Sequence[int]
+    """Tokens."""
+    stopped: Sequence[bool]
+    """Whether the response ended before it reached the limit."""
 
 
 def sample_rows(
-    asked: Sequence[tuple[str, str]],
-    responses: Sequence[str],
-    judged: Sequence[Judged],
-    judge: Judge,
-    log_probs: Sequence[float],
-    lengths: Sequence[int],
-    stopped: Sequence[bool],
-    first: int,
+    prompts: Sequence[tuple[str, str]], responses: Responses, judge: Judge, *, first_item: int
 ) -> list[Sample]:
-    """The rows, less the benchmark's name, of n samples for each of `asked`, (prompt, question); item by item.
+    """The rows of `responses` to `prompts`, which are pairs (prompt, question), without the benchmark's name.
 
-    All items have one verifier, or each run of items one. `first` is the number of the first item.
+    `first_item` is the index in the benchmark of the first prompt.
     """
-    n = len(responses) // len(asked)
+    n = len(responses.texts) // len(prompts)
+    judged = responses.judged
     verdicts = judge.rewards(judged)
+
+    # Vote among the answers of each prompt, for consecutive prompts with the same verifier at once.
     votes: list[int | None] = []
-    for begin, end in _runs([name for name, _, _ in judged[::n]]):
-        table = [[answer for _, answer, _ in judged[i * n : (i + 1) * n]] for i in range(begin, end)]
-        votes += [vote for row in cast_votes(table, judged[begin * n][0], judge) for vote in row]
+    for verifier, indices in itertools.groupby(range(len(prompts)), key=lambda prompt: judged[prompt * n][0]):
+        answers = [[answer for _, answer, _ in judged[i * n : (i + 1) * n]] for i in indices]
+        votes += [vote for row in cast_votes(answers, verifier, judge) for vote in row]
+
     return [
         {
-            "item": first + i // n,
-            "prompt": prompt_hash(asked[i // n][0]),
-            "question": asked[i // n][1],
-            "response": response,
+            "item": first_item + i // n,
+            "prompt": prompt_hash(prompts[i // n][0]),
+            "question": prompts[i // n][1],
+            "response": text,
             "answer": judged[i][1],
             "vote": votes[i],
             "reward": verdicts[i].reward,
-            "log_prob": round(log_probs[i], 4),
-            "length": lengths[i],
-            "finish": "stop" if stopped[i] else "length",
+            "log_prob": round(responses.log_probs[i], 4),
+            "length": responses.lengths[i],
+            "finish": "stop" if responses.stopped[i] else "length",
         }
-        for i, response in enumerate(responses)
+        for i, text in enumerate(responses.texts)
     ]
 
 
-def _runs(verifiers: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of the runs of equal verifiers."""
-    begin = 0
-    for end in range(1, len(verifiers) + 1):
-        if end == len(verifiers) or verifiers[end] != verifiers[begin]:
-            yield begin, end
-            begin = end
-
-
 def measure(samples: Iterable[Sample], pass_k: Sequence[int]) -> dict[str, Estimate]:
-    """The metrics of one benchmark from its samples, in any order."""
-    items: dict[int, list[Sample]] = defaultdict(list)
+    """The metrics of one benchmark from its samples, which may be in any order."""
+    by_item: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        items[sample["item"]].append(sample)
-    rows = [items[item] for item in sorted(items)]
+        by_item[sample["item"]].append(sample)
+    items = [by_item[item] for item in sorted(by_item)]
 
-    def table(key: str) -> Any:
-        return np.array([[sample[key] for sample in row] for row in rows])
+    def column(key: str) -> Any:
+        """The values of `key`, shape [items, n]."""
+        return np.array([[sample[key] for sample in item] for item in items])
 
+    # Programs do not vote: then there are answers, and none of them has a vote.
     votes = None
-    if any(sample["vote"] is not None for row in rows for sample in row) or all(
-        sample["answer"] is None for row in rows for sample in row
-    ):
-        votes = np.array([[-1 if s["vote"] is None else s["vote"] for s in row] for row in rows], dtype=np.int64)
-    return sampled_metrics(table("reward").astype(np.float64), votes, table("length").astype(np.float64), pass_k)
+    everything = [sample for item in items for sample in item]
+    if any(s["vote"] is not None for s in everything) or all(s["answer"] is None for s in everything):
+        votes = np.array([[-1 if s["vote"] is None else s["vote"] for s in item] for item in items], dtype=np.int64)
+    return sampled_metrics(
+        column("reward").astype(np.float64), votes, column("length").astype(np.float64), pass_k=pass_k
+    )
 
 
 def cast_votes(answers: Sequence[Sequence[str | None]], verifier: str, judge: Judge) -> list[list[int | None]]:
-    """Numbers of each item's answers, equal ones alike: as strings for `exact`, else as `verifier` sees equality.
+    """The votes of the answers [items, n]: equal answers of an item have the same number; None does not vote.
 
-    Equality as a verifier sees it need not be transitive, so answers join in the order of how often they occur, the
-    commonest first, each the first group whose oldest member it equals. Programs are not compared: they do not vote.
+    Answers are compared as strings for `exact`, and by `verifier` otherwise. A verifier's equality need not be
+    transitive, so answers are grouped from the most to the least frequent, and each joins the first group whose first
+    member it equals. If the verifier does not compare answers (programs), nothing votes.
     """
     if not VERIFIERS[verifier].compares_answers:
         return [[None] * len(row) for row in answers]
-    groups: list[dict[str, int]] = []
-    open_: list[list[str]] = []  # answers that have no group yet, by item
-    heads: list[list[str]] = [[] for _ in answers]
+
+    # The distinct answers of each item, most frequent first.
+    distinct: list[list[str]] = []
     for row in answers:
-        counts: dict[str, int] = {}
-        for answer in row:
-            if answer is not None:
-                counts[answer] = counts.get(answer, 0) + 1
-        groups.append({})
-        open_.append(sorted(counts, key=lambda a: -counts[a]))
+        counts = Counter(answer for answer in row if answer is not None)
+        distinct.append(sorted(counts, key=lambda answer: -counts[answer]))
     if verifier == "exact":
-        groups = [{answer: number for number, answer in enumerate(row)} for row in open_]
+        groups = [{answer: number for number, answer in enumerate(row)} for row in distinct]
     else:
-        while any(open_):  # one group of each item at a time, so that the judge's workers all have something to do
-            for item, row in enumerate(open_):
-                if row:
-                    heads[item].append(row[0])
-            asked = [(i, answer) for i, row in enumerate(open_) for answer in row[1:]]
-            verdicts = judge.rewards([(verifier, answer, heads[i][-1]) for i, answer in asked])
-            equal = {pair for pair, verdict in zip(asked, verdicts, strict=True) if verdict.reward >= 0.5}
-            for item, row in enumerate(open_):
-                if row:
-                    number = len(heads[item]) - 1
-                    groups[item] |= {a: number for a in row if a == row[0] or (item, a) in equal}
-                    open_[item] = [a for a in row if a not in groups[item]]
+        groups = _equal_groups(distinct, verifier, judge)
     return [[None if a is None else group[a] for a in row] for row, group in zip(answers, groups, strict=True)]
+
+
+def _equal_groups(distinct: Sequence[Sequence[str]], verifier: str, judge: Judge) -> list[dict[str, int]]:
+    """For each item, the number of the group of each of its distinct answers."""
+    groups: list[dict[str, int]] = [{} for _ in distinct]
+    remaining = [list(row) for row in distinct]
+    number = 0
+    # Each round makes one group for every item, so that the judge always has a large batch for its workers. The first
+    # remaining answer of an item founds the group.
+    while any(remaining):
+        pairs = [(item, answer) for item, row in enumerate(remaining) for answer in row[1:]]
+        verdicts = judge.rewards([(verifier, answer, remaining[item][0]) for item, answer in pairs])
+        equal = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.reward >= RIGHT}
+        for item, row in enumerate(remaining):
+            groups[item] |= {answer: number for answer in row if answer == row[0] or (item, answer) in equal}
+            remaining[item] = [answer for answer in row if answer not in groups[item]]
+        number += 1
+    return groups

@@ -1,0 +1,61 @@
+"""What measuring a benchmark receives, the checkpoint under evaluation, and what it returns."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pipelines.configuration.evaluation import EvaluationConfig
+from pipelines.data.corpus import Corpus
+from pipelines.evaluation.benchmark_cache import BenchmarkCache
+from pipelines.evaluation.metrics import Estimate
+from pipelines.evaluation.samples import Sample
+from pipelines.stage_context import StageContext
+from shaping.objective import Objective
+
+
+@dataclass(frozen=True)
+class Control:
+    """A change to a checkpoint's distribution before it is measured.
+
+    `matched:SETTING` divides the logits by `temperature` and multiplies the sampling temperature by it.
+    `theory:SETTING` measures the distribution that a tabular model would converge to, trained with `objective` on the
+    checkpoint's distribution.
+    """
+
+    name: str
+    temperature: float = 1.0
+    objective: Objective | None = None
+
+
+UNCHANGED = Control("")
+"""Measures the checkpoint's own distribution."""
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """A checkpoint under evaluation."""
+
+    stage: StageContext
+    model: PreTrainedModel
+    config: EvaluationConfig
+    top_k: int
+    """The k of the data, which divides head from tail."""
+    cache: BenchmarkCache
+    control: Control = UNCHANGED
+
+    @property
+    def corpus(self) -> Corpus:
+        """The data of the stage run."""
+        return self.stage.corpus
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """The result of one benchmark."""
+
+    metrics: dict[str, Estimate]
+    samples: list[Sample] = field(default_factory=list)
+    """Sampled answers, as in `pipelines.evaluation.samples` but without the benchmark's name."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """Statistics of the distribution that do not fit into one number."""

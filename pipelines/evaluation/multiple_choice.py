@@ -1,0 +1,82 @@
+"""Benchmarks of kind `choice`: questions whose right answer is the likeliest of four for a good model.
+
+The functions that build the items of a task are listed in `pipelines.configuration.evaluation.CHOICE_TASKS`.
+"""
+
+import pkgutil
+
+import numpy as np
+
+from pipelines.configuration.evaluation import CHOICE_TASKS, BenchmarkConfig
+from pipelines.data.corpus import Corpus
+from pipelines.errors import StageFailure
+from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
+from pipelines.evaluation.metrics import estimate
+from pipelines.rollouts import likelihoods
+
+BATCH_TOKENS = 16_384
+CHOICES = 4
+CHOICE_TOKENS = 32
+"""Tokens of a continuation in the task `continuation`; its contexts, and the texts of `module`, have twice as many."""
+
+Pair = tuple[list[int], list[int]]
+"""Token ids of a context, and of the continuation that is scored after it."""
+Item = list[Pair]
+"""The `CHOICES` pairs of one question; the right one is first."""
+
+
+def choice_items(corpus: Corpus, benchmark: BenchmarkConfig) -> list[Item]:
+    """The items of a benchmark."""
+    items: list[Item] = pkgutil.resolve_name(CHOICE_TASKS[benchmark.task])(corpus, benchmark.items)
+    return items
+
+
+def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> BenchmarkResult:
+    """Measure how often the right pair is the one whose continuation is the likeliest."""
+    items = choice_items(context.corpus, benchmark)
+    contexts, continuations = zip(*(pair for item in items for pair in item), strict=True)
+    log_probs = np.empty(len(contexts))
+    for batch, scores in likelihoods(context.model, contexts, continuations, batch_tokens=BATCH_TOKENS):
+        by_pair = scores.log_probs.split([len(continuations[i]) for i in batch])
+        log_probs[batch] = [tokens.sum().item() for tokens in by_pair]
+    by_item = log_probs.reshape(-1, CHOICES)
+    right = by_item[:, 0] > by_item[:, 1:].max(1)
+    return BenchmarkResult({"accuracy": estimate(right.astype(np.float64))})
+
+
+def module_items(corpus: Corpus, count: int) -> list[Item]:
+    """Knowledge: to which module does a docstring from the training text belong? Contexts are headings of modules."""
+    documents = corpus.documents("train")
+    _require_choices(len({document.module for document in documents}), "modules with docstrings")
+    rng = np.random.default_rng(0)
+    items = []
+    for index in rng.permutation(len(documents))[:count]:
+        document = documents[index]
+        modules = {document.module: None}
+        while len(modules) < CHOICES:
+            modules.setdefault(documents[rng.integers(len(documents))].module, None)
+        text = corpus.encode("\n" + document.text[: 8 * CHOICE_TOKENS])[1 : 2 * CHOICE_TOKENS + 1]
+        items.append([(corpus.encode(f"# {module}"), text) for module in modules])
+    return items
+
+
+def continuation_items(corpus: Corpus, count: int) -> list[Item]:
+    """Commonsense: which continuation belongs to the beginning of a docstring that was never trained on?"""
+    tokens = [ids.tolist() for ids in corpus.document_tokens("test") if len(ids) >= 3 * CHOICE_TOKENS]
+    _require_choices(len(tokens), f"held-out docstrings of {3 * CHOICE_TOKENS} tokens")
+    rng = np.random.default_rng(0)
+    start, stop = 2 * CHOICE_TOKENS, 3 * CHOICE_TOKENS
+    items = []
+    for index in rng.permutation(len(tokens))[:count]:
+        others = [i for i in rng.permutation(len(tokens)) if i != index][: CHOICES - 1]
+        items.append([(tokens[index][:start], tokens[i][start:stop]) for i in (index, *others)])
+    return items
+
+
+def _require_choices(count: int, what: str) -> None:
+    """Raise `StageFailure` if `count` is too small for one question."""
+    if count < CHOICES:
+        raise StageFailure(
+            f"data.text: it has {count} {what}, and a question has {CHOICES} choices; add packages, or remove the "
+            "multiple-choice benchmarks"
+        )
