@@ -1,4 +1,4 @@
-"""Python's garbage collector, told to wait where many objects are made that all stay."""
+"""Pausing Python's garbage collector while code creates many objects that stay alive."""
 
 import contextlib
 import gc
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Leaves garbage alone meanwhile: looking for it among objects that all stay takes a quarter of the time of reading
-    a large store, and more than half of parsing a package."""
+    """Pause the garbage collector inside this context.
+
+    Searching objects that all stay alive takes a quarter of the time of reading a large store, and more than half of
+    parsing a package.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -108,4 +108,10 @@ def _log_line(row: dict[str, Any]) -> str:
     values = [(key, value) for key, value in row.items() if isinstance(value, int | float | str) and key != "time"]
     shown = values[:LOGGED_VALUES]
     shown += [(key, value) for key, value in values[LOGGED_VALUES:] if key == "tokens_per_second"]
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)
+    return "  ".join(f"{key} {_shortened(value)}" for key, value in shown)
+
+
+def _shortened(value: float | str) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -95,4 +95,8 @@ class StageContext:
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
         save_checkpoint(model, self.corpus.tokenizer, path, card=card, weights=weights)
-        logger.info("milestone saved: %s", path)
+        self.log("milestone saved: %s", path)
+
+    def log(self, message: str, *values: object) -> None:
+        """Log a line about this stage run, at level INFO."""
+        logger.info(message, *values)

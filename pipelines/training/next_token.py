@@ -1,6 +1,5 @@
 """The Lightning module of pre-training and mid-training, whose loss is the shaped objective."""
 
-import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,8 +29,6 @@ from pipelines.training.trainer_state import (
     trainer_tensors,
 )
 from shaping.objective import Objective
-
-logger = logging.getLogger("pipelines")
 
 LEDGER_ROWS = 100
 """Approximate number of rows that a stage run writes; statistics are only computed for those steps."""
@@ -101,17 +98,13 @@ class NextToken(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Log what is trained, where, and from which step on."""
-        budget, ranks = self.budget, self.context.ranks
-        logger.info(
-            "%s: %s parameters in %s on %d x %s (nodes: %d, strategy: %s, micro-batches in a step: %d)",
-            *(budget.key, f"{parameter_count(self.model):,}", budget.precision, ranks.tasks, device_name(self.device)),
-            *(ranks.nodes, self.context.compute.strategy, self._accumulation),
-        )
+        budget, compute, ranks = self.budget, self.context.compute, self.context.ranks
+        model = f"{parameter_count(self.model):,} parameters in {budget.precision}"
+        devices = f"{ranks.tasks} x {device_name(self.device)}, nodes: {ranks.nodes}, strategy: {compute.strategy}"
+        self.context.log("%s: %s on %s, micro-batches in a step: %d", budget.key, model, devices, self._accumulation)
         start = f"resuming after step {self.first_step:,}" if self.first_step else "starting at step 1"
-        logger.info(
-            "%s: %s of %s steps; %s tokens, %s in a step",
-            *(budget.key, start, f"{budget.steps:,}", f"{budget.tokens:,}", f"{budget.batch_tokens:,}"),
-        )
+        amount = f"{budget.steps:,} steps; {budget.tokens:,} tokens, {budget.batch_tokens:,} in a step"
+        self.context.log("%s: %s of %s", budget.key, start, amount)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Loss of a micro-batch [B, length + 1]; with statistics if a ledger row is due."""
@@ -163,7 +156,7 @@ class NextToken(L.LightningModule):
             return
         if self.filter.skipped > self.budget.max_skipped:
             raise FloatingPointError(self._too_many_skipped(reason))
-        logger.info("step %d is skipped: %s", self.done + 1, reason)
+        self.context.log("step %d is skipped: %s", self.done + 1, reason)
         optimizer.zero_grad(set_to_none=True)
 
     def _too_many_skipped(self, reason: str) -> str:
@@ -223,7 +216,7 @@ class NextToken(L.LightningModule):
         tensors = trainer_tensors(self.model, getattr(optimizer, "optimizer", optimizer))
         state = {"last": self.newest_statistics, **self.filter.state_dict()}
         save_tensors(self.context.resume, step, tensors, state=state, keep_last=self.context.compute.keep_last)
-        logger.info("trainer state saved after step %d of %d", step, self.budget.steps)
+        self.context.log("trainer state saved after step %d of %d", step, self.budget.steps)
 
     def _on_any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank: a signal may reach the ranks at different steps."""

@@ -144,7 +144,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The one-file trainer state in `folder`, on the CPU, or None if there is no such file."""
+    """The one-file trainer state in `folder`, on the CPU, or None if the file does not exist."""
     path = folder / "state.pt"
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 

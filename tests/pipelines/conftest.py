@@ -1,4 +1,4 @@
-"""A corpus small enough to build in a moment, with text and tasks in it."""
+"""A small corpus with text and tasks."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from pipelines.data.corpus import Corpus, prepare
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """networkx's docstrings and sums of three numbers, 300 tokens; files that need another have their own."""
+    """networkx's docstrings and sums of three numbers, 300 tokens. Test files that need another corpus override it."""
     return prepare(DataConfig("t", ["networkx"], ["chain3"], 300, 0.5, 0.5, 300, 8), tmp_path_factory.mktemp("cache"))

@@ -1,6 +1,7 @@
-"""Stage contexts for tests: one process, a ledger in a folder, milestones that are handed to a function."""
+"""Stage contexts for tests, with one process and milestones that are passed to a function; and captured log lines."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,3 +28,20 @@ def stage_context(corpus: Corpus, folder: Path, **fields: Any) -> Iterator[Recor
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder) as ledger:
         yield RecordedContext(folder, corpus, ledger, **fields)
+
+
+@contextlib.contextmanager
+def captured_log(level: int = logging.INFO) -> Iterator[list[logging.LogRecord]]:
+    """The records that `pipelines` logs inside this context, whatever its handlers and its level."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("pipelines")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

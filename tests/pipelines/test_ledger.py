@@ -1,4 +1,4 @@
-"""The ledger file, and what the real W&B client writes offline, read back with W&B's own reader."""
+"""The ledger file, its log lines, and the offline files of the real W&B client, read back with W&B's own reader."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.ledger import Ledger
 from pipelines.wandb_run import start_wandb_run
+from tests.pipelines.contexts import captured_log
 
 SPEC: dict[str, Any] = {
     "stage": "pretrain",
@@ -33,7 +34,7 @@ def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_broken_row_is_named_when_training_goes_on(tmp_path: Path) -> None:
+def test_a_broken_row_is_reported_when_training_resumes(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     (tmp_path / "ledger.jsonl").write_text('{"step": 1}\n{"ste\n')
     ledger = Ledger(tmp_path)
@@ -46,8 +47,19 @@ def test_a_broken_row_is_named_when_training_goes_on(tmp_path: Path) -> None:
         ledger.log({"step": 2, "loss": 2.5})
 
 
+def test_a_row_is_logged_as_a_line_of_its_main_values(tmp_path: Path) -> None:
+    row = {"step": 3, "loss": 2.51234, "note": None, "benchmark": "Chain-3", **{f"m{i}": i / 3 for i in range(9)}}
+    with Ledger(tmp_path) as ledger, captured_log() as records:
+        ledger.log(row | {"tokens_per_second": 81234.5})
+    (record,) = records
+    assert record.levelname == "INFO"
+    assert record.getMessage() == (
+        "step 3  loss 2.512  benchmark Chain-3  m0 0  m1 0.3333  m2 0.6667  m3 1  tokens_per_second 81,234"
+    )
+
+
 @pytest.mark.slow
-def test_wandb_holds_the_same_rows(tmp_path: Path) -> None:
+def test_wandb_has_the_same_rows(tmp_path: Path) -> None:
     with Ledger(tmp_path, start_wandb_run(SPEC, tmp_path, TrackingConfig(mode="offline", project="test"))) as ledger:
         ledger.log({"step": 1, "tokens": 512, "loss": 2.5})
         ledger.log({"step": 2, "tokens": 1024, "loss": 2.25})
@@ -55,15 +67,15 @@ def test_wandb_holds_the_same_rows(tmp_path: Path) -> None:
         ledger.summarize({"loss": 2.25})
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     leet = Path(sys.executable).parent / "wandb"
-    read = [
+    outputs = [
         subprocess.run(
             [leet, "leet", "inspect", *flags, "--json", str(file)], capture_output=True, text=True, check=True
         ).stdout
         for flags in ([], ["--summary"])
     ]
-    config = json.loads(read[1])["config"]
+    config = json.loads(outputs[1])["config"]
     assert {key: config[key] for key in SPEC["labels"]} == SPEC["labels"]
     assert config["stage"] == SPEC["config"]
-    everything = "".join(read)
+    everything = "".join(outputs)
     for expected in ("precision", "nano/nano/precision/seed3", "pretrain", "2.25", "1024", "abc123", "rollouts"):
         assert expected in everything

@@ -22,8 +22,10 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
+from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.models.sizes import forward_operations
+from pipelines.stage_context import StageContext
 from pipelines.training import next_token
 from pipelines.training.causal_loss import CausalLoss
 from pipelines.training.optimizer import adamw, learning_rate
@@ -32,7 +34,7 @@ from pipelines.training.trainer_state import saved_steps
 from pipelines.training.training_rows import TrainingRows
 from shaping import Objective, shaped_cross_entropy
 from tests.forked import forked
-from tests.pipelines.contexts import stage_context
+from tests.pipelines.contexts import captured_log, stage_context
 
 MODEL = ModelConfig("tiny", layers=1, d_model=16, ffn=32, heads=2, kv_heads=1, head_dim=8)
 BUDGET: dict[str, Any] = {
@@ -56,7 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def run_training(
-    corpus: Corpus, folder: Path, budget: PretrainConfig, model: PreTrainedModel | None = None, **fields: Any
+    corpus: Corpus, folder: Path, budget: PretrainConfig, *, model: PreTrainedModel | None = None, **fields: Any
 ) -> dict[str, float]:
     """Train with cross-entropy in `folder`; `fields` are those of the stage context."""
     model = model or build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
@@ -388,3 +390,42 @@ def test_speed_columns(corpus: Corpus, tmp_path: Path) -> None:
         )
         assert row["memory_gib"] > 0.1
     assert metrics["tokens_per_second"] > 0
+
+
+def test_a_training_run_logs_its_progress(corpus: Corpus, tmp_path: Path) -> None:
+    """Device, parameters, budget and start; every ledger row; milestones; saved states; the resume point."""
+    budget, steps = PretrainConfig(**BUDGET, warmup_steps=2), []
+
+    def interrupted() -> bool:
+        steps.append(1)
+        return len(steps) == 4
+
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=3)
+    parameters = parameter_count(model)
+    card_spec = {
+        **{"stage": "pretrain", "signature": "abc", "version": 1, "parent": None, "checkpoint": None, "labels": {}},
+        "config": {"seed": 7, "data": {}, "pretrain": {}},
+    }
+    with captured_log() as records:
+        for _ in range(2):
+            with Ledger(tmp_path) as ledger, contextlib.suppress(Interrupted):
+                context = StageContext(tmp_path, corpus, ledger, seed=7, interrupted=interrupted, spec=card_spec)
+                train(model, Objective(), budget, context=context)
+
+    lines = [record.getMessage() for record in records]
+    assert {record.levelname for record in records} == {"INFO"}
+    device = "cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name()
+    assert lines[0].startswith(f"pretrain: {parameters:,} parameters in float32 on 1 x {device}, ")
+    assert lines[1] == "pretrain: starting at step 1 of 6 steps; 384 tokens, 64 in a step"
+    rows = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert rows == ["1", "2", "3", "4", "5", "6"]
+    assert "  loss " in lines[2]
+    assert "  tokens_per_second " in lines[2]
+    saved = [line for line in lines if "saved" in line]
+    checkpoints = tmp_path / "checkpoints"
+    assert saved == [
+        f"milestone saved: {checkpoints}/step-000003",
+        "trainer state saved after step 4 of 6",
+        f"milestone saved: {checkpoints}/step-000006",
+    ]
+    assert "pretrain: resuming after step 4 of 6 steps; 384 tokens, 64 in a step" in lines
