@@ -113,16 +113,16 @@ def our_step(shape: Shape) -> Callable[[], None]:
     engine = TransformersEngine(model)
     reference = shape.model().eval().requires_grad_(False)
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
-    updater = Updater(model, optimizer, config, reference, True)
+    updater = Updater(model, optimizer, config, reference=reference, exact_sampler=True)
     questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
-    collector = Collector(config, engine, Coin(), tokenizer(), questions, 0)
+    collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
     step = 0
 
     def run() -> None:
         nonlocal step
         step += 1
         collected = collector.collect(step)
-        divergence_from(reference, collected.sampled, config, (0, step))
+        divergence_from(reference, collected.sampled, config, seed=(0, step))
         collected_row(collected)
         updater.update(collected.kept, step)
 

@@ -1,7 +1,7 @@
-"""GRPO with verifiable rewards: sample groups, pay right answers, raise what did better than its group.
+"""GRPO with verifiable rewards: sample groups of responses and reinforce those that do better than their group.
 
-`algorithm` is the arithmetic, `collection` samples and drops groups, `update` changes the weights, `diagnostics` and
-`collapse` tell why a run rises or falls, `training` is the stage from first step to last.
+`algorithm` is the arithmetic, `collection` samples groups and drops those without a signal, `update` changes the
+weights, `diagnostics` and `collapse` show why a run improves or fails, and `training` runs the stage.
 """
 
 from pipelines.grpo.training import train_grpo

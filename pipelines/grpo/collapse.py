@@ -1,4 +1,4 @@
-"""Whether a run has collapsed: entropy gone with the task unsolved, or responses cut short with nothing gained."""
+"""Whether a run has collapsed: its entropy or its response length fell without a gain in reward."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ import numpy as np
 from pipelines.configuration.grpo import GRPOConfig
 
 WINDOW = 5
-"""Steps that are averaged, at the start and at the end."""
+"""Steps that are averaged, the first ones and the last ones."""
 
 SOLVED = 0.9
-"""Reward from which on low entropy is what success looks like."""
+"""With at least this reward, low entropy is expected and not a collapse."""
 
 GAIN = 0.05
-"""Reward gained since the start from which on shorter responses are an improvement."""
+"""With at least this gain in reward since the start, shorter responses are not a collapse."""
 
 
 def collapsed(history: Sequence[dict[str, float]], config: GRPOConfig) -> str | None:
-    """`entropy` or `length` if that has collapsed by the last of the steps in `history`, else None.
+    """Returns `entropy` or `length` if that has collapsed after the steps in `history`, else None.
 
-    A row holds `reward`, `entropy` (nats) and `response_length` (tokens). Nothing is said before 2 x `WINDOW` steps.
+    A row has `reward`, `entropy` (nats) and `response_length` (tokens). Returns None before 2 x `WINDOW` steps.
     """
     if len(history) < 2 * WINDOW:
         return None

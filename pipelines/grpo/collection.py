@@ -1,9 +1,8 @@
 """From questions to groups with rewards: sampling, verifying, and dynamic sampling.
 
-A group whose rewards are all equal has no advantage and teaches nothing, so it is dropped and another prompt takes
-its place, for a bounded number of extra rounds (DAPO). An extra round asks as many prompts as the share of mixed
-groups so far makes likely to be enough. Groups are kept in the order in which they were asked, so the ones that are
-kept are a fair sample of the mixed groups.
+A group whose rewards are all equal has no advantage, so it is dropped and another prompt replaces it, for a limited
+number of extra rounds (DAPO). The size of an extra round follows from the share of mixed groups so far. Groups are kept
+in the order of their prompts, so the kept ones are a fair sample of the mixed groups.
 """
 
 import math
@@ -18,29 +17,32 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
+from pipelines.random_streams import Stream
 from pipelines.rollouts import Engine, Sampling
 from pipelines.verifiers import Judge
 
 LEAST_SHARE = 0.125
-"""The share of mixed groups is taken for at least this when an extra round is sized."""
+"""Lower bound on the share of mixed groups that sets the size of an extra round."""
 
 
 @dataclass
 class Group:
-    """One prompt's n responses."""
+    """One prompt and its n responses."""
 
     question: Question
     prompt: list[int]
+    """Token ids."""
     responses: list[list[int]]
+    """Token ids, the end token included."""
     log_probs: list[Tensor]
     """Of each response's tokens, under the policy that sampled them."""
     texts: list[str]
     rewards: Tensor
-    """[n] from the verifier, 0 to 1; a response that was cut has 0."""
+    """[n], 0 to 1, from the verifier; 0 for a response that the limit cut."""
     stopped: Tensor
-    """[n] bool: ended by itself."""
+    """[n] bool: whether the response ended before the limit."""
     step: int
-    """When it was sampled."""
+    """The step that sampled the group."""
 
     @property
     def lengths(self) -> Tensor:
@@ -49,51 +51,56 @@ class Group:
 
     @property
     def mixed(self) -> bool:
-        """Whether there is anything to learn from: some better than others."""
+        """Whether rewards differ, so that there is something to learn."""
         return bool((self.rewards != self.rewards[0]).any())
 
 
 @dataclass
 class Collected:
-    """What one step sampled and what of it is learned from."""
+    """The groups of one step."""
 
     kept: list[Group] = field(default_factory=list)
+    """Those that the step learns from."""
     sampled: list[Group] = field(default_factory=list)
+    """Those that the step sampled, kept or dropped."""
     rounds: int = 0
     left_over: int = 0
-    """Mixed groups beyond what the step needs."""
+    """Mixed groups that the step does not need."""
     failures: dict[str, int] = field(default_factory=lambda: {"timeout": 0, "error": 0})
-    """Samples whose verifier failed; their reward is 0."""
+    """Samples whose verifier failed, by kind of failure; their reward is 0."""
 
 
 class Questions:
-    """Questions for ever: data sets in turn, each in shuffled passes. `drawn` is the whole state."""
+    """An endless stream of questions: the data sets in turn, each in shuffled passes. `drawn` is its whole state."""
 
     def __init__(self, sets: Sequence[Sequence[Question]], seed: int) -> None:
         self._sets, self._seed = sets, seed
         self.drawn = 0
-        self._order: dict[tuple[int, int], list[int]] = {}
+        self._orders: dict[tuple[int, int], list[int]] = {}
+        """(data set, pass) -> the order of its questions; only the current pass of each set is kept."""
 
     def draw(self) -> Question:
         """The next question."""
-        which, turn = self.drawn % len(self._sets), self.drawn // len(self._sets)
-        questions = self._sets[which]
-        place = (which, turn // len(questions))
-        if place not in self._order:
-            self._order = {key: order for key, order in self._order.items() if key[0] != which}
-            self._order[place] = np.random.default_rng([self._seed, 4, *place]).permutation(len(questions)).tolist()
+        set_index, turn = self.drawn % len(self._sets), self.drawn // len(self._sets)
+        questions = self._sets[set_index]
+        key = (set_index, turn // len(questions))
+        if key not in self._orders:
+            self._orders = {other: order for other, order in self._orders.items() if other[0] != set_index}
+            generator = np.random.default_rng([self._seed, Stream.QUESTION_ORDER, *key])
+            self._orders[key] = generator.permutation(len(questions)).tolist()
         self.drawn += 1
-        return questions[self._order[place][turn % len(questions)]]
+        return questions[self._orders[key][turn % len(questions)]]
 
 
 class Collector:
-    """Samples groups step by step; what is left over waits here for the next step where it is kept."""
+    """Samples the groups of each step. With `leftovers=keep`, groups that are left over wait here for the next step."""
 
     def __init__(
         self,
         config: GRPOConfig,
         engine: Engine,
         judge: Judge,
+        *,
         tokenizer: PreTrainedTokenizerFast,
         questions: Questions,
         seed: int,
@@ -103,73 +110,81 @@ class Collector:
         self._waiting: list[Group] = []
 
     def collect(self, step: int) -> Collected:
-        """The groups of step 1, 2, ...: `prompts` of them, fewer where the extra rounds did not find so many."""
+        """The groups of step 1, 2, ...: `grpo.prompts` of them, or fewer if the extra rounds do not find as many."""
         config = self._config
         result = Collected()
-        found, self._waiting = self._waiting, []
-        share = 1.0
+        usable, self._waiting = self._waiting, []
+        mixed_share = 1.0
         for round_ in range(1 + (config.resample_rounds if config.dynamic_sampling else 0)):
-            missing = config.prompts - len(found)
+            missing = config.prompts - len(usable)
             if missing <= 0:
                 break
-            count = min(config.prompts, math.ceil(missing / max(share, LEAST_SHARE)))
-            groups = self.sample(
-                [self._questions.draw() for _ in range(count)], step, (self._seed, step, round_), result
-            )
+            # Ask as many prompts as should give the missing groups if the share of mixed ones stays the same.
+            count = min(config.prompts, math.ceil(missing / max(mixed_share, LEAST_SHARE)))
+            questions = [self._questions.draw() for _ in range(count)]
+            groups = self.sample(questions, step=step, seed=(self._seed, step, round_), failures=result.failures)
             result.sampled += groups
             result.rounds += 1
-            found += [group for group in groups if group.mixed or not config.dynamic_sampling]
-            share = sum(group.mixed for group in result.sampled) / len(result.sampled)
-        result.kept, over = found[: config.prompts], found[config.prompts :]
-        result.left_over = len(over)
+            usable += [group for group in groups if group.mixed or not config.dynamic_sampling]
+            mixed_share = sum(group.mixed for group in result.sampled) / len(result.sampled)
+        result.kept, left_over = usable[: config.prompts], usable[config.prompts :]
+        result.left_over = len(left_over)
         if config.leftovers == "keep":
-            self._waiting = over
+            self._waiting = left_over
         return result
 
     def sample(
-        self, questions: Sequence[Question], step: int, seed: Sequence[int], counts: Collected | None = None
+        self,
+        questions: Sequence[Question],
+        *,
+        step: int,
+        seed: Sequence[int],
+        failures: dict[str, int] | None = None,
     ) -> list[Group]:
-        """One group a question, with rewards; failures of verifiers are added to `counts`."""
+        """One group per question, with rewards. Adds the verifiers' failures to the counts in `failures`."""
         n = self._config.samples
         prompts = [self._encode(question.prompt) for question in questions]
         sampling = Sampling(self._config.temperature, 1.0, self._config.response_limit(max(1, step)))
-        rollouts = self._engine.generate(prompts, n, sampling, seed)
+        # Row i * n + j of everything below is sample j of question i.
+        rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed)
         responses = rollouts.responses()
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        verdicts = self._judge.rewards([questions[i // n].judged(text) for i, text in enumerate(texts)])
-        for verdict in verdicts:
-            if counts and verdict.failure:
-                counts.failures[verdict.failure] += 1
+        verdicts = self._judge.rewards([questions[row // n].judged(text) for row, text in enumerate(texts)])
+        if failures is not None:
+            for verdict in verdicts:
+                if verdict.failure:
+                    failures[verdict.failure] += 1
+        # A response that the limit cut has reward 0.
         rewards = torch.tensor([verdict.reward for verdict in verdicts]) * rollouts.stopped
         groups = []
         for i, question in enumerate(questions):
-            rows = slice(i * n, (i + 1) * n)
+            first, last = i * n, (i + 1) * n
             groups.append(
                 Group(
-                    question,
-                    prompts[i],
-                    responses[rows],
-                    [rollouts.log_probs[row, : len(responses[row])].clone() for row in range(i * n, (i + 1) * n)],
-                    texts[rows],
-                    rewards[rows],
-                    rollouts.stopped[rows],
-                    step,
+                    question=question,
+                    prompt=prompts[i],
+                    responses=responses[first:last],
+                    log_probs=[rollouts.log_probs[row, : len(responses[row])].clone() for row in range(first, last)],
+                    texts=texts[first:last],
+                    rewards=rewards[first:last],
+                    stopped=rollouts.stopped[first:last],
+                    step=step,
                 )
             )
         return groups
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids after the end-of-text token that begins every document."""
+        """Token ids, after the end-of-text token with which every document begins."""
         return [self._tokenizer.eos_token_id, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Place in the questions, and the groups that wait: numbers, strings and tensors only."""
+        """The position in the questions and the waiting groups, as numbers, strings and tensors."""
         return {
             "drawn": self._questions.drawn,
             "waiting": [vars(group) | {"question": vars(group.question)} for group in self._waiting],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Restore the result of `state_dict`."""
         self._questions.drawn = state["drawn"]
         self._waiting = [Group(**{**group, "question": Question(**group["question"])}) for group in state["waiting"]]

@@ -1,40 +1,38 @@
-"""What shows why a run rises or collapses: rewards, lengths, entropy, distance from the start, forking tokens.
+"""Diagnostics of why a run improves or collapses: rewards, lengths, entropy, divergence, forking tokens.
 
-Everything here reads groups that are there anyway. `entropy` is the mean of -log pi over all tokens that were sampled,
-before any group is dropped: an unbiased estimate of the policy's entropy a token, with no selection in it.
+All of them use groups that the run has sampled anyway. `entropy` is the mean of -log pi over all sampled tokens, before
+any group is dropped, which is an unbiased estimate of the policy's entropy per token.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
-from pipelines.evaluation.metrics import pass_at_k
+from pipelines.evaluation.metrics import RIGHT, pass_at_k
 from pipelines.grpo.algorithm import divergence
 from pipelines.grpo.collection import Collected, Group
-from pipelines.grpo.update import FORKING_SHARE, rows_of
+from pipelines.grpo.update import FORKING_SHARE, Row, rows_of
 from pipelines.rollouts import length_batches, score
 
 KL_RESPONSES = 64
 """Responses, drawn from all of a step's, on which the divergence from the start model is estimated."""
 
-RIGHT = 0.5
-"""Reward from which on a response counts as right."""
-
 
 def collected_row(collected: Collected) -> dict[str, float]:
-    """The ledger's columns on what a step sampled."""
+    """The ledger's columns on the groups that a step sampled."""
     groups = collected.sampled
+    # [groups, n] each.
     rewards = torch.stack([group.rewards for group in groups])
     lengths = torch.stack([group.lengths for group in groups]).double()
     stopped = torch.stack([group.stopped for group in groups])
-    right = (rewards >= RIGHT).sum(1)
-    n = rewards.shape[1]
-    correct = rewards >= RIGHT
+    right = rewards >= RIGHT
     p10, p50, p90 = np.percentile(lengths.numpy(), [10, 50, 90])
     return {
         "reward": rewards.mean().item(),
@@ -46,13 +44,13 @@ def collected_row(collected: Collected) -> dict[str, float]:
         "length_p10": float(p10),
         "length_p50": float(p50),
         "length_p90": float(p90),
-        "length_right": lengths[correct].mean().item() if correct.any() else float("nan"),
-        "length_wrong": lengths[~correct].mean().item() if not correct.all() else float("nan"),
+        "length_right": lengths[right].mean().item() if right.any() else float("nan"),
+        "length_wrong": lengths[~right].mean().item() if not right.all() else float("nan"),
         "length_reward_correlation": correlation(lengths, rewards),
         "truncated": 1 - stopped.double().mean().item(),
         "groups": len(groups),
-        "groups_right": (right == n).double().mean().item(),
-        "groups_wrong": (right == 0).double().mean().item(),
+        "groups_right": right.all(1).double().mean().item(),
+        "groups_wrong": (~right).all(1).double().mean().item(),
         "groups_mixed": float(np.mean([group.mixed for group in groups])),
         "groups_kept": len(collected.kept),
         "groups_left_over": collected.left_over,
@@ -64,7 +62,7 @@ def collected_row(collected: Collected) -> dict[str, float]:
 
 
 def pass_row(groups: Sequence[Group]) -> dict[str, float]:
-    """`pass@k` of the groups for k = 2, 4, ... up to their size (unbiased)."""
+    """The unbiased `pass@k` of the groups for k = 2, 4, ... up to their size."""
     n = len(groups[0].responses)
     right = np.array([int((group.rewards >= RIGHT).sum()) for group in groups])
     powers = [2**i for i in range(1, n.bit_length()) if 2**i <= n]
@@ -77,7 +75,7 @@ def sampled_entropy(groups: Sequence[Group]) -> float:
 
 
 def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
-    """Pearson's correlation of length and reward inside groups [G, n]; 0 where either does not vary."""
+    """Pearson's correlation of length and reward within groups, [G, n] each; 0 if either does not vary."""
     x = (lengths - lengths.mean(1, keepdim=True)).double().flatten()
     y = (rewards - rewards.mean(1, keepdim=True)).double().flatten()
     scale = x.norm() * y.norm()
@@ -85,7 +83,7 @@ def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
 
 
 def entropy_fall(history: Sequence[dict[str, float]], window: int = 5) -> float:
-    """Nats of entropy given up for each unit of reward gained since the first steps; NaN while none is gained."""
+    """Entropy lost, in nats, per unit of reward gained since the first steps; NaN without a gain of at least 0.01."""
     first, last = history[:window], history[-window:]
     gained = _mean(last, "reward") - _mean(first, "reward")
     if len(history) < 2 * window or gained < 0.01:
@@ -98,97 +96,129 @@ def _mean(rows: Sequence[dict[str, float]], key: str) -> float:
 
 
 def divergence_from(
-    reference: PreTrainedModel, groups: Sequence[Group], config: GRPOConfig, seed: Sequence[int]
+    reference: PreTrainedModel, groups: Sequence[Group], config: GRPOConfig, *, seed: Sequence[int]
 ) -> float:
-    """Sampled, unbiased KL(policy || reference) a token, in nats, on responses drawn from the groups' own policy."""
+    """Sampled, unbiased KL(policy || reference) per token, in nats; the groups must be from the current policy."""
     pairs = [(group, j) for group in groups for j in range(len(group.responses))]
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:KL_RESPONSES]
-    rows = [pairs[i] for i in chosen]
+    chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:KL_RESPONSES]]
     total, count = 0.0, 0
-    lengths = [len(group.prompt) + len(group.responses[j]) for group, j in rows]
+    lengths = [len(group.prompt) + len(group.responses[j]) for group, j in chosen]
     for batch in length_batches(lengths, config.micro_batch_tokens):
-        part = [rows[i] for i in batch]
+        part = [chosen[i] for i in batch]
+        prompts, responses = [group.prompt for group, _ in part], [group.responses[j] for group, j in part]
         with torch.no_grad():
-            scores = score(
-                reference, [g.prompt for g, _ in part], [g.responses[j] for g, j in part], config.temperature
-            )
-        own = torch.cat([group.log_probs[j] for group, j in part]).to(scores.log_probs.device)
-        total += divergence(own.double(), scores.log_probs.double()).sum().item()
-        count += len(own)
+            scores = score(reference, prompts, responses, temperature=config.temperature)
+        policy = torch.cat([group.log_probs[j] for group, j in part]).to(scores.log_probs.device)
+        total += divergence(policy.double(), scores.log_probs.double()).sum().item()
+        count += len(policy)
     return total / count
+
+
+@dataclass(frozen=True)
+class _TokenTable:
+    """One entry for each response token."""
+
+    tokens: list[int]
+    positions: list[int]
+    """Index in the response."""
+    tenths: NDArray[np.int64]
+    """Tenth of the response, 0 to 9."""
+    entropies: NDArray[np.float32]
+    """Of the distribution that the token was drawn from, nats."""
+    gradients: NDArray[np.float32]
+    """Share of the whole gradient: norms with respect to the logits, which sum to 1."""
 
 
 def forking_tokens(
     model: PreTrainedModel,
     groups: Sequence[Group],
     config: GRPOConfig,
+    *,
     tokenizer: PreTrainedTokenizerFast,
     step: int,
     most: int = 20,
 ) -> list[dict[str, Any]]:
-    """Where the policy decides: rows by token and by tenth of the response.
+    """Where the policy's entropy is highest, as rows by token and by tenth of the response.
 
-    Forking tokens are the fifth of the tokens drawn from the highest entropy. A row `{"by": "token"}` gives how often a
-    string is among them, at which mean position, the mean entropy in nats, and its share of the whole gradient
-    (sizes with respect to the logits); `{"by": "position"}` gives a tenth's share of the forking tokens and of the
-    gradient; `{"by": "all"}` the threshold and the gradient's share on all of them.
+    Forking tokens are the fifth of the tokens with the highest entropy. The row `{"by": "all"}` has the threshold and
+    the forking tokens' share of the gradient; a row `{"by": "token"}`, for the `most` frequent ones, has how often a
+    token is among them, its mean position and entropy (nats) there, and its share of the gradient; `{"by": "position"}`
+    has a tenth's share of the forking tokens and of the gradient.
     """
-    rows = [row for group in rows_of(groups, config, step) for row in group if row.kept]
+    rows = [row for group in rows_of(groups, config, step=step) for row in group if row.kept]
     if not rows:
         return []
-    lengths = [len(row.prompt) + len(row.response) for row in rows]
-    tokens, places, tenths, entropies, slopes = [], [], [], [], []
-    for batch in length_batches(lengths, config.micro_batch_tokens):
+    table = _token_table(model, rows, config)
+    threshold = float(np.quantile(table.entropies, 1 - FORKING_SHARE))
+    forking = np.flatnonzero(table.entropies > threshold).tolist()
+    summary = {
+        "step": step,
+        "by": "all",
+        "threshold": threshold,
+        "entropy": float(table.entropies.mean()),
+        "gradient": float(table.gradients[forking].sum()),
+    }
+    by_token = _forking_by_token(table, forking, most)
+    return [
+        summary,
+        *({"step": step, "by": "token", "token": tokenizer.decode([token]), **row} for token, row in by_token),
+        *({"step": step, "by": "position", **row} for row in _forking_by_tenth(table, forking)),
+    ]
+
+
+def _token_table(model: PreTrainedModel, rows: Sequence[Row], config: GRPOConfig) -> _TokenTable:
+    tokens: list[int] = []
+    positions: list[int] = []
+    tenths: list[int] = []
+    entropies, slopes = [], []
+    for batch in length_batches([len(row.prompt) + len(row.response) for row in rows], config.micro_batch_tokens):
         part = [rows[i] for i in batch]
+        prompts, responses = [row.prompt for row in part], [row.response for row in part]
         with torch.no_grad():
-            scores = score(model, [r.prompt for r in part], [r.response for r in part], config.temperature)
-        sizes = [len(row.response) for row in part]
-        tokens += [token for row in part for token in row.response]
-        places += [i for size in sizes for i in range(size)]
+            scores = score(model, prompts, responses, temperature=config.temperature)
+        sizes = [len(response) for response in responses]
+        tokens += [token for response in responses for token in response]
+        positions += [i for size in sizes for i in range(size)]
         tenths += [10 * i // size for size in sizes for i in range(size)]
         entropies.append(scores.entropies.cpu().numpy())
         advantage = torch.tensor([abs(row.advantage) for row in part]).repeat_interleave(torch.tensor(sizes))
         slopes.append((advantage * scores.steepness.cpu()).numpy())
-    entropy, slope = np.concatenate(entropies), np.concatenate(slopes)
-    slope = slope / max(slope.sum(), 1e-30)
-    threshold = float(np.quantile(entropy, 1 - FORKING_SHARE))
-    forking = np.flatnonzero(entropy > threshold).tolist()
-    by_token: dict[int, list[int]] = defaultdict(list)
+    slope = np.concatenate(slopes)
+    gradients = slope / max(slope.sum(), 1e-30)
+    return _TokenTable(tokens, positions, np.array(tenths), np.concatenate(entropies), gradients)
+
+
+def _forking_by_token(table: _TokenTable, forking: Sequence[int], most: int) -> list[tuple[int, dict[str, Any]]]:
+    """(token, row) of the `most` frequent forking tokens; `forking` are indices into the table."""
+    indices: dict[int, list[int]] = defaultdict(list)
     for i in forking:
-        by_token[tokens[i]].append(i)
-    commonest = sorted(by_token.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
-    found: list[dict[str, Any]] = [
-        {
-            "step": step,
-            "by": "all",
-            "threshold": threshold,
-            "entropy": float(entropy.mean()),
-            "gradient": float(slope[forking].sum()),
-        }
-    ]
-    found += [
-        {
-            "step": step,
-            "by": "token",
-            "token": tokenizer.decode([token]),
-            "count": len(at),
-            "position": float(np.mean([places[i] for i in at])),
-            "entropy": float(entropy[at].mean()),
-            "gradient": float(slope[at].sum()),
-        }
-        for token, at in commonest
-    ]
-    tenth = np.array(tenths)
-    for place in range(10):
-        inside = tenth == place
-        found.append(
+        indices[table.tokens[i]].append(i)
+    frequent = sorted(indices.items(), key=lambda entry: (-len(entry[1]), entry[0]))[:most]
+    return [
+        (
+            token,
             {
-                "step": step,
-                "by": "position",
-                "tenth": place,
+                "count": len(chosen),
+                "position": float(np.mean([table.positions[i] for i in chosen])),
+                "entropy": float(table.entropies[chosen].mean()),
+                "gradient": float(table.gradients[chosen].sum()),
+            },
+        )
+        for token, chosen in frequent
+    ]
+
+
+def _forking_by_tenth(table: _TokenTable, forking: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each tenth of the responses; `forking` are indices into the table."""
+    rows = []
+    for tenth in range(10):
+        inside = table.tenths == tenth
+        rows.append(
+            {
+                "tenth": tenth,
                 "share": float(inside[forking].mean()) if len(forking) else 0.0,
-                "entropy": float(entropy[inside].mean()) if inside.any() else None,
-                "gradient": float(slope[inside].sum()),
+                "entropy": float(table.entropies[inside].mean()) if inside.any() else None,
+                "gradient": float(table.gradients[inside].sum()),
             }
         )
-    return found
+    return rows

@@ -1,80 +1,61 @@
-"""The GRPO stage from its first step to its last: collect, measure, update, and be able to stop anywhere.
+"""The GRPO stage from its first step to its last: sample, measure, update, and stop or resume at any step.
 
-The trainer's state - weights, optimizer, place in the questions, waiting groups, history - is saved at milestones,
-every so often and when the stage is asked to stop. Everything random is a function of (seed, step, round), so a run
-that was killed goes on bit for bit.
+The trainer state (weights, optimizer, position in the questions, waiting groups, history) is saved at milestones, every
+`SAVE_SECONDS` and when the stage is asked to stop. All random numbers are functions of (seed, step, round), so a run
+that was killed resumes bit for bit.
 """
 
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from pipelines.configuration.grpo import GRPOConfig
-from pipelines.data.corpus import Corpus
 from pipelines.data.questions import Question, contamination, load_questions
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo.collapse import collapsed
-from pipelines.grpo.collection import Collector, Questions
+from pipelines.grpo.collection import Collected, Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
 from pipelines.grpo.update import Updater
-from pipelines.ledger import Ledger
-from pipelines.rollouts import Engine, TransformersEngine
+from pipelines.random_streams import Stream
+from pipelines.rollouts import load_engine
+from pipelines.stage_context import StageContext
 from pipelines.training.optimizer import adamw
 from pipelines.training.trainer_state import SAVE_SECONDS, every, load_state, save_state
 from pipelines.verifiers import Judge
 
-SHOWN = 8
-"""Held-out prompts whose responses are shown again and again."""
+SHOWN_PROMPTS = 8
+"""Held-out prompts whose responses are written to `samples.jsonl` at each measurement."""
 
-LAST = 5
+LAST_STEPS = 5
 """Final steps over which the result's numbers are averaged."""
 
+LOG_FILES = ("samples.jsonl", "forking.jsonl")
 
-def train_grpo(
-    model: PreTrainedModel,
-    config: GRPOConfig,
-    corpus: Corpus,
-    seed: int,
-    ledger: Ledger,
-    keep: Callable[[Any, int], None],
-    folder: Path,
-    interrupted: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Train `model` in place for `config.steps` updates and return what sums the run up.
 
-    `keep(model, step)` saves a milestone. `folder` takes `samples.jsonl` (the same held-out prompts over the steps),
-    `forking.jsonl` (forking tokens at the first step and at milestones) and, while unfinished, `resume/`. With a state
-    in `resume/` the run goes on from it; `model` is then still the start model, to which the divergence is measured.
+def train_grpo(model: PreTrainedModel, config: GRPOConfig, context: StageContext) -> dict[str, Any]:
+    """Train `model` in place for `config.steps` updates and return the metrics of the stage run.
 
-    Raises `Interrupted` after `interrupted()` has turned true and the state is saved; `FloatingPointError` where a
-    gradient is not finite.
+    Writes `samples.jsonl` (responses to the same held-out prompts over the steps) and `forking.jsonl` (forking tokens
+    at the first step and at milestones) to the context's folder. Resumes from the context's trainer state if there is
+    one; `model` must then still be the start model, from which the divergence is measured.
+
+    Raises `Interrupted` after `context.interrupted()` has become true and the state is saved, and `FloatingPointError`
+    if a gradient is not finite.
     """
     with Judge() as judge:
-        return _Run(model, config, corpus, seed, ledger, keep, folder, interrupted, judge).train()
+        return _Run(model, config, context, judge=judge).train()
 
 
 class _Run:
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: GRPOConfig,
-        corpus: Corpus,
-        seed: int,
-        ledger: Ledger,
-        keep: Callable[[Any, int], None],
-        folder: Path,
-        interrupted: Callable[[], bool],
-        judge: Judge,
-    ) -> None:
-        self.model, self.config, self.corpus, self.seed = model, config, corpus, seed
-        self.ledger, self.keep, self.folder, self.interrupted = ledger, keep, folder, interrupted
-        self.judge = judge
+    """One training run."""
+
+    def __init__(self, model: PreTrainedModel, config: GRPOConfig, context: StageContext, *, judge: Judge) -> None:
+        self.model, self.config, self.context, self.judge = model, config, context, judge
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = adamw(
             model,
@@ -82,105 +63,119 @@ class _Run:
             weight_decay=config.weight_decay,
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        self.asked = [load_questions(task, "rl", corpus) for task in config.tasks]
-        self.held_out = self._held_out()
-        self.engine = self._engine()
-        self.updater = Updater(model, self.optimizer, config, self.reference, self.engine.exact)
+        self.questions = [load_questions(task, "rl", context.corpus) for task in config.tasks]
+        """The training questions of each task."""
+        self.kept_questions: list[list[int]] | None = None
+        """The indices of those within the bounds on the pass rate, by task; None without bounds."""
+        self.held_out = self._held_out_questions()
+        self.engine = load_engine(config.engine, model, self._longest_sequence)
+        self.collector = self._new_collector()
+        self.updater = Updater(model, self.optimizer, config, reference=self.reference, exact_sampler=self.engine.exact)
         self.step = 0
+        """Steps taken."""
         self.history: list[dict[str, float]] = []
         """Reward, entropy and length of every step."""
         self.totals: dict[str, Any] = {"skipped": 0, "verifier_failures": 0, "collapsed_at": None, "held_out": []}
 
-    def _held_out(self) -> list[Question]:
-        """The same held-out questions for every run, the data sets in turn."""
-        sets = [load_questions(task, "validation", self.corpus) for task in self.config.tasks]
+    def _held_out_questions(self) -> list[Question]:
+        """The first `grpo.held_out_problems` validation questions, one of each task in turn."""
+        sets = [load_questions(task, "validation", self.context.corpus) for task in self.config.tasks]
         longest = max(map(len, sets))
-        mixed = [questions[i] for i in range(longest) for questions in sets if i < len(questions)]
-        return mixed[: self.config.held_out_problems]
+        in_turn = [questions[i] for i in range(longest) for questions in sets if i < len(questions)]
+        return in_turn[: self.config.held_out_problems]
 
-    def _engine(self) -> Engine:
-        if self.config.engine == "transformers":
-            return TransformersEngine(self.model)
-        from pipelines.rollouts.vllm_engine import VLLMEngine
+    def _longest_sequence(self) -> int:
+        """Tokens of the longest prompt, with its end-of-text token, and the longest response together."""
+        prompts = [question.prompt for questions in (*self.questions, self.held_out) for question in questions]
+        longest = 1 + max(map(len, self.context.corpus.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
+        return longest + max(self.config.response_limit(1), self.config.response_limit(self.config.steps))
 
-        prompts = [question.prompt for questions in (*self.asked, self.held_out) for question in questions]
-        longest = 1 + max(map(len, self.corpus.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
-        limit = max(self.config.response_limit(1), self.config.response_limit(self.config.steps))
-        return VLLMEngine(self.model, longest + limit)
+    def _new_collector(self) -> Collector:
+        seed = self.context.seed
+        return Collector(
+            self.config,
+            self.engine,
+            self.judge,
+            tokenizer=self.context.corpus.tokenizer,
+            questions=Questions(self.questions, seed),
+            seed=seed,
+        )
 
     def train(self) -> dict[str, Any]:
-        config = self.config
-        state = load_state(self.folder / "resume")
-        if state:
-            self._filter(state["asked"])
-        elif (config.pass_rate_low, config.pass_rate_high) != (0.0, 1.0):
-            self._filter(self._within_pass_rate())
-        self.collector = self._collector()
+        config, context = self.config, self.context
+        state = load_state(context.resume)
         if state:
             self._load(state)
         else:
             self._begin()
-        due = every(SAVE_SECONDS)
+        save_is_due = every(SAVE_SECONDS)
         milestones = config.checkpoints()
         while self.step < config.steps:
-            if self.interrupted():
+            if context.interrupted():
                 self._save()
                 raise Interrupted(f"after step {self.step} of {config.steps}")
             self.step += 1
-            reason = self._one_step(self.step in milestones or self.step == 1)
+            collapse = self._one_step(inspect=self.step in milestones or self.step == 1)
             if self.step in milestones:
-                self.keep(self.model, self.step)
-            if reason and config.collapse == "stop":
+                context.save_milestone(self.model, self.step)
+            if collapse and config.collapse == "stop":
+                # The later milestones are then this model, so that what depends on them can run.
                 for milestone in milestones:
                     if milestone > self.step:
-                        self.keep(self.model, milestone)
+                        context.save_milestone(self.model, milestone)
                 break
-            if self.step in milestones or due():
+            if self.step in milestones or save_is_due():
                 self._save()
         return self._result()
 
     def _begin(self) -> None:
-        for name in ("samples.jsonl", "forking.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
-        self._measure_held_out()
+        """Prepare the first step of a new run: bounds on the pass rate, and the start model on held-out questions."""
+        config, context = self.config, self.context
+        for name in LOG_FILES:
+            (context.folder / name).unlink(missing_ok=True)
+        if (config.pass_rate_low, config.pass_rate_high) != (0.0, 1.0):
+            self._keep_questions(self._within_pass_rate())
+        context.log(
+            "GRPO: %d questions of %s and %d held out, %d prompts x %d samples per step, engine %s, steps 1 to %d",
+            sum(map(len, self.questions)),
+            ", ".join(config.tasks),
+            len(self.held_out),
+            config.prompts,
+            config.samples,
+            config.engine,
+            config.steps,
+        )
+        if config.held_out_every:
+            context.ledger.log({"step": 0, **self._held_out_row()})
 
-    def _collector(self) -> Collector:
-        questions = Questions(self.asked, self.seed)
-        return Collector(self.config, self.engine, self.judge, self.corpus.tokenizer, questions, self.seed)
-
-    def _one_step(self, look_closely: bool) -> str | None:
-        """One step; returns why the run has collapsed, if it has."""
-        step, config = self.step, self.config
+    def _one_step(self, *, inspect: bool) -> str | None:
+        """Run one step, with forking tokens if `inspect`; returns what has collapsed, if anything."""
+        step, config, context = self.step, self.config, self.context
         began = time.time()
         collected = self.collector.collect(step)
         sampled = time.time()
-        if look_closely:
-            self._append("forking.jsonl", forking_tokens(
-                self.model, collected.kept, config, self.corpus.tokenizer, step
-            ))  # fmt: skip
-        divergence = divergence_from(self.reference, collected.sampled, config, (self.seed, step, 5))
+        if inspect:
+            rows = forking_tokens(self.model, collected.kept, config, tokenizer=context.corpus.tokenizer, step=step)
+            self._append("forking.jsonl", rows)
+        seed = (context.seed, step, Stream.DIVERGENCE)
+        divergence = divergence_from(self.reference, collected.sampled, config, seed=seed)
         scored = time.time()
         update = self.updater.update(collected.kept, step)
         if not update["skipped"]:
             self.engine.sync(self.model)
         ended = time.time()
+
         row = {"step": step, **collected_row(collected), "kl_start": divergence, **update}
-        self.history.append({key: row[key] for key in ("reward", "entropy", "response_length")})
-        reason = None if config.collapse == "off" else collapsed(self.history, config)
-        if reason and self.totals["collapsed_at"] is None:
-            self.totals |= {"collapsed_at": step, "collapsed": reason}
-        self.totals["skipped"] += update["skipped"]
-        self.totals["verifier_failures"] += row["verifier_timeouts"] + row["verifier_errors"]
-        tokens = sum(int(group.lengths.sum()) for group in collected.sampled)
-        learned = sum(int(group.lengths.sum()) for group in collected.kept)
+        collapse = self._record(row)
         held_out = {}
         if config.held_out_every and (step % config.held_out_every == 0 or step == config.steps):
             held_out = self._held_out_row()
-        self.ledger.log(
+        tokens, learned = _response_tokens(collected)
+        context.ledger.log(
             row
             | {
                 "entropy_fall_per_reward": entropy_fall(self.history),
-                "collapsed": int(reason is not None),
+                "collapsed": int(collapse is not None),
                 "tokens_per_second": tokens / (ended - began),
                 "rollout_tokens_per_second": tokens / (sampled - began),
                 "update_tokens_per_second": learned / (ended - scored),
@@ -190,17 +185,23 @@ class _Run:
                 **held_out,
             }
         )
-        return reason
+        return collapse
 
-    def _measure_held_out(self) -> None:
-        """Before the first step: where the start model stands, as step 0 of the ledger."""
-        if self.config.held_out_every:
-            self.ledger.log({"step": 0, **self._held_out_row()})
+    def _record(self, row: dict[str, Any]) -> str | None:
+        """Add a step's row to the history and the totals; returns what has collapsed, if anything."""
+        self.history.append({key: row[key] for key in ("reward", "entropy", "response_length")})
+        self.totals["skipped"] += row["skipped"]
+        self.totals["verifier_failures"] += row["verifier_timeouts"] + row["verifier_errors"]
+        collapse = None if self.config.collapse == "off" else collapsed(self.history, self.config)
+        if collapse and self.totals["collapsed_at"] is None:
+            self.totals |= {"collapsed_at": self.step, "collapsed": collapse}
+            self.context.log("step %d: collapse of %s (grpo.collapse=%s)", self.step, collapse, self.config.collapse)
+        return collapse
 
     def _held_out_row(self) -> dict[str, float]:
-        """Mean reward and pass@k on the held-out questions; the same random numbers each time."""
+        """Mean reward and pass@k on the held-out questions, sampled with the same random numbers each time."""
         began = time.time()
-        groups = self.collector.sample(self.held_out, self.step, (0, 6))
+        groups = self.collector.sample(self.held_out, step=self.step, seed=(0, Stream.HELD_OUT))
         score = float(np.mean([group.rewards.mean().item() for group in groups]))
         self.totals["held_out"].append([self.step, score])
         rows = [
@@ -210,10 +211,10 @@ class _Run:
                 "response": group.texts[0],
                 "reward": group.rewards[0].item(),
             }
-            for group in groups[:SHOWN]
+            for group in groups[:SHOWN_PROMPTS]
         ]
         self._append("samples.jsonl", rows)
-        self.ledger.samples("held_out_samples", rows)
+        self.context.ledger.samples("held_out_samples", rows)
         return {
             "held_out_reward": score,
             **{f"held_out_{key}": value for key, value in pass_row(groups).items()},
@@ -221,36 +222,37 @@ class _Run:
         }
 
     def _within_pass_rate(self) -> list[list[int]]:
-        """For each data set, the questions that the start model solves within the bounds, by index."""
-        collector = self._collector()
+        """For each task, the indices of the questions whose pass rate under the start model is within the bounds."""
+        low, high = self.config.pass_rate_low, self.config.pass_rate_high
         kept = []
-        for task, questions in zip(self.config.tasks, self.asked, strict=True):
-            rates = [float(g.rewards.mean()) for g in collector.sample(questions, 1, (self.seed, 0, 7))]
-            inside = [
-                i for i, rate in enumerate(rates) if self.config.pass_rate_low <= rate <= self.config.pass_rate_high
-            ]
+        for task, questions in zip(self.config.tasks, self.questions, strict=True):
+            groups = self.collector.sample(questions, step=1, seed=(self.context.seed, 0, Stream.PASS_RATE))
+            rates = [float(group.rewards.mean()) for group in groups]
+            inside = [i for i, rate in enumerate(rates) if low <= rate <= high]
             if not inside:
                 raise UserError(
-                    f"grpo.pass_rate_low={self.config.pass_rate_low}: no question of {task} is solved that often and "
-                    f"at most {self.config.pass_rate_high} of the time (mean {np.mean(rates):.2f}); widen the bounds"
+                    f"grpo.pass_rate_low={low}: no question of {task} has a pass rate between {low} and {high} "
+                    f"(mean {np.mean(rates):.2f}); widen the bounds"
                 )
+            self.context.log("%s: %d of %d questions are within the pass rates", task, len(inside), len(questions))
             kept.append(inside)
         return kept
 
-    def _filter(self, kept: list[list[int]] | None) -> None:
+    def _keep_questions(self, kept: list[list[int]] | None) -> None:
+        """Train only on the questions with these indices; None keeps all."""
         self.kept_questions = kept
         if kept is not None:
-            self.asked = [[questions[i] for i in chosen] for questions, chosen in zip(self.asked, kept, strict=True)]
-
-    kept_questions: list[list[int]] | None = None
+            pairs = zip(self.questions, kept, strict=True)
+            self.questions = [[questions[i] for i in indices] for questions, indices in pairs]
+            self.collector = self._new_collector()
 
     def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        with (self.folder / name).open("a") as file:
+        with (self.context.folder / name).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def _save(self) -> None:
         save_state(
-            self.folder / "resume",
+            self.context.resume,
             {
                 "step": self.step,
                 "model": self.model.state_dict(),
@@ -261,44 +263,60 @@ class _Run:
                 "totals": self.totals,
             },
         )
+        self.context.log("trainer state saved after step %d", self.step)
 
     def _load(self, state: dict[str, Any]) -> None:
+        self._keep_questions(state["asked"])
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.collector.load_state_dict(state["collector"])
         self.history, self.totals = state["history"], state["totals"]
         self.engine.sync(self.model)
-        for name in ("samples.jsonl", "forking.jsonl"):  # what the killed attempt wrote after its last save
-            path = self.folder / name
+        # Drop the rows, and the half-written line, that a killed attempt wrote after its last save.
+        for name in LOG_FILES:
+            path = self.context.folder / name
             if path.exists():
                 rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
                 path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.step))
+        self.context.log("GRPO: resuming after step %d of %d", self.step, self.config.steps)
 
     def _result(self) -> dict[str, Any]:
-        last = self.history[-LAST:]
+        """The metrics of the stage run."""
+        corpus, totals = self.context.corpus, self.totals
+        last = self.history[-LAST_STEPS:]
+        # Any family of the corpus may have been in the training data of earlier stages.
+        families = corpus.manifest["content"]["tasks"]
         result: dict[str, Any] = {
             "steps": self.step,
             "reward": float(np.mean([row["reward"] for row in last])),
             "entropy": float(np.mean([row["entropy"] for row in last])),
             "response_length": float(np.mean([row["response_length"] for row in last])),
-            "skipped": self.totals["skipped"],
-            "verifier_failures": self.totals["verifier_failures"],
-            "questions": sum(map(len, self.asked)),
+            "skipped": totals["skipped"],
+            "verifier_failures": totals["verifier_failures"],
+            "questions": sum(map(len, self.questions)),
             "contamination": contamination(
-                [q for questions in self.asked for q in questions], self.corpus, self._families()
+                [question for questions in self.questions for question in questions], corpus, families
             ),
-            "held_out_contamination": contamination(self.held_out, self.corpus, self._families()),
+            "held_out_contamination": contamination(self.held_out, corpus, families),
         }
-        if self.totals["collapsed_at"] is not None:
-            result |= {"collapsed_at": self.totals["collapsed_at"], "collapsed": self.totals["collapsed"]}
-        if self.totals["held_out"]:
-            result |= {
-                "held_out_before": self.totals["held_out"][0][1],
-                "held_out_after": self.totals["held_out"][-1][1],
-            }
+        if totals["collapsed_at"] is not None:
+            result |= {"collapsed_at": totals["collapsed_at"], "collapsed": totals["collapsed"]}
+        if totals["held_out"]:
+            result |= {"held_out_before": totals["held_out"][0][1], "held_out_after": totals["held_out"][-1][1]}
+        self.context.log(
+            "GRPO: ended after step %d with reward %.3f and entropy %.3f nats (mean of the last %d steps)",
+            self.step,
+            result["reward"],
+            result["entropy"],
+            len(last),
+        )
         return result
 
-    def _families(self) -> list[str]:
-        """Every family that earlier stages may have trained on."""
-        return self.corpus.manifest["content"]["tasks"]
+
+def _response_tokens(collected: Collected) -> tuple[int, int]:
+    """Response tokens that the step sampled, and those that it learned from."""
+    sampled, kept = (
+        sum(int(group.lengths.sum()) for group in groups) for groups in (collected.sampled, collected.kept)
+    )
+    return sampled, kept

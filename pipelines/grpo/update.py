@@ -1,10 +1,10 @@
-"""One batch of groups into the weights: the loss in micro-batches, the optimizer's steps, and what they tell.
+"""The update: the loss of one batch of groups in micro-batches, the optimizer's steps, and statistics of both.
 
-With one epoch of one minibatch (the study's choice) a batch is used for one update, made by the policy that sampled
-it. The old log-probabilities are then the new ones without gradient: the ratio is 1 by construction and the clip acts
-on nothing; its counts are in the ledger to show that. With more than one update a batch, the old log-probabilities are
-taken before the first: the sampler's own where it is the same program as the learner, a scoring pass otherwise. Groups
-left over from an earlier step keep their sampler's.
+With one epoch of one minibatch (the study's choice), a batch is used for one update of the policy that sampled it. The
+old log-probabilities then are the new ones without gradient: the ratio is 1 by construction and nothing is clipped,
+which the ledger's counts show. With several updates per batch, the old log-probabilities are taken before the first:
+the sampler's if it is the same program as the learner, else those of a scoring pass. Groups left over from an earlier
+step keep their sampler's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,51 +28,56 @@ from pipelines.grpo.collection import Group
 from pipelines.rollouts import length_batches, score
 
 FORKING_SHARE = 0.2
-"""Forking tokens are the fifth of the tokens with the highest entropy (arXiv 2506.01939)."""
+"""Forking tokens are this share of the tokens, those with the highest entropy (arXiv 2506.01939)."""
 
 
 @dataclass
 class Row:
-    """One response as the loss sees it."""
+    """One response in the loss."""
 
     prompt: list[int]
     response: list[int]
     advantage: float
     kept: bool
-    """Whether its tokens are in the loss; a filtered overlong response is not."""
-    sampler: Tensor
-    """The sampler's log-probabilities of its tokens."""
-    old: Tensor
-    """Those that the ratio is taken to."""
+    """Whether it is in the loss; a filtered overlong response is not."""
+    sampler_log_probs: Tensor
+    """Of its tokens, under the policy that sampled them."""
+    old_log_probs: Tensor
+    """Of its tokens, under the policy in the denominator of the ratio."""
     fresh: bool
-    """Sampled by the policy that is updated."""
+    """Whether the policy that is being updated sampled it."""
     weight: float = 0.0
     """Of each of its tokens in the minibatch's loss."""
 
 
-def rows_of(groups: Sequence[Group], config: GRPOConfig, step: int) -> list[list[Row]]:
-    """The groups' responses with their advantages, group by group; an overlong penalty is added to the rewards."""
+def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[list[Row]]:
+    """The groups' responses with their advantages, by group. Adds the overlong penalty to the rewards if configured."""
     if not groups:
         return []
-    rewards = torch.stack([group.rewards for group in groups])
+    rewards = torch.stack([group.rewards for group in groups])  # [G, n]
     if config.overlong == "penalty":
         rewards = rewards + torch.stack(
             [
-                overlong_penalty(g.lengths, g.stopped, config.response_limit(max(1, g.step)), config.overlong_buffer)
-                for g in groups
+                overlong_penalty(
+                    group.lengths,
+                    group.stopped,
+                    limit=config.response_limit(max(1, group.step)),
+                    buffer=config.overlong_buffer,
+                )
+                for group in groups
             ]
         )
     advantage = advantages(rewards, config.advantage).tolist()
     return [
         [
             Row(
-                group.prompt,
-                response,
-                advantage[i][j],
-                config.overlong != "filter" or bool(group.stopped[j]),
-                group.log_probs[j],
-                group.log_probs[j],
-                group.step == step,
+                prompt=group.prompt,
+                response=response,
+                advantage=advantage[i][j],
+                kept=config.overlong != "filter" or bool(group.stopped[j]),
+                sampler_log_probs=group.log_probs[j],
+                old_log_probs=group.log_probs[j],
+                fresh=group.step == step,
             )
             for j, response in enumerate(group.responses)
         ]
@@ -81,127 +86,137 @@ def rows_of(groups: Sequence[Group], config: GRPOConfig, step: int) -> list[list
 
 
 class Updater:
-    """Makes the updates of one training run."""
+    """Updates the policy of one training run."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         config: GRPOConfig,
+        *,
         reference: PreTrainedModel | None,
         exact_sampler: bool,
     ) -> None:
+        """`reference` is the model of the KL term; `exact_sampler` is `Engine.exact`."""
         self._model, self._optimizer, self._config = model, optimizer, config
-        self._reference, self._exact = reference, exact_sampler
-        optimizer.zero_grad()  # whoever trained the model before may have left gradients
+        self._reference, self._exact_sampler = reference, exact_sampler
+        optimizer.zero_grad()  # an earlier training run of the model may have left gradients
 
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
-        """All epochs and minibatches over `groups`; returns what the ledger shows.
+        """Run all epochs and minibatches over `groups`; returns the ledger's columns on them.
 
-        Where nothing has an advantage the step is skipped, which is all that is returned.
-        Raises `FloatingPointError` where the gradient stops being finite; the weights are then the ones before.
+        If no response has an advantage, the step is skipped and only `skipped` is returned. Raises `FloatingPointError`
+        if the norm of a gradient is not finite; that gradient is not applied.
         """
         config = self._config
         if not groups:
             return {"skipped": 1}
-        by_group = rows_of(groups, config, step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
-        if not config.on_policy and not self._exact:
-            self._take_old([row for group in by_group for row in group if row.fresh])
-        watched = _Watched()
+        by_group = rows_of(groups, config, step=step)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
+        # Several updates need the log-probabilities of the policy before the first; see the module's docstring.
+        if not config.on_policy and not self._exact_sampler:
+            self._score_old([row for group in by_group for row in group if row.fresh])
+        statistics = _Statistics()
         size = -(-len(by_group) // config.minibatches)
         for _ in range(config.epochs):
             for start in range(0, len(by_group), size):
                 rows = [row for group in by_group[start : start + size] for row in group]
-                self._minibatch(rows, config.response_limit(step), watched)
-        if not watched.norms:
+                self._minibatch(rows, statistics, limit=config.response_limit(step))
+        if not statistics.norms:
             return {"skipped": 1}
-        return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **watched.row()}
+        return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **statistics.row()}
 
-    def _take_old(self, rows: list[Row]) -> None:
-        """Score the rows by the policy as it stands before the step's first update."""
+    def _score_old(self, rows: list[Row]) -> None:
+        """Set `old_log_probs` to those of the current policy."""
         for micro in self.micro_batches(rows):
-            responses = [row.response for row in micro]
+            prompts, responses = [row.prompt for row in micro], [row.response for row in micro]
             with torch.no_grad():
-                scores = score(self._model, [row.prompt for row in micro], responses, self._config.temperature)
-            for row, old in zip(micro, scores.log_probs.cpu().split([len(r) for r in responses]), strict=True):
-                row.old = old
+                scores = score(self._model, prompts, responses, temperature=self._config.temperature)
+            lengths = [len(response) for response in responses]
+            for row, log_probs in zip(micro, scores.log_probs.cpu().split(lengths), strict=True):
+                row.old_log_probs = log_probs
 
-    def _minibatch(self, rows: list[Row], limit: int, watched: "_Watched") -> None:
+    def _minibatch(self, rows: list[Row], statistics: "_Statistics", *, limit: int) -> None:
+        """One step of the optimizer; none if no row has a gradient."""
         config = self._config
-        lengths = [len(row.response) for row in rows]
-        weights = token_weights(lengths, [row.kept for row in rows], config.loss, limit)
-        for row, weight in zip(rows, weights, strict=True):
+        lengths, kept = [len(row.response) for row in rows], [row.kept for row in rows]
+        for row, weight in zip(rows, token_weights(lengths, kept, loss=config.loss, limit=limit), strict=True):
             row.weight = weight
-        # A response whose every token weighs nothing is not computed; with a KL term every kept one has a gradient.
+        # Rows without a gradient are not computed. With a KL term, every row with a weight has a gradient.
         rows = [row for row in rows if row.weight and (row.advantage or config.kl_weight)]
         if not rows:
             return
         for micro in self.micro_batches(rows):
-            self._loss(micro, watched).backward()
+            self._loss(micro, statistics).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.gradient_clip).item()
         if not np.isfinite(norm):
             self._optimizer.zero_grad()
             raise FloatingPointError(f"the gradient's norm is {norm}; lower grpo.learning_rate={config.learning_rate}")
         self._optimizer.step()
         self._optimizer.zero_grad()
-        watched.norms.append(norm)
+        statistics.norms.append(norm)
 
     def micro_batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """The rows sorted by length, in parts that fit in `micro_batch_tokens`."""
+        """The rows sorted by length, in parts of at most `micro_batch_tokens` tokens."""
         lengths = [len(row.prompt) + len(row.response) for row in rows]
         for batch in length_batches(lengths, self._config.micro_batch_tokens):
             yield [rows[i] for i in batch]
 
-    def _loss(self, rows: list[Row], watched: "_Watched") -> Tensor:
+    def _loss(self, rows: list[Row], statistics: "_Statistics") -> Tensor:
+        """The rows' part of the minibatch's loss. All tensors are [T], the rows' response tokens one after another."""
         config, device = self._config, self._model.device
         prompts, responses = [row.prompt for row in rows], [row.response for row in rows]
-        scores = score(self._model, prompts, responses, config.temperature)
-        counts = torch.tensor([len(response) for response in responses], device=device)
+        scores = score(self._model, prompts, responses, temperature=config.temperature)
+        lengths = torch.tensor([len(response) for response in responses], device=device)
 
-        def spread(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device).repeat_interleave(counts)
+        def per_token(values: list[float]) -> Tensor:
+            """A value of each row, repeated for each of its tokens."""
+            return torch.tensor(values, device=device).repeat_interleave(lengths)
 
-        advantage, weight = spread([row.advantage for row in rows]), spread([row.weight for row in rows])
-        sampler = torch.cat([row.sampler for row in rows]).to(device)
-        old = torch.cat([row.old for row in rows]).to(device)
+        advantage = per_token([row.advantage for row in rows])
+        weight = per_token([row.weight for row in rows])
+        sampler = torch.cat([row.sampler_log_probs for row in rows]).to(device)
+        old = torch.cat([row.old_log_probs for row in rows]).to(device)
         current = scores.log_probs.detach()
         if config.on_policy:
-            fresh = spread([float(row.fresh) for row in rows]) > 0
+            fresh = per_token([float(row.fresh) for row in rows]) > 0
             old = current.where(fresh, old)
-        parts = surrogate(scores.log_probs, old, advantage, config.clip_low, config.clip_high)
+        parts = surrogate(scores.log_probs, old, advantage, clip_low=config.clip_low, clip_high=config.clip_high)
         loss = parts.loss
         if config.importance_cap is not None:
             loss = loss * importance_weights(old, sampler, config.importance_cap)
         if config.kl_weight:
             assert self._reference is not None
             with torch.no_grad():
-                reference = score(self._reference, prompts, responses, config.temperature).log_probs
+                reference = score(self._reference, prompts, responses, temperature=config.temperature).log_probs
             loss = loss + config.kl_weight * divergence(scores.log_probs, reference)
-        watched.see(parts.ratio, parts.low, parts.high, current - sampler, scores.entropies)
-        watched.slopes.append(((weight * advantage).abs() * scores.steepness).cpu())
+        statistics.add(parts.ratio, parts.low, parts.high, current - sampler, scores.entropies)
+        statistics.slopes.append(((weight * advantage).abs() * scores.steepness).cpu())
         return (loss * weight).sum()
 
 
-class _Watched:
-    """What the updates of one step show, token by token."""
+class _Statistics:
+    """Statistics of all updates of one step, collected token by token."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
+        """The gradient's norm of each update."""
         self.slopes: list[Tensor] = []
-        """Size of each token's gradient with respect to its logits."""
-        self._seen: list[list[Tensor]] = []
+        """The norm of each token's gradient with respect to its logits."""
+        self._columns: list[list[Tensor]] = []
+        """By micro-batch: ratio, clipped low, clipped high, mismatch and entropy of each token."""
 
-    def see(self, *columns: Tensor) -> None:
-        self._seen.append([column.detach().float().cpu() for column in columns])
+    def add(self, *columns: Tensor) -> None:
+        """Add the columns of a micro-batch."""
+        self._columns.append([column.detach().float().cpu() for column in columns])
 
     def row(self) -> dict[str, float]:
-        ratio, low, high, mismatch, entropies = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        """The ledger's columns."""
+        ratio, low, high, mismatch, entropies = (torch.cat(parts) for parts in zip(*self._columns, strict=True))
         slopes = torch.cat(self.slopes)
         percentiles = np.percentile(ratio.numpy(), [1, 50, 99])
         forking = entropies > np.quantile(entropies.numpy(), 1 - FORKING_SHARE)
-        # Between the learner and the sampler: rounding where both are one program, more with another engine.
         return {
             "gradient_norm": float(np.mean(self.norms)),
             "clip_low": low.mean().item(),
@@ -209,6 +224,7 @@ class _Watched:
             "ratio_p01": float(percentiles[0]),
             "ratio_p50": float(percentiles[1]),
             "ratio_p99": float(percentiles[2]),
+            # Between the learner and the sampler: rounding if both are the same program, more with another engine.
             "mismatch": mismatch.abs().mean().item(),
             "entropy_updated": entropies.mean().item(),
             "forking_gradient": (slopes[forking].sum() / slopes.sum().clamp(min=1e-30)).item(),

@@ -1,10 +1,11 @@
-"""Responses of a causal language model: sampling them (`Engine`), and scoring given ones (`score`).
+"""Responses of a causal language model: sampling them (`Engine`, `generate`) and scoring given ones (`score`).
 
-`transformers_engine` samples from the model that is being trained, in process; `vllm_engine` hands its weights to
-vLLM. `qwen3` is the forward pass that makes the small dense models fast.
+`transformers_engine` samples from the model that is being trained, in the same process; `vllm_engine` samples from a
+copy of its weights in vLLM; `load_engine` returns the one that `grpo.engine` names. `qwen3` is the forward pass that
+makes small dense models fast.
 """
 
-from pipelines.rollouts.engine import Engine, Rollouts, Sampling
+from pipelines.rollouts.engine import Engine, Rollouts, Sampling, load_engine
 from pipelines.rollouts.scoring import Scores, length_batches, likelihoods, score
 from pipelines.rollouts.transformers_engine import TransformersEngine, generate
 
@@ -17,5 +18,6 @@ __all__ = [
     "generate",
     "length_batches",
     "likelihoods",
+    "load_engine",
     "score",
 ]

@@ -1,16 +1,23 @@
-"""What a rollout engine is: prompts in, sampled tokens with their log-probabilities and ends out."""
+"""The interface of a rollout engine: prompts in, sampled tokens with their log-probabilities out.
 
-from collections.abc import Sequence
+To add an engine, write a class with this interface whose constructor takes (model, longest) as in `load_engine`, and
+add an entry to `pipelines.configuration.grpo.ENGINES`.
+"""
+
+import pkgutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipelines.configuration.grpo import ENGINES
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: temperature (0 is greedy), nucleus mass and the longest response in tokens."""
+    """How responses are sampled: temperature (0 is greedy), nucleus mass and the longest response in tokens."""
 
     temperature: float
     top_p: float
@@ -19,17 +26,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Sampled responses; row `i * n + j` is sample j of prompt i.
-
-    tokens [N, T] int64 with the end token, then padding; log_probs [N, T] float32 under the tempered distribution
-    before the nucleus is cut (that of temperature 1 when greedy), 0 on padding; lengths [N] int64, the end token
-    counted; stopped [N] bool, the finish reason: True where the end token came, False where the limit cut.
-    """
+    """Sampled responses; row `i * n + j` is sample j of prompt i."""
 
     tokens: Tensor
+    """[N, T] int64: the response with its end token, then padding."""
     log_probs: Tensor
+    """[N, T] float32, 0 on padding: under the tempered distribution before the nucleus is cut (temperature 1 if
+    greedy)."""
     lengths: Tensor
+    """[N] int64, the end token counted."""
     stopped: Tensor
+    """[N] bool: True if the response ended by the end token, False if the limit cut it."""
 
     def responses(self) -> list[list[int]]:
         """The responses as lists of token ids, the end token included."""
@@ -40,15 +47,27 @@ class Engine(Protocol):
     """Samples responses from the policy."""
 
     exact: bool
-    """Whether `log_probs` are the learner's own, up to rounding; otherwise the mismatch is measured."""
+    """Whether `log_probs` equal the learner's, up to rounding. If not, the mismatch is measured."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: Sequence[int]) -> Rollouts:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+    ) -> Rollouts:
         """Sample `n` responses to each of `prompts` (token ids, none empty).
 
-        `seed` is a path of non-negative integers, such as (run seed, step, round): the same path, the same samples.
+        `seed` is a path of non-negative integers, such as (run seed, step, round). Equal paths give equal samples.
         """
         ...
 
     def sync(self, model: PreTrainedModel) -> None:
-        """Take over the weights of `model`, from which the next samples are drawn."""
+        """Take the weights of `model` for the next samples."""
         ...
+
+
+def load_engine(name: str, model: PreTrainedModel, longest: Callable[[], int]) -> Engine:
+    """The engine that `grpo.engine` names, which imports only that engine.
+
+    `longest` returns the tokens of the longest prompt and response together. It is a function because it has to
+    tokenize every prompt, and not every engine needs it.
+    """
+    engine: Engine = pkgutil.resolve_name(ENGINES[name])(model, longest)
+    return engine

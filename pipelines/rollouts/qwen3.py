@@ -1,14 +1,15 @@
 """Qwen3's forward pass in two shapes that `transformers` does not offer: decoding, and responses that share prompts.
 
-A small model's time goes into everything around its matrix products, so both shapes keep that small. `Decoder` runs
-one new token a row with fused projections, norm scales folded into them and one key-value buffer a layer.
-`hidden_states` runs whole responses as one flat list of tokens with no padding in it: a prompt that several
-responses share stands in the list once, and rows exist in attention alone.
+Most of a small model's time is spent around its matrix products, so both shapes keep that part small. `Decoder` runs
+one new token per row with fused projections, norm scales folded into them and one key-value buffer per layer.
+`hidden_states` runs whole responses as one flat list of tokens without padding: a prompt that several responses share
+is in the list once, and rows exist only inside attention.
 
-Both take the weights of a `Qwen3ForCausalLM` as they are and agree with its own forward pass to rounding.
+Both use the weights of a `Qwen3ForCausalLM` unchanged and agree with its own forward pass up to rounding.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -18,9 +19,9 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
 def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
-    """Whether `model` is a Qwen3 of the plain kind: full attention, SiLU, no biases, RoPE without rescaling.
+    """Whether `model` is a plain Qwen3: full attention, SiLU, no biases, RoPE without rescaling.
 
-    A model that checkpoints its activations is left to its own forward pass, which knows how.
+    Not with activation checkpointing, which only the model's own forward pass does.
     """
     if not isinstance(model, Qwen3ForCausalLM):
         return False
@@ -35,7 +36,7 @@ def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the size of a head."""
+    """Numbers of query heads and of key-value heads, and the size of a head."""
     return config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
 
@@ -46,39 +47,60 @@ def _angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-class Decoder:
-    """Decodes one token a row; the keys and values that are there lie in one buffer a layer.
+@dataclass(frozen=True)
+class Prefill:
+    """Prompts that a forward pass has run once, padded on the left, and the prompt that each row b continues."""
 
-    `logits` [B, V] are those of each row's next token. The weights are copied at construction (fused, norm scales
-    folded in), so a decoder is made anew once the model has changed. No gradient.
+    cache: Any
+    """Keys and values of the prompts, [prompts, kv heads, width, head_dim] each, by layer."""
+    source: Tensor
+    """[B] int64: row b continues prompt `source[b]`."""
+    lengths: Tensor
+    """[prompts]: tokens of each prompt."""
+    mask: Tensor | None
+    """[prompts, width] bool: True on the prompts' tokens; None without padding."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the padded prompts."""
+        width: int = self.cache.layers[0].keys.shape[2]
+        return width
+
+
+class Decoder:
+    """Decodes one token per row, with the keys and values so far in one buffer per layer. No gradient.
+
+    The weights are copied at construction (fused, norm scales folded in), so a changed model needs a new decoder.
     """
 
-    def __init__(
-        self, model: Qwen3ForCausalLM, cache: Any, source: Tensor, lengths: Tensor, mask: Tensor | None, capacity: int
-    ) -> None:
-        """Row b goes on from prompt `source[b]` of `cache`, which a forward pass over left-padded prompts filled.
-
-        `lengths` [prompts] are the prompts' own, `mask` [prompts, width] is True on real tokens, None without padding.
-        """
-        config = model.config
+    def __init__(self, model: Qwen3ForCausalLM, prefill: Prefill, capacity: int) -> None:
+        """`capacity`: columns of the buffers, of which the prompts fill `prefill.width`."""
+        config, source = model.config, prefill.source
         self._model, self._eps = model, config.rms_norm_eps
-        heads, self._kv_heads, self._head_dim = _heads(config)
-        self._groups = heads // self._kv_heads
-        self._heads = heads + self._kv_heads
-        """Heads that are normalised and rotated: the queries' and the keys'."""
+        query_heads, self._kv_heads, self._head_dim = _heads(config)
+        self._queries_per_key = query_heads // self._kv_heads
+        self._rotated_heads = query_heads + self._kv_heads
+        """The queries' and the keys' heads, which are normalised and rotated; the values' are not."""
         self._layers = [self._fuse(layer) for layer in model.model.layers]
         self._head = (model.lm_head.weight * model.model.norm.weight).T
-        self._filled = cache.layers[0].keys.shape[2]
+        self._filled = prefill.width
         self._capacity = capacity
-        self._buffers = [[self._buffer(old, source) for old in (layer.keys, layer.values)] for layer in cache.layers]
-        self._position = lengths[source]
+        self._buffers = [
+            [self._buffer(old, source) for old in (layer.keys, layer.values)] for layer in prefill.cache.layers
+        ]
+        self._position = prefill.lengths[source]
+        # [B, 1, filled], added to the attention scores to hide the padding; grows by a column per token.
         self._bias: Tensor | None = None
-        if mask is not None:
-            self._bias = torch.zeros(len(source), 1, self._filled, device=mask.device, dtype=model.dtype)
-            self._bias.masked_fill_(~mask[source][:, None], torch.finfo(model.dtype).min)
+        if prefill.mask is not None:
+            self._bias = torch.zeros(len(source), 1, self._filled, device=source.device, dtype=model.dtype)
+            self._bias.masked_fill_(~prefill.mask[source][:, None], torch.finfo(model.dtype).min)
 
     @staticmethod
     def _fuse(layer: Any) -> tuple[Tensor, ...]:
+        """A layer's weights as (queries, keys and values; scales of their norms; output; gate and up; down).
+
+        The scale of an RMSNorm is folded into the projection after it, and 1 / sqrt(head_dim) into the queries' norm.
+        """
         attention, mlp = layer.self_attn, layer.mlp
         qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
@@ -94,28 +116,29 @@ class Decoder:
         )
 
     def _buffer(self, old: Tensor, rows: Tensor) -> Tensor:
-        """The filled columns of `rows` in a new buffer of the present capacity."""
+        """The filled columns of `rows` in a new buffer [rows, kv heads, capacity, head_dim]."""
         new = old.new_empty(len(rows), old.shape[1], self._capacity, old.shape[3])
         new[:, :, : self._filled] = old[rows, :, : self._filled]
         return new
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with `rows` [int64] alone."""
+        """Drop all rows but `rows` [int64]."""
         self._buffers = [[self._buffer(old, rows) for old in pair] for pair in self._buffers]
         self._position = self._position[rows]
         self._bias = None if self._bias is None else self._bias[rows]
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` columns."""
+        """Extend the buffers to `capacity` columns."""
         self._capacity = capacity
         self.keep(torch.arange(len(self._position), device=self._position.device))
 
     def _normalised(self, x: Tensor) -> Tensor:
+        """RMSNorm over the last dimension, without its scale."""
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         return x * square.div_(x.shape[-1]).add_(self._eps).rsqrt_()
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Append `tokens` [B]; returns the logits [B, V] of what comes after them."""
+        """Append `tokens` [B] to the rows; returns the logits [B, V] of the tokens after them."""
         rows, dim, half = len(tokens), self._head_dim, self._head_dim // 2
         cosine, sine = (part[:, None] for part in _angles(self._model, self._position))
         column, self._filled = self._filled, self._filled + 1
@@ -123,20 +146,22 @@ class Decoder:
             self._bias = F.pad(self._bias, (0, 1))
         x = self._model.model.embed_tokens(tokens)
         for (qkv, scale, out, gate_up, down), (keys, values) in zip(self._layers, self._buffers, strict=True):
+            # [B, query + key + value heads, head_dim]; queries and keys are normalised, then rotated.
             projected = (self._normalised(x) @ qkv).view(rows, -1, dim)
-            heads = self._normalised(projected[:, : self._heads]).mul_(scale)
+            heads = self._normalised(projected[:, : self._rotated_heads]).mul_(scale)
             first, second = heads[..., :half], heads[..., half:]
-            turned = torch.empty_like(heads)
-            torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-1)
-            torch.mul(second, cosine, out=turned[..., half:]).addcmul_(first, sine)
-            keys[:, :, column] = turned[:, -self._kv_heads :]
-            values[:, :, column] = projected[:, self._heads :]
-            query = turned[:, : -self._kv_heads].reshape(rows * self._kv_heads, self._groups, dim)
-            seen = [part[:, :, : self._filled].flatten(0, 1) for part in (keys, values)]
-            scores = torch.bmm(query, seen[0].transpose(1, 2))
+            rotated = torch.empty_like(heads)
+            torch.mul(first, cosine, out=rotated[..., :half]).addcmul_(second, sine, value=-1)
+            torch.mul(second, cosine, out=rotated[..., half:]).addcmul_(first, sine)
+            keys[:, :, column] = rotated[:, -self._kv_heads :]
+            values[:, :, column] = projected[:, self._rotated_heads :]
+            # Attention as one batched product per key-value head: [B * kv heads, queries per key, columns].
+            query = rotated[:, : -self._kv_heads].reshape(rows * self._kv_heads, self._queries_per_key, dim)
+            key, value = (buffer[:, :, : self._filled].flatten(0, 1) for buffer in (keys, values))
+            scores = torch.bmm(query, key.transpose(1, 2))
             if self._bias is not None:
-                scores.view(rows, self._kv_heads, self._groups, -1).add_(self._bias[:, None])
-            attended = torch.bmm(scores.softmax(-1), seen[1]).view(rows, -1)
+                scores.view(rows, self._kv_heads, self._queries_per_key, -1).add_(self._bias[:, None])
+            attended = torch.bmm(scores.softmax(-1), value).view(rows, -1)
             x = torch.addmm(x, attended, out)
             gate, up = (self._normalised(x) @ gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down)
@@ -145,7 +170,7 @@ class Decoder:
 
 
 class _Norm(torch.autograd.Function):
-    """RMSNorm x / rms(x) * scale over the last dimension; `scale` has the shape of the last dimensions of x."""
+    """RMSNorm x / rms(x) * scale over the last dimension of x; `scale` has the shape of x without its first."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -171,21 +196,22 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _turn(x, cosine, sine, 1)
+        return _rotate(x, cosine, sine, sign=1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turn(upstream, cosine, sine, -1), None, None
+        return _rotate(upstream, cosine, sine, sign=-1), None, None
 
 
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, sign: int) -> Tensor:
+    """RoPE with `sign` 1, its inverse with -1."""
     first, second = x.chunk(2, -1)
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rotated = torch.empty_like(x, memory_format=torch.contiguous_format)
     half = first.shape[-1]
-    torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-sign)
-    torch.mul(second, cosine, out=turned[..., half:]).addcmul_(first, sine, value=sign)
-    return turned
+    torch.mul(first, cosine, out=rotated[..., :half]).addcmul_(second, sine, value=-sign)
+    torch.mul(second, cosine, out=rotated[..., half:]).addcmul_(first, sine, value=sign)
+    return rotated
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -208,11 +234,11 @@ class _SwiGLU(torch.autograd.Function):
 
 
 Prefix = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values [1, kv heads, P, head_dim] of each layer of P tokens that precede every prompt."""
+"""By layer, the keys and values, [1, kv heads, P, head_dim] each, of P tokens that every prompt begins with."""
 
 
 def prefix_of(model: Qwen3ForCausalLM, tokens: Sequence[int]) -> Prefix:
-    """Run tokens that several prompts begin with, once."""
+    """Run `tokens`, with which several prompts begin, once."""
     output = model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, logits_to_keep=1)
     return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
@@ -221,80 +247,93 @@ def hidden_states(
     model: Qwen3ForCausalLM,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
+    *,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """Final hidden states [sum of response lengths, d] where each response token is predicted, response by response.
+    """Final hidden states [sum of response lengths, d] from which each response token is predicted, in order.
 
-    Prompts that are equal are computed once; with a `prefix`, they are what follows it. Carries gradient to the model's
-    weights, but for the prefix.
+    Equal prompts are computed once. With a `prefix`, `prompts` are what follows it. The gradient reaches the model's
+    weights, but not through the prefix.
     """
-    flat, positions, rows, predicts = _layout(prompts, responses)
-    device, config = model.device, model.config
-    mask: Tensor | None = None
+    layout, device = _layout(prompts, responses), model.device
+    positions, mask = layout.positions, None
     if prefix:
-        before, width = prefix[0][0].shape[2], rows.shape[1]
-        positions = positions + before
-        mask = torch.ones(width, before + width, dtype=torch.bool, device=device).tril_(before)
-    place = rows.flatten().to(device)
-    # Where the rows hold each flat token; of a prompt that several rows hold, one of them.
-    origin = torch.empty(len(flat), dtype=torch.int64)
-    filled = rows >= 0
-    origin[rows[filled]] = filled.flatten().nonzero()[:, 0]
-    place, origin = place.clamp(min=0), origin.to(device)
+        # Every row sees the whole prefix and, causally, its own tokens: [width, prefix + width].
+        prefix_length, width = prefix[0][0].shape[2], layout.rows.shape[1]
+        positions = positions + prefix_length
+        mask = torch.ones(width, prefix_length + width, dtype=torch.bool, device=device).tril_(prefix_length)
+    to_rows, from_rows = layout.rows.flatten().to(device).clamp(min=0), layout.origins.to(device)
     cosine, sine = (part[:, None] for part in _angles(model, positions.to(device)))
-    heads, kv_heads, dim = _heads(config)
-    eps = config.rms_norm_eps
-    x = model.model.embed_tokens(flat.to(device))
-    for number, layer in enumerate(model.model.layers):
+    heads, kv_heads, dim = _heads(model.config)
+    eps = model.config.rms_norm_eps
+    x = model.model.embed_tokens(layout.tokens.to(device))
+    for index, layer in enumerate(model.model.layers):
+        # Flat tokens [N, heads, head_dim]: normalise and rotate queries and keys.
         attention, mlp = layer.self_attn, layer.mlp
         y = _Norm.apply(x, layer.input_layernorm.weight, eps)
         scale = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(kv_heads, -1)])
         qkv = torch.cat([p(y) for p in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
-        qkv = qkv.view(len(flat), -1, dim)
-        turned = _Rotary.apply(_Norm.apply(qkv[:, : heads + kv_heads], scale, eps), cosine, sine)
-        qkv = torch.cat([turned, qkv[:, heads + kv_heads :]], 1).view(len(flat), -1)
-        in_rows = F.embedding(place, qkv).view(*rows.shape, -1, dim).transpose(1, 2)
+        qkv = qkv.view(len(x), -1, dim)
+        rotated = _Rotary.apply(_Norm.apply(qkv[:, : heads + kv_heads], scale, eps), cosine, sine)
+        qkv = torch.cat([rotated, qkv[:, heads + kv_heads :]], 1).view(len(x), -1)
+        # Copy them to the rows of attention [R, heads, width, head_dim], attend, and go back to flat tokens.
+        in_rows = F.embedding(to_rows, qkv).view(*layout.rows.shape, -1, dim).transpose(1, 2)
         query, key, value = in_rows.split([heads, kv_heads, kv_heads], 1)
         if prefix:
             key, value = (
-                torch.cat([old.expand(len(new), -1, -1, -1), new], 2)
-                for old, new in zip(prefix[number], (key, value), strict=True)
+                torch.cat([shared.expand(len(part), -1, -1, -1), part], 2)
+                for shared, part in zip(prefix[index], (key, value), strict=True)
             )
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=heads != kv_heads
         )
-        attended = F.embedding(origin, attended.transpose(1, 2).reshape(-1, heads * dim))
+        attended = F.embedding(from_rows, attended.transpose(1, 2).reshape(-1, heads * dim))
         x = x + attention.o_proj(attended)
         y = _Norm.apply(x, layer.post_attention_layernorm.weight, eps)
         x = x + mlp.down_proj(_SwiGLU.apply(mlp.gate_proj(y), mlp.up_proj(y)))
-    return F.embedding(predicts.to(device), _Norm.apply(x, model.model.norm.weight, eps))
+    return F.embedding(layout.predicts.to(device), _Norm.apply(x, model.model.norm.weight, eps))
 
 
-def _layout(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where everything lies when equal prompts are stored once.
+@dataclass(frozen=True)
+class _Layout:
+    """Prompts and responses as one flat list of N tokens, in which equal prompts are stored once.
 
-    Returns the flat tokens [N], their positions [N], the rows of attention [R, width] as indices into the flat tokens
-    (-1 is padding, on the right), and the flat tokens that predict each response token [sum of response lengths].
     The last token of a response predicts nothing and is left out.
     """
-    flat: list[int] = []
+
+    tokens: Tensor
+    """[N]."""
+    positions: Tensor
+    """[N]: position of each token in its sequence."""
+    rows: Tensor
+    """[R, width]: the rows of attention as indices into the flat tokens; -1 is padding, on the right."""
+    origins: Tensor
+    """[N]: index into the flattened rows of each flat token; for a prompt in several rows, of one of them."""
+    predicts: Tensor
+    """[sum of response lengths]: index of the flat token from which each response token is predicted."""
+
+
+def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> _Layout:
+    tokens: list[int] = []
     positions: list[int] = []
     rows: list[list[int]] = []
     predicts: list[int] = []
     stored: dict[tuple[int, ...], int] = {}
+    """The index of each prompt's first token in `tokens`."""
     for prompt, response in zip(prompts, responses, strict=True):
         key = tuple(prompt)
         if key not in stored:
-            stored[key] = len(flat)
-            flat += prompt
+            stored[key] = len(tokens)
+            tokens += prompt
             positions += range(len(prompt))
-        begin, start, size = stored[key], len(flat), len(prompt)
-        flat += response[:-1]
+        prompt_start, response_start, size = stored[key], len(tokens), len(prompt)
+        tokens += response[:-1]
         positions += range(size, size + len(response) - 1)
-        rows.append([*range(begin, begin + size), *range(start, len(flat))])
-        predicts += [begin + size - 1, *range(start, len(flat))]
+        rows.append([*range(prompt_start, prompt_start + size), *range(response_start, len(tokens))])
+        predicts += [prompt_start + size - 1, *range(response_start, len(tokens))]
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-    return torch.tensor(flat), torch.tensor(positions), padded, torch.tensor(predicts)
+    filled = padded >= 0
+    origins = torch.empty(len(tokens), dtype=torch.int64)
+    origins[padded[filled]] = filled.flatten().nonzero()[:, 0]
+    return _Layout(torch.tensor(tokens), torch.tensor(positions), padded, origins, torch.tensor(predicts))

@@ -1,4 +1,4 @@
-"""Log-probabilities of given responses, with gradient, running little padding and keeping no [tokens, V] tensor."""
+"""Log-probabilities of given responses, with gradient, with little padding and without a [tokens, V] tensor."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,30 +11,31 @@ from transformers import PreTrainedModel
 from pipelines.rollouts import qwen3
 
 CHUNK = 1 << 20
-"""Logits that exist at a time; 4 MiB of float32 stay in a core's cache."""
+"""Logits in memory at a time; 4 MiB of float32 fit into a core's cache."""
 
 
 class Scores(NamedTuple):
-    """What the model says about each response token; all [sum of response lengths] float32, response by response."""
+    """The model's scores of the response tokens; each [sum of response lengths] float32, response by response."""
 
     log_probs: Tensor
-    """log pi of the token, in nats, under softmax(logits / temperature); carries gradient."""
+    """log pi of the token, in nats, under softmax(logits / temperature); has a gradient."""
     entropies: Tensor
-    """Entropy in nats of the distribution that the token was drawn from; no gradient."""
+    """Entropy, in nats, of the distribution that the token was drawn from; no gradient."""
     steepness: Tensor
-    """|one-hot - pi|, the length of d log pi / d logits (times the temperature); no gradient."""
+    """|one-hot - pi|, the norm of d log pi / d logits times the temperature; no gradient."""
 
 
 def score(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
+    *,
     temperature: float = 1.0,
 ) -> Scores:
-    """Score the tokens of `responses`, each after its prompt; none may be empty.
+    """Score the tokens of `responses`, each after its prompt; no prompt and no response may be empty.
 
-    Only places that predict a response token reach the vocabulary. Qwen3 models run every prompt once, however many
-    responses share it, and no padding outside attention.
+    Logits are computed only where a response token is predicted. Qwen3 models run each prompt once, even if several
+    responses share it, and have padding only inside attention.
     """
     if qwen3.supports(model):
         hidden = qwen3.hidden_states(model, prompts, responses)
@@ -45,48 +46,49 @@ def score(
 
 
 class Likelihoods(NamedTuple):
-    """Of each response token, response by response, [sum of response lengths]: log pi in nats, float32, and whether
-    the token is the likeliest (bool)."""
+    """Of each response token, response by response, [sum of response lengths]."""
 
     log_probs: Tensor
+    """log pi in nats, float32."""
     likeliest: Tensor
+    """Whether the token is the likeliest, bool."""
 
 
 LEAST_PREFIX = 16
-"""Tokens from which on it pays to run what all prompts begin with by itself."""
+"""Shortest common beginning of all prompts, in tokens, that is worth running once."""
 
 
 @torch.no_grad()
 def likelihoods(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], batch_tokens: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int,
 ) -> Iterator[tuple[list[int], Likelihoods]]:
-    """Score responses that are given, in batches of like length: (their indices, what is found for those).
+    """Score given responses in batches of similar length; yields (indices of the responses, their likelihoods).
 
-    What all prompts begin with, such as worked examples, is run once, and equal prompts once a batch (Qwen3 models).
-    A batch holds at most `batch_tokens` tokens besides, and a 16th of the common beginning a row.
+    For Qwen3 models, the common beginning of all prompts (such as worked examples) runs once, and equal prompts once
+    per batch. A batch has at most `batch_tokens` tokens, where the common beginning counts a 16th of its length per
+    row.
     """
-    shared = 0
+    prefix, shared = None, 0
     if qwen3.supports(model) and len(prompts) > 1:
-        low, high = min(map(list, prompts)), max(map(list, prompts))  # what these two begin with, all do
-        least = min(map(len, prompts)) - 1
-        while shared < least and low[shared] == high[shared]:
-            shared += 1
-    prefix = None
-    if qwen3.supports(model) and shared >= LEAST_PREFIX:
-        prefix = qwen3.prefix_of(model, prompts[0][:shared])
-        prompts = [prompt[shared:] for prompt in prompts]
-    else:
-        shared = 0
+        shared = _common_beginning(prompts)
+        if shared >= LEAST_PREFIX:
+            prefix = qwen3.prefix_of(model, prompts[0][:shared])
+            prompts = [prompt[shared:] for prompt in prompts]
+        else:
+            shared = 0
     weight = model.get_output_embeddings().weight
     lengths = [len(p) + len(r) + shared // 16 for p, r in zip(prompts, responses, strict=True)]
     for batch in length_batches(lengths, batch_tokens):
-        # equal prompts stand side by side, so that a batch holds all of an item's options
-        some = [prompts[i] for i in batch], [responses[i] for i in batch]
+        chosen = [prompts[i] for i in batch], [responses[i] for i in batch]
         if qwen3.supports(model):
-            hidden = qwen3.hidden_states(model, *some, prefix)
+            hidden = qwen3.hidden_states(model, *chosen, prefix=prefix)
         else:
-            hidden = _padded_hidden_states(model, *some)
-        targets = torch.tensor([token for response in some[1] for token in response], device=hidden.device)
+            hidden = _padded_hidden_states(model, *chosen)
+        targets = torch.tensor([token for response in chosen[1] for token in response], device=hidden.device)
         log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
         likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         for rows in _chunks(len(hidden), len(weight)):
@@ -96,12 +98,22 @@ def likelihoods(
         yield batch, Likelihoods(log_probs, likeliest)
 
 
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with; at least one token of each prompt is left."""
+    low, high = min(map(list, prompts)), max(map(list, prompts))  # what these two share, all prompts share
+    longest = min(map(len, prompts)) - 1
+    shared = 0
+    while shared < longest and low[shared] == high[shared]:
+        shared += 1
+    return shared
+
+
 def _padded_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> Tensor:
     """Hidden states [sum of response lengths, d] that predict the response tokens, by the model's own forward pass.
 
-    Rows are padded on the right, where a causal model cannot see, so no mask is needed.
+    Rows are padded on the right, which a causal model does not see, so no mask is needed.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
@@ -115,9 +127,9 @@ def _padded_hidden_states(
 
 
 class _TokenScores(torch.autograd.Function):
-    """`Scores` from hidden states [N, d], the output embedding [V, d] and targets [N], a chunk of rows at a time.
+    """`Scores` from hidden states [N, d], the output embedding [V, d] and targets [N], one chunk of rows at a time.
 
-    The backward pass makes the logits of a chunk again: d log pi_a / d z = (one-hot_a - pi) / temperature.
+    The backward pass recomputes the logits of a chunk: d log pi_a / d z = (one-hot_a - pi) / temperature.
     """
 
     @staticmethod
@@ -131,9 +143,10 @@ class _TokenScores(torch.autograd.Function):
             normalisers[rows] = normaliser
             log_probs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser
             probabilities = (logits - normaliser[:, None]).exp_()
-            own = log_probs[rows].exp()
-            steepness[rows] = (1 - 2 * own + torch.linalg.vecdot(probabilities, probabilities)).clamp_(min=0).sqrt_()
-            # -sum pi log pi; where pi is 0 the logit may be -inf, whose product is no number
+            # |one-hot - pi|^2 = 1 - 2 pi_a + |pi|^2
+            chosen = log_probs[rows].exp()
+            steepness[rows] = (1 - 2 * chosen + torch.linalg.vecdot(probabilities, probabilities)).clamp_(min=0).sqrt_()
+            # -sum pi log pi; a logit of -inf, where pi is 0, would give NaN
             entropies[rows] = normaliser - torch.linalg.vecdot(probabilities, logits.clamp_(min=-1e30))
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature = temperature
@@ -156,14 +169,15 @@ class _TokenScores(torch.autograd.Function):
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of `rows` rows, each with at most `CHUNK` logits."""
     size = max(1, CHUNK // vocabulary)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices into `lengths`, sorted by length and cut so that each batch, padded, holds at most `tokens` tokens.
+    """Batches of indices into `lengths`, sorted by length; each, padded, has at most `tokens` tokens.
 
-    A sequence longer than `tokens` makes a batch of its own.
+    A sequence longer than `tokens` gets its own batch.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

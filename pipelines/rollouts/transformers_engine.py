@@ -1,9 +1,9 @@
-"""The engine in process: samples from a `transformers` model where it lies, with no copy of it kept anywhere.
+"""The in-process engine: samples directly from the `transformers` model that is being trained, without a copy of it.
 
-A prompt is run once and its keys and values are copied to its samples; keys and values lie in one growing buffer a
-layer, since appending by concatenation (what `DynamicCache` does) costs more than the model at this size; rows that
-have ended are compacted away. Qwen3 models decode by `pipelines.rollouts.qwen3`, others, MoE among them, by their own
-forward pass.
+Each prompt runs once, and its keys and values are copied to its samples. Keys and values are kept in one growing buffer
+per layer, since appending by concatenation (as `DynamicCache` does) costs more than the model at this size. Rows that
+have ended are removed from the batch. Qwen3 models decode by `pipelines.rollouts.qwen3`, others, including MoE models,
+by their own forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,63 +18,72 @@ from transformers.cache_utils import DynamicLayer
 
 from pipelines.rollouts import qwen3
 from pipelines.rollouts.engine import Rollouts, Sampling
+from pipelines.rollouts.qwen3 import Prefill
 
 COMPACT_BELOW = 0.75
-"""Share of rows still running below which the buffers are copied without the ended ones."""
+"""When a smaller share of the rows than this is still running, the ended rows are removed from the buffers."""
 
 FIRST_COLUMNS = 64
-"""Columns that a buffer has for new tokens at first; it doubles when they are full."""
+"""Columns for new tokens in a new buffer; they double when they are full."""
 
 CPU_BYTES = 2 << 30
+"""Memory for keys and values on a CPU."""
 DEVICE_SHARE = 0.3
-"""Memory that keys and values may take: bytes on a CPU, a share of a device's memory elsewhere."""
+"""Share of a GPU's memory for keys and values."""
 
 MOST_ROWS = 2048
 
 STOP_EVERY = 16
-"""Tokens between two looks at whether a response need not go on."""
+"""Tokens between two calls of `ended`."""
 
 
 class TransformersEngine:
-    """Samples from the model that it is given, whose weights are always the newest."""
+    """Samples from the model itself, so its weights are always the newest."""
 
     exact = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
+        """`longest` is not needed, since the buffers grow."""
         self._model = model
 
-    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: Sequence[int]) -> Rollouts:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+    ) -> Rollouts:
         """See `Engine.generate`."""
-        return generate(self._model, prompts, n, sampling, seed)
+        return generate(self._model, prompts, sampling, n=n, seed=seed)
 
     def sync(self, model: PreTrainedModel) -> None:
-        """Nothing moves: the learner's model is the sampler's."""
+        """Nothing is copied: the learner's model is the sampler's."""
         self._model = model
+
+
+Ended = Callable[[list[list[int]]], list[bool]]
+"""For each response so far (token ids), whether it needs no more tokens, such as after a stop string."""
 
 
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    n: int,
     sampling: Sampling,
+    *,
+    n: int,
     seed: Sequence[int],
     rows: int | None = None,
     first: int = 0,
-    ended: Callable[[list[list[int]]], list[bool]] | None = None,
+    ended: Ended | None = None,
 ) -> Rollouts:
-    """Sample `n` responses to each of `prompts` (token ids, none empty).
+    """Sample `n` responses to each of `prompts` (token ids, none empty); the end token is `config.eos_token_id`.
 
-    `seed` is a path of non-negative integers, such as (run seed, step, round). Sample j of prompt i draws from its
-    own row of uniform numbers, so a result depends neither on `rows`, the most sequences that run together (None: as
-    memory allows), nor on what else is in the batch; `first` is the number of the first prompt, where they are some of
-    a longer list. `ended` tells of responses so far which need not go on, such as those that hold a stop string; it is
-    asked every 16 tokens, and what comes after is of no account. The end token is the model's `config.eos_token_id`.
+    `seed` is a path of non-negative integers, such as (run seed, step, round). Each sample draws from its own stream of
+    random numbers, so it depends neither on `rows`, the most sequences that run together (None: as many as fit in
+    memory), nor on the rest of the batch. `first` is the number of the first prompt if the prompts are part of a longer
+    list. `ended` is called every `STOP_EVERY` tokens; the tokens after the end that it sees are arbitrary.
 
-    Raises `ValueError` for models with other than full attention, whose caches are not a plain buffer.
+    Raises `ValueError` for models without full attention in every layer, whose caches are not one plain buffer.
     """
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"rollouts keep one buffer a layer and need full attention, not {sorted(kinds)}")
+    layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(f"rollouts keep one buffer per layer and need full attention, not {sorted(layer_types)}")
     count = len(prompts) * n
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     end = model.config.eos_token_id
@@ -84,48 +93,56 @@ def generate(
         lengths=torch.zeros(count, dtype=torch.int64),
         stopped=torch.zeros(count, dtype=torch.bool),
     )
-    # Prompts of like length run together: less padding, and often none, which saves the mask.
+    # Prompts of similar length run together: less padding, and often none, which avoids the attention mask.
     order = np.argsort([len(prompts[i // n]) for i in range(count)], kind="stable")
     training = model.training
     model.eval()
     with torch.inference_mode():
         for start in range(0, count, rows):
             batch = torch.from_numpy(order[start : start + rows])
-            chosen, source = torch.unique(batch // n, return_inverse=True)
+            # `used` are the prompts of this batch, and row b continues prompt used[source[b]].
+            used, source = torch.unique(batch // n, return_inverse=True)
             uniforms = _uniforms(seed, (batch + first * n).tolist(), sampling.max_new_tokens).to(model.device)
-            some = [prompts[i] for i in chosen]
-            tokens, log_probs = _run(model, some, source.to(model.device), uniforms, sampling, ended)
-            _file(tokens.cpu(), log_probs.cpu(), batch, end, result)
+            prefill, logits = _prefill(model, [prompts[i] for i in used], source.to(model.device))
+            tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
+            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), end=end)
     model.train(training)
     return result
 
 
 def _rows_in_memory(model: PreTrainedModel, width: int) -> int:
-    """Sequences of `width` tokens whose keys and values fit into the memory set aside for them."""
+    """How many sequences of `width` tokens have keys and values that fit into the memory for them."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * width
-    bytes_ = CPU_BYTES
+    memory = CPU_BYTES
     if model.device.type == "cuda":
-        bytes_ = int(DEVICE_SHARE * torch.cuda.get_device_properties(model.device).total_memory)
-    return min(MOST_ROWS, max(1, bytes_ // (numbers * model.dtype.itemsize)))
+        memory = int(DEVICE_SHARE * torch.cuda.get_device_properties(model.device).total_memory)
+    return min(MOST_ROWS, max(1, memory // (numbers * model.dtype.itemsize)))
 
 
 def _uniforms(seed: Sequence[int], rows: list[int], columns: int) -> Tensor:
-    """Numbers in [0, 1), [len(rows), columns] float32: row r is the same whichever rows are asked for."""
+    """Random numbers in [0, 1) of the samples `rows`, [len(rows), columns] float32.
+
+    The numbers of a sample depend on `seed` and its number only. One Philox stream holds all samples, each at a fixed
+    offset, and the generator jumps from one to the next in ascending order.
+    """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed))))
-    width = -(-columns // 8) * 8  # a Philox step makes four 64-bit numbers, that is eight of 32 bits
+    width = -(-columns // 8) * 8  # a step of Philox makes four 64-bit numbers, that is eight of 32 bits
     numbers = np.empty((len(rows), columns), dtype=np.float32)
     position = 0
-    for place in np.argsort(rows):
-        generator.bit_generator.advance((rows[place] - position) * (width // 8))  # type: ignore[attr-defined]
-        numbers[place] = generator.random(width, dtype=np.float32)[:columns]
-        position = rows[place] + 1
+    for index in np.argsort(rows):
+        generator.bit_generator.advance((rows[index] - position) * (width // 8))  # type: ignore[attr-defined]
+        numbers[index] = generator.random(width, dtype=np.float32)[:columns]
+        position = rows[index] + 1
     return torch.from_numpy(numbers)
 
 
-def _file(tokens: Tensor, log_probs: Tensor, batch: Tensor, end: int, result: Rollouts) -> None:
-    """Put what was sampled, [B, steps] each, into the rows `batch` of `result`, cut after the first end token."""
+def _store(result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, end: int) -> None:
+    """Write the sampled `tokens` and `log_probs`, [B, steps] each, to the rows `batch` of `result`.
+
+    What was sampled after the first end token becomes padding.
+    """
     steps = tokens.shape[1]
     ends = tokens == end
     stopped = ends.any(1)
@@ -137,98 +154,111 @@ def _file(tokens: Tensor, log_probs: Tensor, batch: Tensor, end: int, result: Ro
     result.stopped[batch] = stopped
 
 
+def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], source: Tensor) -> tuple[Prefill, Tensor]:
+    """Run `prompts`, padded on the left, once; row b of the batch continues `prompts[source[b]]`.
+
+    Also returns the logits [B, V] of each row's first token.
+    """
+    device, padding = model.device, model.config.eos_token_id
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    width = int(lengths.max())
+    ids = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=device)
+    positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp(min=0)
+    # [prompts, width], True on the prompts' tokens; no mask at all if all prompts are equally long.
+    mask = torch.arange(width, device=device) >= (width - lengths)[:, None] if int(lengths.min()) < width else None
+    output = model(
+        input_ids=ids,
+        attention_mask=None if mask is None else _causal_mask(mask, model.dtype),
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Prefill(output.past_key_values, source, lengths, mask), output.logits[source, -1]
+
+
 class _Decoder(Protocol):
     def __call__(self, tokens: Tensor) -> Tensor: ...
     def keep(self, rows: Tensor) -> None: ...
     def grow(self, capacity: int) -> None: ...
 
 
-def _run(
+def _decode(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    source: Tensor,
-    uniforms: Tensor,
+    prefill: Prefill,
+    logits: Tensor,
+    *,
     sampling: Sampling,
-    stop: Callable[[list[list[int]]], list[bool]] | None,
+    uniforms: Tensor,
+    ended: Ended | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample one response a row, [B, steps] tokens and log-probabilities; what stands after an end token is no sample.
+    """Sample one response per row: tokens and log-probabilities, [B, steps] each, arbitrary after an end token.
 
-    Row b answers `prompts[source[b]]` with the numbers `uniforms[b]`.
+    `logits` [B, V] are those of the first tokens; row b draws with the random numbers `uniforms[b]`.
     """
-    device, end, limit = model.device, model.config.eos_token_id, sampling.max_new_tokens
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.tensor([[end] * (width - len(p)) + list(p) for p in prompts], device=device)  # padded on the left
-    positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp(min=0)
-    real = torch.arange(width, device=device) >= (width - lengths)[:, None] if int(lengths.min()) < width else None
-    output = model(
-        input_ids=ids,
-        attention_mask=None if real is None else _causal_mask(real, model.dtype),
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
+    device, end, limit = logits.device, model.config.eos_token_id, sampling.max_new_tokens
+    capacity = prefill.width + min(limit, FIRST_COLUMNS)
+    decoder: _Decoder = (
+        qwen3.Decoder(model, prefill, capacity) if qwen3.supports(model) else _ForwardPass(model, prefill, capacity)
     )
-    capacity = width + min(limit, FIRST_COLUMNS)
-    logits = output.logits[source, -1]
-    place = (output.past_key_values, source, lengths, real, capacity)
-    decode: _Decoder = qwen3.Decoder(model, *place) if qwen3.supports(model) else _ForwardPass(model, *place)
-
-    tokens = torch.full((len(source), limit), end, device=device)
-    log_probs = torch.zeros(len(source), limit, device=device)
-    rows = torch.arange(len(source), device=device)  # what each row of the shrinking batch was at the start
-    ended = torch.zeros(len(source), dtype=torch.bool, device=device)
+    tokens = torch.full((len(logits), limit), end, device=device)
+    log_probs = torch.zeros(len(logits), limit, device=device)
+    rows = torch.arange(len(logits), device=device)  # the original row of each row that is still in the batch
+    done = torch.zeros(len(logits), dtype=torch.bool, device=device)
     for step in range(limit):
         drawn, log_prob = draw(logits, sampling, uniforms[rows, step])
         tokens[rows, step] = drawn
         log_probs[rows, step] = log_prob
-        ended |= drawn == end
-        if stop and (step + 1) % STOP_EVERY == 0:
-            ended |= torch.tensor(stop(tokens[rows, : step + 1].tolist()), device=device)
-        left = len(rows) - int(ended.sum())
-        if left == 0 or step + 1 == limit:
+        done |= drawn == end
+        if ended and (step + 1) % STOP_EVERY == 0:
+            done |= torch.tensor(ended(tokens[rows, : step + 1].tolist()), device=device)
+        running = len(rows) - int(done.sum())
+        if running == 0 or step + 1 == limit:
             return tokens[:, : step + 1], log_probs[:, : step + 1]
-        if left < COMPACT_BELOW * len(rows):
-            kept = (~ended).nonzero()[:, 0]
-            decode.keep(kept)
-            rows, drawn, ended = rows[kept], drawn[kept], ended[kept]
-        if width + step == capacity:
-            capacity = width + min(limit, 2 * (capacity - width))
-            decode.grow(capacity)
-        logits = decode(drawn)
+        # Remove the ended rows once there are enough of them to pay for copying the buffers.
+        if running < COMPACT_BELOW * len(rows):
+            kept = (~done).nonzero()[:, 0]
+            decoder.keep(kept)
+            rows, drawn, done = rows[kept], drawn[kept], done[kept]
+        if prefill.width + step == capacity:
+            capacity = prefill.width + min(limit, 2 * (capacity - prefill.width))
+            decoder.grow(capacity)
+        logits = decoder(drawn)
     raise AssertionError("the loop returns at its last step")
 
 
-def _causal_mask(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, width, width] for rows padded on the left; `real` [B, width] is True on their tokens."""
-    width = real.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
-    mask = torch.zeros(len(real), 1, width, width, dtype=dtype, device=real.device)
-    # The lowest finite number: a padded query sees nothing, and must not become NaN.
-    return mask.masked_fill_(~(causal & real[:, None, None, :]), torch.finfo(dtype).min)
+def _causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, width, width] of rows padded on the left; `mask` [B, width] is True on their tokens."""
+    width = mask.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    additive = torch.zeros(len(mask), 1, width, width, dtype=dtype, device=mask.device)
+    # The lowest finite number instead of -inf: a padded query attends to nothing, and must not become NaN.
+    return additive.masked_fill_(~(causal & mask[:, None, None, :]), torch.finfo(dtype).min)
 
 
 class _ForwardPass:
-    """Decodes by the model's own forward pass over buffers that hold the keys and values."""
+    """Decodes one token per row by the model's own forward pass over buffers of keys and values."""
 
-    def __init__(
-        self, model: PreTrainedModel, cache: Cache, source: Tensor, lengths: Tensor, real: Tensor | None, capacity: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, prefill: Prefill, capacity: int) -> None:
         self._model = model
-        self._layers = [_Buffer(layer.keys, layer.values, source, capacity) for layer in cache.layers]  # type: ignore[union-attr, arg-type]
+        self._layers = [
+            _Buffer(layer.keys, layer.values, rows=prefill.source, capacity=capacity) for layer in prefill.cache.layers
+        ]
         self._cache = Cache(layers=list(self._layers))
-        self._position = lengths[source][:, None]
-        self._mask = None if real is None else _causal_mask(real, model.dtype)[source, :, -1:]
+        self._position = prefill.lengths[prefill.source][:, None]
+        # [B, 1, 1, columns]: the last row of the prompts' mask, which every new token extends by one column.
+        mask = prefill.mask
+        self._mask = None if mask is None else _causal_mask(mask, model.dtype)[prefill.source, :, -1:]
 
     def keep(self, rows: Tensor) -> None:
         for layer in self._layers:
-            layer.reserve(layer.keys, layer.values, rows, layer.keys.shape[2])
+            layer.reserve(layer.keys, layer.values, rows=rows, capacity=layer.keys.shape[2])
         self._position = self._position[rows]
         self._mask = None if self._mask is None else self._mask[rows]
 
     def grow(self, capacity: int) -> None:
         rows = torch.arange(len(self._position), device=self._position.device)
         for layer in self._layers:
-            layer.reserve(layer.keys, layer.values, rows, capacity)
+            layer.reserve(layer.keys, layer.values, rows=rows, capacity=capacity)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         if self._mask is not None:
@@ -246,18 +276,18 @@ class _ForwardPass:
 
 
 class _Buffer(DynamicLayer):
-    """Keys and values of one layer, [rows, heads, capacity, head_dim] each, of which `length` columns are filled."""
+    """Keys and values of one layer, [rows, heads, capacity, head_dim] each; the first `length` columns are filled."""
 
     keys: Tensor  # the base class has None before the first update
     values: Tensor
 
-    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, capacity: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, *, rows: Tensor, capacity: int) -> None:
         super().__init__()
         self.length = keys.shape[2]
         self.is_initialized = True
-        self.reserve(keys, values, rows, capacity)
+        self.reserve(keys, values, rows=rows, capacity=capacity)
 
-    def reserve(self, keys: Tensor, values: Tensor, rows: Tensor, capacity: int) -> None:
+    def reserve(self, keys: Tensor, values: Tensor, *, rows: Tensor, capacity: int) -> None:
         """Copy the filled columns of `rows` [int64] into new buffers of `capacity` columns."""
         copies = []
         for old in (keys, values):
@@ -277,9 +307,9 @@ class _Buffer(DynamicLayer):
 
 
 def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B] by inverse transform of `uniforms` [B] in [0, 1), and their tempered log-probabilities [B].
+    """Tokens [B] by inverse transform sampling, and their tempered log-probabilities [B].
 
-    `logits` [B, V] in any float type; everything is computed in float32.
+    `logits` [B, V] may have any float type; everything is computed in float32. `uniforms` [B] are in [0, 1).
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     if sampling.temperature == 0:
@@ -289,13 +319,14 @@ def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, 
     if sampling.top_p == 1:
         tokens = _invert(probabilities.cumsum(-1), uniforms)
     else:
-        # The nucleus is nearly always among the few likeliest tokens: sort those, and more only where it is not.
-        size, held = min(64, scaled.shape[-1]), False
-        while not held:
+        # The nucleus is nearly always among the few likeliest tokens: sort those, and more only if it is not.
+        size, complete = min(64, scaled.shape[-1]), False
+        while not complete:
             likeliest, ids = probabilities.topk(size)
             mass = likeliest.cumsum(-1)
-            held = size == scaled.shape[-1] or bool((mass[:, -1] >= sampling.top_p).all())
+            complete = size == scaled.shape[-1] or bool((mass[:, -1] >= sampling.top_p).all())
             size = min(4 * size, scaled.shape[-1])
+        # `last` [B, 1] is the token that completes the nucleus; after it the cumulative mass grows no more.
         last = (mass < sampling.top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
         kept = mass.minimum(mass.gather(-1, last))
         tokens = ids.gather(-1, _invert(kept, uniforms)[:, None])[:, 0]
@@ -303,9 +334,9 @@ def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, 
 
 
 def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
-    """First places [B] where the cumulative `mass` [B, V] exceeds its total times `uniforms` [B].
+    """The first indices [B] where the cumulative `mass` [B, V] exceeds its total times `uniforms` [B].
 
-    The product is kept below the total, which rounding could reach: the place found then always has a mass of its own.
+    Rounding could lift that product to the total, so it is kept below: the token found always has a probability.
     """
     total = mass[:, -1]
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -1,4 +1,4 @@
-"""Dynamic sampling: what is kept is a fair sample of the mixed groups; what the ledger is told about it all."""
+"""Dynamic sampling keeps a fair sample of the mixed groups, and the ledger's diagnostics are right."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collapse import collapsed
-from pipelines.grpo.collection import Collected, Collector, Group, Questions
+from pipelines.grpo.collection import Collector, Group, Questions
 from pipelines.grpo.diagnostics import (
     collected_row,
     correlation,
@@ -31,7 +31,7 @@ from tests.pipelines.rollouts.test_transformers_engine import tiny
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    """Token i is the character i, so that a scripted engine can write answers."""
+    """Token i is character i, so that a scripted engine can write answers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {"<end>": 0} | {chr(i): i for i in range(1, 128)}
@@ -42,20 +42,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 
 class Scripted:
-    """An engine whose answer to question q is right with the chance that q itself states."""
+    """An engine whose answer to a question is right with the probability that the question states."""
 
     exact = True
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seed: Sequence[int]) -> Rollouts:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+    ) -> Rollouts:
         self.calls.append(len(prompts))
         rng = random.Random(str(list(seed)))
         rows = []
         for prompt in prompts:
-            chance = float("".join(map(chr, prompt[1:])).split()[1])
-            rows += ["#### 1" if rng.random() < chance else "#### 0" for _ in range(n)]
+            probability = float("".join(map(chr, prompt[1:])).split()[1])
+            rows += ["#### 1" if rng.random() < probability else "#### 0" for _ in range(n)]
         tokens = torch.tensor([[*map(ord, row), 0] for row in rows])
         lengths = torch.full((len(rows),), 7)
         return Rollouts(tokens, torch.full(tokens.shape, -0.5), lengths, torch.ones(len(rows), dtype=torch.bool))
@@ -63,8 +65,8 @@ class Scripted:
     def sync(self, model: object) -> None: ...
 
 
-def questions(chances: Sequence[float]) -> list[Question]:
-    return [Question("t", str(chance), "1", "marked") for chance in chances]
+def questions(probabilities: Sequence[float]) -> list[Question]:
+    return [Question("t", str(probability), "1", "marked") for probability in probabilities]
 
 
 def config(**changes: object) -> GRPOConfig:
@@ -73,25 +75,26 @@ def config(**changes: object) -> GRPOConfig:
 
 def collector(
     settings: GRPOConfig,
-    chances: Sequence[float],
+    probabilities: Sequence[float],
     tokenizer: PreTrainedTokenizerFast,
+    *,
     seed: int = 0,
     engine: Scripted | None = None,
 ) -> Collector:
-    asked = Questions([questions(chances)], seed)
-    return Collector(settings, engine or Scripted(), Judge(), tokenizer, asked, seed)
+    stream = Questions([questions(probabilities)], seed)
+    return Collector(settings, engine or Scripted(), Judge(), tokenizer=tokenizer, questions=stream, seed=seed)
 
 
 def test_kept_groups_are_a_fair_sample_of_the_mixed_ones(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Mean reward over kept groups, over many steps, against its exact expectation given that a group is mixed."""
-    chances, n = [0.05, 0.3, 0.7, 0.98], 4
-    mixed_chance = [1 - p**n - (1 - p) ** n for p in chances]
+    """Mean reward of kept groups over many steps, against its exact expectation given that a group is mixed."""
+    probabilities, n = [0.05, 0.3, 0.7, 0.98], 4
+    mixed = [1 - p**n - (1 - p) ** n for p in probabilities]
     expected_mean = [
         sum(k / n * math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(1, n)) / m
-        for p, m in zip(chances, mixed_chance, strict=True)
+        for p, m in zip(probabilities, mixed, strict=True)
     ]
-    expected = np.average(expected_mean, weights=mixed_chance)
-    source = collector(config(samples=n), [round(c, 3) for c in chances] * 5, tokenizer)
+    expected = np.average(expected_mean, weights=mixed)
+    source = collector(config(samples=n), [round(p, 3) for p in probabilities] * 5, tokenizer)
     means = [float(g.rewards.mean()) for step in range(1, 301) for g in source.collect(step).kept]
     error = np.std(means) / math.sqrt(len(means))
     assert len(means) > 2000
@@ -101,12 +104,13 @@ def test_kept_groups_are_a_fair_sample_of_the_mixed_ones(tokenizer: PreTrainedTo
 def test_equal_groups_are_replaced_within_bounds(tokenizer: PreTrainedTokenizerFast) -> None:
     for rounds in (0, 1, 3):
         engine = Scripted()
-        found = collector(config(resample_rounds=rounds), [0.0, 0.0, 0.0, 0.5], tokenizer, engine=engine).collect(1)
-        assert found.rounds == len(engine.calls) <= 1 + rounds
-        assert sum(engine.calls) == len(found.sampled)
-        assert all(group.mixed for group in found.kept)
-        assert len(found.kept) + found.left_over == sum(group.mixed for group in found.sampled)
-        assert len(found.kept) <= 8
+        settings = config(resample_rounds=rounds)
+        collected = collector(settings, [0.0, 0.0, 0.0, 0.5], tokenizer, engine=engine).collect(1)
+        assert collected.rounds == len(engine.calls) <= 1 + rounds
+        assert sum(engine.calls) == len(collected.sampled)
+        assert all(group.mixed for group in collected.kept)
+        assert len(collected.kept) + collected.left_over == sum(group.mixed for group in collected.sampled)
+        assert len(collected.kept) <= 8
     hopeless = collector(config(), [0.0], tokenizer).collect(1)
     assert (hopeless.kept, hopeless.rounds) == ([], 3)
     row = collected_row(hopeless)
@@ -114,26 +118,26 @@ def test_equal_groups_are_replaced_within_bounds(tokenizer: PreTrainedTokenizerF
 
 
 def test_without_dynamic_sampling_every_group_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = collector(config(dynamic_sampling=False), [0.0, 1.0], tokenizer).collect(1)
-    assert (len(found.kept), found.rounds, found.left_over) == (8, 1, 0)
+    collected = collector(config(dynamic_sampling=False), [0.0, 1.0], tokenizer).collect(1)
+    assert (len(collected.kept), collected.rounds, collected.left_over) == (8, 1, 0)
 
 
 @pytest.mark.parametrize("leftovers", ["discard", "keep"])
-def test_what_is_left_over_waits_or_goes(tokenizer: PreTrainedTokenizerFast, leftovers: str) -> None:
-    settings, chances = config(leftovers=leftovers, resample_rounds=8), [0.0, 0.9, 0.9]
-    source = collector(settings, chances, tokenizer, seed=3)
+def test_left_over_groups_wait_or_are_discarded(tokenizer: PreTrainedTokenizerFast, leftovers: str) -> None:
+    settings, probabilities = config(leftovers=leftovers, resample_rounds=8), [0.0, 0.9, 0.9]
+    source = collector(settings, probabilities, tokenizer, seed=3)
     step, left_over = 0, 0
     while not left_over:
         step += 1
         left_over = source.collect(step).left_over
-    again = collector(settings, chances, tokenizer, seed=3)
-    again.load_state_dict(source.state_dict())
-    second, repeated = source.collect(step + 1), again.collect(step + 1)
+    restored = collector(settings, probabilities, tokenizer, seed=3)
+    restored.load_state_dict(source.state_dict())
+    second, repeated = source.collect(step + 1), restored.collect(step + 1)
     assert [g.step for g in second.kept].count(step) == (left_over if leftovers == "keep" else 0)
     assert [(g.question, g.texts) for g in second.kept] == [(g.question, g.texts) for g in repeated.kept]
 
 
-def test_questions_come_in_shuffled_passes_and_go_on_from_a_number() -> None:
+def test_questions_come_in_shuffled_passes_and_resume_from_a_number() -> None:
     sets = [questions([0.1, 0.2, 0.3]), questions([0.5, 0.6])]
     source = Questions(sets, 1)
     drawn = [source.draw().question for _ in range(24)]
@@ -149,8 +153,8 @@ def test_questions_come_in_shuffled_passes_and_go_on_from_a_number() -> None:
 def test_a_verifier_that_fails_costs_one_sample(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hanging, raising, NaN and death of the process: reward 0, counted, and the others are judged."""
-    (tmp_path / "wild.py").write_text(
+    """A hang, an exception, NaN and the death of the process: reward 0, counted, and the others are judged."""
+    (tmp_path / "failing.py").write_text(
         "import os, time\n"
         "def verify(answer, reference):\n"
         "    if reference == 'hang': time.sleep(60)\n"
@@ -161,16 +165,18 @@ def test_a_verifier_that_fails_costs_one_sample(
         "    return answer == reference\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(VERIFIERS, "wild", Verifier("wild:verify", 1.0))
-    monkeypatch.setitem(FORMATS, "wild", Format("{question}", r"#### (.*)", "wild"))
-    asked = [Question("t", "x 1.0", reference, "wild") for reference in ("1", "hang", "raise", "nan", "die", "1")]
+    monkeypatch.setitem(VERIFIERS, "failing", Verifier("failing:verify", 1.0))
+    monkeypatch.setitem(FORMATS, "failing", Format("{question}", r"#### (.*)", "failing"))
+    references = ("1", "hang", "raise", "nan", "die", "1")
+    asked = [Question("t", "x 1.0", reference, "failing") for reference in references]
+    failures = {"timeout": 0, "error": 0}
     with Judge(2) as judge:
-        source = Collector(config(samples=2), Scripted(), judge, tokenizer, Questions([asked], 0), 0)
-        counts = Collected()
+        stream = Questions([asked], 0)
+        source = Collector(config(samples=2), Scripted(), judge, tokenizer=tokenizer, questions=stream, seed=0)
         monkeypatch.setattr(source, "_encode", lambda text: [0, *map(ord, "Q: 1.0 A")])
-        groups = source.sample(asked, 1, (0,), counts)
+        groups = source.sample(asked, step=1, seed=(0,), failures=failures)
     assert [g.rewards.tolist() for g in groups] == [[1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1]]
-    assert counts.failures == {"timeout": 2, "error": 6}
+    assert failures == {"timeout": 2, "error": 6}
 
 
 # Diagnostics
@@ -178,29 +184,36 @@ def test_a_verifier_that_fails_costs_one_sample(
 
 def real_groups(n: int = 64, temperature: float = 1.0) -> list[Group]:
     model = tiny(scale=3.0)
-    rollouts = generate(model, [[5], [9, 2]], n, Sampling(temperature, 1.0, 12), (1,))
+    rollouts = generate(model, [[5], [9, 2]], Sampling(temperature, 1.0, 12), n=n, seed=(1,))
     responses = rollouts.responses()
     groups = []
     for i, prompt in enumerate(([5], [9, 2])):
         rows = range(i * n, (i + 1) * n)
-        rewards = torch.tensor([float(len(responses[r]) % 2) for r in rows])
-        logs = [rollouts.log_probs[r, : len(responses[r])] for r in rows]
-        stopped = rollouts.stopped[list(rows)]
-        own = [responses[r] for r in rows]
-        groups.append(Group(questions([0.5])[0], list(prompt), own, logs, [""] * n, rewards, stopped, 1))
+        groups.append(
+            Group(
+                question=questions([0.5])[0],
+                prompt=list(prompt),
+                responses=[responses[row] for row in rows],
+                log_probs=[rollouts.log_probs[row, : len(responses[row])] for row in rows],
+                texts=[""] * n,
+                rewards=torch.tensor([float(len(responses[row]) % 2) for row in rows]),
+                stopped=rollouts.stopped[list(rows)],
+                step=1,
+            )
+        )
     return groups
 
 
 def distributions(model: Qwen3ForCausalLM, groups: list[Group]) -> torch.Tensor:
-    """log pi [tokens, V] at every response token, by `transformers` alone, in float64."""
-    found = []
+    """log pi [tokens, V] at every response token, by the forward pass of `transformers`, in float64."""
+    log_probs = []
     for g in groups:
         rows = [g.prompt + response for response in g.responses]
         width = max(map(len, rows))
         with torch.no_grad():
             logits = model(torch.tensor([row + [0] * (width - len(row)) for row in rows])).logits.double()
-        found += [logits[i, len(g.prompt) - 1 : len(row) - 1].log_softmax(-1) for i, row in enumerate(rows)]
-    return torch.cat(found)
+        log_probs += [logits[i, len(g.prompt) - 1 : len(row) - 1].log_softmax(-1) for i, row in enumerate(rows)]
+    return torch.cat(log_probs)
 
 
 def test_the_sampled_entropy_estimates_the_exact_one() -> None:
@@ -215,15 +228,15 @@ def test_the_sampled_entropy_estimates_the_exact_one() -> None:
 def test_the_divergence_from_the_start_is_zero_at_the_start_and_right_elsewhere() -> None:
     groups, settings = real_groups(100), config()
     policy, other = tiny(scale=3.0), tiny(scale=2.9)
-    assert divergence_from(policy, groups, settings, (0,)) < 1e-9
-    found = [divergence_from(other, groups, settings, (i,)) for i in range(20)]
+    assert divergence_from(policy, groups, settings, seed=(0,)) < 1e-9
+    estimates = [divergence_from(other, groups, settings, seed=(i,)) for i in range(20)]
     p, q = (distributions(model, groups) for model in (policy, other))
-    assert np.mean(found) == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=0.3)
+    assert np.mean(estimates) == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=0.3)
 
 
 def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTrainedTokenizerFast) -> None:
     model, groups = tiny(scale=3.0), real_groups(8)
-    rows = forking_tokens(model, groups, config(), tokenizer, 7)
+    rows = forking_tokens(model, groups, config(), tokenizer=tokenizer, step=7)
     p = distributions(model, groups)
     entropies = -(p.exp() * p).sum(-1).numpy()
     threshold = np.quantile(entropies, 0.8)
@@ -239,10 +252,10 @@ def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTra
     json.dumps(rows)
 
 
-def test_length_against_correctness_is_taken_inside_groups() -> None:
+def test_the_correlation_of_length_and_reward_is_within_groups() -> None:
     lengths = torch.tensor([[1.0, 2, 3], [10, 20, 30]])
     assert correlation(lengths, lengths) == pytest.approx(1)
-    # Between the groups longer is better, inside them it is worse: the groups decide.
+    # Between groups longer is better, within groups it is worse: only the latter counts.
     assert correlation(lengths, torch.tensor([[0.2, 0.1, 0.0], [1.0, 0.9, 0.8]])) < -0.7
     assert correlation(lengths, torch.zeros(2, 3)) == 0
 
@@ -251,11 +264,11 @@ def history(*parts: tuple[int, float, float, float]) -> list[dict[str, float]]:
     return [{"reward": r, "entropy": e, "response_length": size} for n, r, e, size in parts for _ in range(n)]
 
 
-def test_collapse_is_told_from_success() -> None:
+def test_collapse_is_distinguished_from_success() -> None:
     settings = config()
     start = (5, 0.3, 1.0, 20.0)
     assert collapsed(history(start), settings) is None
-    assert collapsed(history(start, (4, 0.1, 0.01, 20.0)), settings) is None  # too early to say
+    assert collapsed(history(start, (4, 0.1, 0.01, 20.0)), settings) is None  # too early
     assert collapsed(history(start, (5, 0.3, 0.05, 20.0)), settings) == "entropy"
     assert collapsed(history(start, (5, 0.97, 0.05, 20.0)), settings) is None
     assert collapsed(history(start, (5, 0.3, 0.9, 5.0)), settings) == "length"
@@ -263,7 +276,7 @@ def test_collapse_is_told_from_success() -> None:
     assert collapsed(history(start, (20, 0.4, 0.5, 18.0)), settings) is None
 
 
-def test_entropy_given_up_for_reward() -> None:
+def test_entropy_lost_per_reward_gained() -> None:
     assert entropy_fall(history((5, 0.2, 1.0, 9), (5, 0.6, 0.4, 9))) == pytest.approx(1.5)
     assert math.isnan(entropy_fall(history((5, 0.2, 1.0, 9), (5, 0.2, 0.4, 9))))
     assert math.isnan(entropy_fall(history((5, 0.2, 1.0, 9))))

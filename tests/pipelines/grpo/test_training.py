@@ -1,11 +1,13 @@
-"""The GRPO stage as a whole: it improves a model, and goes on bit for bit wherever it was stopped."""
+"""The whole GRPO stage: it improves a model, and resumes bit for bit after any interruption."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save, save_file
@@ -15,18 +17,15 @@ from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import train_grpo, training
-from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
 from pipelines.training.train import train
 from shaping import Objective
 from tests.forked import forked
 from tests.pipelines.contexts import stage_context
 
-OFF = TrackingConfig(mode="off")
 MODEL = ModelConfig("tiny", layers=1, d_model=32, ffn=64, heads=2, kv_heads=1, head_dim=16)
 
 
@@ -46,9 +45,9 @@ def settings(**changes: object) -> GRPOConfig:
 
 
 @pytest.fixture(scope="module")
-def taught(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that have seen a few answers, so that some groups are mixed."""
-    folder = tmp_path_factory.mktemp("taught")
+def weights(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights trained on a few answers, so that some groups are mixed."""
+    folder = tmp_path_factory.mktemp("weights")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     budget = PretrainConfig(
         tokens=24 * 512, batch_tokens=512, sequence_length=32, learning_rate=1e-2, rope_base=1e4,
@@ -66,13 +65,10 @@ def start_model(corpus: Corpus, weights: Path) -> Qwen3ForCausalLM:
     return model
 
 
-def run(
-    model: Qwen3ForCausalLM, corpus: Corpus, folder: Path, config: GRPOConfig, stop: Callable[[], bool] = lambda: False,
-    keep: Callable[[Qwen3ForCausalLM, int], None] = lambda model, step: None,
-) -> dict:  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    with Ledger(folder) as ledger:
-        return train_grpo(model, config, corpus, 0, ledger, keep, folder, stop)
+def run(model: Qwen3ForCausalLM, config: GRPOConfig, *, corpus: Corpus, folder: Path, **fields: Any) -> dict:
+    """Run the stage in `folder` and return its metrics; `fields` are further ones of the context."""
+    with stage_context(corpus, folder, **fields) as context:
+        return train_grpo(model, config, context)
 
 
 def rows(folder: Path, name: str = "ledger.jsonl") -> list[dict]:
@@ -85,16 +81,17 @@ def fingerprint(model: Qwen3ForCausalLM) -> str:
 
 
 @pytest.mark.slow
-def test_rl_improves_a_model(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
-    """A model that is often not even well-formed learns to answer, and to be right, also where it was not trained."""
-    model = start_model(corpus, taught)
-    kept: list[int] = []
+def test_rl_improves_a_model(corpus: Corpus, weights: Path, tmp_path: Path) -> None:
+    """A model that often breaks the format learns to answer, and to be right, on held-out questions too."""
+    model = start_model(corpus, weights)
+    milestones: list[int] = []
     config = settings(steps=12, prompts=32, samples=8, milestones=2, held_out_every=6, held_out_problems=32)
-    result = run(model, corpus, tmp_path / "rl", config, keep=lambda m, s: kept.append(s))
-    ledger = rows(tmp_path / "rl")
+    folder = tmp_path / "rl"
+    result = run(model, config, corpus=corpus, folder=folder, on_milestone=lambda model, step: milestones.append(step))
+    ledger = rows(folder)
     steps = [row for row in ledger if row["step"]]
     rewards = [row["reward"] for row in steps]
-    assert kept == [6, 12]
+    assert milestones == [6, 12]
     assert [row["step"] for row in ledger] == list(range(13))
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert result["held_out_after"] > result["held_out_before"] + 0.1
@@ -109,17 +106,17 @@ def test_rl_improves_a_model(corpus: Corpus, taught: Path, tmp_path: Path) -> No
         assert row["mismatch"] < 1e-4
         assert row["length_p10"] <= row["length_p50"] <= row["length_p90"] <= 6
         assert 0 <= row["pass@2"] <= row["pass@4"] <= row["pass@8"] <= 1
-    shown = rows(tmp_path / "rl", "samples.jsonl")
-    assert [row["step"] for row in shown] == [0] * 8 + [6] * 8 + [12] * 8
-    assert [row["question"] for row in shown[:8]] == [row["question"] for row in shown[8:16]]
-    assert {row["step"] for row in rows(tmp_path / "rl", "forking.jsonl")} == {1, 6, 12}
+    samples = rows(folder, "samples.jsonl")
+    assert [row["step"] for row in samples] == [0] * 8 + [6] * 8 + [12] * 8
+    assert [row["question"] for row in samples[:8]] == [row["question"] for row in samples[8:16]]
+    assert {row["step"] for row in rows(folder, "forking.jsonl")} == {1, 6, 12}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"epochs": 2, "minibatches": 2, "leftovers": "keep", "pass_rate_low": 0.05}])
-def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path, changes: dict) -> None:
-    whole = start_model(corpus, taught)
-    run(whole, corpus, tmp_path / "whole", settings(**changes))
+def test_an_interrupted_run_resumes_bit_for_bit(corpus: Corpus, weights: Path, tmp_path: Path, changes: dict) -> None:
+    whole = start_model(corpus, weights)
+    run(whole, settings(**changes), corpus=corpus, folder=tmp_path / "whole")
     calls = 0
 
     def after_two_steps() -> bool:
@@ -128,50 +125,83 @@ def test_an_interrupted_run_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tm
         return calls == 3
 
     with pytest.raises(Interrupted, match="after step 2 of 6"):
-        run(start_model(corpus, taught), corpus, tmp_path / "parts", settings(**changes), after_two_steps)
-    resumed = start_model(corpus, taught)
-    run(resumed, corpus, tmp_path / "parts", settings(**changes))
+        run(
+            start_model(corpus, weights),
+            settings(**changes),
+            corpus=corpus,
+            folder=tmp_path / "parts",
+            interrupted=after_two_steps,
+        )
+    resumed = start_model(corpus, weights)
+    run(resumed, settings(**changes), corpus=corpus, folder=tmp_path / "parts")
     assert fingerprint(resumed) == fingerprint(whole)
-    timeless = {"reward", "entropy", "kl_start", "gradient_norm", "groups", "held_out_reward"}
-    last = [{k: row.get(k) for k in timeless} for row in rows(tmp_path / "whole")[-4:]]
-    assert last == [{k: row.get(k) for k in timeless} for row in rows(tmp_path / "parts")[-4:]]
+    columns = {"reward", "entropy", "kl_start", "gradient_norm", "groups", "held_out_reward"}
+    last = [{column: row.get(column) for column in columns} for row in rows(tmp_path / "whole")[-4:]]
+    assert last == [{column: row.get(column) for column in columns} for row in rows(tmp_path / "parts")[-4:]]
     for name in ("samples.jsonl", "forking.jsonl"):
         assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
 
 
+def test_the_log_shows_the_start_saves_the_resume_point_and_the_end(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log_of(config: GRPOConfig, **fields: Any) -> str:
+        caplog.clear()
+        model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
+        with contextlib.suppress(Interrupted):
+            run(model, config, corpus=corpus, folder=tmp_path, **fields)
+        return caplog.text
+
+    logger = logging.getLogger("pipelines")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger.name)
+    try:
+        answers = iter([False, True])
+        first = log_of(settings(steps=2), interrupted=lambda: next(answers))
+        second = log_of(settings(steps=2))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "questions of boolean and 8 held out, 4 prompts x 4 samples per step, engine transformers" in first
+    assert "trainer state saved after step 1" in first
+    assert "resuming after step 1 of 2" in second
+    assert "ended after step 2 with reward" in second
+
+
 def run_to_the_end(cache: Path, weights: Path, folder: Path) -> None:
-    """A program that saves its state after every step and leaves a fingerprint of what it made."""
+    """A process that saves its state after every step and at the end writes the fingerprint of its model."""
     training.SAVE_SECONDS = 0.0
     corpus = small_corpus(cache)
     model = start_model(corpus, weights)
-    run(model, corpus, folder, settings(leftovers="keep", steps=8))
+    run(model, settings(leftovers="keep", steps=8), corpus=corpus, folder=folder)
     (folder / "fingerprint").write_text(fingerprint(model))
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_a_step_goes_on_bit_for_bit(corpus: Corpus, taught: Path, tmp_path: Path) -> None:
-    """SIGKILL at whatever instruction a step is at; the same command again ends where an unbroken run ends."""
+def test_a_run_killed_in_the_middle_of_a_step_resumes_bit_for_bit(
+    corpus: Corpus, weights: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at any instruction of a step; the same command again ends with the model of an unbroken run."""
 
     def start(folder: str) -> BaseProcess:
-        process = forked.Process(target=run_to_the_end, args=(corpus.folder.parent, taught, tmp_path / folder))
+        process = forked.Process(target=run_to_the_end, args=(corpus.folder.parent, weights, tmp_path / folder))
         process.start()
         return process
 
     whole = start("whole")
-    broken = start("broken")
-    state, ledger = tmp_path / "broken" / "resume" / "state.pt", tmp_path / "broken" / "ledger.jsonl"
+    killed = start("killed")
+    state, ledger = tmp_path / "killed" / "resume" / "state.pt", tmp_path / "killed" / "ledger.jsonl"
     deadline = time.monotonic() + 200
     while not (state.exists() and ledger.read_text().count("\n") >= 4):
-        assert broken.is_alive() or broken.exitcode == 0
+        assert killed.is_alive() or killed.exitcode == 0
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    broken.kill()
-    broken.join()
-    again = start("broken")
-    for process in (whole, again):
+    killed.kill()
+    killed.join()
+    resumed = start("killed")
+    for process in (whole, resumed):
         process.join(200)
         assert process.exitcode == 0
-    fingerprints = [(tmp_path / name / "fingerprint").read_text() for name in ("whole", "broken")]
+    fingerprints = [(tmp_path / name / "fingerprint").read_text() for name in ("whole", "killed")]
     assert fingerprints[0] == fingerprints[1]
 
 
@@ -180,11 +210,16 @@ def test_a_collapse_marks_the_run_and_can_stop_it(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "collapsed", lambda history, config: "entropy" if len(history) >= 2 else None)
-    for choice, steps, kept in (("mark", 4, [2, 4]), ("stop", 2, [2, 4]), ("off", 4, [2, 4])):
-        model, milestones = build_model(MODEL, corpus.tokenizer, 1e4, seed=0), []
-        config = settings(steps=4, milestones=2, collapse=choice, held_out_every=0)
-        result = run(model, corpus, tmp_path / choice, config, keep=lambda m, s, seen=milestones: seen.append(s))  # type: ignore[misc]
-        assert (result["steps"], milestones) == (steps, kept)
+    for choice, steps in (("mark", 4), ("stop", 2), ("off", 4)):
+        milestones: list[int] = []
+        result = run(
+            build_model(MODEL, corpus.tokenizer, 1e4, seed=0),
+            settings(steps=4, milestones=2, collapse=choice, held_out_every=0),
+            corpus=corpus,
+            folder=tmp_path / choice,
+            on_milestone=lambda model, step, milestones=milestones: milestones.append(step),
+        )
+        assert (result["steps"], milestones) == (steps, [2, 4])
         assert result.get("collapsed_at") == (None if choice == "off" else 2)
         assert [row["collapsed"] for row in rows(tmp_path / choice)][:2] == ([0, 0] if choice == "off" else [0, 1])
 
@@ -192,16 +227,16 @@ def test_a_collapse_marks_the_run_and_can_stop_it(
 def test_a_model_that_solves_nothing_runs_to_its_end(corpus: Corpus, tmp_path: Path) -> None:
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     before = fingerprint(model)
-    result = run(model, corpus, tmp_path, settings(steps=2, max_new_tokens=2))
+    result = run(model, settings(steps=2, max_new_tokens=2), corpus=corpus, folder=tmp_path)
     assert result["skipped"] == 2
     assert fingerprint(model) == before
     assert "NaN" not in (tmp_path / "ledger.jsonl").read_text()
 
 
-def test_pass_rate_bounds_that_leave_nothing_are_an_error(corpus: Corpus, tmp_path: Path) -> None:
+def test_pass_rate_bounds_that_leave_no_question_are_an_error(corpus: Corpus, tmp_path: Path) -> None:
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     with pytest.raises(UserError, match=r"grpo\.pass_rate_low=0\.9: no question of boolean"):
-        run(model, corpus, tmp_path, settings(pass_rate_low=0.9, max_new_tokens=2))
+        run(model, settings(pass_rate_low=0.9, max_new_tokens=2), corpus=corpus, folder=tmp_path)
 
 
 def test_the_response_limit_is_extended_once() -> None:

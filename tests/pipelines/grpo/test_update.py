@@ -1,4 +1,4 @@
-"""The update against `transformers`' own logits and plain autograd, and what must not change it."""
+"""The update against `transformers`' own logits and plain autograd, and changes that must not affect it."""
 
 import copy
 import math
@@ -25,21 +25,24 @@ def config(**changes: object) -> GRPOConfig:
 
 
 def group(
-    prompt: list[int],
-    responses: list[list[int]],
-    rewards: list[float],
-    stopped: Sequence[bool] = (True, True),
-    step: int = 1,
+    prompt: list[int], responses: list[list[int]], rewards: list[float], *, stopped: Sequence[bool] = (True, True)
 ) -> Group:
-    logs = [torch.full((len(response),), -2.0) for response in responses]
-    texts = [""] * len(responses)
-    return Group(QUESTION, prompt, responses, logs, texts, torch.tensor(rewards), torch.tensor(stopped), step)
+    return Group(
+        question=QUESTION,
+        prompt=prompt,
+        responses=responses,
+        log_probs=[torch.full((len(response),), -2.0) for response in responses],
+        texts=[""] * len(responses),
+        rewards=torch.tensor(rewards),
+        stopped=torch.tensor(stopped),
+        step=1,
+    )
 
 
 def ragged() -> list[Group]:
     return [
         group([1, 2], [[6, END], [7, 8, 3, END]], [1.0, 0.0]),
-        group([3, 4, 5], [[9, END], [6, 6, 6, 6, 6, 6]], [0.0, 1.0], (True, False)),
+        group([3, 4, 5], [[9, END], [6, 6, 6, 6, 6, 6]], [0.0, 1.0], stopped=(True, False)),
     ]
 
 
@@ -48,7 +51,7 @@ def sgd(model: Qwen3ForCausalLM, rate: float = 1.0) -> torch.optim.SGD:
 
 
 def naive_log_probs(
-    model: Qwen3ForCausalLM, prompt: list[int], response: list[int], temperature: float = 1.0
+    model: Qwen3ForCausalLM, prompt: list[int], response: list[int], *, temperature: float = 1.0
 ) -> torch.Tensor:
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] / temperature
     return logits.log_softmax(-1)[range(len(response)), response]
@@ -58,20 +61,31 @@ def moved(before: Qwen3ForCausalLM, after: Qwen3ForCausalLM) -> torch.Tensor:
     return torch.cat([(b - a).flatten() for b, a in zip(before.parameters(), after.parameters(), strict=True)])
 
 
+def updater(
+    model: Qwen3ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    settings: GRPOConfig,
+    *,
+    reference: Qwen3ForCausalLM | None = None,
+    exact_sampler: bool = True,
+) -> Updater:
+    return Updater(model, optimizer, settings, reference=reference, exact_sampler=exact_sampler)
+
+
 def updated(
     groups: list[Group], settings: GRPOConfig, reference: Qwen3ForCausalLM | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """How far one step of plain gradient descent moves the weights, and the ledger's columns."""
+    """The change of the weights in one step of plain gradient descent, and the ledger's columns."""
     model = tiny(scale=2.0).train()
     before = copy.deepcopy(model)
-    row = Updater(model, sgd(model), settings, reference, True).update(groups, 1)
+    row = updater(model, sgd(model), settings, reference=reference).update(groups, 1)
     return moved(before, model), row
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_the_gradient_is_that_of_the_formula(loss: str, advantage: str) -> None:
-    """One SGD step at rate 1e-6's scale moves the weights by the gradient that plain autograd finds."""
+    """One SGD step at rate 1 moves the weights by the gradient of plain autograd."""
     groups = ragged()
     step, row = updated(groups, config(loss=loss, advantage=advantage, learning_rate=1.0, temperature=0.8))
     model = tiny(scale=2.0)
@@ -85,7 +99,7 @@ def test_the_gradient_is_that_of_the_formula(loss: str, advantage: str) -> None:
                 "sequence": 1 / (4 * len(response)),
                 "constant": 1 / (4 * 6),
             }[loss]
-            total = total - weight * relative[i, j] * naive_log_probs(model, g.prompt, response, 0.8).sum()
+            total = total - weight * relative[i, j] * naive_log_probs(model, g.prompt, response, temperature=0.8).sum()
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-6)
@@ -104,8 +118,8 @@ def test_micro_batches_change_nothing(overlong: str) -> None:
     torch.testing.assert_close(steps[1], steps[2], rtol=1e-3, atol=1e-6)
 
 
-def test_a_filtered_response_may_say_anything() -> None:
-    """Its tokens, their number and their log-probabilities do not reach the weights; its reward does, in the group."""
+def test_the_tokens_of_a_filtered_response_do_not_matter() -> None:
+    """Its tokens, their number and their log-probabilities do not reach the weights; its reward does, by its group."""
     settings = config(overlong="filter", learning_rate=1.0)
     first, second = ragged(), ragged()
     second[1].responses[1] = [1, 2, 3]
@@ -115,33 +129,33 @@ def test_a_filtered_response_may_say_anything() -> None:
     assert not torch.allclose(kept, updated(first, config(learning_rate=1.0))[0])
 
 
-def test_what_stands_after_the_end_of_text_is_never_seen() -> None:
-    """The engine's padding is cut before anything is learned; perturbing it is perturbing nothing."""
+def test_tokens_after_the_end_of_text_are_never_seen() -> None:
+    """The engine's padding is cut before the update, so changing it changes nothing."""
     model = tiny(scale=3.0)
-    rollouts = generate(model, [[5, 6]], 8, Sampling(1.0, 1.0, 40), (2,))
+    rollouts = generate(model, [[5, 6]], Sampling(1.0, 1.0, 40), n=8, seed=(2,))
     responses = rollouts.responses()
     assert rollouts.stopped.any()
-    spoiled = rollouts.tokens.clone()
-    spoiled[torch.arange(40) >= rollouts.lengths[:, None]] = 7
-    again = type(rollouts)(spoiled, rollouts.log_probs, rollouts.lengths, rollouts.stopped).responses()
-    assert again == responses
+    changed = rollouts.tokens.clone()
+    changed[torch.arange(40) >= rollouts.lengths[:, None]] = 7
+    responses_of_changed = type(rollouts)(changed, rollouts.log_probs, rollouts.lengths, rollouts.stopped).responses()
+    assert responses_of_changed == responses
     assert all(END not in response[:-1] for response in responses)
 
 
-def test_the_prompt_is_read_and_not_learned() -> None:
-    """With every advantage on one response, the move is the gradient of its tokens alone."""
+def test_prompt_tokens_are_not_in_the_loss() -> None:
+    """The weights move by the gradient of the response tokens only."""
     model = tiny(scale=2.0)
     (-naive_log_probs(model, [1, 2], [6, END]).sum() / 4).backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    one = [group([1, 2], [[6, END], [8, END]], [0.5, -0.5])]
-    other = [group([1, 2], [[6, END], [8, END]], [0.5, 0.5])]
+    different = [group([1, 2], [[6, END], [8, END]], [0.5, -0.5])]
+    equal = [group([1, 2], [[6, END], [8, END]], [0.5, 0.5])]
     settings = config(advantage="centred", learning_rate=1.0)
-    both, _ = updated(one, settings)
-    assert updated(other, settings)[1] == {"skipped": 1}
+    step, _ = updated(different, settings)
+    assert updated(equal, settings)[1] == {"skipped": 1}
     model = tiny(scale=2.0)
     (0.5 * naive_log_probs(model, [1, 2], [8, END]).sum() / 4).backward()
     counter = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    torch.testing.assert_close(both, 0.5 * expected + counter, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(step, 0.5 * expected + counter, rtol=1e-3, atol=1e-6)
 
 
 def test_several_minibatches_and_epochs_keep_the_old_policy() -> None:
@@ -171,16 +185,16 @@ def test_several_minibatches_and_epochs_keep_the_old_policy() -> None:
 
 
 def test_an_inexact_sampler_is_scored_before_several_updates() -> None:
-    """Whatever the sampler said, the first ratio is 1: the old log-probabilities are the learner's own."""
+    """The first ratio is 1 for any sampler, since the old log-probabilities are the learner's."""
     groups, model = ragged(), tiny(scale=2.0)
     settings = config(epochs=2, learning_rate=1e-9)
-    row = Updater(model, sgd(model), settings, None, False).update(groups, 1)
+    row = updater(model, sgd(model), settings, exact_sampler=False).update(groups, 1)
     assert row["ratio_p01"] == pytest.approx(1, abs=1e-4)
     assert row["mismatch"] > 0.1
 
 
 def test_importance_weights_correct_the_sampler() -> None:
-    """A sampler twice as sure of everything: each token's loss is halved; one half as sure is held at the cap."""
+    """A sampler with twice the probabilities halves each token's loss; with half, the weight is capped."""
     plain, _ = updated(ragged(), config(learning_rate=1.0))
     for factor, cap, expected in ((2.0, 2.0, 0.5), (0.5, 1.5, 1.5)):
         groups, model = ragged(), tiny(scale=2.0)
@@ -206,7 +220,7 @@ def test_the_divergence_pulls_towards_the_reference() -> None:
 
 
 def test_groups_left_over_keep_their_sampler() -> None:
-    """A group of an earlier step is off-policy: its ratio is to what sampled it; fresh groups stay at 1."""
+    """The ratio of a group of an earlier step is to the policy that sampled it; that of a fresh group is 1."""
     old = ragged()
     old[0].step = 0
     _, row = updated(old, config(learning_rate=1e-9))
@@ -215,7 +229,7 @@ def test_groups_left_over_keep_their_sampler() -> None:
     assert fresh["ratio_p01"] == fresh["ratio_p99"] == 1
 
 
-def test_nothing_to_learn_skips_the_step_and_moves_nothing() -> None:
+def test_without_advantages_the_step_is_skipped_and_nothing_moves() -> None:
     equal = [group([1, 2], [[6, END], [7, END]], [1.0, 1.0]), group([3], [[6, END], [7, END]], [0.0, 0.0])]
     for groups in ([], equal):
         step, row = updated(groups, config(learning_rate=1.0, dynamic_sampling=False))
@@ -229,37 +243,43 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_leaves_the_weights() -> N
     groups = ragged()
     groups[0].rewards[0] = math.inf
     with pytest.raises(FloatingPointError, match=r"lower grpo\.learning_rate"):
-        Updater(model, sgd(model), config(advantage="centred"), None, True).update(groups, 1)
+        updater(model, sgd(model), config(advantage="centred")).update(groups, 1)
     assert not moved(before, model).any()
 
 
 def test_the_rate_warms_up() -> None:
     model = tiny()
     optimizer = sgd(model)
-    rates = [
-        Updater(model, optimizer, config(learning_rate=1e-3, warmup_steps=4), None, True).update(ragged(), step)
-        for step in (1, 2, 4, 9)
-    ]
-    assert [row["learning_rate"] for row in rates] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
+    settings = config(learning_rate=1e-3, warmup_steps=4)
+    rows = [updater(model, optimizer, settings).update(ragged(), step) for step in (1, 2, 4, 9)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
 
 
 def test_a_bandit_finds_its_best_arm() -> None:
-    """Eight arms of one token each that pay with known chances: the policy ends on the one that pays most."""
+    """Eight arms of one token each that pay with known probabilities: the policy learns the one that pays most."""
     model = tiny(vocab=8, scale=1.0).train()
-    chances = torch.tensor([0.1, 0.3, 0.2, 0.9, 0.5, 0.0, 0.4, 0.6])
+    probabilities = torch.tensor([0.1, 0.3, 0.2, 0.9, 0.5, 0.0, 0.4, 0.6])
     settings = config(samples=16, max_new_tokens=1, learning_rate=0.02)
-    updater = Updater(model, torch.optim.AdamW(model.parameters(), lr=0.02), settings, None, True)
+    bandit = updater(model, torch.optim.AdamW(model.parameters(), lr=0.02), settings)
     generator = torch.Generator().manual_seed(0)
     for step in range(1, 61):
-        rollouts = generate(model, [[1]] * 4, 16, Sampling(1.0, 1.0, 1), (0, step))
-        paid = (torch.rand(64, generator=generator) < chances[rollouts.tokens[:, 0]]).float()
+        rollouts = generate(model, [[1]] * 4, Sampling(1.0, 1.0, 1), n=16, seed=(0, step))
+        paid = (torch.rand(64, generator=generator) < probabilities[rollouts.tokens[:, 0]]).float()
         responses, ended = rollouts.responses(), torch.ones(16, dtype=torch.bool)
-        places = [slice(16 * i, 16 * i + 16) for i in range(4)]
         groups = [
-            Group(QUESTION, [1], responses[at], list(rollouts.log_probs[at]), [""] * 16, paid[at], ended, step)
-            for at in places
+            Group(
+                question=QUESTION,
+                prompt=[1],
+                responses=responses[i : i + 16],
+                log_probs=list(rollouts.log_probs[i : i + 16]),
+                texts=[""] * 16,
+                rewards=paid[i : i + 16],
+                stopped=ended,
+                step=step,
+            )
+            for i in range(0, 64, 16)
         ]
-        updater.update([g for g in groups if g.mixed], step)
+        bandit.update([g for g in groups if g.mixed], step)
     policy = model(torch.tensor([[1]])).logits[0, -1].softmax(-1)
     assert policy.argmax() == 3
     assert policy[3] > 0.9

@@ -1,4 +1,4 @@
-"""The rollout engine against `transformers.generate`, fresh forward passes and the distribution itself."""
+"""The in-process engine against `transformers.generate`, separate forward passes and the exact distribution."""
 
 import itertools
 
@@ -15,7 +15,7 @@ END = 0
 
 
 def tiny(vocab: int = 40, seed: int = 0, scale: float = 6.0) -> Qwen3ForCausalLM:
-    """A random Qwen3 with distributions far from uniform; token 0 ends a response."""
+    """A random Qwen3 whose distributions are far from uniform; token 0 ends a response."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocab,
@@ -44,11 +44,11 @@ RAGGED = [[5], [7, 8, 9, 10, 11], [3, 4], [12, 13, 14, 15, 16, 17, 18], [9, 2, 9
 
 def test_greedy_equals_transformers() -> None:
     model, sampling = tiny(), Sampling(0.0, 1.0, 90)
-    free = generate(model, RAGGED, 1, sampling, (0,)).responses()
-    # A token that some responses reach and others do not ends them, so rows are compacted away.
+    free = generate(model, RAGGED, sampling, n=1, seed=(0,)).responses()
+    # End responses by a token that only some of them contain, so that ended rows are removed from the batch.
     end = next(t for t in range(40) if 0 < sum(t in r for r in free) < len(free) - 1)
     model.config.eos_token_id = model.generation_config.eos_token_id = end
-    ours = generate(model, RAGGED, 1, sampling, (0,)).responses()
+    ours = generate(model, RAGGED, sampling, n=1, seed=(0,)).responses()
     for prompt, response in zip(RAGGED, ours, strict=True):
         theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=90)[0, len(prompt) :]
         assert response == theirs.tolist()
@@ -58,7 +58,7 @@ def test_greedy_equals_transformers() -> None:
 def test_log_probs_equal_a_fresh_pass(top_p: float) -> None:
     model = tiny(scale=3.0)
     sampling = Sampling(0.8, top_p, 100)  # longer than the first buffer, so it grows
-    rollouts = generate(model, RAGGED, 12, sampling, (1,))
+    rollouts = generate(model, RAGGED, sampling, n=12, seed=(1,))
     prompts = [p for p in RAGGED for _ in range(12)]
     fresh, entropies, _ = score(model, prompts, rollouts.responses(), temperature=0.8)
     mask = torch.arange(100) < rollouts.lengths[:, None]
@@ -74,19 +74,19 @@ def test_log_probs_equal_a_fresh_pass(top_p: float) -> None:
 def test_the_batch_split_changes_nothing() -> None:
     model = tiny(scale=3.0)
     sampling = Sampling(1.0, 0.9, 30)
-    whole = generate(model, RAGGED, 7, sampling, (3, 1))
+    whole = generate(model, RAGGED, sampling, n=7, seed=(3, 1))
     for rows in (1, 4, 7, 16):
-        split = generate(model, RAGGED, 7, sampling, (3, 1), rows=rows)
+        split = generate(model, RAGGED, sampling, n=7, seed=(3, 1), rows=rows)
         assert torch.equal(whole.tokens, split.tokens)
         torch.testing.assert_close(whole.log_probs, split.log_probs, atol=1e-5, rtol=0)
-    assert not torch.equal(whole.tokens, generate(model, RAGGED, 7, sampling, (3, 2)).tokens)
+    assert not torch.equal(whole.tokens, generate(model, RAGGED, sampling, n=7, seed=(3, 2)).tokens)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
 def test_two_tokens_follow_the_distribution(temperature: float, top_p: float) -> None:
     """Chi-square over all pairs of two sampled tokens against probabilities computed without the engine."""
     model, vocab, prompt, n = tiny(vocab=7, scale=4.0), 7, [3, 5], 20_000
-    rollouts = generate(model, [prompt], n, Sampling(temperature, top_p, 2), (11,), rows=20_000)
+    rollouts = generate(model, [prompt], Sampling(temperature, top_p, 2), n=n, seed=(11,), rows=20_000)
 
     def distribution(tokens: list[int]) -> np.ndarray:
         with torch.no_grad():
@@ -104,23 +104,23 @@ def test_two_tokens_follow_the_distribution(temperature: float, top_p: float) ->
     assert set(drawn) <= {k for k, v in expected.items() if v > 0}
     likely = [k for k, v in expected.items() if v * n > 5]
     observed = [drawn.count(k) for k in likely]
-    rest = [n - sum(observed), n * (1 - sum(expected[k] for k in likely))]
-    observed, wanted = [*observed, rest[0]], [*(expected[k] * n for k in likely), rest[1]]
-    if rest[1] < 1e-6:
-        observed, wanted = observed[:-1], wanted[:-1]
-    assert chisquare(observed, np.array(wanted) * sum(observed) / sum(wanted)).pvalue > 1e-3
+    counts = [expected[k] * n for k in likely]
+    # All unlikely pairs together are one more bin, if it is not empty.
+    if n - sum(counts) >= 1e-6:
+        observed, counts = [*observed, n - sum(observed)], [*counts, n - sum(counts)]
+    assert chisquare(observed, np.array(counts) * sum(observed) / sum(counts)).pvalue > 1e-3
 
 
-def test_score_ignores_what_comes_after_and_beside() -> None:
+def test_a_score_does_not_depend_on_the_batch() -> None:
     model = tiny()
-    alone = score(model, [[4, 5]], [[6, 7, 8]]).log_probs
-    together = score(model, [[4, 5], [1] * 9], [[6, 7, 8], [2] * 5]).log_probs
-    torch.testing.assert_close(alone, together[:3])
+    single = score(model, [[4, 5]], [[6, 7, 8]]).log_probs
+    batched = score(model, [[4, 5], [1] * 9], [[6, 7, 8], [2] * 5]).log_probs
+    torch.testing.assert_close(single, batched[:3])
 
 
 def test_training_mode_is_restored() -> None:
     model = tiny().train()
-    generate(model, [[1]], 1, Sampling(1.0, 1.0, 2), (0,))
+    generate(model, [[1]], Sampling(1.0, 1.0, 2), n=1, seed=(0,))
     assert model.training
 
 
@@ -138,11 +138,11 @@ def test_other_attention_is_refused() -> None:
     model = tiny()
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ValueError, match="full attention"):
-        generate(model, [[1]], 1, Sampling(1.0, 1.0, 2), (0,))
+        generate(model, [[1]], Sampling(1.0, 1.0, 2), n=1, seed=(0,))
 
 
 def moe() -> MiniMaxM2ForCausalLM:
-    """The study's MoE family: sigmoid gate with a correction bias, four experts of which two act."""
+    """The study's MoE family: a sigmoid gate with a correction bias, two of four experts per token."""
     torch.manual_seed(0)
     config = MiniMaxM2Config(
         vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -158,7 +158,7 @@ def moe() -> MiniMaxM2ForCausalLM:
 
 
 def rescaled() -> Qwen3ForCausalLM:
-    """A Qwen3 whose RoPE is stretched, which the hand-written pass leaves to the model's own."""
+    """A Qwen3 with rescaled RoPE, which `pipelines.rollouts.qwen3` does not support."""
     model = tiny()
     parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
     config = Qwen3Config(**(model.config.to_dict() | {"rope_parameters": parameters}))
@@ -168,7 +168,7 @@ def rescaled() -> Qwen3ForCausalLM:
 
 
 def other_base() -> Qwen3ForCausalLM:
-    """The base that mid-training moves to."""
+    """A Qwen3 with another RoPE base, as after mid-training."""
     model = tiny()
     config = Qwen3Config(**(model.config.to_dict() | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}))
     changed = Qwen3ForCausalLM(config).eval()
@@ -177,12 +177,14 @@ def other_base() -> Qwen3ForCausalLM:
 
 
 @pytest.mark.parametrize(
-    ("make", "by_hand"), [(moe, False), (rescaled, False), (other_base, True)], ids=["moe", "rope-scaled", "rope-base"]
+    ("make", "supported"),
+    [(moe, False), (rescaled, False), (other_base, True)],
+    ids=["moe", "rope-scaled", "rope-base"],
 )
-def test_every_model_samples_by_its_own_arithmetic(make, by_hand: bool) -> None:  # type: ignore[no-untyped-def]
+def test_every_model_samples_from_its_own_distribution(make, supported: bool) -> None:  # type: ignore[no-untyped-def]
     model: PreTrainedModel = make()
-    assert qwen3.supports(model) == by_hand
-    ours = generate(model, RAGGED, 1, Sampling(0.0, 1.0, 70), (0,))
+    assert qwen3.supports(model) == supported
+    ours = generate(model, RAGGED, Sampling(0.0, 1.0, 70), n=1, seed=(0,))
     for i, prompt in enumerate(RAGGED):
         theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=70)[0, len(prompt) :]  # type: ignore[operator]
         response = ours.responses()[i]
@@ -194,13 +196,13 @@ def test_every_model_samples_by_its_own_arithmetic(make, by_hand: bool) -> None:
         torch.testing.assert_close(score(model, [prompt], [response]).log_probs, fresh, atol=1e-4, rtol=0)
 
 
-def test_scores_and_their_gradients_are_those_of_the_models_own_pass() -> None:
-    """Shared and single prompts of any length, against `transformers` and autograd, with entropy and steepness."""
+def test_scores_and_gradients_equal_those_of_the_models_own_pass() -> None:
+    """Shared and single prompts of several lengths, against `transformers` and autograd, with entropy and steepness."""
     prompts = [[1, 2, 3]] * 3 + [[4, 5]] + [[6]] * 2
     responses = [[7, 8], [9], [5, 5, 5, 5, END], [1, 2, 3], [END], [3, 3]]
     model, weights = tiny(scale=3.0), torch.randn(14, generator=torch.Generator().manual_seed(0))
-    found = score(model, prompts, responses, 0.7)
-    (found.log_probs * weights).sum().backward()
+    scores = score(model, prompts, responses, temperature=0.7)
+    (scores.log_probs * weights).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     rows = []
@@ -210,17 +212,17 @@ def test_scores_and_their_gradients_are_those_of_the_models_own_pass() -> None:
     distributions, tokens = torch.cat(rows), [token for response in responses for token in response]
     expected = distributions[range(14), tokens]
     (expected * weights).sum().backward()
-    torch.testing.assert_close(found.log_probs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.log_probs, expected, atol=1e-5, rtol=0)
     p = distributions.detach().exp()
-    torch.testing.assert_close(found.entropies, -(p * distributions.detach()).sum(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.entropies, -(p * distributions.detach()).sum(-1), atol=1e-5, rtol=0)
     one_hot = torch.nn.functional.one_hot(torch.tensor(tokens), 40)
-    torch.testing.assert_close(found.steepness, (one_hot - p).norm(dim=-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.steepness, (one_hot - p).norm(dim=-1), atol=1e-4, rtol=0)
     for ours, parameter in zip(gradients, model.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(ours, parameter.grad, atol=1e-4, rtol=1e-3)
 
 
-def test_scores_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(scale=3.0)
     whole = score(model, RAGGED, RAGGED)
     whole.log_probs.sum().backward()
@@ -234,7 +236,7 @@ def test_scores_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(gradient, model.lm_head.weight.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_numbers_belong_to_their_sample() -> None:
+def test_random_numbers_depend_on_the_sample_only() -> None:
     whole = _uniforms((3, 1), list(range(40)), 13)
     assert torch.equal(_uniforms((3, 1), [37, 0, 5], 13), whole[[37, 0, 5]])
     assert not torch.equal(_uniforms((3, 2), [0], 13), whole[:1])
@@ -242,8 +244,8 @@ def test_numbers_belong_to_their_sample() -> None:
     assert abs(whole.mean() - 0.5) < 5 / (12 * whole.numel()) ** 0.5
 
 
-def test_the_largest_number_never_draws_an_impossible_token() -> None:
-    """Rounding may lift u x total to the total; the token found must still have a probability."""
+def test_the_largest_random_number_never_draws_an_impossible_token() -> None:
+    """Rounding may lift u x total to the total; the drawn token must still have a probability."""
     logits = torch.full((4, 6), -torch.inf)
     logits[:, 2] = torch.tensor([0.0, 1.0, 5.0, -3.0])
     logits[:, 3] = 0.1
@@ -252,11 +254,11 @@ def test_the_largest_number_never_draws_an_impossible_token() -> None:
     assert torch.isfinite(log_probs).all()
 
 
-def test_the_number_of_rows_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_rows_depends_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.rollouts import transformers_engine as engine
 
     model = tiny()
-    a_row = 2 * 2 * 2 * 8 * 100 * 4  # keys and values, layers, heads, head_dim, columns, bytes
-    monkeypatch.setattr(engine, "CPU_BYTES", 5 * a_row + 1)
+    row_bytes = 2 * 2 * 2 * 8 * 100 * 4  # keys and values, layers, heads, head_dim, columns, bytes
+    monkeypatch.setattr(engine, "CPU_BYTES", 5 * row_bytes + 1)
     assert engine._rows_in_memory(model, 100) == 5
     assert engine._rows_in_memory(model, 10**9) == 1
