@@ -1,5 +1,5 @@
 """Pre-training against Hugging Face's Trainer with the same model, rows, optimizer and machine; what a step spends
-outside its work; token shards; `shaping-data prepare` against the tokenizer alone.
+outside its work; token shards; `shaping-data prepare` against only the tokenizer.
 
 Models and rows are those that the names say; token ids are drawn at random, which costs the same.
 """
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data.corpus import docstrings
+from pipelines.data.docstrings import docstrings
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
@@ -54,7 +55,7 @@ SPEC: dict[str, Any] = {"stage": "pretrain", "labels": {}, "config": {}}
 
 
 class Corpus:
-    """Rows of random tokens in the place of a corpus."""
+    """Rows of random tokens that replace a corpus."""
 
     sharded = False
     tokenizer = SimpleNamespace(eos_token_id=0)
@@ -81,19 +82,14 @@ class Records(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": row, "labels": row}
 
 
-def model(shape: ModelConfig, vocabulary: int) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return empty_model(model_config(shape, vocabulary, 1e4, end=0))
-
-
 class Clock(TrainerCallback):
-    """Notes when each optimizer step ends, on either side."""
+    """Records when each optimizer step ends, for both sides."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.now, self.ends = now, list[float]()
 
     def note(self) -> bool:
-        """In the place of our question whether to stop, which comes once a step."""
+        """Passed as `interrupted`, which is called once a step."""
         self.ends.append(self.now())
         return False
 
@@ -102,31 +98,40 @@ class Clock(TrainerCallback):
         self.ends.append(self.now())
 
     def a_step(self) -> float:
-        """Mean seconds of a step once all is warm."""
+        """Mean seconds of a step after the warm-up."""
         return (self.ends[-1] - self.ends[WARM]) / (len(self.ends) - 1 - WARM)
 
 
-def ours(
-    shape: ModelConfig,
-    vocabulary: int,
-    corpus: Corpus,
-    budget: PretrainConfig,
-    objective: Objective,
-    clock: Clock,
-    compiled: bool = False,
-) -> float:
+@dataclass(frozen=True)
+class Case:
+    """What both sides train."""
+
+    shape: ModelConfig
+    vocabulary: int
+    corpus: Corpus
+    budget: PretrainConfig
+
+    def model(self) -> PreTrainedModel:
+        """A new model; the same weights each time."""
+        torch.manual_seed(0)
+        return empty_model(model_config(self.shape, self.vocabulary, 1e4, end=0))
+
+
+def ours(case: Case, objective: Objective, clock: Clock, *, compiled: bool = False) -> float:
     """Seconds of one of our steps."""
-    next_token.LEDGER_ROWS = max(1, budget.steps // EVERY)
+    next_token.LEDGER_ROWS = max(1, case.budget.steps // EVERY)
     compute = ComputeConfig(compile=compiled)
-    torch.compiler.reset()  # a process of its own would find kernels on the disk and nothing in memory
+    torch.compiler.reset()  # a new process would find kernels on the disk and nothing in memory
     fields: dict[str, Any] = {"seed": 1, "compute": compute, "interrupted": clock.note}
-    with tempfile.TemporaryDirectory() as place, stage_context(corpus, Path(place), **fields) as context:  # type: ignore[arg-type]
-        train(model(shape, vocabulary), objective, budget, context=context)
+    corpus: Any = case.corpus
+    with tempfile.TemporaryDirectory() as folder, stage_context(corpus, Path(folder), **fields) as context:
+        train(case.model(), objective, case.budget, context=context)
     return clock.a_step()
 
 
-def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> float:
+def trainer(case: Case) -> float:
     """Seconds of one of Trainer's steps."""
+    budget = case.budget
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -147,27 +152,27 @@ def trainer(shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: Pretrai
             disable_tqdm=True,
             log_level="error",
         )
-        peer = Trainer(model(shape, vocabulary), arguments, train_dataset=Records(corpus), callbacks=[clock])
+        peer = Trainer(case.model(), arguments, train_dataset=Records(case.corpus), callbacks=[clock])
         peer.remove_callback(PrinterCallback)
         peer.train()
     return clock.a_step()
 
 
 def against_trainer(
-    name: str, shape: ModelConfig, vocabulary: int, length: int, batch: int, steps: int, bar: float
+    name: str, shape: ModelConfig, *, vocabulary: int, length: int, batch: int, steps: int, bar: float
 ) -> list[Row]:
-    """Compiled layers need a C++ compiler; without one those rows are not there."""
+    """Compiled layers need a C++ compiler; without one there are no rows for them."""
     budget = PretrainConfig(
         tokens=steps * batch, batch_tokens=batch, sequence_length=length, learning_rate=1e-3, rope_base=1e4,
         mixture={"text": 1.0}, milestones=1, warmup_steps=2,
     )  # fmt: skip
-    corpus = Corpus(vocabulary, 512, length)
+    case = Case(shape, vocabulary, Corpus(vocabulary, 512, length), budget)
 
     def in_ours(objective: Objective, compiled: bool = False) -> Callable[[], float]:
-        return lambda: ours(shape, vocabulary, corpus, budget, objective, Clock(), compiled)
+        return lambda: ours(case, objective, Clock(), compiled=compiled)
 
     def peer() -> float:
-        return trainer(shape, vocabulary, corpus, budget)
+        return trainer(case)
 
     sides = {"plain": in_ours(Objective()), "shaped": in_ours(Objective(beta=-0.25)), "trainer": peer}
     compiler = bool(shutil.which("g++") or torch.cuda.is_available())
@@ -182,22 +187,19 @@ def against_trainer(
         rows.append(Row(f"{name}, {side}: a step / Trainer", mine, theirs, "s", held))
     if vocabulary < 2**14:  # a model so small adds nothing to what the libraries take
         return rows
-    # in fresh processes: an allocator gives again what a side before has left
+    # In new processes, because an allocator reuses memory that the side before has freed.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        mine, theirs = (
-            pool.submit(_memory, which, shape, vocabulary, corpus, budget).result() for which in (ours, trainer)
-        )
+        mine, theirs = (pool.submit(_memory, side, case).result() for side in (ours, trainer))
     return [*rows, Row(f"{name}: memory / Trainer", mine, theirs, "MiB", 1.0)]
 
 
-def _memory(side: Any, shape: ModelConfig, vocabulary: int, corpus: Corpus, budget: PretrainConfig) -> float:
-    rest = (Objective(), Clock()) if side is ours else ()
-    return peak_memory(lambda: side(shape, vocabulary, corpus, budget, *rest))
+def _memory(side: Any, case: Case) -> float:
+    return peak_memory(lambda: ours(case, Objective(), Clock()) if side is ours else trainer(case))
 
 
 def outside() -> list[Row]:
-    """Seconds of a nano step outside forward, backward and optimizer, against the whole step; seconds of the
-    processor, which other programs leave alone, on one thread, as a nano stage runs."""
+    """Seconds of a nano step outside forward, backward and optimizer, against the whole step: processor seconds, which
+    other programs do not change, on one thread, as in a nano stage."""
     torch.set_num_threads(1)
     spent = {"work": 0.0}
 
@@ -235,7 +237,7 @@ def outside() -> list[Row]:
         clocked(sys.modules[torch.optim.Adam.__module__], "adam"),
         clocked(torch.optim.AdamW, "zero_grad"),
     ):
-        total = ours(NANO, 640, Corpus(640, 512, 64), budget, Objective(), clock)
+        total = ours(Case(NANO, 640, Corpus(640, 512, 64), budget), Objective(), clock)
     inside = (work[-1] - work[WARM]) / (len(work) - 1 - WARM)
     return [Row("nano: outside forward, backward, optimizer / a step", max(0.0, total - inside), total, "s", 0.03)]
 
@@ -327,7 +329,7 @@ def preparation() -> list[Row]:
                 list(pool.map(_only_tokenize, files, [tokenizer] * 4))
 
         seconds = timed({"ours": prepare, "peer": tokenize}, rounds=3, warm_up=0)
-    return [Row("prepare / the tokenizer alone", seconds["ours"], seconds["peer"], "s", 1.25)]
+    return [Row("prepare / only the tokenizer", seconds["ours"], seconds["peer"], "s", 1.25)]
 
 
 def _only_tokenize(path: str, tokenizer: str) -> int:
@@ -341,11 +343,11 @@ def _only_tokenize(path: str, tokenizer: str) -> int:
 
 def main() -> int:
     warnings.filterwarnings("ignore")
-    nano = against_trainer("nano", NANO, 640, 64, 1024, 100, 1 / 1.1)
+    nano = against_trainer("nano", NANO, vocabulary=640, length=64, batch=1024, steps=100, bar=1 / 1.1)
     rows = [
         *nano,
         *mirrored(nano[0].ours),
-        *against_trainer("5 M, V 32,768", FIVE, 32_768, 128, 2048, 8, 1 / 1.05),
+        *against_trainer("5 M, V 32,768", FIVE, vocabulary=32_768, length=128, batch=2048, steps=8, bar=1 / 1.05),
         *shards(),
         *preparation(),
         *outside(),  # last: it leaves one thread

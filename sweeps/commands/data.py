@@ -54,7 +54,11 @@ def prepare(
             )
 
         index = prepare_shards(
-            data, processes or len(os.sched_getaffinity(0)), validation, decontaminate or [], progress
+            data,
+            processes=processes or len(os.sched_getaffinity(0)),
+            validation=validation,
+            evaluation_files=decontaminate or [],
+            progress=progress,
         )
     print(index)
     show(str(index.parent))

@@ -1,11 +1,12 @@
-"""Contamination against a search of every n-gram in a set of tuples."""
+"""Contamination against a search for every n-gram in sets of tuples."""
 
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.contamination import overlap, words
+from pipelines.data.contamination import overlap
+from pipelines.data.ngrams import split_words
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "7", "+"]), max_size=25).map(" ".join)
 
@@ -13,18 +14,20 @@ TEXT = st.lists(st.sampled_from(["a", "b", "c", "7", "+"]), max_size=25).map(" "
 @given(items=st.lists(TEXT, max_size=6), training=st.lists(TEXT, max_size=6), n=st.integers(5, 8))
 def test_overlap_is_that_of_sets_of_tuples(items: list[str], training: list[str], n: int) -> None:
     def grams(text: str, size: int) -> set[tuple[str, ...]]:
-        own = words(text)
-        return {tuple(own[i : i + size]) for i in range(len(own) - size + 1)}
+        words = split_words(text)
+        return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
-    looked = [item for item in items if len(words(item)) >= 5]
-    hit = [
-        i for i in looked if any(grams(i, min(n, len(words(i)))) & grams(t, min(n, len(words(i)))) for t in training)
-    ]
-    found = overlap({"x": items}, training, n)["x"]
-    assert found["items"] == len(items)
-    assert found["short"] == len(items) - len(looked)
-    assert found["contaminated"] == (len(hit) / len(looked) if looked else None)
-    assert found["examples"] == hit[:3]
+    def is_contaminated(item: str) -> bool:
+        size = min(n, len(split_words(item)))
+        return any(grams(item, size) & grams(text, size) for text in training)
+
+    long_enough = [item for item in items if len(split_words(item)) >= 5]
+    contaminated = [item for item in long_enough if is_contaminated(item)]
+    report = overlap({"x": items}, training, n)["x"]
+    assert report["items"] == len(items)
+    assert report["short"] == len(items) - len(long_enough)
+    assert report["contaminated"] == (len(contaminated) / len(long_enough) if long_enough else None)
+    assert report["examples"] == contaminated[:3]
 
 
 def test_layout_does_not_hide_a_copy_and_texts_do_not_run_together() -> None:
@@ -34,19 +37,19 @@ def test_layout_does_not_hide_a_copy_and_texts_do_not_run_together() -> None:
     assert overlap({"x": [question]}, [question[:45], question[45:]])["x"]["contaminated"] == 0
 
 
-def test_memory_is_that_of_the_evaluation_sets(monkeypatch: Any) -> None:
-    """Training text is read once, in chunks, and not kept."""
+def test_training_text_is_streamed(monkeypatch: Any) -> None:
+    """It is read once, in chunks."""
     monkeypatch.setattr("pipelines.data.contamination.CHUNK", 100)
-    asked: list[int] = []
+    lines_read: list[int] = []
 
     def training() -> Any:
         for i in range(1000):
-            asked.append(i)
-            yield f"line {i} of a text that goes on and on with number {i} and others"
+            lines_read.append(i)
+            yield f"line {i} of a text of many lines with number {i} and others"
 
-    item = "line 700 of a text that goes on and on with number 700"
+    item = "line 700 of a text of many lines with number 700"
     assert overlap({"x": [item], "y": ["quite another text that nobody has ever seen here"]}, training()) == {
         "x": {"items": 1, "short": 0, "contaminated": 1.0, "examples": [item]},
         "y": {"items": 1, "short": 0, "contaminated": 0.0, "examples": []},
     }
-    assert asked == list(range(1000))
+    assert lines_read == list(range(1000))

@@ -1,4 +1,4 @@
-"""The corpus: rows, mixture, splits, and a cache that notices when it was changed."""
+"""The corpus: rows, mixture, splits, and a cache that notices changes."""
 
 import ast
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.configuration.data import DataConfig
-from pipelines.data.corpus import Corpus, Document, docstrings, overlap, prepare, row_starts
+from pipelines.data.corpus import Corpus, overlap, prepare, row_starts
+from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.training_order import schedule
-from pipelines.errors import StageFailure
+from pipelines.errors import StageFailure, UserError
 from pipelines.tasks.families import Problem, split_of
 from tests.forked import forked
 
@@ -61,7 +62,7 @@ def test_rows_lose_nothing_and_begin_at_documents(lengths: list[int], length: in
         assert start in documents or (previous is not None and start == previous + length)
         covered |= set(range(start, start + length))
     assert covered >= set(range(int(starts[-1]) + length if len(starts) else 0))
-    # What is left over at the end is less than a row beyond the document that the last row cut.
+    # At the end, less than a row beyond the document that the last row cut is left over.
     assert size - (int(starts[-1]) + length if len(starts) else 0) <= length + max(lengths)
 
 
@@ -87,7 +88,7 @@ def test_digits_are_tokens_and_text_survives(corpus: Corpus) -> None:
 
 
 def test_prompt_and_response_meet_at_a_token_boundary(corpus: Corpus) -> None:
-    """What is trained on is what a prompt followed by sampled tokens looks like."""
+    """Training text has the same tokens as a prompt followed by sampled tokens."""
     for problem in corpus.problems("chain3", "train")[:20]:
         for response in (problem.worked, problem.outright):
             apart = corpus.encode(problem.prompt) + corpus.encode(response)[1:]
@@ -114,12 +115,12 @@ def test_an_overlap_would_be_counted() -> None:
     assert overlap([], [Document("m", other), Misplaced("m", other)]) == 1
 
 
-def test_every_kind_of_answer_is_there_in_its_share(tmp_path: Path) -> None:
+def test_every_kind_of_answer_has_its_share(tmp_path: Path) -> None:
     changes = {"worked_share": 0.25, "careless_share": 0.4, "tasks_per_family": 2000}
     corpus = prepare(config(text=[], tasks=["chain4"], **changes), tmp_path)
     text = corpus.tokenizer.decode(corpus.rows("chain4", "train", 64).ravel())
     parts = [part.split("\nA:") for part in text.split("Q: ") if "####" in part]
-    given = {question: answer.split("<")[0] for question, answer in parts}  # a cut question stands in two rows
+    given = {question: answer.split("<")[0] for question, answer in parts}  # a cut question is in two rows
     problems = [p for p in corpus.problems("chain4", "train") if p.question in given]
     counts = {
         kind: sum(given[p.question] == getattr(p, kind) for p in problems)
@@ -131,7 +132,7 @@ def test_every_kind_of_answer_is_there_in_its_share(tmp_path: Path) -> None:
 
 
 def test_docstrings_are_those_of_ast() -> None:
-    """All that Python's own walk over every node finds, in its order, and none twice."""
+    """Everything that Python's walk over all nodes finds, in the same order and without duplicates."""
     import networkx
 
     root, expected = Path(networkx.__file__).parent, {}
@@ -150,7 +151,7 @@ def _prepare(folder: Path) -> str:
     return str(prepare(config(text=[], tasks_per_family=50), folder).folder)
 
 
-def test_two_that_start_together_build_it_once(tmp_path: Path) -> None:
+def test_concurrent_processes_build_it_once(tmp_path: Path) -> None:
     with forked.Pool(2) as pool:
         first, second = pool.map(_prepare, [tmp_path, tmp_path])
     assert first == second
@@ -166,13 +167,31 @@ def test_a_changed_cache_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda f: (f / "tokens.npz").unlink(), lambda f: (f / "manifest.json").write_text("{")]
+    ("damage", "error", "message"),
+    [
+        (lambda folder: (folder / "tokens.npz").unlink(), StageFailure, "tokens.npz: its sha256 is missing"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{"),
+            UserError,
+            "manifest.json: it is not readable JSON",
+        ),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), UserError, "manifest.json: it has no 'content'"),
+    ],
 )
-def test_a_cache_that_is_not_whole_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+def test_an_incomplete_cache_is_named(
+    tmp_path: Path, damage: Callable[[Path], object], error: type[Exception], message: str
+) -> None:
     folder = prepare(config(text=[], tasks_per_family=50), tmp_path).folder
     damage(folder)
-    with pytest.raises(StageFailure, match=rf"{folder}: it is not whole any more .*; delete the folder"):
+    with pytest.raises(error, match=rf"{folder}/{message}.*; delete the folder {folder}; the next run builds it again"):
         prepare(config(text=[], tasks_per_family=50), tmp_path)
+
+
+def test_the_name_of_a_folder_never_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets that are in caches already must be found."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
+    folder = prepare(config(text=[], tasks_per_family=5), tmp_path).folder
+    assert folder.name == "a48198626ac97f4b"
 
 
 def test_another_configuration_is_another_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Token shards: what is read back is what a tokenizer makes of the documents; kills, copies and mistakes."""
+"""Token shards: reading returns the tokens of the documents; kills, damaged copies and user errors."""
 
 import gzip
 import hashlib
@@ -20,14 +20,16 @@ from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
-from pipelines.data.corpus import docstrings, prepare
-from pipelines.data.preparation import documents_of, is_held_out, ngram_hashes, parts_of, prepare_shards
+from pipelines.data.corpus import prepare
+from pipelines.data.docstrings import docstrings
+from pipelines.data.preparation import is_held_out, prepare_shards
+from pipelines.data.sources import documents_of, parts_of
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
-from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.training.next_token import train
+from pipelines.training.train import train
 from shaping import Objective
+from tests.pipelines.contexts import stage_context
 
 TEXTS = [document.text for document in docstrings("networkx")][:300]
 
@@ -46,14 +48,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Path
     write_jsonl(folder / "b.jsonl.gz", TEXTS[200:250])
     (folder / "c.txt").write_text("\n\n".join(text.replace("\n\n", "\n") for text in TEXTS[250:]))
     long = [text for text in TEXTS[:200] if len(text.split()) > 60]
-    question = " ".join(long[0].split()[5:40]).upper()  # other case, another place
+    question = " ".join(long[0].split()[5:40]).upper()  # in upper case and without its surroundings
     (folder / "evaluation.jsonl").write_text(json.dumps({"question": question, "answer": "the"}) + "\n")
     data = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(folder / "shards"))
     data.sources = {
         "web": SourceConfig("jsonl", str(folder / "*.jsonl*").replace("*.jsonl*", "[ab].jsonl*")),
         "prose": SourceConfig("text", str(folder / "c.txt")),
     }
-    prepare_shards(data, 2, 0.2, [str(folder / "evaluation.jsonl")], lambda *_: None)
+    prepare_shards(data, processes=2, validation=0.2, evaluation_files=[str(folder / "evaluation.jsonl")])
     return data, folder
 
 
@@ -61,8 +63,8 @@ def test_shards_hold_every_document_once(prepared: tuple[DataConfig, Path]) -> N
     data, _ = prepared
     shards = TokenShards(str(data.shards))
     tokenizer = AutoTokenizer.from_pretrained(shards.folder / "tokenizer")
-    found: dict[str, list[str]] = {"train": [], "validation": []}
-    for split, texts in found.items():
+    documents: dict[str, list[str]] = {"train": [], "validation": []}
+    for split, texts in documents.items():
         for shard in shards.index["sources"]["web"][split]:
             rows = np.fromfile(shards.folder / "web" / split / f"{shard['name']}.tokens", "<u2")
             starts = shards.documents("web", split, shard["name"])
@@ -70,22 +72,22 @@ def test_shards_hold_every_document_once(prepared: tuple[DataConfig, Path]) -> N
             for begin, stop in zip(starts, [*starts[1:-1], starts[-1] - 1], strict=False):
                 assert rows[begin] == tokenizer.eos_token_id
                 texts.append(tokenizer.decode(rows[int(begin) + 1 : int(stop)]))
-    assert sum(map(len, found.values())) == 249 == shards.index["documents"] - 1 - len_of_prose(shards)
-    assert all(is_held_out(text, 0.2) for text in found["validation"])
-    assert not any(is_held_out(text, 0.2) for text in found["train"])
-    missing = set(TEXTS[:250]) - set(found["train"]) - set(found["validation"])
-    assert len(missing) == 1  # the one that holds the evaluation set's question
+    assert sum(map(len, documents.values())) == 249 == shards.index["documents"] - 1 - count_prose(shards)
+    assert all(is_held_out(text, 0.2) for text in documents["validation"])
+    assert not any(is_held_out(text, 0.2) for text in documents["train"])
+    missing = set(TEXTS[:250]) - set(documents["train"]) - set(documents["validation"])
+    assert len(missing) == 1  # the document that contains the evaluation set's question
     assert shards.index["contaminated"] == 1
 
 
-def len_of_prose(shards: TokenShards) -> int:
+def count_prose(shards: TokenShards) -> int:
     return sum(shard["documents"] for split in shards.index["sources"]["prose"].values() for shard in split)
 
 
 def test_the_parts_of_a_large_file_hold_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     for stretch in (700, 4096, 1 << 20):
-        monkeypatch.setattr("pipelines.data.preparation.STRETCH", stretch)
+        monkeypatch.setattr("pipelines.data.sources.STRETCH", stretch)
         parts = parts_of("web", SourceConfig("jsonl", str(tmp_path / "a.jsonl")))
         assert [text for part in parts for text in documents_of(part)] == TEXTS
 
@@ -105,15 +107,7 @@ def test_parquet_and_data_sets(tmp_path: Path) -> None:
     assert list(documents_of(part)) == TEXTS[:50]
 
 
-def test_ngrams_see_through_case_and_punctuation() -> None:
-    words = [f"word{i}" for i in range(14)]
-    a, b = ngram_hashes(" ".join(words)), ngram_hashes("Zero. " + ", ".join(words[:13]).upper())
-    assert len(a) == 2
-    assert a[0] == b[1]
-    assert len({*a.tolist(), *b.tolist()}) == 3
-
-
-def test_a_command_that_was_killed_or_interrupted_goes_on(tmp_path: Path) -> None:
+def test_a_killed_or_interrupted_command_is_resumed(tmp_path: Path) -> None:
     for i in range(12):
         write_jsonl(tmp_path / f"{i:02d}.jsonl", TEXTS[:100])
     code = (
@@ -122,27 +116,28 @@ def test_a_command_that_was_killed_or_interrupted_goes_on(tmp_path: Path) -> Non
         "if __name__ == '__main__':\n"
         f"    d = DataConfig('t', [], ['chain3'], 100, 0.5, 0.5, 400, 8, shards={str(tmp_path / 'shards')!r})\n"
         f"    d.sources = {{'web': SourceConfig('jsonl', {str(tmp_path / '*.jsonl')!r})}}\n"
-        "    prepare_shards(d, 1, 0.1, [], lambda done, total, record: print(done, flush=True))\n"
+        "    show = lambda done, total, record: print(done, flush=True)\n"
+        "    prepare_shards(d, processes=1, validation=0.1, evaluation_files=[], progress=show)\n"
     )
     script = tmp_path / "prepare.py"
     script.write_text(code)
-    said = []
-    for end in (signal.SIGKILL, signal.SIGINT):
-        started = subprocess.Popen(
+    errors = []
+    for stop_signal in (signal.SIGKILL, signal.SIGINT):
+        command = subprocess.Popen(
             [sys.executable, str(script)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        assert started.stdout is not None
-        assert int(started.stdout.readline()) < 12
-        if end == signal.SIGKILL:
-            started.kill()  # its workers end by themselves
+        assert command.stdout is not None
+        assert int(command.stdout.readline()) < 12
+        if stop_signal == signal.SIGKILL:
+            command.kill()  # the kernel kills its workers
         else:
-            os.killpg(started.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches them too
-        said.append(started.communicate(timeout=60)[1])
-    assert said[-1].count("Traceback") == 1, said[-1]  # of the program itself; commands say nothing
+            os.killpg(command.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the workers too
+        errors.append(command.communicate(timeout=60)[1])
+    assert errors[-1].count("Traceback") == 1, errors[-1]  # of the script itself, none of its workers
     assert fingerprint(tmp_path / "shards") is None
     time.sleep(0.2)
     records = sorted((tmp_path / "shards" / "web").glob("*.json"))
@@ -156,7 +151,7 @@ def test_a_command_that_was_killed_or_interrupted_goes_on(tmp_path: Path) -> Non
     assert shards.index["documents"] == 12 * 100
 
 
-def test_shards_that_are_not_what_the_index_says(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
+def test_shards_that_differ_from_their_index_are_rejected(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
     data, _ = prepared
     subprocess.run(["cp", "-r", str(data.shards), str(tmp_path / "copy")], check=True)
     shard = next((tmp_path / "copy" / "web" / "train").glob("*.tokens"))
@@ -172,18 +167,18 @@ def test_shards_that_are_not_what_the_index_says(prepared: tuple[DataConfig, Pat
         TokenShards(tmp_path / "copy")
 
 
-def test_mistakes_are_said(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
+def test_user_errors_name_key_and_value(prepared: tuple[DataConfig, Path], tmp_path: Path) -> None:
     data, _ = prepared
     with pytest.raises(UserError, match="begun with another"):
-        prepare_shards(data, 1, 0.5, [], lambda *_: None)
+        prepare_shards(data, processes=1, validation=0.5, evaluation_files=[])
     other = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(tmp_path / "s"), tokenizer="/nowhere/x")
     other.sources = dict(data.sources)
     with pytest.raises(UserError, match=r"data\.tokenizer=/nowhere/x"):
-        prepare_shards(other, 1, 0.1, [], lambda *_: None)
+        prepare_shards(other, processes=1, validation=0.1, evaluation_files=[])
     other.sources = {"web": SourceConfig("jsonl", str(tmp_path / "*.jsonl"))}
     other.shards = str(tmp_path / "never")
     with pytest.raises(UserError, match=r"data\.sources\.web\.path"):
-        prepare_shards(other, 1, 0.1, [], lambda *_: None)
+        prepare_shards(other, processes=1, validation=0.1, evaluation_files=[])
     assert not (tmp_path / "never").exists()
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(StageFailure, match=r"the line at byte 0 has no text in 'text'"):
@@ -193,7 +188,7 @@ def test_mistakes_are_said(prepared: tuple[DataConfig, Path], tmp_path: Path) ->
         list(documents_of(parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet")))[0]))
     (tmp_path / "set.jsonl").write_text('{"question": "x"}\nnot so\n')
     with pytest.raises(UserError, match=r"--decontaminate=.*set\.jsonl: line 2 is not JSON"):
-        prepare_shards(data, 1, 0.1, [str(tmp_path / "set.jsonl")], lambda *_: None)
+        prepare_shards(data, processes=1, validation=0.1, evaluation_files=[str(tmp_path / "set.jsonl")])
     assert token_type(65536).itemsize == 2
     assert token_type(65537).itemsize == 4
 
@@ -203,15 +198,13 @@ def test_training_on_shards(prepared: tuple[DataConfig, Path], tmp_path: Path) -
     data, _ = prepared
     corpus = prepare(data, tmp_path / "cache")
     budget = PretrainConfig(64 * 8, 64, 16, 1e-2, 1e4, {"web": 2.0, "prose": 1.0, "chain3": 1.0}, 1, warmup_steps=2)
-    model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, 3, vocabulary=512)
+    model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=3, vocabulary=512)
     assert model.config.vocab_size == 512
-    with Ledger(tmp_path) as ledger:
-        metrics = train(
-            model, Objective(), budget, corpus, 7, ledger, lambda *_: None, compute=ComputeConfig(micro_batch_tokens=32)
-        )
+    with stage_context(corpus, tmp_path, seed=7, compute=ComputeConfig(micro_batch_tokens=32)) as context:
+        metrics = train(model, Objective(), budget, context=context)
     assert metrics["loss"] < np.log(512)
     with pytest.raises(StageFailure, match="vocab_size=100"):
-        build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, 3, vocabulary=100)
+        build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=3, vocabulary=100)
     held_out = corpus.rows("web", "test", 16)
     assert len(held_out) > 0
     assert held_out[np.array([0, 1])].shape == (2, 17)
