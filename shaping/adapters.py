@@ -1,14 +1,15 @@
-"""The objective in other people's trainers. Each adapter is one call, and none is needed to use `shaping.loss`.
+"""The objective in other trainers. Each adapter is one call; code that computes its own loss needs only `shaping.loss`.
 
 * Hugging Face: `Trainer(..., compute_loss_func=trainer_loss(objective))`, or `use_shaped_loss(model, objective)`, after
   which `model(..., labels=...)` computes the fused loss; so `Trainer` and TRL's `SFTTrainer` need nothing else.
 * Lightning: `class Module(ShapedLossMixin, LightningModule)`, and `self.shaped_loss(logits, targets, objective)` in
   `training_step`.
 
-The libraries are not imported: what they hand over is all that is used.
+The libraries themselves are not imported.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,105 +26,138 @@ IGNORE = -100
 def trainer_loss(objective: Objective) -> Callable[..., Tensor]:
     """A `compute_loss_func` for Hugging Face's `Trainer` and a causal LM.
 
-    With `num_items_in_batch` (the predicted tokens of a whole optimizer step, over all its micro-batches) the loss is
-    the sum over tokens divided by that number, so that gradient accumulation gives what one large batch would; without
-    it, the mean. The model's logits exist in full here: `use_shaped_loss` is the form that saves memory.
+    With `num_items_in_batch` (the number of predicted tokens in all micro-batches of an optimizer step) the loss is the
+    sum over tokens divided by that number, so gradient accumulation equals one large batch; without it, the mean. The
+    model computes all its logits here; `use_shaped_loss` is the form that saves memory.
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        return _of_logits(logits, _next(labels), objective, num_items_in_batch)
+        return _loss_of_logits(logits, _next(labels), objective, items=num_items_in_batch)
 
     return loss
 
 
 def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
-    """Make a causal LM of `transformers` compute the shaped loss wherever it computes a loss.
+    """Make a causal LM of `transformers` compute the shaped loss whenever it computes a loss.
 
-    In training, `model(..., labels=labels)` then runs `linear_shaped_cross_entropy` in the place of its output layer:
-    `outputs.loss` is the shaped loss and `outputs.logits` None. In evaluation, logits are there as ever, and the loss
-    is the shaped one of them. Generation, saving and loading are as before. `num_items_in_batch`, labels that were
-    shifted already (`shift_labels`), tied embeddings, a mixture's auxiliary loss and FSDP work, and so does TRL's
-    `SFTTrainer`, whether it is made before or after.
+    In training, `model(..., labels=labels)` then runs `linear_shaped_cross_entropy` instead of its output layer:
+    `outputs.loss` is the shaped loss and `outputs.logits` is None. In evaluation, the model returns its logits and the
+    shaped loss on them. Generation, saving and loading are unchanged. It supports `num_items_in_batch`, labels that are
+    already shifted (`shift_labels`), tied embeddings, a mixture's auxiliary loss, FSDP, and TRL's `SFTTrainer`, whether
+    that is made before or after this call.
 
-    Raises `ValueError` where the model has no linear output layer and, when first called, where it changes its logits
-    after that layer (soft-capping, scaling): use `trainer_loss` there.
+    Raises `ValueError` if the model has no linear output layer and, when first called, if it changes its logits after
+    that layer (soft-capping, scaling): use `trainer_loss` for such a model.
     """
     _output_layer(model)
-    kind = type(model)
-    fused: list[Tensor] = []  # what the output layer gave in the call that is under way
+    original = type(model)
+    current: list[_FusedOutputLayer] = []  # that of the running call, if any
 
     def loss_function(logits: Tensor, labels: Tensor, *_: Any, **options: Any) -> Tensor:
-        if not fused:
+        if not current:
             targets = options.get("shift_labels")
             targets = _next(labels) if targets is None else targets
-            return _of_logits(logits, targets, objective, options.get("num_items_in_batch"))
-        if logits is not fused[0]:
+            return _loss_of_logits(logits, targets, objective, items=options.get("num_items_in_batch"))
+        # The "logits" of a fused call are the loss itself, unless the model has computed something from them.
+        if logits is not current[0].loss:
             raise ValueError(
-                f"model: {kind.__name__} changes its logits after the output layer, which the fused loss cannot know; "
-                "train it with trainer_loss"
+                f"model: {original.__name__} changes its logits after the output layer, which the fused loss cannot "
+                "know; train it with trainer_loss"
             )
         return logits
 
-    @torch.compiler.disable(
-        recursive=False
-    )  # swaps the layer's forward, which a compiler cannot trace; the rest it can
+    # Replacing the layer's forward cannot be traced by a compiler; the functions called here can.
+    @torch.compiler.disable(recursive=False)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        per_token = kwargs.pop("fused_lm_head", False)  # SFTTrainer of TRL asks for one number a token
+        per_token = kwargs.pop("fused_lm_head", False)  # TRL's SFTTrainer needs one loss per token
         targets = kwargs.get("shift_labels")
         if targets is None and kwargs.get("labels") is not None:
             targets = _next(kwargs["labels"])
         if targets is None or not (self.training or per_token):
-            return kind.__call__(self, *args, **kwargs)
-        head: Any = _output_layer(self)
-        statistics: list[TokenStatistics] = []
+            return original.__call__(self, *args, **kwargs)
 
-        def output_layer(hidden_states: Tensor) -> Tensor:
-            # in the place of head.forward, so that hooks, such as those that gather FSDP's shards, run as ever
-            own = targets.to(hidden_states.device)
-            if per_token:
-                losses, more = linear_shaped_cross_entropy(
-                    hidden_states, head.weight, own, objective, bias=head.bias, reduction="none", return_stats=True
-                )
-                statistics.append(more)
-                fused.append(losses)
-            else:
-                items = kwargs.get("num_items_in_batch")
-                reduction: Reduction = "mean" if items is None else "sum"
-                loss = linear_shaped_cross_entropy(
-                    hidden_states, head.weight, own, objective, bias=head.bias, reduction=reduction
-                )
-                fused.append(loss if items is None else loss / items)
-            return fused[0]
-
-        before = head.__dict__.get("forward")
-        head.forward = output_layer
+        fused = _FusedOutputLayer(
+            _output_layer(self), targets, objective, items=kwargs.get("num_items_in_batch"), per_token=per_token
+        )
+        current.append(fused)
         try:
-            output = kind.__call__(self, *args, **kwargs)
+            with _forward_replaced(fused.head, fused.forward):
+                output = original.__call__(self, *args, **kwargs)
         finally:
-            fused.clear()
-            del head.forward
-            if before is not None:
-                head.forward = before
-        if isinstance(output, tuple):
-            return output[:1] + output[2:]
-        output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
-        if per_token:
-            kept = targets != IGNORE
-            output.log_probs, output.label_mask = -output.loss, kept
-            output.entropy, output.is_top1 = statistics[0].entropy * kept, statistics[0].target_rank == 1
-        return output
+            current.clear()
+        return fused.without_logits(output)
 
-    shaped = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__})
-    model.__class__ = shaped
+    attributes = {"__call__": call, "__module__": original.__module__, "__doc__": original.__doc__}
+    model.__class__ = type(original.__name__, (original,), attributes)
     model.loss_function = loss_function  # type: ignore[assignment]
 
 
-class ShapedLossMixin:
-    """For a `LightningModule`: the shaped loss, and its statistics logged beside it."""
+class _FusedOutputLayer:
+    """The output layer and the loss of one call of a model. `loss` is set once `forward` has run."""
 
-    def shaped_loss(self, logits: Tensor, targets: Tensor, objective: Objective, stage: str = "train") -> Tensor:
-        """The mean loss of logits [B, T, V] at targets [B, T], for `training_step` or `validation_step` to return.
+    loss: Tensor | None = None
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        targets: Tensor,
+        objective: Objective,
+        *,
+        items: Tensor | int | None,
+        per_token: bool,
+    ) -> None:
+        self.head, self.targets, self.objective = head, targets, objective
+        self.items, self.per_token = items, per_token
+        self.statistics: TokenStatistics | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The loss of hidden states [B, T, D]: one number, or [B, T] with `per_token`."""
+        weight, bias = self.head.weight, self.head.bias
+        targets = self.targets.to(hidden_states.device)
+        if self.per_token:
+            self.loss, self.statistics = linear_shaped_cross_entropy(
+                hidden_states, weight, targets, self.objective, bias=bias, reduction="none", return_stats=True
+            )
+            return self.loss
+        reduction: Reduction = "mean" if self.items is None else "sum"
+        loss = linear_shaped_cross_entropy(
+            hidden_states, weight, targets, self.objective, bias=bias, reduction=reduction
+        )
+        self.loss = loss if self.items is None else loss / self.items
+        return self.loss
+
+    def without_logits(self, output: Any) -> Any:
+        """The model's output without the logits, which hold the loss; with what SFTTrainer reads if `per_token`."""
+        if isinstance(output, tuple):
+            return output[:1] + output[2:]
+        output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
+        if self.statistics is not None:
+            kept = self.targets != IGNORE
+            output.log_probs, output.label_mask = -output.loss, kept
+            output.entropy = self.statistics.entropy * kept
+            output.is_top1 = self.statistics.target_rank == 1
+        return output
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context the module runs `forward`. Its hooks still run, such as those that gather FSDP's shards."""
+    replaced = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if replaced is not None:
+            module.forward = replaced
+
+
+class ShapedLossMixin:
+    """For a `LightningModule`: the shaped loss, with its statistics logged."""
+
+    def shaped_loss(self, logits: Tensor, targets: Tensor, objective: Objective, *, stage: str = "train") -> Tensor:
+        """The mean loss of logits [B, T, V] at targets [B, T], to return from `training_step` or `validation_step`.
 
         Logs `{stage}/loss`, `/cross_entropy`, `/entropy` and `/head_mass`, means over tokens that are not ignored.
         """
@@ -140,7 +174,8 @@ class ShapedLossMixin:
         return loss
 
 
-def _of_logits(logits: Tensor, targets: Tensor, objective: Objective, items: Tensor | int | None) -> Tensor:
+def _loss_of_logits(logits: Tensor, targets: Tensor, objective: Objective, *, items: Tensor | int | None) -> Tensor:
+    """The mean loss, or the sum divided by `items`."""
     logits = logits.float()  # as transformers does before its own loss
     targets = targets.to(logits.device)
     if items is None:
@@ -149,7 +184,7 @@ def _of_logits(logits: Tensor, targets: Tensor, objective: Objective, items: Ten
 
 
 def _next(labels: Tensor) -> Tensor:
-    """The token after each position, and nothing to predict at the last."""
+    """The token after each position; ignored at the last position."""
     return F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
 
 

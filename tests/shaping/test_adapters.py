@@ -1,4 +1,4 @@
-"""The adapters against the libraries they are for: the loss they give is the loss on that model's logits."""
+"""Each adapter in its library: its loss equals the loss on the model's logits."""
 
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ def qwen(tied: bool = False) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=tied))
 
 
-def of_logits(model: torch.nn.Module, **options: Any) -> Tensor:
+def loss_of_logits(model: torch.nn.Module, **options: Any) -> Tensor:
     logits = model(input_ids=IDS).logits
     return shaped_cross_entropy(logits[:, :-1], LABELS[:, 1:], OBJECTIVE, **options)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_patched_model_gives_the_fused_loss(tied: bool) -> None:
+def test_a_patched_model_returns_the_fused_loss(tied: bool) -> None:
     plain, patched = qwen(tied), qwen(tied)
     use_shaped_loss(patched, OBJECTIVE)
-    expected = of_logits(plain)
+    expected = loss_of_logits(plain)
     expected.backward()
     output = patched.train()(input_ids=IDS, labels=LABELS)
     assert output.logits is None
@@ -66,15 +66,15 @@ def test_a_patched_model_gives_the_fused_loss(tied: bool) -> None:
     shifted = F.pad(LABELS, (0, 1), value=-100)[:, 1:]
     torch.testing.assert_close(patched(input_ids=IDS, labels=LABELS, shift_labels=shifted).loss, expected)
     torch.testing.assert_close(
-        patched(input_ids=IDS, labels=LABELS, num_items_in_batch=20).loss, of_logits(plain, reduction="sum") / 20
+        patched(input_ids=IDS, labels=LABELS, num_items_in_batch=20).loss, loss_of_logits(plain, reduction="sum") / 20
     )
 
 
-def test_evaluation_and_generation_have_their_logits() -> None:
+def test_evaluation_and_generation_return_logits() -> None:
     plain, patched = qwen().eval(), qwen().eval()
     use_shaped_loss(patched, OBJECTIVE)
     output = patched(input_ids=IDS, labels=LABELS)
-    torch.testing.assert_close(output.loss, of_logits(plain))
+    torch.testing.assert_close(output.loss, loss_of_logits(plain))
     torch.testing.assert_close(output.logits, plain(input_ids=IDS).logits)
     ours, theirs = (model.generate(IDS[:1], max_new_tokens=3, do_sample=False) for model in (patched, plain))
     assert torch.equal(ours, theirs)
@@ -83,7 +83,7 @@ def test_evaluation_and_generation_have_their_logits() -> None:
 @pytest.mark.parametrize("in_place", [True, False], ids=["model.compile()", "torch.compile(model)"])
 def test_a_patched_model_compiles(in_place: bool) -> None:
     model = qwen()
-    expected = of_logits(model)
+    expected = loss_of_logits(model)
     use_shaped_loss(model, OBJECTIVE)
     compiled = model.train() if in_place else torch.compile(model.train(), backend="aot_eager")
     if in_place:
@@ -94,37 +94,37 @@ def test_a_patched_model_compiles(in_place: bool) -> None:
     assert model.lm_head.weight.grad is not None
 
 
-def test_a_patched_model_is_saved_as_what_it_is(tmp_path: Path) -> None:
+def test_a_patched_model_is_saved_as_its_original_class(tmp_path: Path) -> None:
     model = qwen()
     use_shaped_loss(model, OBJECTIVE)
     model.save_pretrained(tmp_path)
-    again = Qwen3ForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is Qwen3ForCausalLM
-    assert again.config.architectures == ["Qwen3ForCausalLM"]
-    torch.testing.assert_close(again.lm_head.weight, model.lm_head.weight)
+    loaded = Qwen3ForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is Qwen3ForCausalLM
+    assert loaded.config.architectures == ["Qwen3ForCausalLM"]
+    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
 
 
 def test_other_architectures() -> None:
     size = {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    gpt2 = GPT2LMHeadModel(GPT2Config(**size, **still, bos_token_id=None, eos_token_id=None))
-    expected = of_logits(gpt2)
+    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**size, **no_dropout, bos_token_id=None, eos_token_id=None))
+    expected = loss_of_logits(gpt2)
     use_shaped_loss(gpt2, OBJECTIVE)
     torch.testing.assert_close(gpt2.train()(input_ids=IDS, labels=LABELS).loss, expected)
 
     mixture = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, output_router_logits=True))
-    expected = of_logits(mixture)
+    expected = loss_of_logits(mixture)
     use_shaped_loss(mixture, OBJECTIVE)
     output = mixture.train()(input_ids=IDS, labels=LABELS)
     torch.testing.assert_close(output.loss, expected + mixture.config.router_aux_loss_coef * output.aux_loss)
 
 
-def test_a_model_that_caps_its_logits_is_refused() -> None:
+def test_a_model_that_caps_its_logits_raises() -> None:
     model = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8))
     use_shaped_loss(model, OBJECTIVE)
     with pytest.raises(ValueError, match="changes its logits after the output layer"):
         model.train()(input_ids=IDS, labels=LABELS)
-    model.eval()(input_ids=IDS, labels=LABELS)  # nothing is left behind
+    model.eval()(input_ids=IDS, labels=LABELS)  # the model still works after the error
     with pytest.raises(ValueError, match="must be a linear layer"):
         use_shaped_loss(qwen().model, OBJECTIVE)
 
@@ -151,10 +151,10 @@ def rows() -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize("patched", [False, True], ids=["compute_loss_func", "use_shaped_loss"])
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_trainer_takes_the_step_of_one_large_batch(tmp_path: Path, accumulation: int, patched: bool) -> None:
-    """Rows differ in how many tokens they predict, so a mean of micro-batches' means would step elsewhere."""
+def test_trainer_accumulates_to_the_step_of_one_large_batch(tmp_path: Path, accumulation: int, patched: bool) -> None:
+    """Rows predict different numbers of tokens, so the mean of the micro-batches' means is a different step."""
     reference, model = qwen(), qwen()
-    of_logits(reference).backward()
+    loss_of_logits(reference).backward()
     with torch.no_grad():
         for p in reference.parameters():
             p -= 0.1 * p.grad  # type: ignore[operator]
@@ -176,8 +176,8 @@ def test_trainer_takes_the_step_of_one_large_batch(tmp_path: Path, accumulation:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("early", [True, False], ids=["patched before", "patched after"])
-def test_sft_trainer_of_trl_takes_it_too(tmp_path: Path, early: bool) -> None:
+@pytest.mark.parametrize("patched_before", [True, False], ids=["patched before", "patched after"])
+def test_sft_trainer_of_trl(tmp_path: Path, patched_before: bool) -> None:
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -191,7 +191,7 @@ def test_sft_trainer_of_trl_takes_it_too(tmp_path: Path, early: bool) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="</s>"
     )
-    if early:
+    if patched_before:
         use_shaped_loss(model, OBJECTIVE)
     trainer = trl.SFTTrainer(
         model,
@@ -202,7 +202,7 @@ def test_sft_trainer_of_trl_takes_it_too(tmp_path: Path, early: bool) -> None:
         train_dataset=Dataset.from_dict({"input_ids": IDS.tolist()}),
         processing_class=tokenizer,
     )
-    if not early:
+    if not patched_before:
         use_shaped_loss(model, OBJECTIVE)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-3)

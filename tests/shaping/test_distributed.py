@@ -1,5 +1,7 @@
-"""Two gloo processes train a model whose forward returns the fused loss; they must agree with one process that sees all
-rows. DistributedDataParallel, and FSDP2 with the output layer in the root's group, tied and not."""
+"""Two gloo processes with half of the rows each have the gradients of one process with all rows.
+
+With DistributedDataParallel and with FSDP2, whose root group holds the output layer, tied and untied.
+"""
 
 from pathlib import Path
 
@@ -16,7 +18,7 @@ IDS = torch.arange(48).reshape(4, 12) % 30
 
 
 class Model(nn.Module):
-    """Embedding, one block, output layer; `forward` gives the loss."""
+    """Embedding, one block, output layer; `forward` returns the loss."""
 
     def __init__(self, tied: bool = False) -> None:
         super().__init__()
@@ -32,31 +34,31 @@ class Model(nn.Module):
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    found = [p.grad for p in model.parameters()]
-    return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]  # type: ignore[union-attr, misc]
+    per_parameter = [p.grad for p in model.parameters()]
+    return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in per_parameter]  # type: ignore[union-attr, misc]
 
 
-def work(rank: int, folder: Path) -> None:
-    """One of two processes: its gradients against those of one process with the whole batch."""
+def compare_with_one_process(rank: int, folder: Path) -> None:
+    """Runs as rank `rank` of two."""
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
-    own = IDS[2 * rank : 2 * rank + 2]
+    rows = IDS[2 * rank : 2 * rank + 2]
     for tied in (False, True):
-        alone = Model(tied)
-        alone(IDS).backward()
+        single = Model(tied)
+        single(IDS).backward()
         wrapped = DistributedDataParallel(Model(tied))
-        wrapped(own).backward()
-        torch.testing.assert_close(gradients(wrapped), gradients(alone))
+        wrapped(rows).backward()
+        torch.testing.assert_close(gradients(wrapped), gradients(single))
 
         sharded = Model(tied)
         fully_shard(sharded.block, mesh=mesh)
         fully_shard(sharded, mesh=mesh)
-        sharded(own).backward()
-        torch.testing.assert_close(gradients(sharded), gradients(alone))
+        sharded(rows).backward()
+        torch.testing.assert_close(gradients(sharded), gradients(single))
     with pytest.raises(ValueError, match="sharded"):
         linear_shaped_cross_entropy(torch.zeros(2, 8), sharded.head.weight, torch.zeros(2, dtype=torch.long), OBJECTIVE)
     dist.destroy_process_group()
@@ -66,7 +68,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    processes = [forked.Process(target=work, args=(rank, tmp_path)) for rank in range(2)]
+    processes = [forked.Process(target=compare_with_one_process, args=(rank, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -1,4 +1,6 @@
-"""The fused form against the loss on logits: values, gradients of all three inputs, what it holds, who can wrap it."""
+"""The fused form against the loss on logits: values, gradients, memory, and use under compile and checkpointing."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shaping import NAMED, Objective, linear_shaped_cross_entropy, shaped_cross_entropy
-from shaping.loss import _passes
+from shaping.loss_operators import LossSettings, hidden_states_passes
 
 BOTH = Objective(-0.5, 0.2, -0.3, 7)
 SETTINGS = [*(Objective(o.beta, o.lam_head, o.lam_tail, 7) for o in NAMED.values()), BOTH]
 
 
 def problem(
-    dtype: torch.dtype = torch.float64, rows: int = 37, width: int = 16, vocabulary: int = 50
+    dtype: torch.dtype = torch.float64, *, rows: int = 37, width: int = 16, vocabulary: int = 50
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (
@@ -31,7 +33,7 @@ def problem(
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("objective", SETTINGS, ids=str)
-def test_it_is_the_loss_of_the_logits(objective: Objective, reduction: str) -> None:
+def test_it_equals_the_loss_on_logits(objective: Objective, reduction: str) -> None:
     hidden, weight, bias, targets = problem()
     ours = linear_shaped_cross_entropy(
         hidden,
@@ -52,7 +54,7 @@ def test_it_is_the_loss_of_the_logits(objective: Objective, reduction: str) -> N
 
 
 def test_finite_differences() -> None:
-    """With beta = 0 the value's own slope is the gradient."""
+    """With beta = 0 nothing is held constant, so the slope of the value is the gradient."""
     hidden, weight, bias, targets = problem(rows=5, width=3, vocabulary=6)
     objective = Objective(lam_head=0.7, lam_tail=-0.6, top_k=2)
     for reduction in ("mean", "none"):
@@ -67,7 +69,7 @@ def test_finite_differences() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(chunk_size=st.integers(1, 40), rows=st.integers(0, 37))
-def test_the_chunks_do_not_matter(chunk_size: int, rows: int) -> None:
+def test_the_chunk_size_does_not_change_the_result(chunk_size: int, rows: int) -> None:
     hidden, weight, bias, targets = problem()
     whole, parts = (
         linear_shaped_cross_entropy(
@@ -80,7 +82,7 @@ def test_the_chunks_do_not_matter(chunk_size: int, rows: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(whole, leaves), torch.autograd.grad(parts, leaves))
 
 
-def test_only_what_needs_a_gradient_gets_one() -> None:
+def test_only_inputs_that_require_a_gradient_get_one() -> None:
     hidden, weight, bias, targets = problem()
     loss = linear_shaped_cross_entropy(hidden.detach(), weight, targets, BOTH, bias=bias.detach())
     loss.backward()
@@ -94,16 +96,19 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives."""
+    """Records the number of elements of the largest tensor that any operation returns.
+
+    The operator is replaced by its Python function, so that the operations in it are seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if function is torch.ops.shaping.passes.default:
+        if function is torch.ops.shaping.hidden_states_passes.default:
             with self:
-                return _passes._init_fn(*args, **(kwargs or {}))
+                return hidden_states_passes._init_fn(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else [result]:
             if isinstance(x, Tensor):
@@ -113,8 +118,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("objective", [Objective(), BOTH, Objective(0, 0.1, -0.1, 299)], ids=str)
-def test_no_table_of_rows_by_vocabulary_is_made(objective: Objective, reduction: str) -> None:
-    """The operator under which the loop runs is taken apart, so that every tensor in it is seen."""
+def test_no_tensor_of_rows_by_vocabulary_exists(objective: Objective, reduction: str) -> None:
     hidden, weight, bias, targets = problem(torch.float32, rows=200, width=8, vocabulary=300)
     with Largest() as seen:
         loss = linear_shaped_cross_entropy(
@@ -130,7 +134,7 @@ def test_no_table_of_rows_by_vocabulary_is_made(objective: Objective, reduction:
     assert 16 * 300 <= seen.elements <= 2 * 16 * 300
 
 
-def test_twice_backward_gives_twice_the_same() -> None:
+def test_two_backward_passes_agree() -> None:
     hidden, weight, _, targets = problem()
     loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
@@ -139,7 +143,7 @@ def test_twice_backward_gives_twice_the_same() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
-    """128 chunks, each adding little to the weight's gradient: a sum in bfloat16 would be 2 % off."""
+    """128 chunks that each add little to the weight's gradient: a sum in bfloat16 would have an error of 2 %."""
     hidden, weight, _, targets = problem(dtype, rows=1024)
     targets = targets.abs().clamp(max=1)
     loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, reduction="sum", chunk_size=8)
@@ -152,7 +156,7 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
         assert (a.double() - b).norm() < 0.01 * b.norm()
 
 
-def test_autocast_multiplies_in_its_type_and_keeps_the_parameters() -> None:
+def test_autocast_multiplies_in_its_type_and_returns_float32_gradients() -> None:
     hidden, weight, bias, targets = problem(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, bias=bias, chunk_size=8)
@@ -166,11 +170,11 @@ def test_autocast_multiplies_in_its_type_and_keeps_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_torch_compile_takes_it_without_a_graph_break(reduction: str) -> None:
+def test_torch_compile_has_no_graph_break(reduction: str) -> None:
     hidden, weight, bias, targets = problem(torch.float32)
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        own = linear_shaped_cross_entropy(
+        fused = linear_shaped_cross_entropy(
             hidden.tanh(),
             weight,
             targets,
@@ -180,7 +184,7 @@ def test_torch_compile_takes_it_without_a_graph_break(reduction: str) -> None:
             chunk_size=8,  # type: ignore[call-overload]
         )
         logits, statistics = shaped_cross_entropy(hidden @ weight.t(), targets, BOTH, return_stats=True)
-        return own.sum() + logits + statistics.entropy.sum()
+        return fused.sum() + logits + statistics.entropy.sum()
 
     leaves = (hidden, weight, bias)
     ours = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
@@ -189,17 +193,29 @@ def test_torch_compile_takes_it_without_a_graph_break(reduction: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves))
 
 
-def test_the_operator_keeps_pytorchs_rules() -> None:
-    """Shapes for the compiler as in truth, nothing aliased or written to; on logits, and with a matrix and a bias."""
+def test_the_operators_declare_shapes_types_and_mutation_correctly() -> None:
+    """Of logits, and of hidden states with and without a bias, in one type and under autocast."""
     hidden, weight, bias, targets = (x.detach() for x in problem(torch.float32))
-    rest = (0.5, 0.1, -0.1, 7, 1e-6, -100, "torch", True, torch.float32, 8)
-    for arguments in (
-        (weight, None, None, torch.arange(50) % 16, None, [], [False] * 3),
-        (hidden, weight, bias, targets, None, [], [True] * 3),
-        (hidden.bfloat16(), weight, None, targets, torch.rand(37), [], [True, True, False]),
-    ):
+    logits, logits_targets = weight, torch.arange(50) % 16
+    settings = LossSettings(0.5, 0.1, -0.1, 7, 1e-6, -100, "torch", True, torch.float32, 8)
+    operators = torch.ops.shaping
+    state, head = operators.logits_forward(logits, logits_targets, **settings._asdict())[2:]
+    calls: list[tuple[Any, tuple[Tensor | None, ...], dict[str, Any]]] = [
+        (operators.logits_forward, (logits, logits_targets), {}),
+        (operators.logits_backward, (logits.t().clone().t(), logits_targets, torch.rand(50), state, head), {}),
+        (operators.hidden_states_passes, (hidden, weight, bias, targets, None), {"wanted": [True] * 3}),
+        (
+            operators.hidden_states_passes,
+            (hidden, weight, None, targets, torch.rand(37)),
+            {"wanted": [True, True, False], "product": torch.bfloat16},
+        ),
+    ]
+    for operator, tensors, options in calls:
         torch.library.opcheck(
-            torch.ops.shaping.passes.default, (*arguments, *rest), test_utils=("test_schema", "test_faketensor")
+            operator.default,
+            tensors,
+            {**settings._asdict(), **options},
+            test_utils=("test_schema", "test_faketensor"),
         )
 
 
@@ -218,13 +234,13 @@ def test_checkpointing(use_reentrant: bool) -> None:
         gradients.append(
             torch.autograd.grad(loss, (hidden, weight))
             if not (wrapped and use_reentrant)
-            else _into_grad(loss, hidden, weight)
+            else _gradients_of_backward(loss, hidden, weight)
         )
     torch.testing.assert_close(*gradients)
 
 
-def _into_grad(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    """The reentrant form of checkpointing works with backward() alone."""
+def _gradients_of_backward(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """Reentrant checkpointing supports only backward(), not torch.autograd.grad()."""
     loss.backward()
     return tuple(leaf.grad for leaf in leaves)  # type: ignore[misc]
 
@@ -245,7 +261,7 @@ def test_tied_embeddings() -> None:
 
 
 @pytest.mark.parametrize("shape", [(37,), (1, 37)])
-def test_statistics_are_those_of_the_logits(shape: tuple[int, ...]) -> None:
+def test_statistics_equal_those_of_the_logits(shape: tuple[int, ...]) -> None:
     hidden, weight, bias, targets = problem()
     hidden, targets = hidden.view(*shape, -1), targets.view(shape)
     loss, ours = linear_shaped_cross_entropy(hidden, weight, targets, BOTH, bias=bias, chunk_size=8, return_stats=True)
@@ -256,26 +272,26 @@ def test_statistics_are_those_of_the_logits(shape: tuple[int, ...]) -> None:
     loss.backward()
 
 
-def test_nothing_to_predict() -> None:
+def test_all_targets_ignored() -> None:
     hidden, weight, _, targets = problem()
     for rows in (0, 5):
-        nothing = torch.full_like(targets[:rows], -100)
-        total = linear_shaped_cross_entropy(hidden[:rows], weight, nothing, BOTH, reduction="sum")
+        ignored = torch.full_like(targets[:rows], -100)
+        total = linear_shaped_cross_entropy(hidden[:rows], weight, ignored, BOTH, reduction="sum")
         assert total == 0
         assert not any(g.any() for g in torch.autograd.grad(total, (hidden, weight)))
-        assert linear_shaped_cross_entropy(hidden[:rows], weight, nothing, BOTH).isnan()  # as F.cross_entropy
+        assert linear_shaped_cross_entropy(hidden[:rows], weight, ignored, BOTH).isnan()  # as F.cross_entropy
 
 
-def test_a_view_of_another_layout() -> None:
+def test_inputs_that_are_not_contiguous() -> None:
     hidden, weight, _, targets = problem()
-    strange = torch.randn(16, 74, dtype=torch.float64).t()[::2]
-    for h, w in ((strange, weight), (hidden, torch.randn(16, 50, dtype=torch.float64).t())):
+    strided = torch.randn(16, 74, dtype=torch.float64).t()[::2]
+    for h, w in ((strided, weight), (hidden, torch.randn(16, 50, dtype=torch.float64).t())):
         torch.testing.assert_close(
             linear_shaped_cross_entropy(h, w, targets.int(), BOTH), shaped_cross_entropy(h @ w.t(), targets, BOTH)
         )
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     hidden, weight, _, targets = problem()
     loss = linear_shaped_cross_entropy(hidden, weight, targets, BOTH)
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -287,7 +303,7 @@ def test_second_derivatives_are_refused() -> None:
     [
         ({"hidden_states": torch.zeros(2, 4, dtype=torch.long)}, "hidden_states has type"),
         ({"targets": torch.zeros(3, dtype=torch.long)}, r"\[N, D\] and \[N\]"),
-        ({"targets": torch.tensor([0, 6])}, "targets hold 6"),
+        ({"targets": torch.tensor([0, 6])}, "targets contain 6"),
         ({"lm_head_weight": torch.zeros(6, 5)}, r"lm_head_weight \[6, 5\]: its shape must be \[V, 4\]"),
         ({"bias": torch.zeros(5)}, r"bias \[5\]"),
         ({"chunk_size": 0}, "chunk_size=0"),
@@ -296,7 +312,7 @@ def test_second_derivatives_are_refused() -> None:
         ({"backend": "cuda"}, "backend='cuda'"),
     ],
 )
-def test_mistakes_are_named(change: dict, message: str) -> None:
+def test_wrong_arguments_are_named(change: dict, message: str) -> None:
     arguments = {
         "hidden_states": torch.zeros(2, 4),
         "lm_head_weight": torch.zeros(6, 4),

@@ -20,9 +20,11 @@ SETTINGS = [
 ]
 
 
-def naive(logits: Tensor, target: int, objective: Objective) -> Tensor:
-    """Eq. 5 with Eq. 11-13 for one row, as a sum over the vocabulary of sg(pi_a r_a) log pi_a: its gradient is the
-    policy gradient. Head by sorting pairs (-logit, id)."""
+def policy_gradient_value(logits: Tensor, target: int, objective: Objective) -> Tensor:
+    """Eq. 5 with Eq. 11-13 for one row, as a sum over the vocabulary of sg(pi_a r_a) log pi_a.
+
+    Its gradient is the policy gradient. The head is found by sorting pairs (-logit, id).
+    """
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp().detach()
     order = sorted(range(len(logits)), key=lambda j: (-float(logits[j].detach()), j))
@@ -39,7 +41,7 @@ def naive(logits: Tensor, target: int, objective: Objective) -> Tensor:
 
 
 def closed_value(logits: Tensor, target: int, objective: Objective) -> float:
-    """The closed form's value, from a softmax and plain sums."""
+    """The value of the closed form, from a softmax and plain sums."""
     probs = logits.double().softmax(-1).tolist()
     order = sorted(range(len(probs)), key=lambda j: (-float(logits[j].detach()), j))
     head = sum(probs[j] for j in order[: objective.top_k] if j != target)
@@ -49,7 +51,7 @@ def closed_value(logits: Tensor, target: int, objective: Objective) -> float:
     return -(weight * math.log(p) + objective.lam_head * head + objective.lam_tail * tail)
 
 
-def clipped(objective: Objective, vocabulary: int) -> Objective:
+def with_smaller_head(objective: Objective, vocabulary: int) -> Objective:
     return Objective(
         objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, max(1, vocabulary // 2))
     )
@@ -60,9 +62,9 @@ def test_gradient_is_the_policy_gradient(objective: Objective) -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(6, 11, dtype=torch.float64)).requires_grad_()
     targets = torch.tensor([0, 3, 10, 5, 5, 1])
-    objective = clipped(objective, 11)
+    objective = with_smaller_head(objective, 11)
     (ours,) = torch.autograd.grad(shaped_cross_entropy(logits, targets, objective, reduction="sum"), logits)
-    expected = sum(naive(row, int(t), objective) for row, t in zip(logits, targets, strict=True))
+    expected = sum(policy_gradient_value(row, int(t), objective) for row, t in zip(logits, targets, strict=True))
     (theirs,) = torch.autograd.grad(expected, logits)  # type: ignore[arg-type]
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
 
@@ -71,14 +73,14 @@ def test_gradient_is_the_policy_gradient(objective: Objective) -> None:
 def test_value_is_the_closed_form(objective: Objective) -> None:
     torch.manual_seed(1)
     logits, targets = 2 * torch.randn(5, 9, dtype=torch.float64), torch.tensor([8, 0, 4, 2, 2])
-    objective = clipped(objective, 9)
+    objective = with_smaller_head(objective, 9)
     losses = shaped_cross_entropy(logits, targets, objective, reduction="none")
     expected = [closed_value(row, int(t), objective) for row, t in zip(logits, targets, strict=True)]
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_finite_differences_of_the_lambda_part() -> None:
-    """With beta = 0 there is no stop-gradient in the way, so the value's own slope is the gradient."""
+    """With beta = 0 nothing is held constant, so the slope of the value is the gradient."""
     torch.manual_seed(2)
     logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     objective = Objective(lam_head=0.7, lam_tail=-0.6, top_k=3)
@@ -101,7 +103,7 @@ def test_any_setting_agrees_with_brute_force(
     beta: float, lam_head: float, lam_tail: float, vocabulary: int, rows: int, data: st.DataObject
 ) -> None:
     objective = Objective(beta, lam_head, lam_tail, data.draw(st.integers(1, vocabulary)))
-    # Whole numbers make ties, also at the k-th place.
+    # Integer logits have ties, also at the k-th place.
     entries = st.lists(st.integers(-3, 3), min_size=vocabulary, max_size=vocabulary)
     logits = torch.tensor([data.draw(entries) for _ in range(rows)], dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([data.draw(st.integers(0, vocabulary - 1)) for _ in range(rows)])
@@ -110,7 +112,7 @@ def test_any_setting_agrees_with_brute_force(
     torch.testing.assert_close(loss.detach(), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=1e-9)
     (ours,) = torch.autograd.grad(loss.sum(), logits)
     (theirs,) = torch.autograd.grad(
-        sum(naive(row, int(t), objective) for row, t in zip(logits, targets, strict=True)),  # type: ignore[arg-type]
+        sum(policy_gradient_value(row, int(t), objective) for row, t in zip(logits, targets, strict=True)),  # type: ignore[arg-type]
         logits,
     )
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
@@ -126,7 +128,7 @@ def test_all_knobs_at_zero_is_cross_entropy_bit_for_bit(reduction: str, dtype: t
     assert torch.equal(ours, F.cross_entropy(logits, targets, reduction=reduction))
 
 
-def test_statistics_leave_cross_entropy_as_it_is() -> None:
+def test_statistics_do_not_change_cross_entropy() -> None:
     torch.manual_seed(3)
     logits, targets = torch.randn(8, 33), torch.randint(0, 33, (8,))
     targets[2] = -100
@@ -137,7 +139,7 @@ def test_statistics_leave_cross_entropy_as_it_is() -> None:
 
 @pytest.mark.parametrize("vocabulary", [32_768, 50_257, 151_936])
 def test_large_vocabularies(vocabulary: int) -> None:
-    """In float32 against autograd of the closed form in float64, head by a full sort."""
+    """In float32 against autograd of the closed form in float64, with the head from a full sort."""
     generator = torch.Generator().manual_seed(0)
     logits = (2 * torch.randn(3, vocabulary, generator=generator)).requires_grad_()
     targets = torch.tensor([0, vocabulary - 1, int(logits[2].argmax())])
@@ -155,8 +157,8 @@ def test_large_vocabularies(vocabulary: int) -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(theirs, exact)[0], rtol=1e-5, atol=1e-9)
 
 
-def test_finite_differences_with_the_weights_held() -> None:
-    """beta: the slope of w log p, in which w = (1 - p)^beta stays what it was (the stop-gradient)."""
+def test_finite_differences_with_constant_weights() -> None:
+    """The slope of w log p with a constant w = (1 - p)^beta, as the stop-gradient makes it."""
     torch.manual_seed(8)
     logits, targets = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 5, 2, 2])
     objective, step = Objective(-0.6, 0.3, -0.2, 2), 1e-6
@@ -180,7 +182,7 @@ def test_finite_differences_with_the_weights_held() -> None:
 
 
 @pytest.mark.parametrize("objective", [Objective(1e-9), Objective(lam_head=1e-9, top_k=4)], ids=["beta", "lambda"])
-def test_small_knobs_come_near_cross_entropy(objective: Objective) -> None:
+def test_small_knobs_are_close_to_cross_entropy(objective: Objective) -> None:
     torch.manual_seed(4)
     logits, targets = torch.randn(8, 33, requires_grad=True), torch.randint(0, 33, (8,))
     ours = shaped_cross_entropy(logits, targets, objective)
@@ -192,7 +194,7 @@ def test_small_knobs_come_near_cross_entropy(objective: Objective) -> None:
 @pytest.mark.parametrize("objective", SETTINGS, ids=str)
 def test_ignored_rows_and_weights(objective: Objective) -> None:
     torch.manual_seed(5)
-    objective = clipped(objective, 12)
+    objective = with_smaller_head(objective, 12)
     logits, targets = torch.randn(2, 4, 12, dtype=torch.float64), torch.randint(0, 12, (2, 4))
     targets[0, 1] = targets[1, 3] = -100
     weight = torch.rand(2, 4, dtype=torch.float64)
@@ -207,7 +209,7 @@ def test_ignored_rows_and_weights(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(0.5), NAMED["head_reward"]], ids=str)
-def test_nothing_to_predict(objective: Objective) -> None:
+def test_all_targets_ignored(objective: Objective) -> None:
     logits, targets = torch.randn(3, 200, requires_grad=True), torch.full((3,), -100)
     total = shaped_cross_entropy(logits, targets, objective, reduction="sum")
     total.backward()
@@ -218,7 +220,7 @@ def test_nothing_to_predict(objective: Objective) -> None:
     assert empty == 0
 
 
-def test_a_sure_prediction_stays_finite_under_negative_beta() -> None:
+def test_a_certain_prediction_has_a_finite_loss_with_negative_beta() -> None:
     logits = torch.tensor([[100.0, 0.0, -50.0]], requires_grad=True)
     loss = shaped_cross_entropy(logits, torch.tensor([0]), Objective(-0.9))
     loss.backward()
@@ -226,8 +228,8 @@ def test_a_sure_prediction_stays_finite_under_negative_beta() -> None:
     assert logits.grad.isfinite().all()  # type: ignore[union-attr]
 
 
-def test_forbidden_tokens() -> None:
-    """Logits of -inf have probability 0 and gradient 0."""
+def test_logits_of_minus_infinity() -> None:
+    """Their probability and gradient are 0."""
     logits = torch.tensor([[1.0, -torch.inf, 0.5, 0.2]], requires_grad=True)
     shaped_cross_entropy(logits, torch.tensor([0]), Objective(0.5, 0.1, -0.1, 2)).backward()
     assert logits.grad.isfinite().all()  # type: ignore[union-attr]
@@ -237,7 +239,7 @@ def test_forbidden_tokens() -> None:
 @settings(max_examples=40, deadline=None)
 @given(shift=st.floats(-50, 50), seed=st.integers(0, 999))
 def test_invariances(shift: float, seed: int) -> None:
-    """A constant added to a row, the vocabulary permuted, the batch split: the same losses."""
+    """Adding a constant to a row, permuting the vocabulary or splitting the batch does not change the losses."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, 13, dtype=torch.float64, generator=generator)
     targets = torch.randint(0, 13, (4,), generator=generator)
@@ -250,14 +252,14 @@ def test_invariances(shift: float, seed: int) -> None:
     torch.testing.assert_close(torch.stack(halves, 1).flatten(), losses)
 
 
-def test_a_head_of_the_whole_vocabulary_leaves_no_tail() -> None:
+def test_a_head_of_the_whole_vocabulary_has_no_tail() -> None:
     logits, targets = torch.randn(4, 9), torch.tensor([0, 1, 2, 8])
     losses = [shaped_cross_entropy(logits, targets, Objective(0, 0.3, tail, 9)) for tail in (-1.0, 0.5)]
     torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_follows_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_close_to_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(6)
     logits, targets = torch.randn(16, 50).to(dtype), torch.randint(0, 50, (16,))
     ours = shaped_cross_entropy(logits, targets, Objective(0.5, 0.1, -0.1, 7), reduction="sum")
@@ -266,14 +268,14 @@ def test_half_precision_follows_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
 
 
-def test_other_layouts_and_types_of_targets() -> None:
+def test_transposed_logits_and_int32_targets() -> None:
     logits, targets = torch.randn(30, 5).t(), torch.tensor([1, 2, 3, 4, 29], dtype=torch.int32)
     objective = Objective(0.5, 0.1, 0, 4)
     ours = shaped_cross_entropy(logits, targets, objective)
     torch.testing.assert_close(ours, shaped_cross_entropy(logits.contiguous(), targets.long(), objective))
 
 
-def test_statistics_come_with_the_loss() -> None:
+def test_statistics_are_returned_with_the_loss() -> None:
     torch.manual_seed(7)
     logits, targets = torch.randn(3, 8), torch.tensor([2, -100, 7])
     loss, stats = shaped_cross_entropy(logits, targets, Objective(0.5, top_k=3), return_stats=True)
@@ -299,19 +301,19 @@ def test_statistics_come_with_the_loss() -> None:
         ({"logits": torch.zeros(2, 4, dtype=torch.long)}, "logits has type"),
         ({"targets": torch.zeros(2)}, "targets has type"),
         ({"targets": torch.zeros(3, dtype=torch.long)}, "shapes must be"),
-        ({"targets": torch.tensor([0, 4])}, "targets hold 4"),
+        ({"targets": torch.tensor([0, 4])}, "targets contain 4"),
         ({"objective": Objective(lam_tail=1, top_k=5)}, "top_k=5"),
         ({"weight": torch.ones(3)}, "weight"),
         ({"reduction": "avg"}, "reduction='avg'"),
     ],
 )
-def test_mistakes_are_named(change: dict, message: str) -> None:
+def test_wrong_arguments_are_named(change: dict, message: str) -> None:
     arguments = {"logits": torch.zeros(2, 4), "targets": torch.tensor([0, 1]), "objective": Objective(0.5)} | change
     with pytest.raises(ValueError, match=message):
         shaped_cross_entropy(**arguments)
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     logits = torch.randn(2, 4, requires_grad=True)
     loss = shaped_cross_entropy(logits, torch.tensor([0, 1]), Objective(0.5))
     with pytest.raises(RuntimeError, match="no second derivative"):

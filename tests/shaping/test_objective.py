@@ -1,4 +1,4 @@
-"""The knobs: what is allowed, what it is called, and what it costs to import."""
+"""The knobs: their ranges and names; and the package's lazy imports."""
 
 import subprocess
 import sys
@@ -25,12 +25,12 @@ def test_names_round_trip(name: str) -> None:
     assert str(Objective.named(name)) == name
 
 
-def test_other_settings_say_their_knobs() -> None:
+def test_other_settings_are_shown_by_their_knobs() -> None:
     assert str(Objective(0.25)) == "beta=0.25"
     assert str(Objective(0, 0.1, -0.1, 50)) == "lam_head=0.1 lam_tail=-0.1 top_k=50"
 
 
-def test_a_misspelt_name_gets_the_nearest() -> None:
+def test_a_misspelt_name_suggests_the_closest() -> None:
     with pytest.raises(ValueError, match="did you mean 'precision'"):
         Objective.named("precison")
 
@@ -38,7 +38,7 @@ def test_a_misspelt_name_gets_the_nearest() -> None:
 @pytest.mark.parametrize(
     "knobs", [{"beta": float("nan")}, {"lam_head": float("inf")}, {"lam_tail": "x"}, {"top_k": 0}, {"top_k": 1.5}]
 )
-def test_impossible_knobs_are_named(knobs: dict) -> None:
+def test_invalid_knobs_are_named(knobs: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(knobs))):
         Objective(**knobs)
 

@@ -1,4 +1,4 @@
-"""Statistics of logits against sorting and plain sums."""
+"""Statistics of logits against SciPy, sorting and plain sums."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_entropy_equals_scipy() -> None:
     torch.testing.assert_close(entropy(logits), torch.from_numpy(expected))
 
 
-def test_entropy_ignores_the_impossible_and_has_a_gradient() -> None:
+def test_entropy_ignores_impossible_tokens_and_is_differentiable() -> None:
     assert entropy(torch.tensor([0.0, 0.0, -torch.inf])).item() == pytest.approx(0.6931, abs=1e-4)
     logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(entropy, (logits,))
@@ -38,7 +38,7 @@ def test_the_head_has_k_members_and_ties_go_to_the_lower_id(rows: list[list[int]
             assert sorted(range(8), key=lambda i: (-row[i], i)).index(j) + 1 == rank
 
 
-def test_masses_sum_to_one_and_bad_k_is_named() -> None:
+def test_masses_sum_to_one_and_an_invalid_k_raises() -> None:
     logits = torch.randn(5, 30)
     head, tail = head_tail_mass(logits, 4)
     torch.testing.assert_close(head, logits.softmax(-1).topk(4).values.sum(-1))

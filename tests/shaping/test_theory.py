@@ -1,4 +1,4 @@
-"""The fixed point against gradient descent, the study's closed forms, and temperature."""
+"""The fixed point against gradient descent and closed forms; temperature; the sampled gradient."""
 
 import math
 
@@ -21,34 +21,36 @@ SETTINGS = [
 ]
 
 
-def data(rows: int = 3, vocabulary: int = 8, seed: int = 0, spread: float = 1.5) -> torch.Tensor:
+def data(rows: int = 3, vocabulary: int = 8, *, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (spread * torch.randn(rows, vocabulary, dtype=torch.float64, generator=generator)).softmax(-1)
+    return (1.5 * torch.randn(rows, vocabulary, dtype=torch.float64, generator=generator)).softmax(-1)
 
 
-def fitted(objective: Objective) -> Objective:
+def with_head_of_four(objective: Objective) -> Objective:
     return Objective(objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, 4))
 
 
 @pytest.mark.parametrize("objective", SETTINGS, ids=str)
-def test_gradient_descent_ends_there(objective: Objective) -> None:
-    """A table of logits trained by the library's own loss, every target weighted by its probability. Each logit's step
-    is divided by that probability, so that rare tokens arrive as soon as common ones."""
-    q, objective = data(), fitted(objective)
+def test_gradient_descent_converges_to_it(objective: Objective) -> None:
+    """A table of logits trained with the library's loss, every target weighted by its probability.
+
+    Each logit's step is divided by that probability, so that rare tokens converge as fast as common ones.
+    """
+    q, objective = data(), with_head_of_four(objective)
     logits = q.log().clone().requires_grad_()
     rows, vocabulary = q.shape
     targets = torch.arange(vocabulary).repeat(rows)
     for _ in range(250):
-        spread = logits.repeat_interleave(vocabulary, 0)
-        loss = shaped_cross_entropy(spread, targets, objective, reduction="sum", weight=q.flatten())
+        repeated = logits.repeat_interleave(vocabulary, 0)
+        loss = shaped_cross_entropy(repeated, targets, objective, reduction="sum", weight=q.flatten())
         (gradient,) = torch.autograd.grad(loss, logits)
         with torch.no_grad():
             logits -= 0.3 * gradient / q
     torch.testing.assert_close(logits.softmax(-1).detach(), stationary_distribution(q, objective), atol=1e-6, rtol=1e-5)
 
 
-def test_gradient_descent_trembles_about_it_where_the_tail_is_paid_more() -> None:
-    """The k-th place is shared there: descent with a step that shrinks ends near the solution, ties and all."""
+def test_gradient_descent_oscillates_about_it_if_the_tail_earns_more() -> None:
+    """Tokens share the k-th place there; descent with a shrinking step ends near the solution, including its ties."""
     q, objective = data(), Objective(0.25, -0.2, 0.2, 3)
     p = stationary_distribution(q, objective)
     logits = q.log().clone()
@@ -56,21 +58,21 @@ def test_gradient_descent_trembles_about_it_where_the_tail_is_paid_more() -> Non
         logits -= 0.3 / (1 + step / 20) * expected_gradient(logits.softmax(-1), q, objective) / q
     torch.testing.assert_close(logits.softmax(-1), p, atol=1e-3, rtol=1e-2)
     third, fourth = p.sort(dim=-1, descending=True).values[:, 2:4].unbind(-1)
-    assert (third - fourth).amin() < 1e-12  # some row does share it
+    assert (third - fourth).amin() < 1e-12  # at least one row shares it
 
 
-def test_cross_entropy_reaches_the_data() -> None:
+def test_cross_entropy_converges_to_the_data() -> None:
     q = data(4, 50)
     torch.testing.assert_close(stationary_distribution(q, Objective()), q, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("beta", [-0.9, -0.25, 0.5, 2.0])
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.95])
-def test_two_tokens_in_closed_form(beta: float, p: float) -> None:
+def test_two_tokens_have_a_closed_form(beta: float, p: float) -> None:
     """logit p = logit q / (1 + beta)."""
-    found = stationary_distribution(torch.tensor([p, 1 - p], dtype=torch.float64), Objective(beta))
+    p_stationary = stationary_distribution(torch.tensor([p, 1 - p], dtype=torch.float64), Objective(beta))
     logit = math.log(p / (1 - p)) / (1 + beta)
-    assert found[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-9)
+    assert p_stationary[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -82,19 +84,19 @@ def test_two_tokens_in_closed_form(beta: float, p: float) -> None:
     seed=st.integers(0, 99),
     draw=st.data(),
 )
-def test_nothing_pulls_at_the_fixed_point(
+def test_the_gradient_vanishes_at_the_fixed_point(
     beta: float, lam_head: float, lam_tail: float, vocabulary: int, seed: int, draw: st.DataObject
 ) -> None:
-    q = data(2, vocabulary, seed)
+    q = data(2, vocabulary, seed=seed)
     objective = Objective(beta, lam_head, lam_tail, draw.draw(st.integers(1, vocabulary)))
     p = stationary_distribution(q, objective)
     assert (p.sum(-1) - 1).abs().max() < 1e-9
-    if lam_head >= lam_tail or objective.top_k == vocabulary:  # else the k-th place is shared
+    if lam_head >= lam_tail or objective.top_k == vocabulary:  # otherwise tokens share the k-th place
         assert expected_gradient(p, q, objective).abs().max() < 1e-10
 
 
-def test_the_lambdas_move_as_much_as_predicted() -> None:
-    """lam_tail = -0.1 lowers a tail token's odds by about 9 %, lam_head = 0.1 raises a rare one by at most 11 %."""
+def test_the_effect_of_the_lambdas() -> None:
+    """lam_tail = -0.1 lowers a tail token's odds by about 9 %, lam_head = 0.1 raises a rare token's by at most 11 %."""
     q = torch.tensor([0.6, 0.3, 0.05, 0.03, 0.02], dtype=torch.float64)
     tail = stationary_distribution(q, Objective(lam_tail=-0.1, top_k=2))
     ratio = (tail[2] / tail[0]) / (q[2] / q[0])
@@ -104,31 +106,31 @@ def test_the_lambdas_move_as_much_as_predicted() -> None:
     assert 1.0 < ratio < 1.12
 
 
-def test_bad_distributions_are_refused() -> None:
+def test_an_invalid_distribution_raises() -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         stationary_distribution(torch.tensor([0.5, 0.6]), Objective())
 
 
-def test_a_pure_temperature_is_found_and_leaves_nothing() -> None:
+def test_a_tempered_distribution_gives_its_temperature_and_no_divergence() -> None:
     q = data(3, 20)
     tempered = (q.log() / 0.7).softmax(-1)
-    found = effective_temperature(q, tempered)
-    torch.testing.assert_close(found.temperature, torch.full((3,), 0.7, dtype=torch.float64))
-    assert found.divergence.abs().max() < 1e-9
+    match = effective_temperature(q, tempered)
+    torch.testing.assert_close(match.temperature, torch.full((3,), 0.7, dtype=torch.float64))
+    assert match.divergence.abs().max() < 1e-9
 
 
 def test_beta_is_nearly_a_temperature() -> None:
     q = data(5, 30)
-    for beta, above in ((-0.25, False), (0.5, True)):
-        found = effective_temperature(q, stationary_distribution(q, Objective(beta)))
-        assert ((found.temperature > 1) == above).all()
-        assert (found.divergence >= -1e-12).all()
-        assert (found.divergence < 0.05).all()
+    for beta, hotter in ((-0.25, False), (0.5, True)):
+        match = effective_temperature(q, stationary_distribution(q, Objective(beta)))
+        assert ((match.temperature > 1) == hotter).all()
+        assert (match.divergence >= -1e-12).all()
+        assert (match.divergence < 0.05).all()
     with pytest.raises(ValueError, match="no temperature"):
         effective_temperature(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]))
 
 
-def test_rewards_are_those_of_the_study() -> None:
+def test_rewards_are_those_of_the_paper() -> None:
     log_probs = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64).log()
     rewards = token_rewards(log_probs, torch.tensor([1]), Objective(0.5, 0.2, -0.3, 2))
     expected = [0.2, 0.7**0.5 / 0.3, -0.3, -0.3]
@@ -143,10 +145,12 @@ def test_the_sampled_gradient_is_unbiased_and_its_variance_known(objective: Obje
     exact = torch.autograd.grad(shaped_cross_entropy(logits, targets, objective, reduction="sum"), logits)[0]
     draws = []
     for _ in range(3000):
-        loss = sampled_policy_gradient_loss(logits, targets, objective, 8, generator).sum()
+        loss = sampled_policy_gradient_loss(logits, targets, objective, num_samples=8, generator=generator).sum()
         draws.append(torch.autograd.grad(loss, logits)[0])
     sample = torch.stack(draws)
     error = sample.std(0) / len(draws) ** 0.5
     assert ((sample.mean(0) - exact).abs() < 4 * error).all()
     measured = sample.var(0).sum(-1)
-    torch.testing.assert_close(measured, policy_gradient_variance(logits, targets, objective, 8), rtol=0.2, atol=0)
+    torch.testing.assert_close(
+        measured, policy_gradient_variance(logits, targets, objective, num_samples=8), rtol=0.2, atol=0
+    )

@@ -1,5 +1,4 @@
-"""The Triton backend against the PyTorch one, through Triton's interpreter on the CPU; and the real compiler, which
-needs no GPU to turn the kernels into code for one.
+"""The Triton backend against the PyTorch backend, in Triton's interpreter on the CPU; and compiled for a GPU.
 
 Tolerances: float32 2e-5 relative and 1e-6 absolute; bfloat16 and float16, whose gradients are rounded, one unit in the
 last place.
@@ -14,7 +13,7 @@ import torch
 
 from shaping import NAMED, Objective, linear_shaped_cross_entropy, shaped_cross_entropy
 
-pytest.importorskip("triton", reason="Triton is there on Linux alone")
+pytest.importorskip("triton", reason="Triton is available only on Linux")
 
 SETTINGS = [
     *NAMED.values(),
@@ -25,7 +24,7 @@ SETTINGS = [
 
 
 def logits(dtype: torch.dtype, vocabulary: int) -> torch.Tensor:
-    """Rows with ties at the k-th place, with forbidden tokens, a sure one, a plain one, and one that is ignored."""
+    """Five rows: with ties at the k-th place, with logits of -inf, with a certain prediction, and two plain ones."""
     generator = torch.Generator().manual_seed(vocabulary)
     rows = 2 * torch.randn(5, vocabulary, generator=generator)
     rows[0] = rows[0].round() * torch.where(torch.arange(vocabulary) % 2 == 0, 1.0, -0.0)
@@ -46,7 +45,7 @@ def logits(dtype: torch.dtype, vocabulary: int) -> torch.Tensor:
 )
 def test_both_backends_agree(objective: Objective, vocabulary: int, dtype: torch.dtype) -> None:
     if objective.is_cross_entropy:
-        objective = Objective(1e-30)  # at 0 both would call F.cross_entropy
+        objective = Objective(1e-30)  # at 0 both backends would call F.cross_entropy
     objective = Objective(objective.beta, objective.lam_head, objective.lam_tail, min(objective.top_k, vocabulary))
     z = logits(dtype, vocabulary)
     targets = torch.tensor([vocabulary // 3, vocabulary - 1, 0, 1, -100])
@@ -68,7 +67,7 @@ def test_both_backends_agree(objective: Objective, vocabulary: int, dtype: torch
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_the_fused_form_runs_on_it() -> None:
+def test_the_fused_form() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     targets = torch.randint(0, 40, (9,))
@@ -79,9 +78,19 @@ def test_the_fused_form_runs_on_it() -> None:
     torch.testing.assert_close(*results, rtol=2e-5, atol=1e-6)
 
 
-def test_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_transposed_logits() -> None:
+    z, targets = torch.randn(40, 6).t().requires_grad_(), torch.arange(6)
+    gradients = [
+        torch.autograd.grad(shaped_cross_entropy(z, targets, SETTINGS[5], backend=backend), z)[0]  # type: ignore[call-overload]
+        for backend in ("torch", "triton")
+    ]
+    torch.testing.assert_close(*gradients, rtol=2e-5, atol=1e-6)
+
+
+def test_it_raises_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     z, targets = torch.zeros(2, 4), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="take backend='torch'"):
+    with pytest.raises(ValueError, match="use backend='torch'"):
         shaped_cross_entropy(z.double(), targets, Objective(0.5), backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="needs a GPU"):
@@ -99,12 +108,12 @@ types |= dict.fromkeys(["beta", "lam_head", "lam_tail", "floor"], "fp32")
 constants = {"HEAD": True, "STATISTICS": True, "DIGIT": kernels.DIGIT, "BLOCK": kernels.BLOCK, "COUNTED": 1024}
 for element, significant in (("*bf16", 16), ("*fp32", 32)):
     for kernel in (kernels._forward, kernels._backward):
-        own = types | {"logits": element, "out": element}
-        given = constants | {"SIGNIFICANT": significant}
+        signature = types | {"logits": element, "out": element}
+        values = constants | {"SIGNIFICANT": significant}
         source = ASTSource(
             kernel,
-            {name: own.get(name, "constexpr") for name in kernel.arg_names},
-            {(place,): given[name] for place, name in enumerate(kernel.arg_names) if name in given},
+            {name: signature.get(name, "constexpr") for name in kernel.arg_names},
+            {(index,): values[name] for index, name in enumerate(kernel.arg_names) if name in values},
         )
         built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
         assert "ptx" in built.asm
@@ -113,7 +122,9 @@ for element, significant in (("*bf16", 16), ("*fp32", 32)):
 
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu() -> None:
-    """For compute capability 9.0, bfloat16 and float32. The interpreter forgives what the compiler does not."""
+    """For compute capability 9.0, bfloat16 and float32. The interpreter accepts code that the compiler rejects."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
