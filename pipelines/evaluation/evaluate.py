@@ -9,12 +9,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.signed_content import signed_content
 from pipelines.data.corpus import Corpus
 from pipelines.data.questions import load_items
 from pipelines.errors import MissingData
@@ -96,7 +96,7 @@ def _measure(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
         return measure_samples(context, name, benchmark)
 
     # Text and multiple choice are quick: one stored row holds the whole result.
-    key = asdict(benchmark) | {"group": "", "stages": []}
+    key = signed_content(benchmark) | {"group": "", "stages": []}
     if benchmark.kind == "text":
         key |= {"text_length": context.config.text_length}
     measure = measure_text if benchmark.kind == "text" else measure_choice
