@@ -19,6 +19,8 @@ DEBUG_VARIABLE = "SHAPING_DEBUG"
 PACKAGES = ("pipelines", "sweeps", "analysis")
 QUIET = ("submitit", "lightning.pytorch", "lightning.fabric", "httpx", "latex2sympy2_extended")
 """Libraries whose lines below WARNING do not help a reader of a stage run's log."""
+SILENCED = ("transformers.utils.generic", "math_verify")
+"""Libraries whose warnings do not help either: deprecated names of arguments, and that there is no time limit."""
 
 
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
@@ -55,6 +57,8 @@ def set_up_logging(level: str | None = None) -> None:
         logger.addHandler(_handler)  # has no effect if it was added before
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SILENCED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not is_debugging():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

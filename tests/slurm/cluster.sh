@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A one-node Slurm on this machine, from Debian's packages, reachable from this machine alone. For tests.
-#   tests/slurm/cluster.sh install                 the packages (root)
-#   tests/slurm/cluster.sh up FOLDER [accounting]  starts one whose files all lie in FOLDER; with slurmdbd on MariaDB
-#   tests/slurm/cluster.sh down FOLDER             stops what `up` started there
-# Clients find it by SLURM_CONF=FOLDER/slurm.conf. Several can stand side by side: ports follow from the folder's name.
+# A one-node Slurm on this machine for tests, from Debian's packages, reachable only from this machine.
+#   tests/slurm/cluster.sh install                 installs the packages (needs root)
+#   tests/slurm/cluster.sh up FOLDER [accounting]  starts a cluster with all its files in FOLDER; with slurmdbd on MariaDB
+#   tests/slurm/cluster.sh down FOLDER             stops the cluster in FOLDER
+# Clients find it by SLURM_CONF=FOLDER/slurm.conf. Several can run at once: ports are derived from the folder's name.
 set -euo pipefail
 
 die() { echo "cluster.sh: $*" >&2; exit 1; }
@@ -15,7 +15,7 @@ install() {
   apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server >/dev/null
 }
 
-# munge signs what the daemons say to each other; one daemon serves every cluster here.
+# munge authenticates the daemons' messages; one munge daemon serves all clusters of this machine.
 start_munge() {
   munge -n >/dev/null 2>&1 && return
   mkdir -p /run/munge
@@ -64,7 +64,7 @@ CONF
 }
 
 up() {
-  [ "$(id -u)" = 0 ] || die "it must be root"
+  [ "$(id -u)" = 0 ] || die "it must run as root"
   for program in slurmctld slurmd munged; do
     command -v "$program" >/dev/null || die "$program is not installed; tests/slurm/cluster.sh install"
   done
@@ -75,7 +75,7 @@ up() {
   [ -z "$accounting" ] || storage="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((port + 2))"
-  # cred_expire: a job that is put back into the queue waits as long as a credential lives, two minutes otherwise.
+  # cred_expire: a requeued job waits until its credential expires, by default two minutes.
   cat > "$folder/slurm.conf" <<CONF
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
@@ -123,7 +123,7 @@ CONF
   die "the node did not become idle"
 }
 
-# Jobs first: a step that cannot report its end to a controller tries for ever.
+# Jobs are cancelled first, since a step retries for ever to report its end to the controller.
 down() {
   export SLURM_CONF="$folder/slurm.conf"
   if running "$folder/slurmctld.pid"; then
@@ -133,7 +133,7 @@ down() {
   for pid in slurmd.pid slurmctld.pid slurmdbd.pid database/pid; do
     running "$folder/$pid" && kill "$(cat "$folder/$pid")" 2>/dev/null || true
   done
-  for process in /proc/[0-9]*; do  # what is left of steps
+  for process in /proc/[0-9]*; do  # steps that are still running
     case "$(cat "$process/comm" 2>/dev/null)" in slurmstepd*|slurmd*) ;; *) continue ;; esac
     if tr '\0' '\n' 2>/dev/null <"$process/environ" | grep -qx "SLURM_CONF=$SLURM_CONF"; then
       kill -9 "${process#/proc/}" 2>/dev/null || true

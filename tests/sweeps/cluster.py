@@ -23,13 +23,13 @@ MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shuti
 NEEDS_SLURM = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here ({', '.join(MISSING)}); tests/slurm/cluster.sh install"),
-    pytest.mark.skipif(os.getuid() != 0, reason="starting a Slurm of its own needs root"),
+    pytest.mark.skipif(os.getuid() != 0, reason="starting a Slurm needs root"),
 ]
 
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
-ALONE = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
-FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *ALONE]
-"""Six stage runs a cell: three that train, each with one evaluation; no controls."""
+NO_CONTROLS = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
+FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *NO_CONTROLS]
+"""Six stage runs per cell: three that train, each with one evaluation; no controls."""
 
 
 class Cluster:
@@ -41,7 +41,7 @@ class Cluster:
         self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"
 
     def train(self, folder: Path, *arguments: str) -> None:
-        """`shaping-run` with stages that train."""
+        """`shaping-run` with the real stages, which train."""
         launched = self.launch(folder, *arguments, PYTHONPATH=str(REPOSITORY))
         assert launched.returncode == 0, launched.stderr
 
@@ -71,7 +71,7 @@ class Cluster:
         return json.loads(self.sweeps(folder, "status", "--json", *filters).stdout)
 
     def count(self, folder: Path) -> dict[str, int]:
-        """How many stage runs have which status, asked in this process: a command a look would keep a core busy."""
+        """Number of stage runs by status, read in this process; polling with a command would keep a core busy."""
         with patch.dict(os.environ, self.environment):
             statuses = [row.status for row in rows(Store.open(folder / "store"))]
         return {status: statuses.count(status) for status in set(statuses)}
@@ -81,11 +81,11 @@ class Cluster:
 
     def until(self, folder: Path, reached: Callable[[dict[str, int]], bool], seconds: float = 120) -> dict[str, int]:
         deadline = time.time() + seconds
-        while not reached(found := self.count(folder)):
-            assert time.time() < deadline, f"it came to {found} and no further: {self.sweeps(folder, 'status').stdout}"
+        while not reached(counts := self.count(folder)):
+            assert time.time() < deadline, f"stuck at {counts}: {self.sweeps(folder, 'status').stdout}"
             time.sleep(0.5)
-        return found
+        return counts
 
     def finished(self, folder: Path, seconds: float = 120) -> dict[str, int]:
-        """Waits until nothing is queued or at work; returns how many stage runs have which status."""
-        return self.until(folder, lambda found: not {"queued", "running"} & set(found), seconds)
+        """Wait until nothing is queued or running; returns the number of stage runs by status."""
+        return self.until(folder, lambda counts: not {"queued", "running"} & set(counts), seconds)

@@ -1,4 +1,4 @@
-"""Slurm clusters that stand for a whole test session, started when they are first needed."""
+"""Slurm clusters that run for a whole test session, started when they are first needed."""
 
 import shutil
 import subprocess
@@ -14,36 +14,36 @@ Start = Callable[[str], Cluster]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts a cluster of a kind, `no accounting` or `slurmdbd`, the first time that it is asked for."""
-    started: dict[str, Path] = {}
+    """Starts a cluster, `no accounting` or `slurmdbd`, when it is first requested."""
+    folders: dict[str, Path] = {}
 
-    def cluster(kind: str) -> Cluster:
-        if kind not in started:
-            accounting = ["accounting"] if kind == "slurmdbd" else []
-            if accounting and (lacking := [n for n in ("slurmdbd", "mariadbd") if shutil.which(n) is None]):
-                pytest.skip(f"no accounting here ({', '.join(lacking)}); tests/slurm/cluster.sh install")
-            folder = started[kind] = tmp_path_factory.mktemp("slurm")
-            for parent in (folder, *folder.parents):  # MariaDB's own user reads its files there
+    def cluster(accounting: str) -> Cluster:
+        if accounting not in folders:
+            arguments = ["accounting"] if accounting == "slurmdbd" else []
+            if arguments and (missing := [n for n in ("slurmdbd", "mariadbd") if shutil.which(n) is None]):
+                pytest.skip(f"no accounting here ({', '.join(missing)}); tests/slurm/cluster.sh install")
+            folder = folders[accounting] = tmp_path_factory.mktemp("slurm")
+            for parent in (folder, *folder.parents):  # the user of MariaDB must be able to read its files
                 if parent != Path("/") and not parent.stat().st_mode & 0o001:
                     parent.chmod(0o755)
-            begun = subprocess.run([SCRIPT, "up", folder, *accounting], capture_output=True, text=True, check=False)
-            assert begun.returncode == 0, begun.stdout + begun.stderr
-        return Cluster(started[kind])
+            finished = subprocess.run([SCRIPT, "up", folder, *arguments], capture_output=True, text=True, check=False)
+            assert finished.returncode == 0, finished.stdout + finished.stderr
+        return Cluster(folders[accounting])
 
     try:
         yield cluster
     finally:
-        for folder in started.values():
+        for folder in folders.values():
             subprocess.run([SCRIPT, "down", folder], check=False)
 
 
 @pytest.fixture(params=["no accounting", "slurmdbd"])
 def cluster(request: pytest.FixtureRequest, start: Start) -> Cluster:
-    """Either kind of cluster, for what looks at the states of jobs."""
+    """Both clusters in turn, for tests that depend on the states of jobs."""
     return start(request.param)
 
 
 @pytest.fixture
 def plain(start: Start) -> Cluster:
-    """The cluster without accounting, for what does not depend on it."""
+    """The cluster without accounting, for tests that do not depend on it."""
     return start("no accounting")

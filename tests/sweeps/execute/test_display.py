@@ -1,4 +1,4 @@
-"""What a running sweep shows of an evaluation: benchmarks done, and the time to the last of them."""
+"""The display of a running evaluation: how many benchmarks are done, and the time left."""
 
 import io
 import json
@@ -25,11 +25,11 @@ def test_an_evaluation_shows_its_steps_and_the_time_left(tmp_path: Path, termina
     write_json(folder / "state.json", {"status": "running", "attempts": [{"started": now - 400}]})
     rows = [{"step": step, "benchmark": "Order", "time": now - 310 + 100 * step} for step in (1, 2, 3)]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shown = io.StringIO()
-    display = Display(Console(file=shown, force_terminal=terminal, width=200))
+    output = io.StringIO()
+    display = Display(Console(file=output, force_terminal=terminal, width=200))
     display.start(Plan({"abc": run}, {"nano/ce/seed1": ["abc"]}), store, Outcome())
     display.refresh(["abc"])
     display.stop(Outcome())
-    words = "3/9" if terminal else "step 3/9"
-    assert words in shown.getvalue()
-    assert "9:4" in shown.getvalue() or "9:5" in shown.getvalue()  # six of a hundred seconds each, ten of them gone
+    progress = "3/9" if terminal else "step 3/9"
+    assert progress in output.getvalue()
+    assert "9:4" in output.getvalue() or "9:5" in output.getvalue()  # 6 benchmarks of 100 s, less 10 s

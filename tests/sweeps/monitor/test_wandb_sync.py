@@ -1,4 +1,4 @@
-"""`shaping-sweeps sync` with the real W&B client and a loopback server that speaks its protocol."""
+"""`shaping-sweeps sync` with the real W&B client and a local server that implements its protocol."""
 
 import json
 import os
@@ -42,8 +42,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(address: str, home: Path) -> dict[str, str]:
-    own = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40, "WANDB_ERROR_REPORTING": "false", "HOME": str(home)}
-    return {**os.environ, **own}
+    client = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40, "WANDB_ERROR_REPORTING": "false"}
+    return {**os.environ, **client, "HOME": str(home)}
 
 
 def sync(store: Path, address: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def sync(store: Path, address: str, *flags: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store of one cell's RL with an offline W&B run."""
+    """A store of one cell up to RL, with an offline W&B run."""
     store = Store.create(tmp_path / "store")
     graph = planned(("objective=ce",))
     for run in graph.runs.values():
@@ -69,7 +69,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.mark.slow
-def test_runs_and_artifacts_go_once_with_their_lineage(store: Store) -> None:
+def test_runs_and_artifacts_are_sent_once_with_their_lineage(store: Store) -> None:
     with wandb_server() as (address, arrived):
         first = sync(store.root, address, "--artifacts")
         assert first.returncode == 0, first.stderr
@@ -90,14 +90,14 @@ def test_runs_and_artifacts_go_once_with_their_lineage(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_no_server_is_said_and_nothing_is_lost(store: Store) -> None:
+def test_a_missing_server_is_reported_and_nothing_is_lost(store: Store) -> None:
     before = {p: p.read_bytes() for p in (store.root / "evaluate").rglob("*.json")}
     with wandb_server() as (address, _):
-        pass  # an address at which nobody listens any more
-    found = sync(store.root, address)
-    assert found.returncode == 1
-    assert f"W&B at {address}: it does not answer" in found.stderr
-    assert "the same command goes on" in found.stderr
+        pass  # afterwards no server listens at the address
+    finished = sync(store.root, address)
+    assert finished.returncode == 1
+    assert f"W&B at {address}: it does not answer" in finished.stderr
+    assert "run the same command again when it does" in finished.stderr
     assert {p: p.read_bytes() for p in before} == before
 
 
@@ -117,8 +117,8 @@ def test_a_server_that_dies_does_not_stop_a_stage(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stage_starts_without_a_server(tmp_path: Path) -> None:
     line = [sys.executable, "-c", TRAIN, str(tmp_path)]
-    own = environment("http://127.0.0.1:9", tmp_path)
-    stage = subprocess.run(line, env=own, input="\n", capture_output=True, text=True, timeout=150, check=False)
+    variables = environment("http://127.0.0.1:9", tmp_path)
+    stage = subprocess.run(line, env=variables, input="\n", capture_output=True, text=True, timeout=150, check=False)
     assert stage.returncode == 0
     assert "this run is kept offline" in stage.stderr
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 40

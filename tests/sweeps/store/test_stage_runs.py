@@ -1,4 +1,4 @@
-"""The store's files: whole or not there, and corruption named."""
+"""The store's files: complete or missing, with errors that name corrupt ones."""
 
 import json
 import os
@@ -23,17 +23,17 @@ def claimed(folder: Path) -> Lease:
     return lease
 
 
-def test_a_store_is_made_and_opened_again(tmp_path: Path) -> None:
+def test_a_store_is_created_and_opened_again(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "a" / "store")
     assert Store.open(tmp_path / "a" / "store") == store
     assert Store.create(tmp_path / "a" / "store") == store
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such folder"):
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the folder does not exist"):
         Store.open(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="the folder is no store"):
+    with pytest.raises(UserError, match="the folder is not a store"):
         Store.create(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match="it is a file"):
@@ -45,7 +45,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         Store.open(other)
 
 
-def test_an_unwritable_place_is_a_users_mistake() -> None:
+def test_a_folder_that_is_not_writable_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match="cannot be written"):
         Store.create("/proc/store")
 
@@ -72,19 +72,19 @@ def test_corrupt_files_are_named(tmp_path: Path, content: str) -> None:
     run = store.run("pretrain", "abc")
     (store.root / "sweeps").mkdir()
     run.folder.mkdir(parents=True)
-    ways_out: list[tuple[Path, Callable[[], object], str]] = [
+    cases: list[tuple[Path, Callable[[], object], str]] = [
         (run.folder / "spec.json", lambda: explain(Plan({}, {}), planned(), store), f"delete the folder {run.folder}"),
         (run.folder / "state.json", lambda: run.status, f"delete the folder {run.folder}"),
-        (store.root / "sweeps" / "abc.json", lambda: records(store), "delete this file alone"),
+        (store.root / "sweeps" / "abc.json", lambda: records(store), "delete only this file"),
     ]
-    for path, read, way_out in ways_out:
+    for path, read, fix in cases:
         path.write_bytes(content.encode("latin-1"))
-        with pytest.raises(UserError, match=f"{path}: it .*; {way_out}"):
+        with pytest.raises(UserError, match=f"{path}: it .*; {fix}"):
             read()
         path.unlink()
     note = store.root / "note.json"
     note.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="delete this file alone"):
+    with pytest.raises(UserError, match="delete only this file"):
         read_json(note, ["format"])
     (store.root / "STORE.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"STORE\.json: it |its format is None") as caught:
@@ -100,8 +100,8 @@ def row(step: int, at: float) -> str:
     return json.dumps({"step": step, "time": at}) + "\n"
 
 
-def test_time_left_is_at_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
-    """An attempt that went on at step 90 has done ten steps in its hundred seconds, not a hundred."""
+def test_time_left_follows_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
+    """An attempt that resumed at step 90 has done ten steps in its hundred seconds, not a hundred."""
     store, now = Store.create(tmp_path / "store"), time.time()
     folder = store.run("pretrain", "abc").folder
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_time_left_is_at_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
         write_json(folder / "state.json", {"status": "running", "attempts": [{"started": at} for at in started]})
         return store.run("pretrain", "abc").time_left(110)
 
-    assert left(now - 5000, now - 110) is None  # it has done no step yet
+    assert left(now - 5000, now - 110) is None  # the second attempt has done no step yet
     with (folder / "ledger.jsonl").open("a") as ledger:
         ledger.write("".join(row(90 + n, now - 100 + 10 * n) for n in range(11)))
     assert left(now - 5000, now - 110) == pytest.approx(100, abs=2)
@@ -119,7 +119,7 @@ def test_time_left_is_at_the_pace_of_the_newest_attempt(tmp_path: Path) -> None:
     assert left(now - 13) == pytest.approx(109 * 10 - 3, abs=2)
 
 
-def test_ledger_lines(tmp_path: Path) -> None:
+def test_a_cut_last_line_is_skipped_and_other_broken_lines_are_named(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     run = store.run("pretrain", "abc")
     run.folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_ledger_lines(tmp_path: Path) -> None:
         run.ledger()
 
 
-def test_status(tmp_path: Path) -> None:
+def test_status_follows_files_and_leases(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
 
     def status() -> str:

@@ -1,0 +1,79 @@
+"""A tiny cell through the real local executor: its log, and a working directory whose packages have our names."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.monitor.status import tail
+from sweeps.store.stage_runs import Store, StoredRun
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.slow
+
+DECOYS = ("analysis", "conf", "pipelines", "sweeps")
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|DEBUG) ")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store of a cell that was run in a folder with packages of our names, each of which raises at import."""
+    folder = tmp_path_factory.mktemp("decoys")
+    for name in DECOYS:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(
+            f"raise AssertionError('{name} of the working directory was imported')"
+        )
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SHAPING_LOG_LEVEL", "SHAPING_DEBUG")}
+    finished = subprocess.run(
+        [Path(sys.executable).with_name("shaping-run"), *SMALL, "until=pretrain", "pretrain.milestones=1"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stderr == ""
+    return Store.open(folder / "store")
+
+
+def check_log(lines: list[str], run: StoredRun) -> None:
+    """A log has the start, every ledger row and the end of a stage run, and no line of a library."""
+    assert f"{run.stage} nano/ce/seed1 ({run.signature}): attempt 1 starts" in lines[0]
+    assert re.search(rf"\({run.signature}\): done in [\d.]+ s$", lines[-1])
+    for row in run.ledger():
+        assert any(f"INFO step {row['step']} " in line for line in lines), row
+    assert [line for line in lines if not LINE.match(line)] == []
+
+
+def test_packages_of_the_working_directory_are_not_imported(store: Store) -> None:
+    assert {run.status for run in store.runs()} == {"done"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "evaluate"])
+def test_the_log_of_a_stage_run_shows_its_start_rows_and_end_and_nothing_else(store: Store, stage: str) -> None:
+    (run,) = [run for run in store.runs() if run.stage == stage]
+    log = Path(run.state["attempts"][-1]["log"])
+    check_log(log.read_text().splitlines(), run)
+    assert log.with_suffix(".out").read_text() == ""
+
+
+def test_the_level_of_the_command_reaches_its_workers(store: Store, tmp_path: Path) -> None:
+    """A worker is forked from a server that may have been started with another level."""
+    from sweeps.execute.fork_server import start_worker
+
+    worker = start_worker(print_level, tmp_path, environment={"SHAPING_LOG_LEVEL": "DEBUG"}, tracked=False)
+    worker.process.join(60)
+    assert tail(worker.log)[-1].endswith("DEBUG a line")
+
+
+def print_level(log: Path) -> None:
+    from pipelines.logs import set_up_logging
+
+    set_up_logging()
+    logging.getLogger("sweeps").debug("a line")
