@@ -1,13 +1,20 @@
-"""The reading: what a store holds becomes frames, tables, claims, figures, one report and dashboards.
+"""Turns a store's results into frames, tables, claims, figures, one report and dashboards.
 
     import analysis
-    frame = analysis.load("store")       one row a measurement; analysis.COLUMNS says what each column is
+    frame = analysis.load("store")       one row per measurement; analysis.COLUMNS describes the columns
     analysis.ledger("store")             metrics over training steps
     analysis.samples("store")            sampled answers
 
-`index` and `frames` (store -> pandas), `statistics`, `layout` and `tables` (the paper's tables by number), `formats`,
-`claims`, `figures`, `report` (one self-contained page), `dashboard` (Weights & Biases), `reproduce` (the
-command). Nothing here loads torch.
+Commands:   `reproduce` (reproduce-paper-tables), `dashboard` (shaping-dashboard), their options `command_line`
+Numbers:    `result_cache` and `study` (store -> pandas), `measurement_grid` (arrays over seeds), `statistics`
+Paper:      `paper_tables` (what each table shows), `reference` (the numbers it reports)
+Tables:     `tables`, `table_columns`, `table_builder`, `best_entries` (significance), `table_files` (formats)
+Claims:     `claims.yaml`, `claims`, `claim_language`, `claim_sources`
+Figures:    `figures` (the list), `paper_figures`, `extra_figures`, `figure_data`, `charts` and `vega_lite` (drawing),
+            `figure_files`
+Page:       `report` with `report.html.j2`, `report.js` and `report.css`
+
+Nothing here loads torch.
 """
 
 from analysis.study import COLUMNS, ledger, load, samples

@@ -1,6 +1,6 @@
-"""The small language that claims are written in: comparisons of terms, found in one line of text and evaluated.
+"""The small language of claims: a comparison of terms in one line of text, parsed and evaluated.
 
-`claims.yaml` says its words. Python reads the line; nothing of it is ever run.
+`claims.yaml` describes it. The line is parsed as Python, but none of it is ever executed.
 """
 
 import ast
@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.paper_tables import STAGE_NAMES
-from analysis.statistics import (
-    Floats,
-)
+from analysis.paper_tables import STAGE_TITLES
+from analysis.statistics import Floats
 from pipelines.errors import UserError, nearest
 
 OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -23,33 +21,39 @@ OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-TERMS = {"value": ("objective",), "rl": ("objective", "name")}
+ARGUMENTS = {"value": ("objective",), "rl": ("objective", "name")}
+"""Function -> its positional arguments."""
 KEYWORDS = {"value": ("stage", "at", "benchmark", "metric", "model", "variant"), "rl": ("model",)}
+"""Function -> its keyword arguments."""
 
 CURVES: dict[str, tuple[str, Callable[[float, float], float]]] = {
     "entropy_fall": ("entropy", lambda first, last: 1 - last / first),
     "length_change": ("response_length", lambda first, last: last / first),
 }
-"""Name -> column of RL's ledger, and the measure of its first and last steps' means."""
+"""Second argument of rl() -> column of RL's ledger, and the measure of the means of its first and last steps.
+
+A further measure is one entry here; its test belongs in tests/analysis/test_claims.py.
+"""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A quantity that a claim names."""
+    """A quantity in a claim: a call of value() or rl()."""
 
-    kind: str
+    function: str
     objective: str
+    """Name of any setting."""
     options: tuple[tuple[str, Any], ...]
 
     @property
     def model(self) -> str | None:
-        """The model that the claim fixes, if it does."""
+        """The model that the claim names; None if it is judged for each model."""
         return dict(self.options).get("model")
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A comparison `left < right` or `left > right`, its terms found."""
+    """A comparison `left < right` or `left > right`, and the terms in it."""
 
     text: str
     greater: bool
@@ -59,7 +63,10 @@ class Parsed:
 
 
 def parse(text: str, claim: str) -> list[Parsed]:
-    """The comparisons in one line of `holds`; raises `UserError` naming the claim and what cannot be read."""
+    """Returns the comparisons in one line of `holds`; `a < b < c` is two.
+
+    Raises `UserError` with the claim's name and the part that cannot be read.
+    """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
@@ -67,18 +74,19 @@ def parse(text: str, claim: str) -> list[Parsed]:
     if not isinstance(tree, ast.Compare) or not all(isinstance(op, ast.Lt | ast.Gt) for op in tree.ops):
         raise UserError(f"claim {claim}: {text!r} must be a comparison with < or >")
     sides = [tree.left, *tree.comparators]
-    found = []
+    comparisons = []
     for left, op, right in zip(sides, tree.ops, sides[1:], strict=False):
-        shown = f"{ast.unparse(left)} {'>' if isinstance(op, ast.Gt) else '<'} {ast.unparse(right)}"
+        greater = isinstance(op, ast.Gt)
+        shown = f"{ast.unparse(left)} {'>' if greater else '<'} {ast.unparse(right)}"
         difference = ast.BinOp(left, ast.Sub(), right)
-        terms: dict[Term, None] = {}
+        terms: dict[Term, None] = {}  # an ordered set
         _collect(difference, claim, terms)
-        found.append(Parsed(shown, isinstance(op, ast.Gt), difference, tuple(terms)))
-    return found
+        comparisons.append(Parsed(shown, greater, difference, tuple(terms)))
+    return comparisons
 
 
 def _collect(node: ast.expr, claim: str, terms: dict[Term, None]) -> None:
-    """Every term below `node`; raises `UserError` for what the language does not have."""
+    """Add every term below `node` to `terms`. Raises `UserError` for anything outside the language."""
     match node:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
             _collect(left, claim, terms)
@@ -89,7 +97,7 @@ def _collect(node: ast.expr, claim: str, terms: dict[Term, None]) -> None:
             pass
         case ast.Call(func=ast.Name(id="log"), args=[argument], keywords=[]):
             _collect(argument, claim, terms)
-        case ast.Call(func=ast.Name(id=name)) if name in TERMS:
+        case ast.Call(func=ast.Name(id=name)) if name in ARGUMENTS:
             terms[_term(node, claim)] = None
         case _:
             raise UserError(
@@ -100,26 +108,27 @@ def _collect(node: ast.expr, claim: str, terms: dict[Term, None]) -> None:
 
 def _term(node: ast.Call, claim: str) -> Term:
     assert isinstance(node.func, ast.Name)
-    kind = node.func.id
+    function = node.func.id
+    arguments, keywords = ARGUMENTS[function], KEYWORDS[function]
     parts = [*node.args, *(keyword.value for keyword in node.keywords)]
-    if len(node.args) != len(TERMS[kind]) or not all(isinstance(part, ast.Constant) for part in parts):
-        raise UserError(f'claim {claim}: {ast.unparse(node)!r}: write {kind}({", ".join(TERMS[kind])}, key="word")')
+    if len(node.args) != len(arguments) or not all(isinstance(part, ast.Constant) for part in parts):
+        raise UserError(f'claim {claim}: {ast.unparse(node)!r}: write {function}({", ".join(arguments)}, key="word")')
     for keyword in node.keywords:
-        if keyword.arg not in KEYWORDS[kind]:
-            raise UserError(f"claim {claim}: {keyword.arg}: {nearest(str(keyword.arg), KEYWORDS[kind])}")
+        if keyword.arg not in keywords:
+            raise UserError(f"claim {claim}: {keyword.arg}: {nearest(str(keyword.arg), keywords)}")
     values: list[Any] = [part.value for part in node.args if isinstance(part, ast.Constant)]
     options: dict[str, Any] = {str(k.arg): k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-    if kind == "rl":
+    if function == "rl":
         if values[1] not in CURVES:
             raise UserError(f"claim {claim}: {values[1]!s}: {nearest(str(values[1]), CURVES)}")
         options["name"] = values[1]
-    if options.get("stage", "grpo") not in STAGE_NAMES:
-        raise UserError(f"claim {claim}: stage={options['stage']}: {nearest(str(options['stage']), STAGE_NAMES)}")
-    return Term(kind, str(values[0]), tuple(sorted(options.items())))
+    if options.get("stage", "grpo") not in STAGE_TITLES:
+        raise UserError(f"claim {claim}: stage={options['stage']}: {nearest(str(options['stage']), STAGE_TITLES)}")
+    return Term(function, str(values[0]), tuple(sorted(options.items())))
 
 
 def evaluate(node: ast.expr, claim: str, values: Mapping[Term, Floats]) -> Floats:
-    """The value of a parsed expression, elementwise, where each of its terms has the value that `values` gives."""
+    """Returns a parsed expression elementwise, with each term replaced by its array in `values`."""
     match node:
         case ast.BinOp(left=left, op=op, right=right):
             return OPERATORS[type(op)](evaluate(left, claim, values), evaluate(right, claim, values))

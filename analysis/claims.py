@@ -1,11 +1,11 @@
 """Statements about a study, judged: supported, contradicted or undecided, each with its evidence.
 
-A claim is a list of comparisons in a small expression language over the results frame (`claims.yaml` says its words).
-Each comparison becomes one difference, paired by seed, with an interval from the hierarchical bootstrap over seeds and
-problems. A claim is supported where every comparison holds significantly, contradicted where one is significantly
-wrong, and undecided otherwise; Holm's correction runs over all claims judged together. One seed decides nothing.
+A claim is a list of comparisons in a small expression language over the results (`claims.yaml` describes it). Each
+comparison becomes one difference, paired by seed, with an interval from the hierarchical bootstrap over seeds and
+problems. A claim is supported if every comparison holds significantly, contradicted if one is significantly wrong, and
+undecided otherwise; Holm's correction runs over all claims judged together. One seed decides nothing.
 
-The paper's own numbers come without errors, so they are judged by their order alone, and the evidence says so.
+The paper's own numbers have no errors, so they are judged only by their order, and the evidence says so.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from analysis.claim_language import Parsed, Term, evaluate, parse
-from analysis.claim_sources import Missing, Source
+from analysis.claim_sources import Source
 from analysis.statistics import (
     ALPHA,
     Estimate,
@@ -29,6 +29,7 @@ from analysis.statistics import (
     permutation_test,
     seeds_needed,
 )
+from analysis.study import NotMeasured
 from pipelines.errors import UserError
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
@@ -53,7 +54,7 @@ class Comparison:
     verdict: str
     evidence: str
     greater: bool = True
-    """Whether the left side is said to be the larger one."""
+    """Whether the claim says that the left side is larger."""
     estimate: Estimate | None = None
     permutation_p: float | None = None
     seeds_needed: int | None = None
@@ -61,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, judged on one source of numbers: the study's or the paper's."""
+    """A claim, judged on one source of numbers: the study or the paper."""
 
     claim: Claim
     of: str
@@ -72,169 +73,189 @@ class Verdict:
 
 
 def read_claims(path: str | Path | None = None) -> list[Claim]:
-    """The claims in a YAML file; without a path, the six of the study. Raises `UserError` naming what is wrong."""
+    """Returns the claims in a YAML file; without a path, the study's own in `claims.yaml`.
+
+    Raises `UserError` with the file and what is wrong in it.
+    """
     name = str(path or "claims.yaml")
     try:
         text = Path(path).read_text() if path else files("analysis").joinpath("claims.yaml").read_text()
         content = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"claims={name}: it cannot be read ({error.strerror}); name a YAML file") from error
+        raise UserError(f"claims={name}: it cannot be read ({error.strerror}); give a YAML file") from error
     except yaml.YAMLError as error:
-        raise UserError(f"claims={name}: it is no YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"claims={name}: it is not valid YAML ({' '.join(str(error).split())})") from error
     rows = content.get("claims") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"claims={name}: it has no list `claims`; analysis/claims.yaml shows the form")
     claims = []
     for row in rows:
         if not isinstance(row, dict) or not {"name", "statement", "holds"} <= set(row):
-            raise UserError(f"claims={name}: each claim needs name, statement and holds; one has {row!r}")
+            raise UserError(f"claims={name}: each claim needs name, statement and holds; one is {row!r}")
         holds = row["holds"] if isinstance(row["holds"], list) else [row["holds"]]
         claim = Claim(str(row["name"]), str(row["statement"]), str(row.get("source", name)), tuple(map(str, holds)))
-        for text in claim.holds:
-            parse(text, claim.name)
+        for comparison in claim.holds:
+            parse(comparison, claim.name)  # raises for what the language does not have
         claims.append(claim)
     return claims
 
 
 def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
-    """Every claim, judged on `source`."""
-    judged = [(claim, _comparisons(claim, source)) for claim in claims]
-    supports = np.array([_support_p(comparisons) for _, comparisons in judged], dtype=float)
-    opposes = np.array([_oppose_p(comparisons) for _, comparisons in judged], dtype=float)
-    against, for_ = holm(opposes), holm(supports)
+    """Returns the verdict on every claim."""
+    comparisons = [_comparisons(claim, source) for claim in claims]
+    if source.exact:
+        return [
+            Verdict(claim, source.of, _exact_verdict(judged), None, tuple(judged))
+            for claim, judged in zip(claims, comparisons, strict=True)
+        ]
+    # Correct the p-values for and against over all claims, then decide each claim.
+    for_ = holm(np.array([_support_p(judged) for judged in comparisons], dtype=float))
+    against = holm(np.array([_oppose_p(judged) for judged in comparisons], dtype=float))
     verdicts = []
-    for place, (claim, comparisons) in enumerate(judged):
-        if source.exact:
-            each = {comparison.verdict for comparison in comparisons}
-            verdict = CONTRADICTED if CONTRADICTED in each else SUPPORTED if each == {SUPPORTED} else UNDECIDED
-            p = None
-        else:
-            verdict, p = UNDECIDED, float(for_[place])
-            if against[place] < ALPHA:
-                verdict, p = CONTRADICTED, float(against[place])
-            elif for_[place] < ALPHA:
-                verdict = SUPPORTED
-        verdicts.append(
-            Verdict(claim, source.of, verdict, None if p is None or math.isnan(p) else p, tuple(comparisons))
-        )
+    for claim, judged, p_for, p_against in zip(claims, comparisons, for_, against, strict=True):
+        verdict, p = UNDECIDED, float(p_for)
+        if p_against < ALPHA:
+            verdict, p = CONTRADICTED, float(p_against)
+        elif p_for < ALPHA:
+            verdict = SUPPORTED
+        verdicts.append(Verdict(claim, source.of, verdict, None if math.isnan(p) else p, tuple(judged)))
     return verdicts
 
 
+def _exact_verdict(comparisons: list[Comparison]) -> str:
+    """The verdict from numbers without errors."""
+    verdicts = {comparison.verdict for comparison in comparisons}
+    return CONTRADICTED if CONTRADICTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else UNDECIDED
+
+
 def _support_p(comparisons: list[Comparison]) -> float:
-    """All must hold, so the largest p-value counts; NaN where one has no number or points the other way."""
-    values = [c.estimate.p for c in comparisons if c.estimate and c.estimate.p is not None and _towards(c)]
+    """All must hold, so the largest p-value counts; NaN if one has no number or points the other way."""
+    values = [c.estimate.p for c in comparisons if c.estimate and c.estimate.p is not None and _is_as_claimed(c)]
     return max(values) if values and len(values) == len(comparisons) else math.nan
 
 
 def _oppose_p(comparisons: list[Comparison]) -> float:
-    """One that is wrong is enough, so the smallest p-value counts, times their number (Bonferroni)."""
-    values = [c.estimate.p for c in comparisons if c.estimate and c.estimate.p is not None and not _towards(c)]
+    """One wrong comparison is enough, so the smallest p-value counts, times their number (Bonferroni)."""
+    values = [c.estimate.p for c in comparisons if c.estimate and c.estimate.p is not None and not _is_as_claimed(c)]
     return min(1.0, min(values) * len(comparisons)) if values else math.nan
 
 
-def _towards(comparison: Comparison) -> bool:
+def _is_as_claimed(comparison: Comparison) -> bool:
     assert comparison.estimate is not None
     return (comparison.estimate.value > 0) == comparison.greater
 
 
 def _comparisons(claim: Claim, source: Source) -> list[Comparison]:
-    found = []
+    """Every comparison of a claim, judged once for each model that has all of its terms."""
+    judged = []
     for text in claim.holds:
         for parsed in parse(text, claim.name):
             models: list[str] = [""]
             if any(term.model is None for term in parsed.terms):
-                models = _common(source, parsed.terms)
+                models = _common_models(source, parsed.terms)
             if not models:
-                found.append(Comparison(parsed.text, "", UNDECIDED, "missing: no model has all of its terms"))
-            found += [_compare(claim, parsed, model, source) for model in models]
-    return found
+                judged.append(Comparison(parsed.text, "", UNDECIDED, "missing: no model has all of its terms"))
+            judged += [_compare(claim, parsed, model=model, source=source) for model in models]
+    return judged
 
 
-def _common(source: Source, terms: Iterable[Term]) -> list[str]:
-    lists = [source.models(term) for term in terms if term.model is None]
-    return [model for model in lists[0] if all(model in other for other in lists[1:])]
+def _common_models(source: Source, terms: Iterable[Term]) -> list[str]:
+    first, *others = [source.models(term) for term in terms if term.model is None]
+    return [model for model in first if all(model in models for models in others)]
 
 
-def _resolve(source: Source, term: Term, model: str) -> str:
-    wanted = term.model or model
-    if wanted not in ("largest", "smaller"):
-        return wanted
+def _resolve_model(source: Source, term: Term, model: str) -> str:
+    """The name of a term's model, which may be given as `largest` or `smaller`."""
+    name = term.model or model
+    if name not in ("largest", "smaller"):
+        return name
     models = source.models(term)
     if not models:
-        raise Missing("no model has this stage")
-    if wanted == "largest":
+        raise NotMeasured("no model has this stage")
+    if name == "largest":
         return models[-1]
     if len(models) < 2:
-        raise Missing(f"there is one model only, {models[0]}, and none smaller to compare it with")
+        raise NotMeasured(f"{models[0]} is the only model, so no smaller one can be compared with it")
     return models[0]
 
 
-def _compare(claim: Claim, parsed: Parsed, model: str, source: Source) -> Comparison:
+def _compare(claim: Claim, parsed: Parsed, *, model: str, source: Source) -> Comparison:
+    """One comparison, judged for one model; `model` is empty if every term names its own."""
     shown = model
     try:
-        names = {term: _resolve(source, term, model) for term in parsed.terms}
-        shown = model or ", ".join(dict.fromkeys(names.values()))
-        quantities = [source.quantity(term, names[term]) for term in parsed.terms]
-    except Missing as lacking:
-        return Comparison(parsed.text, shown, UNDECIDED, f"missing: {lacking}")
-    shared = [seed for seed in quantities[0].seeds if all(seed in q.seeds for q in quantities)]
+        models = {term: _resolve_model(source, term, model) for term in parsed.terms}
+        shown = model or ", ".join(dict.fromkeys(models.values()))
+        quantities = [source.quantity(term, models[term]) for term in parsed.terms]
+    except NotMeasured as error:
+        return Comparison(parsed.text, shown, UNDECIDED, f"missing: {error}")
+
+    # Pair by seed: keep the seeds that every term has.
+    shared = [seed for seed in quantities[0].seeds if all(seed in quantity.seeds for quantity in quantities)]
     if not shared:
         return Comparison(parsed.text, shown, UNDECIDED, "missing: no seed has all of its terms")
-    quantities = [_only(q, shared) for q in quantities]
+    quantities = [_with_seeds(quantity, shared) for quantity in quantities]
 
-    def statistic(values: list[Floats]) -> Floats:
+    def difference(values: list[Floats]) -> Floats:
         return evaluate(parsed.tree, claim.name, dict(zip(parsed.terms, values, strict=True)))
 
-    by_seed = statistic([q.values for q in quantities])
+    by_seed = difference([quantity.values for quantity in quantities])
     if source.exact:
-        value = float(by_seed[0])
-        verdict = UNDECIDED if value == 0 else SUPPORTED if (value > 0) == parsed.greater else CONTRADICTED
-        return Comparison(
-            parsed.text, shown, verdict, f"difference {value:+.2f}, a single reported number on each side: no interval",
-            parsed.greater, Estimate(value, None, None, None, 1),
-        )  # fmt: skip
-    estimate = hierarchical_bootstrap(quantities, statistic)
-    permutation = permutation_test(by_seed.tolist())
-    needed = seeds_needed(by_seed.tolist())
+        return _exact_comparison(parsed, shown, float(by_seed[0]))
+    return _estimated_comparison(parsed, shown, hierarchical_bootstrap(quantities, difference), by_seed=by_seed)
+
+
+def _exact_comparison(parsed: Parsed, model: str, value: float) -> Comparison:
+    verdict = UNDECIDED if value == 0 else SUPPORTED if (value > 0) == parsed.greater else CONTRADICTED
+    return Comparison(
+        text=parsed.text,
+        model=model,
+        verdict=verdict,
+        evidence=f"difference {value:+.2f}, a single reported number on each side: no interval",
+        greater=parsed.greater,
+        estimate=Estimate(value, None, None, None, 1),
+    )
+
+
+def _estimated_comparison(parsed: Parsed, model: str, estimate: Estimate, *, by_seed: Floats) -> Comparison:
+    """The verdict on a bootstrap's estimate; `by_seed` [seeds] are the differences of each seed."""
     low, high = estimate.low, estimate.high
     assert low is not None
     assert high is not None
-    evidence = f"difference {estimate.value:+.3g} [{low:+.3g}, {high:+.3g}], {_seeds(estimate.n)}"
+    seeds = "1 seed" if estimate.n == 1 else f"{estimate.n} seeds"
+    evidence = f"difference {estimate.value:+.3g} [{low:+.3g}, {high:+.3g}], {seeds}"
     if estimate.n == 1:
-        return Comparison(
-            parsed.text, shown, UNDECIDED,
-            f"{evidence}; the interval is over problems alone, and one seed decides nothing", parsed.greater, estimate,
-        )  # fmt: skip
-    significant = estimate.p is not None and estimate.p < ALPHA
-    right = (estimate.value > 0) == parsed.greater
-    verdict = UNDECIDED if not significant else SUPPORTED if right else CONTRADICTED
-    evidence += f", p = {estimate.p:.3g}, sign-flip p = {permutation:.3g}"
+        evidence += "; the interval is only over problems, and one seed decides nothing"
+        return Comparison(parsed.text, model, UNDECIDED, evidence, parsed.greater, estimate)
+    is_significant = estimate.p is not None and estimate.p < ALPHA
+    is_as_claimed = (estimate.value > 0) == parsed.greater
+    verdict = UNDECIDED if not is_significant else SUPPORTED if is_as_claimed else CONTRADICTED
+    permutation_p, needed = permutation_test(by_seed.tolist()), seeds_needed(by_seed.tolist())
+    evidence += f", p = {estimate.p:.3g}, sign-flip p = {permutation_p:.3g}"
     if verdict == UNDECIDED and needed is not None and needed > estimate.n:
         evidence += f"; a difference like this needs about {needed} seeds (80 % power), {needed - estimate.n} more"
-    return Comparison(parsed.text, shown, verdict, evidence, parsed.greater, estimate, permutation, needed)
+    return Comparison(parsed.text, model, verdict, evidence, parsed.greater, estimate, permutation_p, needed)
 
 
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
-def _only(quantity: Sampled, seeds: Sequence[int]) -> Sampled:
-    keep = [quantity.seeds.index(seed) for seed in seeds]
-    parts = tuple((name, None if m is None else m[keep], errors[keep]) for name, m, errors in quantity.parts)
-    return Sampled(tuple(seeds), quantity.values[keep], parts)
+def _with_seeds(quantity: Sampled, seeds: Sequence[int]) -> Sampled:
+    """The quantity with only these seeds, in this order."""
+    columns = [quantity.seeds.index(seed) for seed in seeds]
+    parts = tuple(
+        (name, None if values is None else values[columns], errors[columns]) for name, values, errors in quantity.parts
+    )
+    return Sampled(tuple(seeds), quantity.values[columns], parts)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:
-    """For CI: 0 where all are supported, 3 where one is contradicted, else 4 (undecided)."""
-    found = {verdict.verdict for verdict in verdicts}
-    return 3 if CONTRADICTED in found else 4 if UNDECIDED in found else 0
+    """Returns the exit code for CI: 0 if all are supported, 3 if one is contradicted, else 4 (undecided)."""
+    kinds = {verdict.verdict for verdict in verdicts}
+    return 3 if CONTRADICTED in kinds else 4 if UNDECIDED in kinds else 0
 
 
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
-    """Three sentences: what the numbers support, contradict and leave undecided."""
-    said = []
+    """Returns three sentences: what the numbers support, contradict and leave undecided."""
+    lines = []
     for verdict, words in ((SUPPORTED, "supports"), (CONTRADICTED, "contradicts"), (UNDECIDED, "leaves undecided")):
-        found = [v.claim.statement.rstrip(".") for v in verdicts if v.verdict == verdict]
-        listing = "; ".join(f"“{statement}”" for statement in found) if found else "none of the claims"
-        said.append(f"It {words} {listing}.")
-    return said
+        statements = [v.claim.statement.rstrip(".") for v in verdicts if v.verdict == verdict]
+        listing = "; ".join(f"“{statement}”" for statement in statements) if statements else "none of the claims"
+        lines.append(f"It {words} {listing}.")
+    return lines

@@ -2,8 +2,8 @@
 
     shaping-dashboard project=shaping entity=me scale=nano
 
-saves three views (pre-training, RL, progress) and one Report, with the tables and claims as W&B tables of a run whose
-id is fixed. `wandb/dashboard.json` in the store remembers what was saved, so a second call updates it.
+saves three views (pre-training, RL, progress) and one Report, with the tables and claims as W&B tables of a run with a
+fixed id. `wandb/dashboard.json` in the store records what was saved, so a second call updates it.
 """
 
 import os
@@ -11,24 +11,25 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from analysis.claim_sources import StudySource
 from analysis.claims import Verdict, judge, read_claims, sentences
+from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
 from analysis.study import Study, read_stored
+from analysis.table_builder import build_tables
 from analysis.table_files import numbers
-from analysis.tables import Table, build_tables
+from analysis.tables import Table
+from pipelines.configuration import TOKEN_STAGES
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json, write_json
 from sweeps.commands.exit_codes import exit_codes
-from sweeps.compose.error_messages import sentence
 from sweeps.store.stage_runs import Store
 
 
 @dataclass
 class Options:
-    """What can be set on the command line."""
+    """The options of the command line."""
 
     project: str = "shaping"
     entity: str | None = None
@@ -37,7 +38,7 @@ class Options:
 
 
 GROUPS = ("objective", "model", "seed")
-"""Configuration keys by which runs are grouped."""
+"""Configuration keys by which W&B groups the runs."""
 
 PANELS: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "pre-training": {
@@ -73,39 +74,44 @@ PANELS: dict[str, dict[str, list[tuple[str, str, str]]]] = {
         ],
     },
 }
-"""View -> section -> (axis, ledger column, title)."""
+"""View -> section -> (axis, ledger column, title).
 
-STAGES = {"pre-training": ("pretrain", "midtrain"), "RL": ("grpo",)}
+A further panel is one entry here; a test in tests/analysis/test_dashboard.py checks that the ledgers have its columns.
+"""
+
+VIEW_STAGES = {"pre-training": TOKEN_STAGES, "RL": ("grpo",)}
+"""View -> the stages whose runs it shows."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the dashboard shows of a study."""
+
+    study: Study
+    tables: list[Table]
+    verdicts: list[Verdict]
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command line. Exit codes: 0, 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nOptions, as key=value: {', '.join(f.name for f in fields(Options))}")
+    if HELP_FLAGS & set(arguments):
+        print(f"{__doc__}\nOptions, as key=value: {', '.join(option.name for option in fields(Options))}")
         return
     with exit_codes("shaping-dashboard"):
-        options = parse(arguments)
+        set_up(arguments)
+        options = parse_options(Options, (argument for argument in arguments if argument != DEBUG_FLAG))
         for name, url in build(options).items():
             Console(highlight=False, soft_wrap=True).print(f"{name}: {url}", markup=False)
 
 
-def parse(arguments: list[str]) -> Options:
-    """The options that `arguments` (key=value) set; raises `UserError` for what is not one."""
-    try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
-    except Exception as error:
-        raise UserError(sentence(error, [f.name for f in fields(Options)])) from error
-    assert isinstance(options, Options)
-    return options
-
-
 def build(options: Options) -> dict[str, str]:
-    """Save or update everything; returns name -> address. Raises `StageFailure` where W&B does not take it."""
+    """Save or update everything; returns name -> URL. Raises `StageFailure` if W&B does not accept it."""
     store = Store.open(options.store)
     study = read_stored(store, options.scale)
     tables = build_tables(study, options.store)
     verdicts = judge(read_claims(), StudySource(study))
+    results = Results(study, tables, verdicts)
     try:
         import wandb
         import wandb_workspaces  # noqa: F401
@@ -117,11 +123,11 @@ def build(options: Options) -> dict[str, str]:
     try:
         entity = options.entity or wandb.Api().default_entity or ""
         saved: dict[str, str] = record.setdefault(f"{entity}/{options.project}/{options.scale}", {})
-        log_tables(options, entity, study, tables, verdicts, store)
+        log_tables(options, entity, results=results, store=store)
         for name, view in views(entity, options, study).items():
             saved[name] = _save_view(view, saved.get(name))
-            write_json(path, record)  # at once: a view that is forgotten would be made a second time
-        saved["report"] = _save_report(entity, options, tables, verdicts, saved.get("report"))
+            write_json(path, record)  # after each view: one that is not recorded would be created a second time
+        saved["report"] = _save_report(entity, options, results=results, url=saved.get("report"))
     except (wandb.Error, OSError, ValueError) as error:
         raise StageFailure(
             f"W&B project {options.project}: it was not saved ({' '.join(str(error).split())})"
@@ -131,14 +137,14 @@ def build(options: Options) -> dict[str, str]:
 
 
 def table_rows(table: Table) -> tuple[list[str], list[Any]]:
-    """A table as W&B takes it: columns, and rows with None where a number is missing."""
+    """Returns a table for W&B: columns, and rows with None for a missing number."""
     frame = numbers(table)
     rows = frame.astype(object).where(frame.notna(), None).values.tolist()
     return [str(name) for name in frame], rows
 
 
 def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[Any]]:
-    """Claims as W&B takes them."""
+    """Returns the claims for W&B: columns and rows."""
     rows = [
         [v.claim.name, v.claim.statement, v.verdict, v.p, "; ".join(c.evidence for c in v.comparisons)]
         for v in verdicts
@@ -146,14 +152,13 @@ def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[Any]]:
     return ["name", "statement", "verdict", "p", "evidence"], rows
 
 
-def log_tables(
-    options: Options, entity: str, study: Study, tables: list[Table], verdicts: list[Verdict], store: Store
-) -> None:
-    """The tables, claims and progress as a run of a fixed id: a second call goes on in the same run."""
+def log_tables(options: Options, entity: str, *, results: Results, store: Store) -> None:
+    """Log the tables, claims and progress as a W&B run with a fixed id: a second call continues the same run."""
     import wandb
 
     (store.root / "wandb").mkdir(exist_ok=True)
-    progress = study.runs["status"].value_counts().to_dict()
+    runs = results.study.runs
+    progress = runs["status"].value_counts().to_dict()
     with wandb.init(
         project=options.project,
         entity=entity,
@@ -164,33 +169,33 @@ def log_tables(
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=30),
     ) as run:
-        for used in _sent_evaluations(store, options):
-            run.use_artifact(used)
+        for artifact in _sent_evaluations(store, options):
+            run.use_artifact(artifact)
         for name, (columns, rows) in {
-            **{f"tables/{table.name}": table_rows(table) for table in tables},
-            "claims": claim_rows(verdicts),
+            **{f"tables/{table.name}": table_rows(table) for table in results.tables},
+            "claims": claim_rows(results.verdicts),
         }.items():
             run.log({name: wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)})
         run.summary.update({f"stage_runs/{status}": int(count) for status, count in progress.items()})
-        run.summary.update({"stage_runs/planned": len(study.runs)})
+        run.summary.update({"stage_runs/planned": len(runs)})
 
 
 def _sent_evaluations(store: Store, options: Options) -> list[str]:
-    """Artifacts of evaluations that `shaping-sweeps sync --artifacts` sent here: what tables are made of."""
+    """The evaluations that `shaping-sweeps sync --artifacts` sent to this project; the tables come from them."""
     path = store.root / "wandb" / "artifacts.json"
     record = read_json(path) if path.exists() else {}
-    listed = {**record.get(f"/{options.project}", {}), **record.get(f"{options.entity or ''}/{options.project}", {})}
-    return [artifact for name, artifact in sorted(listed.items()) if name.startswith("evaluate-")]
+    artifacts = {**record.get(f"/{options.project}", {}), **record.get(f"{options.entity or ''}/{options.project}", {})}
+    return [artifact for name, artifact in sorted(artifacts.items()) if name.startswith("evaluate-")]
 
 
 def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
-    """The Workspace's saved views, not yet saved."""
+    """Returns the views of the Workspace, not saved yet."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    found = {}
+    workspaces = {}
     for name, sections in PANELS.items():
-        found[name] = ws.Workspace(
+        workspaces[name] = ws.Workspace(
             entity=entity,
             project=options.project,
             name=f"Shaping {options.scale}: {name}",
@@ -204,11 +209,11 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
             ],
             settings=ws.WorkspaceSettings(max_runs=100),
             runset_settings=ws.RunsetSettings(
-                filters=[ws.Metric("JobType").isin(list(STAGES[name])), ws.Config("scale") == options.scale],
+                filters=[ws.Metric("JobType").isin(list(VIEW_STAGES[name])), ws.Config("scale") == options.scale],
                 groupby=[ws.Config(key) for key in GROUPS],
             ),
         )
-    found["progress"] = ws.Workspace(
+    workspaces["progress"] = ws.Workspace(
         entity=entity,
         project=options.project,
         name=f"Shaping {options.scale}: progress",
@@ -224,7 +229,7 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
         ],
         runset_settings=ws.RunsetSettings(groupby=[ws.Metric("JobType")]),
     )
-    return found
+    return workspaces
 
 
 def _statuses(study: Study) -> list[str]:
@@ -232,49 +237,50 @@ def _statuses(study: Study) -> list[str]:
 
 
 def _line(axis: str, column: str, title: str) -> Any:
-    """A curve of the ledger: mean over a group, with its range."""
+    """A column of the ledger as a curve: the mean over a group, with its range."""
     import wandb_workspaces.reports.v2 as wr
 
     grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
     return wr.LinePlot(title=title, x=axis, y=[column], title_x=axis, **grouped)
 
 
-def _save_view(view: Any, address: str | None) -> str:
-    """Save a view; where one was saved before, its contents are replaced."""
+def _save_view(view: Any, url: str | None) -> str:
+    """Save a view, or replace the contents of the one at `url`; returns its URL."""
     import wandb_workspaces.workspaces as ws
 
-    if address:
-        old = ws.Workspace.from_url(address)
+    if url:
+        saved = ws.Workspace.from_url(url)
         for name in ("name", "sections", "settings", "runset_settings"):
-            setattr(old, name, getattr(view, name))
-        view = old
+            setattr(saved, name, getattr(view, name))
+        view = saved
     return str(view.save().url)
 
 
-def _save_report(
-    entity: str, options: Options, tables: list[Table], verdicts: list[Verdict], address: str | None
-) -> str:
-    """Save the Report, or update the one at `address`."""
+def _save_report(entity: str, options: Options, *, results: Results, url: str | None) -> str:
+    """Save the Report, or update the one at `url`; returns its URL."""
     import wandb_workspaces.reports.v2 as wr
 
     runset = wr.Runset(entity=entity, project=options.project, name="runs", groupby=["config.objective"])
     blocks: list[Any] = [
         wr.H1("What it shows"),
-        *(wr.P(line) for line in sentences(verdicts)),
+        *(wr.P(line) for line in sentences(results.verdicts)),
         wr.H1("Claims"),
         wr.PanelGrid(runsets=[runset], panels=[wr.WeavePanelSummaryTable(table_name="claims")]),
     ]
     for name, sections in PANELS.items():
         blocks.append(wr.H1(name[0].upper() + name[1:]))
-        panels = [_line(*panel) for own in sections.values() for panel in own]
+        panels = [_line(*panel) for section in sections.values() for panel in section]
         blocks.append(wr.PanelGrid(runsets=[runset], panels=panels))
     blocks.append(wr.H1("Tables"))
-    for table in tables:
+    for table in results.tables:
         panel = wr.WeavePanelSummaryTable(table_name=f"tables/{table.name}")
         blocks += [wr.H2(table.title), wr.P(table.caption), wr.PanelGrid(runsets=[runset], panels=[panel])]
-    title, description = f"Shaping: the {options.scale} study", "Made by shaping-dashboard; a second call updates it."
-    if address:
-        report = wr.Report.from_url(address)
+    title, description = (
+        f"Shaping: the {options.scale} study",
+        "Made by shaping-dashboard; another run updates it.",
+    )
+    if url:
+        report = wr.Report.from_url(url)
         report.title, report.description, report.blocks = title, description, blocks
     else:
         report = wr.Report(project=options.project, entity=entity, title=title, description=description, blocks=blocks)

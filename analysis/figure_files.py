@@ -1,51 +1,53 @@
-"""Charts as files: each as SVG and as PNG, drawn again only where something of it has changed.
+"""Charts as SVG and PNG files, drawn again only if something about them has changed.
 
-A process of its own draws (`analysis.vega_lite`), on a second core, while the rest of the results is made.
+A separate process draws (`analysis.vega_lite`), on a second core, while the other results are made.
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from analysis import vega_lite
-from analysis.figures import CONFIG, Chart
-from analysis.vega_lite import DRAWN_BY, SCHEMA, Spec
-from pipelines.errors import StageFailure
+from analysis.charts import Chart, static_spec
+from analysis.vega_lite import DRAWN_BY, Spec
+from pipelines.errors import StageFailure, UserError
+from pipelines.files import read_json
 
-DRAWN = "drawn.json"
-"""Beside the figures: what each was drawn from and by, and what came of it, as one digest."""
+logger = logging.getLogger("analysis")
 
-Files = tuple[bytes, bytes]
-"""A chart's SVG and PNG."""
+DIGESTS = "drawn.json"
+"""File next to the figures: a digest of each figure's description, of the program that drew it, and of its files."""
+
+Images = tuple[bytes, bytes]
+"""A chart as SVG and PNG."""
 
 
 class Artist:
-    """Draws in a process of its own, one description after the other."""
+    """Draws in a separate process, one description after the other."""
 
     def __init__(self) -> None:
-        command = [
-            sys.executable,
-            "-P",
-            vega_lite.__file__,
-        ]  # -P: its folder has a `statistics.py` that is not Python's own
+        # -P keeps the script's folder off the path: its `statistics.py` would hide Python's.
+        command = [sys.executable, "-P", vega_lite.__file__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self._turns = ThreadPoolExecutor(1)
-        self.process = self._process.pid
+        self._thread = ThreadPoolExecutor(1)
+        self.pid = self._process.pid
 
-    def draw(self, spec: Spec) -> Future[Files]:
-        """The drawing that will come of a description; as a result it raises what drawing it raised, or `StageFailure`
-        where the process is gone."""
-        return self._turns.submit(self._ask, spec)
+    def draw(self, spec: Spec) -> Future[Images]:
+        """Returns the drawing of a description.
 
-    def _ask(self, spec: Spec) -> Files:
+        The future raises what drawing raised, or `StageFailure` if the process has ended.
+        """
+        return self._thread.submit(self._draw, spec)
+
+    def _draw(self, spec: Spec) -> Images:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -57,93 +59,86 @@ class Artist:
             raise StageFailure(f"the process that draws figures ended with status {status}; try again") from error
         if isinstance(answer, Exception):
             raise answer
-        found: Files = answer
-        return found
+        images: Images = answer
+        return images
 
     def close(self) -> None:
-        """End the process; what it has not drawn is not drawn."""
+        """End the process and drop what it has not drawn yet."""
         self._process.kill()
-        self._turns.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
         with contextlib.suppress(BrokenPipeError), self._process:  # closes the pipes and waits
             pass
 
 
-class Drawings:
-    """The figures of a study: begun when the charts are known, written when everything else is.
+class FigureFiles:
+    """The figure files of a study: drawing begins with each chart, and the files are written at the end.
 
-    What `before`, the folder of earlier results, holds of the same description and unchanged since is taken from there:
-    drawing is half of what a small study's results cost. Where it holds nothing, the process that draws starts at once.
+    A figure in `previous`, the folder of earlier results, is reused if its description and files have not changed:
+    drawing is half of the time of a small study's results. Without earlier results the drawing process starts at once.
     """
 
-    def __init__(self, before: Path) -> None:
-        self._before = before
-        self._known = _known(before)
-        self._drawn: dict[str, tuple[Spec, Files | Future[Files]]] = {}
-        if not self._known:
-            self.artist  # noqa: B018  it starts
+    def __init__(self, previous: Path) -> None:
+        self._previous = previous
+        self._digests = _read_digests(previous / DIGESTS)
+        self._images: dict[str, tuple[Spec, Images | Future[Images]]] = {}
+        if not self._digests:
+            self.artist  # noqa: B018  the access starts it
 
     @cached_property
     def artist(self) -> Artist:
-        """What draws here, from when it is first asked for."""
+        """The process that draws, started on first access."""
         return Artist()
 
-    def __enter__(self) -> "Drawings":
+    def __enter__(self) -> "FigureFiles":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if "artist" in vars(self):
             self.artist.close()
 
-    def begin(self, charts: Sequence[Chart]) -> None:
-        """Draw these charts, in the background."""
-        for chart in charts:
-            name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
-            spec = static_spec(chart)
-            files = _taken(self._before, name)
-            if files is not None and self._known.get(name) == _digest(spec, files):
-                self._drawn[name] = spec, files
-            else:
-                self._drawn[name] = spec, self.artist.draw(spec)
+    def begin(self, chart: Chart) -> None:
+        """Draw a chart in the background, unless the previous results have it."""
+        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
+        spec = static_spec(chart)
+        images = _read_images(self._previous, name)
+        if images is not None and self._digests.get(name) == _digest(spec, images):
+            self._images[name] = spec, images
+        else:
+            logger.debug("figure %s is drawn", name)
+            self._images[name] = spec, self.artist.draw(spec)
 
     def write(self, folder: Path) -> None:
-        """Write every chart to `folder` as NAME.svg and NAME.png, and `DRAWN`.
+        """Write every chart to `folder` as NAME.svg and NAME.png, and their digests.
 
-        Raises `OSError` where `folder` cannot be written, and what drawing raised.
+        Raises `OSError` if `folder` cannot be written, and what drawing raised.
         """
         digests = {}
-        for name, (spec, drawn) in self._drawn.items():
-            files = drawn.result() if isinstance(drawn, Future) else drawn
-            (folder / f"{name}.svg").write_bytes(files[0])
-            (folder / f"{name}.png").write_bytes(files[1])
-            digests[name] = _digest(spec, files)
-        (folder / DRAWN).write_text(json.dumps(digests, indent=1) + "\n")
+        for name, (spec, drawn) in self._images.items():
+            images = drawn.result() if isinstance(drawn, Future) else drawn
+            (folder / f"{name}.svg").write_bytes(images[0])
+            (folder / f"{name}.png").write_bytes(images[1])
+            digests[name] = _digest(spec, images)
+        (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
 
 
-def _known(folder: Path) -> dict[str, str]:
+def _read_digests(path: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / DRAWN).read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except (FileNotFoundError, UserError):  # then everything is drawn again
         return {}
-    return found if isinstance(found, dict) else {}
 
 
-def _taken(before: Path, name: str) -> Files | None:
+def _read_images(folder: Path, name: str) -> Images | None:
     try:
-        return (before / f"{name}.svg").read_bytes(), (before / f"{name}.png").read_bytes()
+        return (folder / f"{name}.svg").read_bytes(), (folder / f"{name}.png").read_bytes()
     except OSError:
         return None
 
 
-def _digest(spec: Spec, files: Files) -> str:
-    found = hashlib.sha256(f"{DRAWN_BY} {json.dumps(spec)}".encode())
-    for content in files:
-        found.update(hashlib.sha256(content).digest())
-    return found.hexdigest()
-
-
-def static_spec(chart: Chart) -> Spec:
-    """The panels in a row for a file, on white."""
-    panels = [{"width": 260, "height": 200, **panel} for panel in chart.panels]
-    config = {**CONFIG, "background": "white", "font": "sans-serif"}
-    return {"$schema": SCHEMA, "config": config, "padding": 8, "concat": panels, "columns": 3,
-            "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
+def _digest(spec: Spec, images: Images) -> str:
+    digest = hashlib.sha256(f"{DRAWN_BY} {json.dumps(spec)}".encode())
+    for content in images:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

@@ -1,89 +1,138 @@
-"""A study's measurements gathered once for all tables: one row of numbers over seeds for each place and metric."""
+"""A study's measurements as arrays [quantities, seeds], built once and shared by all tables and claims."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.statistics import Floats
-from analysis.study import Study, checkpoint_step
-
-Key = tuple[str, str, str, int, str, str, str]
-"""model, objective, stage, step, variant, benchmark, metric"""
-
-KEYS = ["model", "objective", "stage", "step", "variant", "benchmark", "metric"]
+from analysis.study import Study, checkpoint_step, rl_starts
 
 
-@dataclass
-class Cells:
-    """Numbers over seeds, by place."""
+class Checkpoint(NamedTuple):
+    """A measured point of training, seeds aside."""
+
+    model: str
+    objective: str
+    stage: str
+    step: int
+
+
+class Quantity(NamedTuple):
+    """What one row of the grid holds: a metric of a benchmark at a checkpoint, seeds aside."""
+
+    model: str
+    objective: str
+    stage: str
+    step: int
+    variant: str
+    benchmark: str
+    metric: str
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where it was measured."""
+        return Checkpoint(*self[:4])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as measured: its group, and its metrics in the order in which they were measured."""
+
+    group: str
+    metrics: list[str]
+
+
+Benchmarks = dict[str, Benchmark]
+"""Benchmark's name -> what was measured of it."""
+
+
+@dataclass(frozen=True)
+class MeasurementGrid:
+    """Values, errors and sources of every quantity, for every seed."""
 
     seeds: list[int]
-    rows: dict[Key, int]
+    """The columns of `values` and `errors`."""
+    rows: dict[Quantity, int]
+    """Quantity -> its row in `values`, `errors` and `stage_runs`."""
     values: Floats
-    """[places, seeds], NaN where a seed was not measured; several measurements of one seed are averaged."""
+    """[quantities, seeds], NaN if a seed was not measured; repeated measurements of one seed are averaged."""
     errors: Floats
-    """[places, seeds] standard errors over items"""
+    """[quantities, seeds] standard errors over items."""
     stage_runs: list[tuple[str, ...]]
-    benchmarks: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = field(default_factory=dict)
-    """(model, stage) -> benchmark -> its group and metrics, variants left out"""
-    evaluations: dict[tuple[str, str, str, int], list[str]] = field(default_factory=dict)
-    """(model, objective, stage, step) -> signatures of its planned evaluations"""
+    """Row -> signatures of the evaluations that measured it."""
+    benchmarks: dict[tuple[str, str], Benchmarks]
+    """(model, stage) -> benchmarks, without those of evaluation variants."""
+    evaluations: dict[Checkpoint, list[str]]
+    """Checkpoint -> signatures of its planned evaluations, without variants."""
 
 
-def gather(study: Study) -> Cells:
-    """The cells of a study."""
+def build_grid(study: Study) -> MeasurementGrid:
+    """Returns the grid of all measurements of a study."""
     frame = study.measurements
     seeds = sorted(frame["seed"].unique().tolist())
-    codes = [pd.factorize(frame[name])[0].astype(np.int64) for name in (*KEYS, "seed")]
-    place = _combined(codes[:-1])
-    cell, first = np.unique(place, return_index=True)
-    number = np.searchsorted(cell, place)
-    column = np.searchsorted(seeds, frame["seed"].to_numpy()) if len(seeds) else np.zeros(0, np.int64)
-    shape = (len(cell), max(1, len(seeds)))
-    flat = number * shape[1] + column
-    count = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)
+
+    # Number the distinct quantities: `row` [measurements], `first` [quantities] is the first measurement of each.
+    codes = [pd.factorize(frame[name])[0].astype(np.int64) for name in (*Quantity._fields, "seed")]
+    identifiers = _combined(codes[:-1])
+    distinct, first = np.unique(identifiers, return_index=True)
+    row = np.searchsorted(distinct, identifiers)
+    keys = zip(*(frame[name].iloc[first].tolist() for name in Quantity._fields), strict=True)
+    rows = {Quantity(*key): number for number, key in enumerate(keys)}
+
+    # Average values and errors into [quantities, seeds]; 0 / 0 is the NaN of what was not measured.
+    column = np.searchsorted(seeds, frame["seed"].to_numpy()) if seeds else np.zeros(0, np.int64)
+    shape = (len(distinct), max(1, len(seeds)))
+    cell = row * shape[1] + column
+    count = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     with np.errstate(invalid="ignore"):
         values, errors = (
-            np.bincount(flat, frame[name].fillna(0).to_numpy(float), minlength=count.size).reshape(shape) / count
+            np.bincount(cell, frame[name].fillna(0).to_numpy(float), minlength=count.size).reshape(shape) / count
             for name in ("value", "stderr")
         )
-    run, names = pd.factorize(frame["stage_run"])
-    pairs = np.sort(number * max(1, len(names)) + run)
-    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-    signatures = np.array(names, dtype=object)[pairs % max(1, len(names))].tolist()
-    ends = np.searchsorted(pairs, np.arange(len(cell) + 1) * len(names)).tolist()
-    keys = zip(*(frame[name].iloc[first].tolist() for name in KEYS), strict=True)
-    rows: dict[Key, int] = {key: row for row, key in enumerate(keys)}
-    return Cells(
-        seeds,
-        rows,
-        values,
-        errors,
-        [tuple(signatures[a:b]) for a, b in pairwise(ends)],
-        _benchmarks(rows, dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True)), first),
-        _evaluations(study),
+    groups = dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True))
+    return MeasurementGrid(
+        seeds=seeds,
+        rows=rows,
+        values=values,
+        errors=errors,
+        stage_runs=_stage_runs(row, len(distinct), frame["stage_run"]),
+        benchmarks=_benchmarks(rows, groups, first),
+        evaluations=_evaluations(study),
     )
 
 
+def _stage_runs(row: NDArray[np.int64], count: int, signatures: "pd.Series[Any]") -> list[tuple[str, ...]]:
+    """For each of `count` rows, the distinct signatures of the measurements with that `row` number."""
+    codes, names = pd.factorize(signatures)
+    size = max(1, len(names))
+    # Sort the (row, signature) pairs as single integers, and drop repeated ones.
+    pairs = np.sort(row * size + codes)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    ordered = np.array(names, dtype=object)[pairs % size].tolist()
+    ends = np.searchsorted(pairs, np.arange(count + 1) * len(names)).tolist()
+    return [tuple(ordered[a:b]) for a, b in pairwise(ends)]
+
+
 def _benchmarks(
-    rows: dict[Key, int], group: dict[str, str], first: Any
-) -> dict[tuple[str, str], dict[str, tuple[str, list[str]]]]:
-    """In the order in which they were measured."""
-    found: dict[tuple[str, str], dict[str, tuple[str, list[str]]]] = defaultdict(dict)
-    for key in sorted(rows, key=lambda key: first[rows[key]]):
-        model, _, stage, _, variant, benchmark, metric = key
-        if variant == "":
-            metrics = found[model, stage].setdefault(benchmark, (group[benchmark], []))[1]
-            if metric not in metrics:
-                metrics.append(metric)
-    return found
+    rows: dict[Quantity, int], groups: dict[str, str], first: NDArray[np.int64]
+) -> dict[tuple[str, str], Benchmarks]:
+    """`MeasurementGrid.benchmarks`, in the order in which they were measured."""
+    benchmarks: dict[tuple[str, str], Benchmarks] = defaultdict(dict)
+    for quantity in sorted(rows, key=lambda quantity: first[rows[quantity]]):
+        if quantity.variant == "":
+            name = quantity.benchmark
+            measured = benchmarks[quantity.model, quantity.stage].setdefault(name, Benchmark(groups[name], []))
+            if quantity.metric not in measured.metrics:
+                measured.metrics.append(quantity.metric)
+    return benchmarks
 
 
-def _combined(codes: list[Any]) -> Any:
+def _combined(codes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """One integer for each combination of codes."""
     total = np.zeros(len(codes[0]), np.int64)
     for code in codes:
@@ -91,18 +140,18 @@ def _combined(codes: list[Any]) -> Any:
     return total
 
 
-def _evaluations(study: Study) -> dict[tuple[str, str, str, int], list[str]]:
-    found: dict[tuple[str, str, str, int], list[str]] = defaultdict(list)
-    runs = study.runs
-    starts = {(run.parent[1], run.checkpoint) for run in study.plan.runs.values() if run.stage == "grpo" and run.parent}
-    own = runs[runs["stage"] == "evaluate"]
+def _evaluations(study: Study) -> dict[Checkpoint, list[str]]:
+    """`MeasurementGrid.evaluations`; those of the model that RL starts from are listed for RL's step 0 too."""
+    evaluations: dict[Checkpoint, list[str]] = defaultdict(list)
+    starts = rl_starts(study.plan)
+    planned = study.runs[study.runs["stage"] == "evaluate"]
     for signature, model, objective, stage, checkpoint in zip(
-        *(own[name].tolist() for name in ("stage_run", "model", "objective", "measures", "checkpoint")), strict=True
+        *(planned[name].tolist() for name in ("stage_run", "model", "objective", "measures", "checkpoint")), strict=True
     ):
-        if study.plan.runs[signature].control:
-            continue  # its numbers are a variant's
-        found[model, objective, stage, checkpoint_step(checkpoint)].append(signature)
-        parent = study.plan.runs[signature].parent
-        if parent and (parent[1], checkpoint) in starts:
-            found[model, objective, "grpo", 0].append(signature)
-    return found
+        run = study.plan.runs[signature]
+        if run.control:
+            continue  # it measures a variant
+        evaluations[Checkpoint(model, objective, stage, checkpoint_step(checkpoint))].append(signature)
+        if run.parent and (run.parent[1], checkpoint) in starts:
+            evaluations[Checkpoint(model, objective, "grpo", 0)].append(signature)
+    return evaluations

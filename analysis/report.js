@@ -8,24 +8,26 @@ const element = (name, text, ...children) => {
   return made;
 };
 
-// Light and dark: the system's choice until the button is used.
+// Light and dark: follows the system until the button is used.
 const root = document.documentElement, theme = document.getElementById("theme");
 const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 const label = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
 theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
 label();
 
-// Figures: drawn when they come near the screen. The interpreter needs no eval, which the policy forbids.
-const nothing = { load: () => Promise.reject(new Error("this page loads nothing")), sanitize: () => Promise.reject(new Error("no links")) };
-const rows = ({ columns, rows: count }) => {  // back from columns; null is a number that is missing
-  const read = Object.entries(columns).map(([name, of]) => [name, of.words ? (i) => of.words[of.at[i]] : (i) => of[i]]);
+// Figures: drawn when they come near the screen. Vega's interpreter (`ast`) needs no eval, which the policy forbids.
+const noLoader = { load: () => Promise.reject(new Error("this page loads nothing")), sanitize: () => Promise.reject(new Error("no links")) };
+// Rows from columns (`charts._by_column`); null is a missing number.
+const rows = ({ columns, rows: count }) => {
+  const readers = Object.entries(columns).map(([name, column]) =>
+    [name, column.words ? (i) => column.words[column.at[i]] : (i) => column[i]]);
   return Array.from({ length: count }, (_, i) =>
-    Object.fromEntries(read.map(([name, at]) => [name, at(i)]).filter(([, value]) => value !== null)));
+    Object.fromEntries(readers.map(([name, read]) => [name, read(i)]).filter(([, value]) => value !== null)));
 };
 const draw = async (panel) => {
-  const held = data.charts[panel.dataset.chart][panel.dataset.panel];
-  const spec = { ...held, data: { values: rows(held.data) } };
-  await vegaEmbed(panel, spec, { actions: false, ast: true, renderer: "svg", loader: nothing });
+  const stored = data.charts[panel.dataset.chart][panel.dataset.panel];
+  const spec = { ...stored, data: { values: rows(stored.data) } };
+  await vegaEmbed(panel, spec, { actions: false, ast: true, renderer: "svg", loader: noLoader });
   panel.dataset.drawn = "";
 };
 const near = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => {
@@ -35,16 +37,16 @@ const near = new IntersectionObserver((entries) => entries.filter((e) => e.isInt
 document.querySelectorAll(".panel").forEach((panel) => near.observe(panel));
 addEventListener("beforeprint", () => document.querySelectorAll(".panel:not([data-drawn])").forEach(draw));
 
-// Sorting: by number where there is one, else by text; empty cells last; a third click restores the order.
+// Sorting: by number if both cells have one, else by text; empty cells last; a third click restores the order.
 const status = document.getElementById("status");
 for (const table of document.querySelectorAll("section.table table")) {
   const body = table.tBodies[0], original = [...body.rows];
   const heads = [...table.querySelectorAll("tr.names th")];
-  heads.forEach((head, place) => head.querySelector("button").addEventListener("click", () => {
+  heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => {
     const next = { ascending: "descending", descending: "none" }[head.getAttribute("aria-sort")] ?? "ascending";
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     if (next !== "none") head.setAttribute("aria-sort", next);
-    const key = (row) => row.cells[place].dataset.v ?? "";
+    const key = (row) => row.cells[index].dataset.v ?? "";
     const compare = (a, b) => {
       const [x, y] = [key(a), key(b)];
       if (x === "" || y === "") return (x === "") - (y === "");
@@ -58,29 +60,31 @@ for (const table of document.querySelectorAll("section.table table")) {
 
 // Filters: tables by model, rows and tables by objective, columns by benchmark.
 const chosen = { model: "", objective: "", benchmark: "" };
-const applies = (wanted, own) => wanted === "" || own === "" || wanted === own;
+const applies = (wanted, value) => wanted === "" || value === "" || wanted === value;  // "" is all, or about none
 const filter = () => {
   let shown = 0;
   for (const section of document.querySelectorAll("section.table")) {
-    const own = section.dataset.objectives.split("\n");
+    const objectives = JSON.parse(section.dataset.objectives);
     section.hidden = !applies(chosen.model, section.dataset.model) ||
-      (chosen.objective !== "" && own[0] !== "" && !own.includes(chosen.objective));
+      (chosen.objective !== "" && objectives.length > 0 && !objectives.includes(chosen.objective));
     shown += !section.hidden;
     if (section.hidden) continue;
     const heads = [...section.querySelectorAll("tr.names th")];
     const visible = heads.map((head) => applies(chosen.benchmark, head.dataset.benchmark ?? ""));
-    heads.forEach((head, place) => { head.hidden = !visible[place]; });
+    heads.forEach((head, index) => { head.hidden = !visible[index]; });
     for (const row of section.querySelector("tbody").rows) {
-      row.hidden = own[0] !== "" && !applies(chosen.objective, row.dataset.objective) && !row.dataset.objective.startsWith("ce, ");
-      [...row.cells].forEach((cell, place) => { cell.hidden = !visible[place]; });
+      const isControl = "control" in row.dataset;  // a control's row belongs to the table's one setting
+      row.hidden = objectives.length > 0 && !isControl && !applies(chosen.objective, row.dataset.objective);
+      [...row.cells].forEach((cell, index) => { cell.hidden = !visible[index]; });
     }
-    let place = 0;
+    // A group's heading spans those of its columns that are visible.
+    let first = 0;
     for (const cell of section.querySelector("tr.groups")?.cells ?? []) {
       const width = Number(cell.dataset.width ??= cell.colSpan);
-      const left = visible.slice(place, place + width).filter(Boolean).length;
-      place += width;
-      cell.hidden = left === 0;
-      if (left) cell.colSpan = left;
+      const count = visible.slice(first, first + width).filter(Boolean).length;
+      first += width;
+      cell.hidden = count === 0;
+      if (count) cell.colSpan = count;
     }
   }
   status.textContent = `${shown} tables shown.`;
@@ -113,15 +117,15 @@ const show = (indices) => {
   dialog.showModal();
 };
 const follow = () => {
-  const found = location.hash.match(/^#run=([\d,]+)$/);
-  if (found) show(found[1].split(",").map(Number).filter((index) => index < data.runs.length));
+  const link = location.hash.match(/^#run=([\d,]+)$/);
+  if (link) show(link[1].split(",").map(Number).filter((index) => index < data.runs.length));
 };
 addEventListener("hashchange", follow);
 dialog.addEventListener("close", () => { if (location.hash.startsWith("#run=")) history.replaceState(null, "", location.pathname); });
 document.getElementById("close").addEventListener("click", () => dialog.close());
 follow();
 
-// Finding a stage run.
+// Search for a stage run.
 const find = document.getElementById("find"), found = document.getElementById("found");
 const search = () => {
   const wanted = find.value.trim().toLowerCase();

@@ -1,34 +1,42 @@
 """One self-contained page: what was run and what it shows, claims, figures, tables, samples, lineage of every number.
 
-The page loads nothing: its content security policy names the hashes of its own two scripts and forbids all else, so
-text that came from a model or a ledger cannot run even if it should slip past the template's escaping.
+The page loads nothing: its content security policy lists the hashes of its two scripts and forbids everything else.
+Text from a model or a ledger could therefore not run even if it got past the template's escaping.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
+from analysis.charts import Chart, page_specs, setting_order
 from analysis.claims import Verdict, sentences
-from analysis.extra_figures import Beyond
-from analysis.figures import Chart, objectives, page_specs
+from analysis.figures import Figures
 from analysis.paper_tables import benchmark_order
 from analysis.reference import reference
 from analysis.study import Study, read_samples
+from analysis.table_files import index_text
 from analysis.tables import Entry, Table, show
-from analysis.vega_lite import page_script
+from analysis.vega_lite import DRAWN_BY, browser_script
+from pipelines.files import replacing
+from sweeps.plan.names import cell_of
 
 SHOWN_QUESTIONS = 3
 SHOWN_OBJECTIVES = 6
+SAMPLES_READ = 128
+"""Samples read per shown question, to find that many questions."""
 DATA_ROWS = 400
-"""Rows of a figure's own table at most."""
+"""Most rows of a figure's table of numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +45,27 @@ class Content:
 
     study: Study
     tables: list[Table]
-    charts: list[Chart]
-    beyond: Beyond
+    figures: Figures
     verdicts: list[Verdict]
     paper_verdicts: list[Verdict]
     title: str
     command: str
-    """What fills the gaps."""
+    """Computes the missing numbers."""
     facts: Mapping[str, str]
+    """Name -> value, at the top of the page."""
 
 
 def render(content: Content) -> str:
-    """The report as HTML."""
+    """Returns the report as HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("report.html.j2"))
-    study = content.study
-    numbers = {signature: place for place, signature in enumerate(study.specs)}
-    charts = [*content.charts, *content.beyond.charts]
-    data = {"charts": {chart.name: page_specs(chart) for chart in charts}, **_lineage(study, numbers)}
-    # What is embedded may hold any text: escaped so that no "</script>" or "<!--" can end the element it stands in.
+    study, charts = content.study, content.figures.charts
+    # Stage runs are referred to by their index in the embedded list.
+    indices = {signature: index for index, signature in enumerate(study.specs)}
+    data = {"charts": {chart.name: page_specs(chart) for chart in charts}, **_lineage(study, indices)}
+    # The data may contain any text: "<" is escaped, so that no "</script>" or "<!--" ends the element it is in.
     island = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    scripts = [page_script().replace("</script", "<\\/script"), _asset("report.js")]
+    scripts = [_vega_script().replace("</script", "<\\/script"), _asset("report.js")]
     missing = study.runs[study.runs["status"] != "done"]
     return template.render(
         title=content.title,
@@ -65,9 +73,9 @@ def render(content: Content) -> str:
         sentences=sentences(content.verdicts),
         claims=_claims(content),
         charts=[_chart(chart) for chart in charts],
-        undrawn=content.beyond.missing,
-        tables=[_table(table, numbers) for table in content.tables],
-        filters=_filters(content),
+        undrawn=content.figures.missing,
+        tables=[_table(table, indices) for table in content.tables],
+        filters=_filters(content.tables),
         samples=_samples(study),
         missing=[f"{s}/{r}" for s, r in zip(missing["stage"], missing["stage_run"], strict=True)],
         planned=len(study.runs),
@@ -77,16 +85,7 @@ def render(content: Content) -> str:
         style=_asset("report.css"),
         scripts=scripts,
         island=island,
-        policy="; ".join(
-            [
-                "default-src 'none'",
-                f"script-src {' '.join(map(_hash, scripts))}",
-                "style-src 'unsafe-inline'",
-                "img-src data:",
-                "base-uri 'none'",
-                "form-action 'none'",
-            ]
-        ),
+        policy=_policy(scripts),
     )
 
 
@@ -94,8 +93,33 @@ def _asset(name: str) -> str:
     return files("analysis").joinpath(name).read_text()
 
 
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def _vega_script() -> str:
+    """The script that draws Vega-Lite in a page, cached in the user's cache folder since making it takes seconds."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
+    path = folder / f"vega-embed-{DRAWN_BY.replace(' ', '-')}.js"
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    script = browser_script()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path, durable=False) as temporary:
+            temporary.write_text(script)
+    return script
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The content security policy: only these scripts run, and nothing is loaded."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    return "; ".join(
+        [
+            "default-src 'none'",
+            "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests),
+            "style-src 'unsafe-inline'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
 
 
 def _claims(content: Content) -> list[dict[str, Any]]:
@@ -104,42 +128,43 @@ def _claims(content: Content) -> list[dict[str, Any]]:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
+    """A chart for the template, with the table of its numbers."""
     data = chart.data.head(DATA_ROWS)
-    rows = [["" if _blank(v) else f"{v:.5g}" if isinstance(v, float) else str(v) for v in row]
-            for row in data.itertuples(index=False)]  # fmt: skip
-    return {"chart": chart, "panels": len(chart.panels), "columns": list(map(str, data.columns)), "rows": rows,
-            "left_out": len(chart.data) - len(data)}  # fmt: skip
+    return {
+        "chart": chart,
+        "panels": len(chart.panels),
+        "columns": list(map(str, data.columns)),
+        "rows": [[_data_text(value) for value in row] for row in data.itertuples(index=False)],
+        "left_out": len(chart.data) - len(data),
+    }
 
 
-def _blank(value: Any) -> bool:
-    return value is None or (not isinstance(value, str) and bool(pd.isna(value)))
+def _data_text(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and bool(pd.isna(value))):
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _table(table: Table, numbers: Mapping[str, int]) -> dict[str, Any]:
-    """What the template needs of a table: header groups, columns with their benchmark, rows of cells."""
+def _table(table: Table, indices: Mapping[str, int]) -> dict[str, Any]:
+    """A table for the template: column groups, columns with their benchmark, rows of cells."""
     usual = table.usual_n
-    groups: list[list[Any]] = []
-    for group, _ in table.columns:
-        if groups and groups[-1][0] == group:
-            groups[-1][1] += 1
-        else:
-            groups.append([group, 1])
-    index = [key if isinstance(key, tuple) else (key,) for key in table.cells.index]
+    rows = []
+    previous: Any = None
+    for key, cells in table.rows:
+        rows.append(
+            {
+                "index": [(part, index_text(part)) for part in key],
+                "objective": str(key[0]),
+                "is_repeated": len(key) > 1 and key[0] == previous,
+                "is_control": any(isinstance(cell, Entry) and cell.variant for cell in cells),
+                "cells": [_cell(cell, usual, indices) for cell in cells],
+            }
+        )
+        previous = key[0]
     return {
         "table": table,
-        "file": table.name,
-        "index_names": list(map(str, table.cells.index.names)),
-        "groups": groups,
         "columns": [{"name": name, "benchmark": _benchmark(group, name, table.stage)} for group, name in table.columns],
-        "rows": [
-            {
-                "index": [(part, f"{part:,}" if isinstance(part, int) else str(part)) for part in key],
-                "objective": str(key[0]),
-                "again": place > 0 and len(key) > 1 and key[0] == index[place - 1][0],
-                "cells": [_cell(cell, usual, numbers) for cell in row],
-            }
-            for place, (key, row) in enumerate(zip(index, table.cells.to_numpy(), strict=True))
-        ],
+        "rows": rows,
     }
 
 
@@ -150,39 +175,43 @@ def _benchmark(group: str, name: str, stage: str | None) -> str:
     return "" if group in ("", "text") or group.startswith(("paper", "ours")) else name.rsplit(" ", 1)[0]
 
 
-def _cell(cell: Any, usual: int, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _cell(cell: Any, usual: int, indices: Mapping[str, int]) -> dict[str, Any]:
+    """A cell for the template: its text, the value to sort by, its stage runs, and a note for the pointer."""
     if not isinstance(cell, Entry):
         return {"text": str(cell), "value": cell if _is_number(cell) else "", "runs": "", "best": False, "note": ""}
-    runs = ",".join(str(numbers[signature]) for signature in cell.stage_runs)
+    waits_for = ", ".join(cell.waits_for[:4])
     note = ""
     if cell.value is None:
-        note = (
-            f"waits for {', '.join(cell.lacks[:4])}" if cell.lacks else "not measured by the evaluations that were run"
-        )
-    elif cell.lacks:
-        note = f"n = {cell.n}; more seeds wait for {', '.join(cell.lacks[:4])}"
+        note = f"waits for {waits_for}" if waits_for else "not measured by the evaluations that were run"
+    elif waits_for:
+        note = f"n = {cell.n}; more seeds wait for {waits_for}"
     elif cell.n != usual:
         note = f"n = {cell.n}"
-    value = "" if cell.value is None else f"{cell.value:.6g}"
-    return {"text": show(cell, usual), "value": value, "runs": runs, "best": cell.best, "note": note}
+    return {
+        "text": show(cell, usual),
+        "value": "" if cell.value is None else f"{cell.value:.6g}",
+        "runs": ",".join(str(indices[signature]) for signature in cell.stage_runs),
+        "best": cell.best,
+        "note": note,
+    }
 
 
 def _is_number(text: Any) -> bool:
     return str(text).replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
-def _filters(content: Content) -> dict[str, list[str]]:
-    tables = content.tables
-    names = {_benchmark(g, n, t.stage) for t in tables for g, n in t.columns if t.stage} - {""}
+def _filters(tables: Sequence[Table]) -> dict[str, list[str]]:
+    """What the tables can be filtered by -> the choices."""
+    benchmarks = {_benchmark(group, name, t.stage) for t in tables if t.stage for group, name in t.columns} - {""}
     return {
         "model": list(dict.fromkeys(t.model for t in tables if t.model)),
-        "objective": objectives({name for t in tables for name in t.objectives}),
-        "benchmark": benchmark_order(sorted(names), "pretrain"),
+        "objective": setting_order(name for t in tables for name in t.objectives),
+        "benchmark": benchmark_order(sorted(benchmarks), "pretrain"),
     }
 
 
-def _lineage(study: Study, numbers: Mapping[str, int]) -> dict[str, Any]:
-    """Every stage run with its parent and configuration; parts of configurations that are alike stand there once."""
+def _lineage(study: Study, indices: Mapping[str, int]) -> dict[str, Any]:
+    """Every stage run with its parent and configuration; equal parts of configurations are stored once."""
     parts: dict[str, int] = {}
     runs = []
     status = study.status
@@ -190,17 +219,16 @@ def _lineage(study: Study, numbers: Mapping[str, int]) -> dict[str, Any]:
         shown = dict(spec["config"])
         if spec.get("environment"):
             shown["environment"] = spec["environment"]
-        refs = {name: parts.setdefault(json.dumps(part, indent=1), len(parts)) for name, part in shown.items()}
-        labels = spec["labels"]
+        references = {name: parts.setdefault(json.dumps(part, indent=1), len(parts)) for name, part in shown.items()}
         runs.append(
             [
                 spec["stage"],
                 signature,
-                numbers.get(spec["parent"]["signature"], -1) if spec["parent"] else -1,
-                f"{labels['model']}/{labels['objective']}/seed{labels['seed']}",
+                indices.get(spec["parent"]["signature"], -1) if spec["parent"] else -1,
+                cell_of(spec["labels"]),
                 spec["checkpoint"],
                 status[signature],
-                refs,
+                references,
             ]
         )
     return {"runs": runs, "parts": list(parts)}
@@ -214,34 +242,37 @@ def _samples(study: Study) -> list[dict[str, Any]]:
     rows = rows[(rows["stage"] == "grpo") & (rows["variant"] == "") & (rows["group"] == "math")]
     shown = []
     for model in study.runs["model"].unique():
-        own = rows[rows["model"] == model]
-        if own.empty:
+        of_model = rows[rows["model"] == model]
+        if of_model.empty:
             continue
-        own = own[(own["seed"] == own["seed"].min())]
-        settings = objectives(own["objective"].unique())[:SHOWN_OBJECTIVES]
+        seed = of_model["seed"].min()
+        of_seed = of_model[of_model["seed"] == seed]
+        step = of_seed["step"].max()
+        last = of_seed[of_seed["step"] == step]
+        settings = setting_order(of_seed["objective"].unique())[:SHOWN_OBJECTIVES]
+        # benchmark -> question -> setting -> its answer
         answers: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-        step = own["step"].max()
-        for name in settings:
-            part = own[(own["objective"] == name) & (own["step"] == step)]
-            for benchmark in part["benchmark"].unique():
-                run = part.loc[part["benchmark"] == benchmark, "stage_run"].iloc[0]
+        for setting in settings:
+            of_setting = last[last["objective"] == setting].drop_duplicates("benchmark")
+            for benchmark, run in zip(of_setting["benchmark"], of_setting["stage_run"], strict=True):
                 questions = answers.setdefault(str(benchmark), {})
-                for row in _first_answers(study, run, str(benchmark)):
-                    questions.setdefault(str(row["question"]), {})[name] = row
+                for answer in _first_answers(study, run, str(benchmark)):
+                    questions.setdefault(str(answer["question"]), {})[setting] = answer
         for benchmark, questions in answers.items():
             if questions:
-                title = f"{benchmark}, {model}, RL step {step}, seed {own['seed'].iloc[0]}"
+                title = f"{benchmark}, {model}, RL step {step}, seed {seed}"
                 chosen = list(questions.items())[:SHOWN_QUESTIONS]
                 shown.append({"title": title, "settings": settings, "questions": chosen})
     return shown
 
 
 def _first_answers(study: Study, stage_run: str, benchmark: str) -> Sequence[dict[str, Any]]:
+    """The first answer to each of the first questions."""
     assert study.store is not None
-    found: dict[str, dict[str, Any]] = {}
-    for row in read_samples(study.store, stage_run, benchmark, SHOWN_QUESTIONS * 128):
-        if row["question"] not in found:
-            if len(found) == SHOWN_QUESTIONS:
+    answers: dict[str, dict[str, Any]] = {}
+    for row in read_samples(study.store, stage_run, benchmark, limit=SHOWN_QUESTIONS * SAMPLES_READ):
+        if row["question"] not in answers:
+            if len(answers) == SHOWN_QUESTIONS:
                 break
-            found[row["question"]] = row
-    return list(found.values())
+            answers[row["question"]] = row
+    return list(answers.values())

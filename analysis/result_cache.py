@@ -1,12 +1,12 @@
-"""Every finished stage run of a store, read once: what has been read before is kept in one file of the store's cache.
+"""Every finished stage run of a store and its measurements, cached so that each result file is read only once.
 
-A stage run's `result.json` is written last and never changes, so its size and time of writing say whether it was read
-already. The file is a reading aid: deleting it costs one slower reading, and a store that cannot be written to is
+A stage run's `result.json` is written last and never changes, so its size and modification time identify what was read.
+The cache is one Arrow file in the store. Deleting it costs one slower read, and a store that cannot be written to is
 read in full every time.
 """
 
 import contextlib
-import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,77 +20,117 @@ import pyarrow.ipc
 
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
+from pipelines.files import read_json, replacing
 from sweeps.store.stage_runs import FORMAT, Store
 
-LAYOUT = 1
-"""Version of the cache file; another one is ignored and written anew."""
+logger = logging.getLogger("analysis")
 
-TEXT = ("benchmark", "group", "metric", "variant")
-NUMBERS = ("value", "stderr", "n")
-SPEC = ("stage", "signature", "version", "config", "parent", "checkpoint", "labels")
-"""What is read of a `spec.json`."""
-READ_AT_ONCE = 1000
+CACHE_VERSION = 1
+"""Version of the cache file; a file of another version is ignored and replaced."""
+
+TEXT_COLUMNS = ("benchmark", "group", "metric", "variant")
+NUMBER_COLUMNS = ("value", "stderr", "n")
+SPEC_KEYS = ("stage", "signature", "version", "config", "parent", "checkpoint", "labels")
+"""Keys that every `spec.json` must have."""
+BATCH = 1000
+"""Stage runs whose JSON is in memory at the same time."""
+
+Key = tuple[str, str]
+"""(stage, signature)"""
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds of a `result.json`."""
 
 
 @dataclass
-class Finished:
-    """One finished stage run as its `spec.json` and `result.json` tell it, less its measurements."""
+class FinishedRun:
+    """One finished stage run: its `spec.json` and `result.json` without the measurements."""
 
     stage: str
     signature: str
-    stamp: tuple[int, int]
-    """Size and time of writing (ns) of `result.json`."""
+    stamp: Stamp
     spec: dict[str, Any]
     seconds: float | None
     metrics: dict[str, Any]
 
 
 @dataclass
-class Readings:
-    """The finished stage runs of a store and all their measurements."""
+class StoredResults:
+    """The finished stage runs of a store by signature, and all their measurements."""
 
-    runs: dict[str, Finished] = field(default_factory=dict)
-    table: pa.Table = field(default_factory=lambda: _empty())
-    """Columns `signature`, `TEXT` (dictionary-encoded) and `NUMBERS`: one row a measurement."""
-
-
-def _empty() -> pa.Table:
-    return _table({name: [] for name in ("signature", *TEXT, *NUMBERS)})
+    runs: dict[str, FinishedRun] = field(default_factory=dict)
+    table: pa.Table = field(default_factory=lambda: _arrow_table(_empty_columns()))
+    """One row per measurement: `signature` and `TEXT_COLUMNS` (dictionary-encoded), then `NUMBER_COLUMNS`."""
 
 
-def _table(columns: dict[str, list[Any]]) -> pa.Table:
+def read_results(store: Store) -> StoredResults:
+    """Returns all finished stage runs of `store`.
+
+    Raises `UserError` with the path of a file that is corrupt or was written by a newer version.
+    """
+    cached = _load_cache(store)
+    stamps = dict(_stamps(store))
+
+    # Compare the cache with the store: new or changed results are read, removed ones are dropped.
+    new = [key for key, stamp in stamps.items() if _cached_stamp(cached, key) != stamp]
+    removed = [signature for signature, run in cached.runs.items() if (run.stage, signature) not in stamps]
+    logger.debug("%s: %d finished stage runs, %d of them not yet cached", store.root, len(stamps), len(new))
+    if not new and not removed:
+        return cached
+    stale = {signature for _, signature in new}.union(removed)
+    runs = {signature: run for signature, run in cached.runs.items() if signature not in stale}
+    tables = [_without(cached.table, stale)]
+
+    # Read in batches, so that the JSON of a large store is never in memory at once.
+    for start in range(0, len(new), BATCH):
+        tables.append(_read_batch(store, {key: stamps[key] for key in new[start : start + BATCH]}, runs))
+
+    # Sort the runs, so that the same store gives the same results in whatever order it was filled.
+    ordered = dict(sorted(runs.items(), key=lambda item: (item[1].stage, item[0])))
+    results = StoredResults(ordered, pa.concat_tables(tables).unify_dictionaries().combine_chunks())
+    _save_cache(store, results)
+    return results
+
+
+def read_record(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the JSON object of a store's file.
+
+    Raises `UserError` if the file is corrupt, lacks one of `keys`, or was written by a version with another format.
+    """
+    fix = f"delete the folder {path.parent} and run the sweep again"
+    try:
+        content = read_json(path, fix=fix)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing; {fix}") from error
+    # Check the format first: a file of another version may lack keys for a good reason.
+    if content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path}: its format is {content['format']!r} and this version reads {FORMAT}; "
+            "use the version of shaping that wrote it, or another store"
+        )
+    if missing := [key for key in keys if key not in content]:
+        raise UserError(f"{path}: it has no {missing[0]!r}; {fix}")
+    return content
+
+
+def _empty_columns() -> dict[str, list[Any]]:
+    return {name: [] for name in ("signature", *TEXT_COLUMNS, *NUMBER_COLUMNS)}
+
+
+def _arrow_table(columns: dict[str, list[Any]]) -> pa.Table:
     arrays: dict[str, Any] = {
-        name: pa.array(columns[name], pa.string()).dictionary_encode() for name in ("signature", *TEXT)
+        name: pa.array(columns[name], pa.string()).dictionary_encode() for name in ("signature", *TEXT_COLUMNS)
     }
-    arrays |= {name: pa.array(columns[name], pa.float64()) for name in NUMBERS}
+    arrays |= {name: pa.array(columns[name], pa.float64()) for name in NUMBER_COLUMNS}
     return pa.table(arrays)
 
 
-def read_store(store: Store) -> Readings:
-    """All finished stage runs of `store`; raises `UserError` naming a file that is corrupt or of a newer format."""
-    known = _load(store)
-    stamps = dict(_stamps(store))
-    fresh = [place for place, stamp in stamps.items() if _stamp(known.runs.get(place[1])) != stamp]
-    gone = [signature for signature, run in known.runs.items() if (run.stage, signature) not in stamps]
-    if not fresh and not gone:
-        return known
-    stale = {signature for _, signature in fresh}.union(gone)
-    runs = {signature: run for signature, run in known.runs.items() if signature not in stale}
-    tables = [_without(known.table, stale)]
-    for start in range(0, len(fresh), READ_AT_ONCE):  # parts, so that a large store's JSON is never all in memory
-        part = {place: stamps[place] for place in fresh[start : start + READ_AT_ONCE]}
-        tables.append(_read(store, part, runs))
-    ordered = dict(sorted(runs.items(), key=lambda item: (item[1].stage, item[0])))
-    readings = Readings(ordered, pa.concat_tables(tables).unify_dictionaries().combine_chunks())
-    _save(store, readings)
-    return readings
-
-
-def _stamp(run: Finished | None) -> tuple[int, int] | None:
+def _cached_stamp(cached: StoredResults, key: Key) -> Stamp | None:
+    run = cached.runs.get(key[1])
     return run.stamp if run else None
 
 
 def _without(table: pa.Table, signatures: Iterable[str]) -> pa.Table:
+    """The rows of `table` that belong to none of `signatures`."""
     if not len(table):
         return table
     column = table["signature"].combine_chunks()
@@ -98,8 +138,8 @@ def _without(table: pa.Table, signatures: Iterable[str]) -> pa.Table:
     return table.filter(pa.array(~dropped[column.indices.to_numpy()]))
 
 
-def _stamps(store: Store) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
-    """(stage, signature) and stamp of every folder with a result."""
+def _stamps(store: Store) -> Iterator[tuple[Key, Stamp]]:
+    """The key and stamp of every folder that has a result."""
     for stage in STAGES:
         folder = store.root / stage
         try:
@@ -108,95 +148,77 @@ def _stamps(store: Store) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
             continue
         for name in names:
             try:
-                found = os.stat(f"{folder}/{name}/result.json")
+                file = os.stat(f"{folder}/{name}/result.json")
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            yield (stage, name), (found.st_size, found.st_mtime_ns)
+            yield (stage, name), (file.st_size, file.st_mtime_ns)
 
 
-def _read(store: Store, stamps: dict[tuple[str, str], tuple[int, int]], runs: dict[str, Finished]) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in ("signature", *TEXT, *NUMBERS)}
+def _read_batch(store: Store, stamps: dict[Key, Stamp], runs: dict[str, FinishedRun]) -> pa.Table:
+    """Adds the stage runs of `stamps` to `runs` and returns their measurements."""
+    columns = _empty_columns()
     for (stage, signature), stamp in stamps.items():
         folder = store.root / stage / signature
-        result = read_object(folder / "result.json")
-        spec = read_object(folder / "spec.json", SPEC)
-        runs[signature] = Finished(stage, signature, stamp, spec, result.get("seconds"), result.get("metrics") or {})
+        result = read_record(folder / "result.json")
+        spec = read_record(folder / "spec.json", SPEC_KEYS)
+        runs[signature] = FinishedRun(stage, signature, stamp, spec, result.get("seconds"), result.get("metrics") or {})
         for row in result.get("measurements") or []:
             columns["signature"].append(signature)
-            for name in TEXT:
+            for name in TEXT_COLUMNS:
                 columns[name].append(row.get(name) or "")
-            for name in NUMBERS:
+            for name in NUMBER_COLUMNS:
                 columns[name].append(row.get(name))
-    return _table(columns)
+    return _arrow_table(columns)
 
 
-def read_object(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON object in `path`; raises `UserError` where it is none, lacks one of `keys`, or is of a format that this
-    version cannot read."""
-    try:
-        text = path.read_bytes()
-        try:
-            content = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            content = json.loads(text)  # slower, and takes the NaN of a metric that nothing was there to measure
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: it is not readable JSON ({error}); delete the folder {path.parent} and run the sweep again"
-        ) from error
-    if content.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{path}: its format is {content['format']!r} and this version reads {FORMAT}; "
-            "use the version of shaping that wrote it, or another store"
-        )
-    if lacking := [key for key in keys if key not in content]:
-        raise UserError(f"{path}: it has no {lacking[0]!r}; delete the folder {path.parent} and run the sweep again")
-    return content
-
-
-def _place(store: Store) -> Path:
+def _cache_path(store: Store) -> Path:
     return store.root / "cache" / "readings.arrow"
 
 
-def _load(store: Store) -> Readings:
-    """What the cache file holds; nothing where it is missing, damaged or of another layout."""
+def _load_cache(store: Store) -> StoredResults:
+    """The cached results; empty if the cache is missing, damaged or of another version."""
     try:
-        with pa.memory_map(str(_place(store))) as source:
+        with pa.memory_map(str(_cache_path(store))) as source:
             table = pa.ipc.open_file(source).read_all()
         head = orjson.loads(table.schema.metadata[b"runs"])
-        if head["layout"] != LAYOUT:
-            return Readings()
+        if head["layout"] != CACHE_VERSION:
+            return StoredResults()
+        # Configurations refer to shared parts by number (see `_save_cache`); put the parts back in.
         parts, runs = head["parts"], {}
-        for stage, signature, (size, written), spec, config, environment, seconds, metrics in head["runs"]:
+        for stage, signature, (size, modified), spec, config, environment, seconds, metrics in head["runs"]:
             spec["config"] = {name: parts[number] for name, number in config.items()}
             if environment is not None:
                 spec["environment"] = parts[environment]
-            runs[signature] = Finished(stage, signature, (size, written), spec, seconds, metrics)
+            runs[signature] = FinishedRun(stage, signature, (size, modified), spec, seconds, metrics)
     except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError):
-        return Readings()
-    return Readings(runs, table.replace_schema_metadata(None))
+        return StoredResults()
+    return StoredResults(runs, table.replace_schema_metadata(None))
 
 
-def _save(store: Store, readings: Readings) -> None:
-    """Configurations repeat from run to run, so each different part of them is kept once."""
+def _save_cache(store: Store, results: StoredResults) -> None:
+    """Write the cache file, if the store can be written to.
+
+    Parts of configurations repeat from run to run, so each distinct part is stored once and referred to by number.
+    """
     parts: dict[bytes, int] = {}
 
     def number(part: Any) -> int:
         return parts.setdefault(orjson.dumps(part), len(parts))
 
     rows = []
-    for run in readings.runs.values():
-        rest = {name: value for name, value in run.spec.items() if name not in ("config", "environment")}
+    for run in results.runs.values():
+        spec = {name: value for name, value in run.spec.items() if name not in ("config", "environment")}
         config = {name: number(part) for name, part in run.spec["config"].items()}
         environment = number(run.spec["environment"]) if "environment" in run.spec else None
-        rows.append([run.stage, run.signature, run.stamp, rest, config, environment, run.seconds, run.metrics])
-    head = orjson.dumps({"layout": LAYOUT, "parts": [orjson.Fragment(part) for part in parts], "runs": rows})
-    table = readings.table.replace_schema_metadata({b"runs": head})
-    path = _place(store)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+        rows.append([run.stage, run.signature, run.stamp, spec, config, environment, run.seconds, run.metrics])
+    head = orjson.dumps({"layout": CACHE_VERSION, "parts": [orjson.Fragment(part) for part in parts], "runs": rows})
+    table = results.table.replace_schema_metadata({b"runs": head})
+    path = _cache_path(store)
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        with (
+            replacing(path, durable=False) as temporary,
+            pa.OSFile(str(temporary), "wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
             writer.write_table(table)
-        beside.rename(path)

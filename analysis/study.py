@@ -1,6 +1,6 @@
-"""What a sweep planned and what its store holds, as tidy, typed pandas frames.
+"""A study: what a sweep planned and what its store holds, as typed pandas frames.
 
-analysis.load("store")       every measurement of a store, one row each; `COLUMNS` says what each column is
+analysis.load("store")       every measurement of a store, one row each; `COLUMNS` describes the columns
 analysis.ledger("store")     the training stages' metrics over their steps
 analysis.samples("store")    the sampled answers
 """
@@ -17,8 +17,17 @@ from typing import Any
 import numpy as np
 import orjson
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis.result_cache import SPEC, Finished, Readings, read_object, read_store
+from analysis.result_cache import (
+    NUMBER_COLUMNS,
+    SPEC_KEYS,
+    TEXT_COLUMNS,
+    FinishedRun,
+    StoredResults,
+    read_record,
+    read_results,
+)
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
@@ -28,25 +37,25 @@ from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 
 SETTING = ["model", "objective", "beta", "lam_head", "lam_tail", "top_k", "seed"]
-"""Columns that say which cell a row belongs to."""
+"""Columns that identify the cell a row belongs to."""
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "scale": ("category", "label of the study: nano, micro, paper"),
     "model": ("category", "name of the architecture"),
-    "objective": ("category", "setting of the pre-training objective, or its knobs"),
+    "objective": ("category", "name of the pre-training objective, or its parameters where it has no name"),
     "beta": ("float64", "exponent of the true token's reward"),
     "lam_head": ("float64", "reward of a wrong token in the head"),
     "lam_tail": ("float64", "reward of a wrong token in the tail"),
-    "top_k": ("Int64", "size of the head; empty where the head plays no part"),
+    "top_k": ("Int64", "size of the head; empty if the objective does not use it"),
     "seed": ("int64", "seed of the cell; equal seeds see the same data in the same order"),
-    "stage": ("category", "stage whose checkpoint was measured; the mid-trained model is RL's step 0 as well"),
+    "stage": ("category", "stage whose checkpoint was measured; the mid-trained model is also RL's step 0"),
     "step": ("Int64", "optimizer or RL step of the checkpoint"),
     "tokens": ("Int64", "tokens of the measured stage at that checkpoint; empty for grpo"),
     "group": ("category", "column group of the paper's tables, or text"),
-    "benchmark": ("category", "what was asked"),
+    "benchmark": ("category", "name of the benchmark"),
     "metric": ("category", "perplexity, entropy, accuracy, avg@n, cons@n, pass@k, ..."),
     "variant": ("category", "empty, or how the evaluation differed: matched:NAME is sampled at NAME's entropy"),
-    "value": ("float64", "the number: fractions, nats, tokens"),
+    "value": ("float64", "the measurement: fractions, nats, tokens"),
     "stderr": ("float64", "its standard error over items; empty for a single item"),
     "n": ("Int64", "items"),
     "stage_run": ("category", "signature of the evaluation that measured it"),
@@ -54,134 +63,152 @@ COLUMNS: dict[str, tuple[str, str]] = {
 """Column of `analysis.load` -> dtype and meaning."""
 
 CURVE_ROWS = 100_000
-"""Ledger rows that a study's curves keep in all; longer ledgers are thinned evenly, ends kept."""
+"""Total ledger rows kept for a study's curves; longer ledgers are thinned evenly and keep their ends."""
+
+
+class NotMeasured(Exception):
+    """The store lacks what a claim or figure needs; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan, read against a store."""
+    """A plan and the results that a store holds for it."""
 
     measurements: pd.DataFrame
     """Columns `COLUMNS`."""
     runs: pd.DataFrame
-    """One row a planned stage run: signature, stage, cell, checkpoint, status, seconds, parameters."""
+    """One row per planned stage run: signature, stage, cell, checkpoint, status, seconds, parameters."""
     specs: Mapping[str, dict[str, Any]]
-    """Signature -> spec of every planned stage run, with the environment it ran in if it did."""
+    """Signature -> spec of every planned stage run, with the environment if it was run."""
     plan: Plan
     store: Store | None
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Ledger rows of the finished training stages, with `SETTING`, `stage` and `stage_run`; read when first
-        asked for. Raises `UserError` naming a broken line."""
+        """Ledger rows of the finished training stages, with `SETTING`, `stage` and `stage_run`.
+
+        Read on first access. Raises `UserError` with the line number of a broken line.
+        """
         done = self.runs[(self.runs["status"] == "done") & (self.runs["stage"] != "evaluate")]
-        if self.store is None or done.empty:
+        if self.store is None:
             return pd.DataFrame(columns=[*SETTING, "stage", "stage_run", "step"])
-        most = max(20, CURVE_ROWS // len(done))
-        frames = []
-        for row in done.to_dict("records"):
-            lines = read_ledger(self.store.root / row["stage"] / row["stage_run"] / "ledger.jsonl", most)
-            if lines:
-                setting = {name: row[name] for name in (*SETTING, "stage", "stage_run")}
-                frames.append(pd.DataFrame(lines).assign(**setting))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*SETTING, "stage", "step"])
-
-    def lacks(self, signatures: Iterable[str]) -> list[str]:
-        """`stage/signature` of the stage runs that have to run before these are done, first things first."""
-        status: Mapping[str, str] = self.status
-        wanted: dict[str, None] = {}
-
-        def add(signature: str) -> None:
-            if status[signature] != "done":
-                run = self.plan.runs[signature]
-                for need in run.needs:
-                    add(need)
-                wanted[f"{run.stage}/{signature}"] = None
-
-        for signature in signatures:
-            add(signature)
-        return list(wanted)
+        return _ledger_rows(self.store, done, limit=max(20, CURVE_ROWS // max(1, len(done))))
 
     @cached_property
     def status(self) -> dict[str, str]:
         """Signature -> `done`, `failed`, `running`, `interrupted` or `missing`."""
         return dict(zip(self.runs["stage_run"].tolist(), self.runs["status"].tolist(), strict=True))
 
+    @cached_property
+    def settings(self) -> list[str]:
+        """Names of all objectives in the plan's order."""
+        return [str(name) for name in self.runs["objective"].unique()]
+
+    def waits_for(self, signatures: Iterable[str]) -> list[str]:
+        """`stage/signature` of every unfinished stage run that these need, themselves included, parents first."""
+        status: Mapping[str, str] = self.status
+        unfinished: dict[str, None] = {}  # an ordered set
+
+        def add(signature: str) -> None:
+            if status[signature] != "done":
+                run = self.plan.runs[signature]
+                for parent in run.needs:
+                    add(parent)
+                unfinished[f"{run.stage}/{signature}"] = None
+
+        for signature in signatures:
+            add(signature)
+        return list(unfinished)
+
 
 def load(store: str | Path) -> pd.DataFrame:
-    """Every measurement that the store holds, one row each; `COLUMNS` names, types and explains the columns.
+    """Returns every measurement in the store, one row each; `COLUMNS` describes the columns.
 
-    Raises `UserError` where `store` is none or one of its files cannot be read.
+    Raises `UserError` if `store` is not a store or one of its files cannot be read.
     """
     return read_stored(Store.open(store)).measurements
 
 
 def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
-    """Every ledger row of the finished training stages of a store, with the columns of their settings.
+    """Returns every ledger row of the finished training stages in a store, with the columns of their settings.
 
-    `stage` and `stage_run` (a signature or its beginning) narrow it down. Columns differ by stage; see the
-    architecture's list of ledger lines.
+    `stage` and `stage_run` (a signature or its beginning) select among them. Columns differ by stage; see the list of
+    ledger columns in docs/architecture.md.
     """
     opened = Store.open(store)
     runs = read_stored(opened).runs
     chosen = runs[(runs["status"] == "done") & (runs["stage"] == stage if stage else runs["stage"] != "evaluate")]
     if stage_run:
         chosen = chosen[chosen["stage_run"].str.startswith(stage_run)]
-    frames = [
-        pd.DataFrame(read_ledger(opened.root / row["stage"] / row["stage_run"] / "ledger.jsonl", None)).assign(
-            **{name: row[name] for name in (*SETTING, "stage", "stage_run")}
-        )
-        for row in chosen.to_dict("records")
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*SETTING, "stage", "stage_run"])
+    return _ledger_rows(opened, chosen, limit=None)
+
+
+def _ledger_rows(store: Store, runs: pd.DataFrame, *, limit: int | None) -> pd.DataFrame:
+    """The ledger rows of `runs`, at most `limit` of each, with the columns of their settings."""
+    frames = []
+    for run in runs.to_dict("records"):
+        rows = read_ledger(store.root / run["stage"] / run["stage_run"] / "ledger.jsonl", limit)
+        if rows:
+            frames.append(pd.DataFrame(rows).assign(**{name: run[name] for name in (*SETTING, "stage", "stage_run")}))
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=[*SETTING, "stage", "stage_run", "step"])
+    )
 
 
 def samples(store: str | Path, benchmark: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
-    """Sampled answers of the evaluations of a store: `benchmark question response answer right` and where from."""
+    """Returns sampled answers in a store: `benchmark question response answer right` and their settings."""
     opened = Store.open(store)
-    study = read_stored(opened)
-    places = study.measurements.drop_duplicates(["stage_run", "stage"])
+    evaluations = read_stored(opened).measurements.drop_duplicates(["stage_run", "stage"])
     frames = []
-    for row in places[[*SETTING, "stage", "step", "stage_run"]].to_dict("records"):
-        if stage_run and not row["stage_run"].startswith(stage_run):
+    for run in evaluations[[*SETTING, "stage", "step", "stage_run"]].to_dict("records"):
+        if stage_run and not run["stage_run"].startswith(stage_run):
             continue
-        lines = read_samples(opened, row["stage_run"], benchmark)
-        if lines:
-            frames.append(pd.DataFrame(lines).assign(**{str(name): value for name, value in row.items()}))
+        rows = read_samples(opened, run["stage_run"], benchmark)
+        if rows:
+            frames.append(pd.DataFrame(rows).assign(**{str(name): value for name, value in run.items()}))
     columns = ["benchmark", "question", "response", "answer", "right", *SETTING, "stage", "step", "stage_run"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
-def read_samples(store: Store, stage_run: str, benchmark: str | None, most: int | None = None) -> list[dict[str, Any]]:
-    """Rows of an evaluation's samples with whether they are `right`, at most the first `most`; none where it kept
-    none."""
+def read_samples(
+    store: Store, stage_run: str, benchmark: str | None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the samples of an evaluation, at most the first `limit`, each with whether it is `right`.
+
+    Empty if the evaluation kept no samples.
+    """
     path = store.root / "evaluate" / stage_run / SAMPLES
     if not path.exists():
         return []
-    wanted = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
+    # Search the raw line for the benchmark's name first: parsing only the matching lines is much faster.
+    encoded_name = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
     rows: list[dict[str, Any]] = []
     with gzip.open(path, "rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or (wanted and wanted not in line):
+            if not line.endswith(b"\n") or (encoded_name and encoded_name not in line):
                 continue
             row = orjson.loads(line)
             row["right"] = row["reward"] >= RIGHT
             if benchmark is None or row["benchmark"] == benchmark:
                 rows.append(row)
-            if most is not None and len(rows) == most:
+            if limit is not None and len(rows) == limit:
                 break
     return rows
 
 
-def read_ledger(path: Path, most: int | None) -> list[dict[str, Any]]:
-    """Rows of a ledger, at most `most` of them spread evenly with the last one kept; a last line that a kill cut
-    short is left out. Raises `UserError` naming a line that is no JSON."""
+def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Returns the rows of a ledger; if it has more than `limit`, rows spread evenly from the first to the last.
+
+    Leaves out a last line that was cut short by a kill. Raises `UserError` with the number of a line that is not JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was never finished
+    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
     chosen: Iterable[int] = range(len(lines))
-    if most is not None and len(lines) > most:
-        chosen = np.unique(np.linspace(0, len(lines) - 1, most).round().astype(int))
+    if limit is not None and len(lines) > limit:
+        chosen = np.unique(np.linspace(0, len(lines) - 1, limit).round().astype(int))
     rows = []
     for number in chosen:
         try:
@@ -196,21 +223,24 @@ def read_ledger(path: Path, most: int | None) -> list[dict[str, Any]]:
 
 @no_collection()
 def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] = ()) -> Study:
-    """The study of all that the store holds, finished or not (of one scale, of some seeds), with no sweep in hand."""
-    readings = read_store(store)
-    graph = Plan()
+    """Returns the study of everything in the store, finished or not, without a sweep's plan.
+
+    `scale` and `seeds` select stage runs; by default all are included.
+    """
+    results = read_results(store)
+    plan = Plan()
     for stage in STAGES:
         folder = store.root / stage
         for signature in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            if signature in readings.runs:
-                spec = readings.runs[signature].spec
+            if signature in results.runs:
+                spec = results.runs[signature].spec
             elif (folder / signature / "spec.json").exists():
-                spec = read_object(folder / signature / "spec.json", SPEC)
+                spec = read_record(folder / signature / "spec.json", SPEC_KEYS)
             else:
                 continue
             if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
-                graph.runs[signature] = _stage_run(spec)
-    return _study(graph, store, readings)
+                plan.runs[signature] = _stage_run(spec)
+    return _study(plan, store, results)
 
 
 def _stage_run(spec: Mapping[str, Any]) -> StageRun:
@@ -229,24 +259,25 @@ def _stage_run(spec: Mapping[str, Any]) -> StageRun:
 
 @no_collection()
 def read_study(plan: Plan, store: Store | None) -> Study:
-    """Everything that `plan` names and `store` holds; with no store all stage runs are missing.
+    """Returns the study of `plan` with the results in `store`; without a store, all stage runs are missing.
 
-    Raises `UserError` naming the file where one of the store's files is corrupt.
+    Raises `UserError` with the path of a file in the store that is corrupt.
     """
-    return _study(plan, store, read_store(store) if store else Readings())
+    return _study(plan, store, read_results(store) if store else StoredResults())
 
 
-def _study(plan: Plan, store: Store | None, readings: Readings) -> Study:
-    runs = _runs(plan, store, readings.runs)
-    specs = {s: readings.runs[s].spec if s in readings.runs else run.spec for s, run in plan.runs.items()}
-    return Study(_measurements(plan, readings, runs), runs, specs, plan, store)
+def _study(plan: Plan, store: Store | None, results: StoredResults) -> Study:
+    runs = _runs(plan, store, results.runs)
+    specs = {s: results.runs[s].spec if s in results.runs else run.spec for s, run in plan.runs.items()}
+    return Study(_measurements(plan, results, runs), runs, specs, plan, store)
 
 
-def _runs(plan: Plan, store: Store | None, finished: Mapping[str, Finished]) -> pd.DataFrame:
+def _runs(plan: Plan, store: Store | None, finished: Mapping[str, FinishedRun]) -> pd.DataFrame:
+    """`Study.runs`: one row per planned stage run."""
     rows = []
     for run in plan.runs.values():
-        found = finished.get(run.signature)
-        status = "done" if found else store.run(run.stage, run.signature).status if store else "missing"
+        result = finished.get(run.signature)
+        status = "done" if result else store.run(run.stage, run.signature).status if store else "missing"
         rows.append(
             {
                 "stage_run": run.signature,
@@ -257,8 +288,8 @@ def _runs(plan: Plan, store: Store | None, finished: Mapping[str, Finished]) -> 
                 "checkpoint": run.checkpoint,
                 "tokens": run.labels.get("tokens"),
                 "status": status,
-                "seconds": found.seconds if found else None,
-                "parameters": found.metrics.get("parameters") if found else None,
+                "seconds": result.seconds if result else None,
+                "parameters": result.metrics.get("parameters") if result else None,
             }
         )
     columns = ["stage_run", "stage", "scale", *SETTING, "measures", "checkpoint", "tokens", "status", "seconds"]
@@ -266,20 +297,29 @@ def _runs(plan: Plan, store: Store | None, finished: Mapping[str, Finished]) -> 
 
 
 def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
-    """The `SETTING` columns: the objective is that of the pre-training a stage run descends from."""
+    """The `SETTING` columns; the objective is that of the pre-training run at the start of the chain."""
     first = run
     while first.parent and first.parent[1] in plan.runs:
         first = plan.runs[first.parent[1]]
-    knobs = first.config.get("objective") or {}
+    objective = first.config.get("objective") or {}
     return {
         "model": first.labels["model"],
-        "objective": first.labels["objective"],
-        "beta": knobs.get("beta"),
-        "lam_head": knobs.get("lam_head"),
-        "lam_tail": knobs.get("lam_tail"),
-        "top_k": knobs.get("top_k"),
+        "objective": _setting_name(first.labels),
+        "beta": objective.get("beta"),
+        "lam_head": objective.get("lam_head"),
+        "lam_tail": objective.get("lam_tail"),
+        "top_k": objective.get("top_k"),
         "seed": run.config["seed"],
     }
+
+
+def _setting_name(labels: Mapping[str, Any]) -> str:
+    """The objective's name; with its parameters if another cell has the same name and other parameters.
+
+    The planner labels controls in the same way (`sweeps.plan.controls`).
+    """
+    variant = str(labels.get("variant", "")).split(",")
+    return "/".join([str(labels["objective"]), *(part for part in variant if part.startswith("objective."))])
 
 
 def checkpoint_step(checkpoint: str) -> int:
@@ -287,39 +327,82 @@ def checkpoint_step(checkpoint: str) -> int:
     return int(checkpoint.split("-")[1])
 
 
-def _measurements(plan: Plan, readings: Readings, runs: pd.DataFrame) -> pd.DataFrame:
-    """The tidy frame: every measurement of a planned evaluation at its place, RL's step 0 listed again."""
-    rl_starts = {(run.parent[1], run.checkpoint) for run in plan.runs.values() if run.stage == "grpo" and run.parent}
-    places: list[tuple[str, str, int, int | None]] = []
+def rl_starts(plan: Plan) -> set[tuple[str, str | None]]:
+    """(signature, checkpoint) of every model that RL starts from: its evaluations are also RL's step 0."""
+    return {(run.parent[1], run.checkpoint) for run in plan.runs.values() if run.stage == "grpo" and run.parent}
+
+
+def _measurements(plan: Plan, results: StoredResults, runs: pd.DataFrame) -> pd.DataFrame:
+    """`Study.measurements`: every measurement of a planned evaluation; RL's step 0 is listed a second time."""
+    table = results.table
+    slices = _slices(table["signature"].combine_chunks())
+
+    # One entry per evaluation and stage: (signature, measured stage, step, tokens).
+    starts = rl_starts(plan)
+    entries: list[tuple[str, str, int, int | None]] = []
     for run in plan.runs.values():
-        if run.stage != "evaluate" or run.signature not in readings.runs or not run.parent or not run.checkpoint:
+        if run.stage != "evaluate" or run.signature not in slices or not run.parent or not run.checkpoint:
             continue
         stage, parent = run.parent
-        places.append((run.signature, stage, checkpoint_step(run.checkpoint), run.labels.get("tokens")))
-        if (parent, run.checkpoint) in rl_starts:
-            places.append((run.signature, "grpo", 0, None))
-    table = readings.table
-    signatures = table["signature"].combine_chunks()
+        entries.append((run.signature, stage, checkpoint_step(run.checkpoint), run.labels.get("tokens")))
+        if (parent, run.checkpoint) in starts:
+            entries.append((run.signature, "grpo", 0, None))
+
+    # Row numbers in `table` of each entry's measurements, one entry after the other.
+    ranges = [slices[entry[0]] for entry in entries]
+    row_numbers = np.concatenate([np.arange(a, b) for a, b in ranges]) if ranges else np.zeros(0, np.int64)
+    counts = np.array([b - a for a, b in ranges], dtype=np.int64)
+
+    # Columns of the cell and checkpoint: one value per entry, repeated for each of its measurements.
+    by_entry = runs.set_index("stage_run").loc[[entry[0] for entry in entries], ["scale", *SETTING]]
+    for position, name in enumerate(("stage_run", "stage", "step", "tokens")):
+        by_entry[name] = [entry[position] for entry in entries]
+    by_entry = by_entry.astype({name: dtype for name, (dtype, _) in COLUMNS.items() if name in by_entry})
+    columns: dict[str, Any] = {str(name): by_entry[name].array.repeat(counts) for name in by_entry}
+
+    # Columns of the measurements themselves; text stays dictionary-encoded.
+    for name in TEXT_COLUMNS:
+        column = table[name].combine_chunks()
+        codes = column.indices.to_numpy()[row_numbers] if len(table) else np.zeros(0, np.int32)
+        names = column.dictionary.to_pylist()
+        if name == "variant":
+            names, codes = _with_control_labels(plan, entries, counts=counts, names=names, codes=codes)
+        columns[name] = pd.Categorical.from_codes(codes, names)
+    for name in NUMBER_COLUMNS:
+        columns[name] = table[name].to_numpy()[row_numbers]
+    frame = pd.DataFrame(columns, columns=list(COLUMNS))
+    return frame.astype({name: dtype for name, (dtype, _) in COLUMNS.items()})
+
+
+def _with_control_labels(
+    plan: Plan,
+    entries: list[tuple[str, str, int, int | None]],
+    *,
+    counts: NDArray[np.int64],
+    names: list[str],
+    codes: NDArray[np.int32],
+) -> tuple[list[str], NDArray[np.int32]]:
+    """The variants' names and each measurement's index into them, with controls called by the label of their setting.
+
+    An evaluation stores the name that is in its signature, which is made of the setting's parameters.
+    """
+    names, codes = list(names), codes.copy()
+    ends = np.cumsum(counts)
+    for entry, start, end in zip(entries, ends - counts, ends, strict=True):
+        run = plan.runs[entry[0]]
+        label = str(run.labels.get("control") or run.control)
+        if run.control and run.control in names and label != run.control:
+            if label not in names:
+                names.append(label)
+            part = codes[start:end]
+            part[part == names.index(run.control)] = names.index(label)
+    return names, codes
+
+
+def _slices(signatures: Any) -> dict[str, tuple[int, int]]:
+    """Signature -> (first, last + 1) of its rows, which are adjacent in a dictionary-encoded column."""
     names = signatures.dictionary.to_pylist()
-    codes = signatures.indices.to_numpy() if len(table) else np.zeros(0, np.int32)
-    # rows of an evaluation stand together, so each one is a slice
+    codes: NDArray[Any] = signatures.indices.to_numpy() if len(signatures) else np.zeros(0, np.int32)
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     ends = np.append(starts[1:], len(codes))[: len(starts)]
-    slices = {names[codes[a]]: (a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)}
-    kept = [(place, slices[place[0]]) for place in places if place[0] in slices]
-    take = np.concatenate([np.arange(a, b) for _, (a, b) in kept]) if kept else np.zeros(0, np.int64)
-    repeat = np.array([b - a for _, (a, b) in kept], dtype=np.int64)
-    by_run = runs.set_index("stage_run")
-    own = by_run.loc[[place[0] for place, _ in kept], ["scale", *SETTING]]
-    for position, name in enumerate(("stage_run", "stage", "step", "tokens")):
-        own[name] = [place[position] for place, _ in kept]
-    own = own.astype({name: kind for name, (kind, _) in COLUMNS.items() if name in own})
-    columns: dict[str, Any] = {str(name): own[name].array.repeat(repeat) for name in own}
-    for name in ("benchmark", "group", "metric", "variant"):
-        column = table[name].combine_chunks()
-        code = column.indices.to_numpy()[take] if len(table) else np.zeros(0, np.int32)
-        columns[name] = pd.Categorical.from_codes(code, column.dictionary.to_pylist())
-    for name in ("value", "stderr", "n"):
-        columns[name] = table[name].to_numpy()[take]
-    frame = pd.DataFrame(columns, columns=list(COLUMNS))
-    return frame.astype({name: kind for name, (kind, _) in COLUMNS.items()})
+    return {names[codes[a]]: (a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)}

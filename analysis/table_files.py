@@ -1,7 +1,11 @@
-"""A table as a file: CSV and Parquet with plain numbers, Markdown, LaTeX and HTML to read."""
+"""Tables as files: CSV and Parquet with plain numbers; Markdown, LaTeX and HTML for reading.
+
+A further format is one entry in `FORMATS`; tests/analysis/test_reproduce.py reads every format back.
+"""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,13 @@ from analysis.tables import MISSING, Entry, Table, show
 
 
 def numbers(table: Table) -> pd.DataFrame:
-    """The table flat: each number with its half-width `±` and its seeds `n`, and text as it is."""
+    """Returns the table with flat columns: each number with its half-width `±` and its seeds `n`, and text as is."""
     columns: dict[str, list[Any]] = {}
     index = table.cells.index
-    for level, name in enumerate(index.names):
-        columns[str(name)] = list(index.get_level_values(level))
-    for (group, name), cells in zip(table.columns, table.cells.to_numpy().T.tolist(), strict=True):
-        title = " ".join(filter(None, (group, name)))
+    for level, name in enumerate(table.index_names):
+        columns[name] = list(index.get_level_values(level))
+    cells_by_column = table.cells.to_numpy().T.tolist()
+    for (group, _), title, cells in zip(table.columns, table.column_titles, cells_by_column, strict=True):
         if any(isinstance(cell, Entry) for cell in cells):
             entries = [cell if isinstance(cell, Entry) else Entry(None) for cell in cells]
             columns[title] = [entry.value for entry in entries]
@@ -28,6 +32,7 @@ def numbers(table: Table) -> pd.DataFrame:
         else:
             columns[title] = [None if cell in (None, MISSING) else cell for cell in cells]
     frame = pd.DataFrame(columns)
+    # An empty column is a column of numbers, so that its type does not depend on what was measured.
     for name in frame:
         if frame[name].isna().all() and name not in index.names:
             frame[name] = frame[name].astype(float)
@@ -35,38 +40,39 @@ def numbers(table: Table) -> pd.DataFrame:
 
 
 def csv(table: Table) -> bytes:
-    """Plain numbers, full precision, empty where missing."""
+    """Plain numbers in full precision, empty if missing."""
     return numbers(table).to_csv(index=False).encode()
 
 
 def parquet(table: Table) -> bytes:
-    """As `csv`, typed."""
+    """The same as `csv`, with types."""
     return numbers(table).to_parquet(index=False)
 
 
 def markdown(table: Table) -> str:
-    """Title and caption above, the missing stage runs below."""
+    """Title and caption, the table, then the missing stage runs."""
     usual = table.usual_n
-    head = [*map(str, table.cells.index.names), *(" ".join(filter(None, column)) for column in table.columns)]
-    lines = ["| " + " | ".join(map(_bar, head)) + " |", "|" + " --- |" * len(head)]
-    for key, row in zip(table.cells.index, table.cells.to_numpy(), strict=True):
-        parts = [_plain(part) for part in (key if isinstance(key, tuple) else (key,))]
-        cells = [f"**{show(cell, usual)}**" if _best(cell) else show(cell, usual) for cell in row]
-        lines.append("| " + " | ".join(map(_bar, [*parts, *cells])) + " |")
-    missing = "".join(f"\n* `{name}`" for name in table.lacks)
-    note = f"\n{MISSING} waits for these stage runs:\n{missing}\n" if table.lacks else ""
+    head = [*table.index_names, *table.column_titles]
+    lines = [_markdown_row(head), "|" + " --- |" * len(head)]
+    for key, row in table.rows:
+        cells = [f"**{show(cell, usual)}**" if is_best(cell) else show(cell, usual) for cell in row]
+        lines.append(_markdown_row([*map(index_text, key), *cells]))
+    missing = "".join(f"\n* `{name}`" for name in table.waits_for)
+    note = f"\n{MISSING} needs these stage runs:\n{missing}\n" if table.waits_for else ""
     return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n" + note
 
 
-def _bar(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+def _markdown_row(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(part.replace("|", r"\|").replace("\n", " ") for part in parts) + " |"
 
 
-def _plain(part: Any) -> str:
-    return f"{part:,}" if isinstance(part, int) else str(part)
+def index_text(value: Any) -> str:
+    """Returns an index value as text, with thousands separators."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _best(cell: Any) -> bool:
+def is_best(cell: Any) -> bool:
+    """Whether a cell is printed bold."""
     return isinstance(cell, Entry) and cell.best
 
 
@@ -75,48 +81,51 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "β": r"$\beta$", "λ": r"$\lambda$", "±": r"$\pm$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
-"""Characters that LaTeX reads otherwise."""
+"""Characters with another meaning in LaTeX -> how to print them."""
 
 
 def escape(text: str) -> str:
-    """`text` so that LaTeX prints it."""
+    """Returns `text` with LaTeX's special characters escaped."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def latex(table: Table) -> str:
-    """A `table` environment with booktabs rules, scaled to the line where it is wide; needs booktabs and graphicx."""
-    usual = table.usual_n
-    names = list(map(str, table.cells.index.names))
-    groups: list[tuple[str, int]] = []
-    for group, _ in table.columns:
-        if groups and groups[-1][0] == group:
-            groups[-1] = (group, groups[-1][1] + 1)
-        else:
-            groups.append((group, 1))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}"]
-    lines += [
+    """A `table` environment with booktabs rules, scaled to the line if it is wide; needs booktabs and graphicx."""
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
         rf"\label{{tab:{_label(table.name)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * len(table.index_names)}{'r' * len(table.columns)}}}",
+        r"\toprule",
     ]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * len(table.columns)}}}", r"\toprule"]
-    if any(group for group, _ in groups):
-        spans = [rf"\multicolumn{{{width}}}{{c}}{{{escape(group)}}}" for group, width in groups]
-        lines.append(" & ".join([*[""] * len(names), *spans]) + r" \\")
-    lines.append(" & ".join(escape(name) for name in [*names, *(name for _, name in table.columns)]) + r" \\")
+    # A row of groups that span their columns, then a row of names.
+    if any(group for group, _ in table.column_groups):
+        spans = [rf"\multicolumn{{{width}}}{{c}}{{{escape(group)}}}" for group, width in table.column_groups]
+        lines.append(_latex_row([*[""] * len(table.index_names), *spans]))
+    lines.append(_latex_row(map(escape, [*table.index_names, *(name for _, name in table.columns)])))
     lines.append(r"\midrule")
+
+    # A setting's name is printed once, and space separates the settings.
+    usual = table.usual_n
     previous: tuple[Any, ...] = ()
-    for key, row in zip(table.cells.index, table.cells.to_numpy(), strict=True):
-        parts = key if isinstance(key, tuple) else (key,)
-        if len(parts) > 1 and previous and previous[0] != parts[0]:
+    for key, row in table.rows:
+        is_nested = len(key) > 1
+        is_repeated = is_nested and previous[:1] == key[:1]
+        if is_nested and previous and not is_repeated:
             lines.append(r"\addlinespace")
-        shown = [
-            "" if len(parts) > 1 and i == 0 and previous[:1] == parts[:1] else _plain(p) for i, p in enumerate(parts)
-        ]
-        cells = [rf"\textbf{{{escape(show(c, usual))}}}" if _best(c) else escape(show(c, usual)) for c in row]
-        lines.append(" & ".join([*map(escape, shown), *cells]) + r" \\")
-        previous = parts
+        index = ["" if is_repeated and level == 0 else escape(index_text(part)) for level, part in enumerate(key)]
+        texts = [escape(show(cell, usual)) for cell in row]
+        cells = [rf"\textbf{{{text}}}" if is_best(cell) else text for cell, text in zip(row, texts, strict=True)]
+        lines.append(_latex_row([*index, *cells]))
+        previous = key
     lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def _latex_row(parts: Iterable[str]) -> str:
+    return " & ".join(parts) + r" \\"
 
 
 def _label(name: str) -> str:
@@ -124,51 +133,53 @@ def _label(name: str) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A `<table>` fragment with caption and scopes, all text escaped."""
+    """A `<table>` fragment with caption and scopes; all text is escaped."""
     usual = table.usual_n
-    names = list(map(str, table.cells.index.names))
-    out = [f"<table>\n<caption>{html.escape(f'{table.title}. {table.caption}')}</caption>\n<thead><tr>"]
-    titles = [*names, *(" ".join(filter(None, column)) for column in table.columns)]
-    out += [f'<th scope="col">{html.escape(title)}</th>' for title in titles]
-    out.append("</tr></thead>\n<tbody>\n")
-    for key, row in zip(table.cells.index, table.cells.to_numpy(), strict=True):
-        parts = key if isinstance(key, tuple) else (key,)
-        out.append("<tr>" + "".join(f'<th scope="row">{html.escape(_plain(part))}</th>' for part in parts))
+    parts = [f"<table>\n<caption>{html.escape(f'{table.title}. {table.caption}')}</caption>\n<thead><tr>"]
+    titles = [*table.index_names, *table.column_titles]
+    parts += [f'<th scope="col">{html.escape(title)}</th>' for title in titles]
+    parts.append("</tr></thead>\n<tbody>\n")
+    for key, row in table.rows:
+        parts.append("<tr>" + "".join(f'<th scope="row">{html.escape(index_text(part))}</th>' for part in key))
         for cell in row:
             text = html.escape(show(cell, usual))
-            out.append(f"<td>{f'<strong>{text}</strong>' if _best(cell) else text}</td>")
-        out.append("</tr>\n")
-    return "".join([*out, "</tbody>\n</table>\n"])
+            parts.append(f"<td>{f'<strong>{text}</strong>' if is_best(cell) else text}</td>")
+        parts.append("</tr>\n")
+    return "".join([*parts, "</tbody>\n</table>\n"])
 
 
-Writer = Callable[[Table], str | bytes]
+@dataclass(frozen=True)
+class Format:
+    """A file format of tables."""
 
-FORMATS: dict[str, tuple[str, Writer]] = {
-    "csv": ("csv", csv),
-    "parquet": ("parquet", parquet),
-    "markdown": ("md", markdown),
-    "latex": ("tex", latex),
-    "html": ("html", html_table),
+    ending: str
+    """Of the file's name."""
+    write: Callable[[Table], str | bytes]
+    gap_note: str = ""
+    """Appended if the table has gaps; `{}` is the command that computes them."""
+
+
+FORMATS: dict[str, Format] = {
+    "csv": Format("csv", csv),
+    "parquet": Format("parquet", parquet),
+    "markdown": Format("md", markdown, "\nThis command computes them: `{}`\n"),
+    "latex": Format("tex", latex, "% Missing numbers are computed by: {}\n"),
+    "html": Format("html", html_table),
 }
-"""Name of a format -> the ending of its files, and who writes it."""
+"""The formats by the name that `format=NAME` chooses."""
 
 
-FILLED_BY = {"markdown": "\nThis computes them: `{}`\n", "latex": "% What is missing is computed by: {}\n"}
-"""Name of a format -> how it says which command fills a table's gaps."""
-
-
-def write_table(table: Table, folder: Path, formats: list[str], command: str) -> None:
-    """The table in `folder`, one file for each of `formats`; `command` fills its gaps."""
+def write_table(table: Table, folder: Path, *, formats: Sequence[str], command: str) -> None:
+    """Write the table to `folder`, one file per format; `command` computes its missing numbers."""
     for name in formats:
-        ending, writer = FORMATS[name]
-        content = writer(table)
-        path = folder / f"{file_name(table)}.{ending}"
+        table_format = FORMATS[name]
+        content = table_format.write(table)
         if isinstance(content, str):
-            gaps = FILLED_BY.get(name, "").format(command) if table.lacks else ""
-            content = (content + gaps).encode()
-        path.write_bytes(content)
+            note = table_format.gap_note.format(command) if table.waits_for else ""
+            content = (content + note).encode()
+        (folder / f"{file_name(table)}.{table_format.ending}").write_bytes(content)
 
 
 def file_name(table: Table) -> str:
-    """The table's name as a file: no character that a shell or a file system reads otherwise."""
+    """Returns the table's name with every character replaced that a shell or a file system treats specially."""
     return "".join(c if c.isalnum() or c in "-._=,+" else "_" for c in table.name)

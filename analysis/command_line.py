@@ -1,0 +1,48 @@
+"""What the commands of analysis share: options of the form key=value, and logging."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from pipelines.errors import UserError, nearest
+from pipelines.logs import DEBUG_VARIABLE, set_up_logging
+from sweeps.compose.error_messages import sentence
+
+HELP_FLAGS = {"-h", "--help"}
+DEBUG_FLAG = "--debug"
+
+OptionsType = TypeVar("OptionsType")
+
+
+def parse_options(
+    options_type: type[OptionsType], arguments: Iterable[str], *, flags: Iterable[str] = ()
+) -> OptionsType:
+    """Returns the dataclass `options_type` with the values that `arguments` (key=value) set.
+
+    Raises `UserError` for an unknown key or flag, or a value of another type; `flags` are the flags to suggest.
+    """
+    keys = [option.name for option in fields(options_type)]  # type: ignore[arg-type]
+    arguments = list(arguments)
+    for argument in arguments:
+        if argument.startswith("-"):
+            suggestion = nearest(argument.partition("=")[0], (*flags, "--help", *keys))
+            raise UserError(f"{argument}: unknown flag; {suggestion}")
+        if "=" not in argument:
+            raise UserError(f"{argument}: it is not of the form key=value; --help lists the keys")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(options_type), OmegaConf.from_dotlist(arguments))
+        options: Any = OmegaConf.to_object(merged)
+    except Exception as error:
+        raise UserError(sentence(error, keys)) from error
+    assert isinstance(options, options_type)
+    return options
+
+
+def set_up(arguments: Iterable[str]) -> None:
+    """Set up logging; with `--debug` among `arguments`, show tracebacks and all log lines."""
+    if DEBUG_FLAG in arguments:
+        os.environ[DEBUG_VARIABLE] = "1"
+    set_up_logging()

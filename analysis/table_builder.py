@@ -1,0 +1,358 @@
+"""The paper's tables, filled with a study's own numbers next to those that the paper reports.
+
+With several seeds a cell is the mean over seeds with a 95 % interval (t); with one seed it is the number with the
+interval over its problems. `table_columns` lists the columns, `best_entries` marks the best of several settings.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.best_entries import mark_best
+from analysis.measurement_grid import Benchmarks, Checkpoint, MeasurementGrid, Quantity, build_grid
+from analysis.paper_tables import (
+    BETA_FAMILY,
+    LAMBDA_FAMILY,
+    STAGE_TITLES,
+    TABLES,
+    PaperTable,
+    counterpart,
+)
+from analysis.reference import MODELS, reported
+from analysis.statistics import t_quantile
+from analysis.study import Study, checkpoint_step
+from analysis.table_columns import (
+    ARCHITECTURE_COLUMNS,
+    BASE_MODEL_COLUMNS,
+    RL_COLUMNS,
+    Architecture,
+    Scores,
+    join_columns,
+    metric_title,
+    rl_benchmarks,
+    rl_metrics,
+    with_columns,
+)
+from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
+from pipelines.configuration import TOKEN_STAGES
+from pipelines.garbage_collection import no_collection
+
+NORMAL_QUANTILE = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A table before its best entries are marked, with the two parts of its caption around the note on intervals."""
+
+    table: Table
+    before: str
+    after: str
+
+    def finished(self, cells: pd.DataFrame) -> Table:
+        """The table with these cells and its whole caption."""
+        return replace(self.table, cells=cells, caption=f"{self.before} {_interval_note(cells)} {self.after}")
+
+
+@no_collection()
+def build_tables(
+    study: Study, store: str = "", *, numbers: Iterable[int] = (), models: Iterable[str] = ()
+) -> list[Table]:
+    """Returns all tables of a study in the paper's order, for every model; `numbers` and `models` select among them.
+
+    Tables of settings that the paper does not have come last, and are left out if `numbers` are given. Captions name
+    the `store`.
+    """
+    wanted, chosen = set(numbers), set(models)
+    builder = _Builder(study, build_grid(study), _provenance(study, store))
+    drafts: list[_Draft] = []
+    for model in _models(study):
+        if not chosen or model in chosen:
+            drafts += builder.model_tables(model, wanted)
+
+    # Settings compete across tables, so the best are marked when all tables exist.
+    cells = mark_best([draft.table for draft in drafts])
+    tables = [draft.finished(marked) for draft, marked in zip(drafts, cells, strict=True)]
+    if len(study.runs) and (not wanted or 1 in wanted):
+        tables.insert(0, _architecture_table(study, builder.provenance, chosen))
+    return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
+
+
+def _models(study: Study) -> list[str]:
+    """The study's models: those of the paper in its order, then the others."""
+    names = study.runs["model"].unique().tolist()
+    return sorted(names, key=lambda name: (MODELS.index(name) if name in MODELS else len(MODELS), names.index(name)))
+
+
+def _pretrain_config(study: Study, model: str) -> dict[str, Any]:
+    """The configuration of the model's first pre-training run; empty if none is planned."""
+    runs = study.runs[(study.runs["model"] == model) & (study.runs["stage"] == "pretrain")]
+    return study.specs[runs["stage_run"].iloc[0]]["config"] if len(runs) else {}
+
+
+def _provenance(study: Study, store: str) -> str:
+    """The end of every caption: data, seeds, store and code version."""
+    specs = list(study.specs.values())
+    if not specs:
+        return "Nothing is planned."
+    data = specs[0]["config"].get("data", {})
+    parts = []
+    if data:
+        parts.append("Data: " + ", ".join([*data.get("text", []), *data.get("tasks", [])]))
+    seeds = sorted(study.runs["seed"].unique().tolist())
+    parts.append(f"seeds {', '.join(map(str, seeds))}")
+    if store:
+        parts.append(f"store {store}")
+    versions = sorted({str(spec["environment"].get("shaping")) for spec in specs if spec.get("environment")})
+    if versions:
+        parts.append(f"code shaping {', '.join(versions)}")
+    return "; ".join(parts) + "."
+
+
+def _architecture_table(study: Study, provenance: str, models: set[str]) -> Table:
+    """Table 1: the models."""
+    rows: dict[str, dict[Column, Any]] = {}
+    for model in _models(study):
+        if models and model not in models:
+            continue
+        config = _pretrain_config(study, model)
+        counts = study.runs.loc[study.runs["model"] == model, "parameters"].dropna()
+        architecture = Architecture(
+            config=config.get("model", {}),
+            vocab_size=(config.get("data") or {}).get("vocab_size"),
+            parameters=None if counts.empty else int(counts.iloc[0]),
+        )
+        values = {name: value(architecture) for name, value in ARCHITECTURE_COLUMNS.items()}
+        rows[model] = {("", name): MISSING if value is None else str(value) for name, value in values.items()}
+    cells = with_columns(list(rows.values()), pd.Index(list(rows), name="model"))
+    caption = f"The models; tied embeddings are counted once. {provenance}"
+    return Table("table-01", 1, "Table 1: Architectures", caption, cells)
+
+
+@dataclass
+class _Builder:
+    """Builds the tables of one study."""
+
+    study: Study
+    grid: MeasurementGrid
+    provenance: str
+    planned: dict[tuple[str, str, str], dict[int, Any]] = field(default_factory=dict)
+    """(model, stage, objective) -> step -> tokens (in RL the step again) of its planned evaluations."""
+    controls: dict[tuple[str, str], set[tuple[str, int]]] = field(default_factory=dict)
+    """(model, variant) -> (objective, step) of the RL evaluations that were measured with it."""
+
+    def __post_init__(self) -> None:
+        runs = self.study.runs[self.study.runs["stage"] == "evaluate"]
+        for model, stage, objective, checkpoint, tokens in zip(
+            *(runs[name].tolist() for name in ("model", "measures", "objective", "checkpoint", "tokens")), strict=True
+        ):
+            step = checkpoint_step(checkpoint)
+            steps = self.planned.setdefault((model, stage, objective), {})
+            steps[step] = step if tokens is None or tokens is pd.NA else tokens
+        for quantity in self.grid.rows:
+            if quantity.variant and quantity.stage == "grpo":
+                measured = self.controls.setdefault((quantity.model, quantity.variant), set())
+                measured.add((quantity.objective, quantity.step))
+
+    def model_tables(self, model: str, numbers: set[int]) -> list[_Draft]:
+        """All tables of one model; if `numbers` is not empty, only the paper's tables with these numbers."""
+        role = counterpart(model, _pretrain_config(self.study, model).get("model", {}))
+        runs = self.study.runs[self.study.runs["model"] == model]
+        present, stages = runs["objective"].unique().tolist(), set(runs["stage"].unique())
+        drafts = []
+        for number, paper_table in TABLES.items():
+            settings = [name for name in paper_table.settings if name in present]
+            if paper_table.model != role or not settings or paper_table.stage not in stages:
+                continue
+            if numbers and number not in numbers:
+                continue
+            if paper_table.stage == "grpo":
+                drafts.append(self.rl_table(model, settings[0], number=number, role=role))
+            else:
+                drafts.append(self.base_table(model, paper_table, settings, number=number))
+
+        # Settings that the paper does not have get tables without a number.
+        others = sorted(set(present) - {*BETA_FAMILY, *LAMBDA_FAMILY})
+        if others and not numbers:
+            for stage in TOKEN_STAGES:
+                drafts.append(self.base_table(model, PaperTable(stage, role, ()), others, number=None))
+            with_rl = set(runs.loc[runs["stage"] == "grpo", "objective"].unique())
+            drafts += [self.rl_table(model, name, number=None, role=role) for name in others if name in with_rl]
+        return drafts
+
+    def base_table(self, model: str, paper_table: PaperTable, settings: list[str], *, number: int | None) -> _Draft:
+        """Tables 2-13: benchmarks over token checkpoints, the settings of one family below each other."""
+        stage = paper_table.stage
+        benchmarks: Benchmarks = self.grid.benchmarks.get((model, stage), {})
+        columns = join_columns(build(benchmarks, stage) for build in BASE_MODEL_COLUMNS)
+        averages = {
+            name: next((row for row in reported(number, name) if row["benchmark"] == "average"), None)
+            for name in settings
+        }
+        compared = any(averages.values())
+        records, index = [], []
+        for objective in settings:
+            steps = self.checkpoints(model, stage, objective)
+            for step, tokens in steps:
+                checkpoint = Checkpoint(model, objective, stage, step)
+                record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
+                # The paper's number is compared with the last checkpoint's.
+                if compared:
+                    row = averages[objective] if step == steps[-1][0] else None
+                    record |= _paper_columns(row, record["", "average"], (paper_table.model, "average"))
+                records.append(record)
+                index.append((objective, tokens))
+        cells = with_columns(records, pd.MultiIndex.from_tuples(index, names=["objective", "tokens"]))
+        families = {BETA_FAMILY: ("β", "beta"), LAMBDA_FAMILY: ("λ", "lambda")}
+        symbol, family = families.get(paper_table.settings, ("the other settings", "other"))
+        name = f"table-{number:02d}-{model}" if number else f"{stage}-{family}-{model}"
+        title = f"{_numbered(number)}{STAGE_TITLES[stage]} by {symbol}, {model}"
+        return _Draft(
+            Table(name, number, title, "", cells, model, stage, tuple(settings)),
+            "Scores in percent over token checkpoints; perplexity and entropy (nats) on held-out text.",
+            f"{_comparison_note(paper_table.model, model) if compared else ''}{self.provenance}",
+        )
+
+    def rl_table(self, model: str, objective: str, *, number: int | None, role: str) -> _Draft:
+        """Tables 14-23: one setting over RL steps; Avg, Cons and Pass of every benchmark, and the control.
+
+        The control is the cross-entropy model, sampled at the temperature at which it has this setting's entropy:
+        evaluation variant `matched:<objective>`.
+        """
+        benchmarks: Benchmarks = self.grid.benchmarks.get((model, "grpo"), {})
+        columns = join_columns(build(benchmarks) for build in RL_COLUMNS)
+        paper_rows = reported(number, objective)
+        steps = [0, *(step for step, _ in self.checkpoints(model, "grpo", objective))]
+        records, index = [], []
+        for step in steps:
+            checkpoint = Checkpoint(model, objective, "grpo", step)
+            record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
+            for row in paper_rows:
+                record |= _paper_rl_columns(row, record, benchmarks, role=role, is_last=step == steps[-1])
+            records.append(record)
+            index.append((objective, step))
+
+        # The control's rows come last and have no number of the paper.
+        variant = f"matched:{objective}"
+        controls = sorted(self.controls.get((model, variant), set()))
+        for baseline, step in controls:
+            checkpoint = Checkpoint(model, baseline, "grpo", step)
+            record = {name: self.entry(checkpoint, scores, variant) for name, scores in columns.items()}
+            records.append(record | {column: "" for column in records[0] if column not in record})
+            index.append((f"{baseline}, entropy matched", step))
+        cells = with_columns(records, pd.MultiIndex.from_tuples(index, names=["objective", "RL step"]))
+        note = ""
+        if not controls and not self.is_cross_entropy(objective):
+            note = f"The temperature-matched control is missing: no evaluation variant {variant} of ce was measured. "
+        name = f"table-{number:02d}-{model}" if number else f"grpo-{objective}-{model}"
+        title = f"{_numbered(number)}RL from {objective}, {model}"
+        return _Draft(
+            Table(name, number, title, "", cells, model, "grpo", (objective,)),
+            "Percent on held-out problems over RL steps; step 0 is the mid-trained model.",
+            f"{note}{_comparison_note(role, model) if paper_rows else ''}{self.provenance}",
+        )
+
+    def is_cross_entropy(self, objective: str) -> bool:
+        """Whether a setting's objective is plain cross-entropy, whatever its name."""
+        runs = self.study.runs[self.study.runs["objective"] == objective]
+        return bool((runs[["beta", "lam_head", "lam_tail"]] == 0).all(axis=None))
+
+    def checkpoints(self, model: str, stage: str, objective: str) -> list[tuple[int, Any]]:
+        """(step, tokens) of every planned evaluation of a setting's stage, finished or not."""
+        return sorted(self.planned.get((model, stage, objective), {}).items())
+
+    def waits_for(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """`stage/signature` of the stage runs that the checkpoint's evaluations need."""
+        unfinished = [s for s in self.grid.evaluations.get(checkpoint, ()) if self.study.status[s] != "done"]
+        return tuple(self.study.waits_for(unfinished)) if unfinished else ()
+
+    def entry(self, checkpoint: Checkpoint, scores: Scores, variant: str = "") -> Entry:
+        """The mean over `scores` at a checkpoint, over the seeds that have all of them."""
+        waits_for = self.waits_for(checkpoint)
+        rows = [self.grid.rows.get(Quantity(*checkpoint, variant, *pair)) for pair in scores.pairs]
+        present = [row for row in rows if row is not None]
+        if not present or len(present) < len(rows):
+            return Entry(None, waits_for=waits_for)
+
+        # [scores, seeds] -> one value per seed, NaN for a seed that lacks one of the scores.
+        by_seed = [value * scores.factor for value in self.grid.values[present].mean(0).tolist()]
+        values = [value for value in by_seed if not math.isnan(value)]
+        n = len(values)
+        if n == 0:
+            return Entry(None, waits_for=waits_for)
+        mean = math.fsum(values) / n
+        half: float | None
+        if n > 1:
+            spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+            half = t_quantile(n - 1) * spread / math.sqrt(n)
+        else:  # one seed has no spread; its known error is the one over problems
+            errors = self.grid.errors[present][:, [not math.isnan(value) for value in by_seed]] * scores.factor
+            half = float(NORMAL_QUANTILE * np.sqrt((errors**2).sum()) / len(present)) or None
+        return Entry(
+            value=mean,
+            half=half,
+            n=n,
+            stage_runs=tuple(dict.fromkeys(run for row in present for run in self.grid.stage_runs[row])),
+            waits_for=waits_for,
+            by_seed=tuple(by_seed),
+            variant=variant,
+        )
+
+
+def _paper_columns(row: dict[Any, Any] | None, ours: Entry, column: tuple[str, str]) -> dict[Column, Any]:
+    """The paper's number and how far ours is from it; `column` is (the paper's model, what is compared)."""
+    paper_model, name = column
+    if row is None:
+        return {(f"paper, {paper_model}", name): "", (DIFFERENCE, name): ""}
+    difference = Entry(None, waits_for=ours.waits_for)
+    if ours.value is not None:
+        difference = replace(ours, value=ours.value - row["value"], number_format="{:+.2f}")
+    return {(f"paper, {paper_model}", name): f"{row['value']:.2f}", (DIFFERENCE, name): difference}
+
+
+def _paper_rl_columns(
+    row: dict[Any, Any], record: dict[Column, Any], benchmarks: Benchmarks, *, role: str, is_last: bool
+) -> dict[Column, Any]:
+    """`_paper_columns` for one reported number of RL; empty if its benchmark was not measured.
+
+    If its own metric was not measured, it is compared with our Pass@k at the largest k.
+    """
+    if row["benchmark"] not in ("average", *rl_benchmarks(benchmarks)):
+        return {}
+    metrics = rl_metrics(benchmarks)
+    largest = metrics[-1] if metrics and metrics[-1].startswith("pass@") else None
+    metric = row["metric"] if row["metric"] in metrics else largest
+    ours = record.get((row["benchmark"], metric_title(metric)), Entry(None)) if metric else Entry(None)
+    name = f"{row['benchmark']} {metric_title(row['metric'])}"
+    return _paper_columns(row if is_last else None, ours, (role, name))
+
+
+def _comparison_note(paper_model: str, model: str) -> str:
+    """What a caption says about the paper's numbers."""
+    if model == paper_model:
+        return "Paper: arXiv 2512.22955, which reports no seeds or intervals. "
+    return (
+        f"Paper: its {paper_model} (arXiv 2512.22955) on its own benchmarks; "
+        "compare the pattern with ours, not the values. "
+    )
+
+
+def _numbered(number: int | None) -> str:
+    return f"Table {number}: " if number else ""
+
+
+def _interval_note(cells: pd.DataFrame) -> str:
+    """What a caption says about ± and bold."""
+    entries = [cell for cell in cells.to_numpy().ravel() if isinstance(cell, Entry) and cell.value is not None]
+    counts = sorted({entry.n for entry in entries})
+    if not counts:
+        return "Nothing measured yet."
+    if counts == [1]:
+        return "One seed; ± is the 95 % interval over its problems and says nothing about other seeds."
+    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    bold = " Bold: better than every other setting, paired by seed, Holm-corrected p < 0.05."
+    return f"Mean over {seeds} ± 95 % interval (t).{bold if any(entry.best for entry in entries) else ''}"
