@@ -1,7 +1,7 @@
-"""How every benchmark measures: both sides in one run, in turns, medians; rows in a table and as JSON.
+"""Measuring and reporting for every benchmark: both sides alternate in one run, medians; rows as a table and as JSON.
 
-sides = timed({"ours": ours, "peer": peer})
-rows.append(Row("forward and backward", sides["ours"], sides["peer"], "s", bar=1.05))
+seconds = timed({"ours": ours, "peer": peer})
+rows.append(Row("forward and backward", seconds["ours"], seconds["peer"], "s", bar=1.05))
 sys.exit(report(rows, "What this is"))
 """
 
@@ -15,12 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: less is better on both sides, and `bar` is the largest ratio that still holds (None: no bar)."""
+    """One comparison, in which less is better. `bar` is the largest ratio that holds; None means no bar.
+
+    Where the peer is a limit, not a program, `peer` is the limit and `bar` is 1.
+    """
 
     name: str
     ours: float
@@ -39,38 +43,37 @@ class Row:
         return None if self.bar is None else self.ratio <= self.bar
 
 
-def timed(sides: Mapping[str, Callable[[], object]], rounds: int = 5, warm_up: int = 1) -> dict[str, float]:
-    """Median seconds of a call of each side, in turns."""
-
-    def clocked(call: Callable[[], object]) -> Callable[[], float]:
-        def seconds() -> float:
-            began = time.perf_counter()
-            call()
-            return time.perf_counter() - began
-
-        return seconds
-
-    found = in_turns({name: clocked(call) for name, call in sides.items()}, rounds, warm_up)
-    return {name: statistics.median(values) for name, values in found.items()}
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
-    """What each side measures of itself. They take turns, so that a slow minute of the machine meets all alike."""
+def timed(sides: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, float]:
+    """Median wall seconds of a call of each side; the sides alternate."""
+    clocked = {name: partial(seconds_of, call) for name, call in sides.items()}
+    seconds = in_turns(clocked, rounds=rounds, warm_up=warm_up)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
+    """The values that each side returns. The sides alternate, so that a slow minute of the machine affects all."""
     for call in sides.values():
         for _ in range(warm_up):
             call()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
         order = list(sides.items())
         for name, call in order if turn % 2 == 0 else reversed(order):
-            found[name].append(call())
-    return found
+            measured[name].append(call())
+    return measured
 
 
 def peak_memory(call: Callable[[], object]) -> float:
-    """MiB of memory that a call adds to this process at its highest point (Linux; sampled every millisecond).
+    """MiB of memory that a call adds to this process at its peak (Linux; sampled every millisecond).
 
-    What an allocator has kept from before and gives again is not seen: measure in a process that has done little else.
+    Memory that an allocator kept from earlier work and reuses is not counted: measure in a new process.
     """
     page = os.sysconf("SC_PAGE_SIZE")
 
@@ -95,9 +98,9 @@ def peak_memory(call: Callable[[], object]) -> float:
 
 
 def report(rows: Sequence[Row], title: str, argv: Sequence[str] | None = None) -> int:
-    """Print the rows, write them to the file of `--json`, and return the exit code: 1 where a bar does not hold."""
+    """Prints the rows, writes them to the file of `--json`, and returns the exit code: 1 if a bar does not hold."""
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file too")
     path = parser.parse_args(argv).json
     width = max([len(row.name) for row in rows], default=4)
     print(f"{title} ({platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()})")
@@ -113,4 +116,4 @@ def report(rows: Sequence[Row], title: str, argv: Sequence[str] | None = None) -
 
 
 if __name__ == "__main__":
-    sys.exit("This is how the benchmarks measure; run one of them: python -m benchmarks.objective")
+    sys.exit("This module only has the benchmarks' functions; run one of them: python -m benchmarks.objective")

@@ -1,9 +1,9 @@
-"""Evaluation: our `LM` beside lm-eval's `hf` backend, metrics and verification by the clock, and its share of a sweep.
+"""Evaluation: our `LM` against lm-eval's `hf` backend; seconds of metrics and verification; its share of a sweep.
 
     python -m benchmarks.evaluation [--json FILE] [--store STORE]
 
-`--store` names a store in which `shaping-run -m +sweep=nano` has run: its evaluations' share of all stage seconds.
-Without it that row is left out, since the sweep takes minutes.
+`--store` is a store of a finished `shaping-run -m +sweep=nano`: its evaluations' share of all stage seconds is
+measured. Without it that row is left out, since the sweep takes minutes.
 """
 
 import argparse
@@ -13,14 +13,14 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3ForCausalLM
 
-from benchmarks.comparison import Row, report, timed
+from benchmarks.comparison import Row, report, seconds_of, timed
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
@@ -83,40 +83,27 @@ def harness_rows(folder: Path) -> list[Row]:
         lm_eval.evaluate(lm, manager.load(task), limit=limit, bootstrap_iters=0, log_samples=False)
 
     rows = []
-    for task, limit, what in (
+    for task, limit, description in (
         ("choice", 64, "five-shot multiple choice, 64 items"),
         ("sampled", 16, "16 samples of 16 prompts, 48 tokens"),
     ):
-        batch = best_batch(model, corpus, task, limit, run)
-        sides = timed(
-            {
-                "ours": lambda task=task, limit=limit: run(RolloutLM(model, corpus.tokenizer), task, limit),  # type: ignore[misc]
-                "hf": lambda task=task, limit=limit, batch=batch: run(  # type: ignore[misc]
-                    HFLM(pretrained=model, tokenizer=corpus.tokenizer, batch_size=batch), task, limit
-                ),
-            },
-            rounds=3,
-            warm_up=0,
-        )
-        rows.append(Row(f"{what} (hf at batch {batch})", sides["ours"], sides["hf"], "s", 1 / 1.5))
+
+        def ours(task: str = task, limit: int = limit) -> None:
+            run(RolloutLM(model, corpus.tokenizer), task, limit)
+
+        def hf(batch: int, task: str = task, limit: int = limit) -> None:
+            run(HFLM(pretrained=model, tokenizer=corpus.tokenizer, batch_size=batch), task, limit)
+
+        # hf runs with its fastest batch size.
+        trials = {size: seconds_of(partial(hf, size)) for size in (8, 32, 128)}
+        batch = min(trials, key=lambda size: trials[size])
+        seconds = timed({"ours": ours, "hf": partial(hf, batch)}, rounds=3, warm_up=0)
+        rows.append(Row(f"{description} (hf at batch {batch})", seconds["ours"], seconds["hf"], "s", 1 / 1.5))
     return rows
 
 
-def best_batch(model: Qwen3ForCausalLM, corpus: Corpus, task: str, limit: int, run: Any) -> int:
-    """hf's fastest batch size, of 8, 32 and 128."""
-    from lm_eval.models.huggingface import HFLM
-
-    seconds = {}
-    for size in (8, 32, 128):
-        lm = HFLM(pretrained=model, tokenizer=corpus.tokenizer, batch_size=size)
-        began = time.perf_counter()
-        run(lm, task, limit)
-        seconds[size] = time.perf_counter() - began
-    return min(seconds, key=lambda size: seconds[size])
-
-
 def questions(corpus: Corpus, path: Path) -> None:
-    """64 questions of about 50 tokens with four options, out of documents."""
+    """Write 64 questions of about 50 tokens with four options, made from documents."""
     documents = corpus.documents("test")[:64]
     rows = [
         {
@@ -128,30 +115,30 @@ def questions(corpus: Corpus, path: Path) -> None:
     ]
     lines = [json.dumps(row) + "\n" for row in rows]
     path.write_text("".join(lines))
-    path.with_name(f"{path.name}.train").write_text("".join(lines[-5:]))  # the worked examples, the same for every item
+    path.with_name(f"{path.name}.train").write_text("".join(lines[-5:]))  # worked examples, the same for every item
 
 
 def metric_rows() -> list[Row]:
-    """A million Pass@k: 7,813 sets of 64 problems with 128 samples, every k, each with its error and its interval."""
+    """A million Pass@k with intervals: 7,813 sets of 64 problems with 128 samples, for every k."""
     rng = np.random.default_rng(0)
     correct = rng.binomial(128, rng.beta(0.5, 0.8, (7813, 64)))
-    every = np.arange(1, 129)
+    all_k = np.arange(1, 129)
 
-    def cells() -> None:
-        table = pass_at_k(np.arange(129), 128, every)
+    def students() -> None:
+        table = pass_at_k(np.arange(129), 128, all_k)
         for counts in correct:
             mean_intervals(table[counts], resample=False)
 
-    def bootstrapped() -> None:
-        """The same for 100 of the sets, whose intervals are resampled, with the samples' own error."""
+    def resampled() -> None:
+        """For 100 of the sets, with resampled intervals and the error of sampling."""
         for counts in correct[:100]:
-            values = pass_at_k(counts, 128, every)
-            mean_intervals(values), sampling_error(counts, 128, every)
+            values = pass_at_k(counts, 128, all_k)
+            mean_intervals(values), sampling_error(counts, 128, all_k)
 
-    seconds = timed({"cells": cells, "bootstrapped": bootstrapped}, rounds=3)
+    seconds = timed({"students": students, "resampled": resampled}, rounds=3)
     return [
-        Row("1,000,064 Pass@k with intervals (Student's t)", seconds["cells"], 5.0, "s", 1.0),
-        Row("12,800 Pass@k with resampled intervals", seconds["bootstrapped"], 5.0, "s", None),
+        Row("1,000,064 Pass@k with intervals (Student's t)", seconds["students"], 5.0, "s", 1.0),
+        Row("12,800 Pass@k with resampled intervals", seconds["resampled"], 5.0, "s", None),
     ]
 
 
@@ -163,32 +150,32 @@ HOSTILE = [
 
 
 def verification_rows() -> list[Row]:
-    """10,000 mathematical answers by two workers, 100 hostile ones among them."""
+    """10,000 mathematical answers verified by two workers, 100 of them hostile."""
     rng = np.random.default_rng(0)
     items: list[tuple[str, str | None, str]] = []
     for i in range(10_000):
         a, b = (int(n) for n in rng.integers(1, 99, 2))
-        kinds = (
+        answers = (
             f"\\boxed{{{a}}}",
             f"so it is \\boxed{{\\frac{{{a}}}{{{b}}}}}",
             f"\\boxed{{{a}x+{b}}}",
             f"\\boxed{{{a / b:.3f}}}",
         )
         golds = (str(a), f"{a}/{b}", f"{b}+{a}x", f"{a / b:.3f}")
-        items.append(("math", HOSTILE[i // 100 % len(HOSTILE)] if i % 100 == 50 else kinds[i % 4], golds[i % 4]))
+        items.append(("math", HOSTILE[i // 100 % len(HOSTILE)] if i % 100 == 50 else answers[i % 4], golds[i % 4]))
     with Judge(2) as judge:
-        judge.rewards(items[:4])
-        began = time.perf_counter()
+        judge.rewards(items[:4])  # starts the workers
+        start = time.perf_counter()
         verdicts = judge.rewards(items)
-        seconds = time.perf_counter() - began
-    wrong = sum(v.reward != 1 for i, v in enumerate(verdicts) if i % 100 != 50)
-    if wrong:
-        raise SystemExit(f"{wrong} right answers were not seen to be right")
+        seconds = time.perf_counter() - start
+    rejected = sum(v.reward != 1 for i, v in enumerate(verdicts) if i % 100 != 50)
+    if rejected:
+        raise SystemExit(f"{rejected} correct answers were judged to be wrong")
     return [Row("verification of 10,000 answers, 2 workers", seconds, 30.0, "s", 1.0)]
 
 
 def share_rows(store: Path) -> list[Row]:
-    """Seconds of the evaluations in a store against those of all its stage runs; the bar is a quarter."""
+    """Seconds of the evaluations in a store against those of all its stage runs."""
     seconds = {"evaluate": 0.0, "all": 0.0}
     for run in Store.open(store).runs():
         if run.result:
@@ -197,18 +184,25 @@ def share_rows(store: Path) -> list[Row]:
     return [Row("evaluations' share of the sweep", seconds["evaluate"], seconds["all"], "s", 0.25)]
 
 
-if __name__ == "__main__":
+def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--only", choices=("harness", "metrics", "verification"))
-    options, rest = parser.parse_known_args()
+    options, report_arguments = parser.parse_known_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     logging.disable(logging.WARNING)
-    rows = [] if options.only in ("harness", "verification") else metric_rows()
+    rows = []
+    if options.only in (None, "metrics"):
+        rows += metric_rows()
     if options.only in (None, "verification"):
         rows += verification_rows()
     if options.only in (None, "harness"):
         with tempfile.TemporaryDirectory() as folder:
             rows += harness_rows(Path(folder))
-    rows += share_rows(options.store) if options.store else []
-    sys.exit(report(rows, "Evaluation", rest))
+    if options.store:
+        rows += share_rows(options.store)
+    return report(rows, "Evaluation", report_arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

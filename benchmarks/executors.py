@@ -9,6 +9,7 @@ is a limit, with a bar of 1. Without a Slurm (SLURM_CONF) its row is left out, a
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,30 +54,48 @@ def write_store(folder: Path, count: int) -> None:
     record(store, graph, jobs, name="", launcher="local", options={"workers": 0})
 
 
+def sweep_rows(folder: Path) -> tuple[list[Row], int]:
+    """A local sweep of tiny stage runs, and the same again when all are done; also the number of stage runs."""
+    seconds, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
+    count = int(output.split(" stage runs done in")[0].split()[-1])
+    again, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
+    assert "Nothing to do" in output
+    rows = [
+        Row(f"local: wall seconds per tiny stage run ({count})", seconds / count, 0.1, "s", bar=1.0),
+        Row("a sweep with nothing to do", again, 5.0, "s", bar=1.0),
+    ]
+    return rows, count
+
+
+def status_rows(folder: Path, size: int, limit: float) -> list[Row]:
+    """`shaping-sweeps status` over a store of `size` stage runs, which builds its index at first."""
+    folder.mkdir()
+    write_store(folder, size)
+    time.sleep(2.1)  # recent changes are read every time; this measures a store that does not change
+    building, *later = (spent("sweeps.commands.sweeps", "status", cwd=folder)[0] for _ in range(4))
+    return [
+        Row(f"status over {size:,} stage runs", statistics.median(later), limit, "s", bar=1.0),
+        Row(f"status over {size:,} stage runs, building the index", building, limit, "s"),
+    ]
+
+
+def slurm_row(folder: Path, count: int) -> Row:
+    """Submission of a sweep to Slurm."""
+    folder.mkdir()
+    seconds, output = spent("sweeps.commands.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder)
+    assert f"{count} stage runs submitted" in output
+    spent("sweeps.commands.sweeps", "cancel", "*", cwd=folder)
+    return Row(f"Slurm: submission of {count} stage runs", seconds, 30.0, "s", bar=1.0)
+
+
 def main() -> int:
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wall, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
-        count = int(output.split(" stage runs done in")[0].split()[-1])
-        rows.append(Row(f"local: wall seconds a tiny stage run ({count})", wall / count, 0.1, "s", bar=1.0))
-        again, output = spent("sweeps.commands.run", "-m", *TINY, cwd=folder)
-        assert "Nothing to do" in output
-        rows.append(Row("a sweep with nothing to do", again, 5.0, "s", bar=1.0))
+        rows, count = sweep_rows(folder)
         for size, limit in ((1_000, 1.0), (10_000, 3.0)):
-            (folder / str(size)).mkdir()
-            write_store(folder / str(size), size)
-            time.sleep(2.1)  # recent changes are read every time; this measures a store that does not change
-            first, _ = spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))
-            later = sorted(spent("sweeps.commands.sweeps", "status", cwd=folder / str(size))[0] for _ in range(3))[1]
-            rows.append(Row(f"status over {size:,} stage runs", later, limit, "s", bar=1.0))
-            rows.append(Row(f"status over {size:,} stage runs, building the index", first, limit, "s"))
+            rows += status_rows(folder / str(size), size, limit)
         if shutil.which("sbatch") and os.environ.get("SLURM_CONF"):
-            (folder / "slurm").mkdir()
-            submit, output = spent("sweeps.commands.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder / "slurm")
-            assert f"{count} stage runs submitted" in output
-            rows.append(Row(f"Slurm: submission of {count} stage runs", submit, 30.0, "s", bar=1.0))
-            spent("sweeps.commands.sweeps", "cancel", "*", cwd=folder / "slurm")
+            rows.append(slurm_row(folder / "slurm", count))
         else:
             print("No Slurm here (SLURM_CONF is not set), so submission was not measured")
     return report(rows, "Overhead of the executors and of looking at a store (the peer is the limit)")

@@ -1,11 +1,12 @@
-"""Composing and planning thousands of cells, beside Hydra's own multirun of the same configuration.
+"""Composing and planning thousands of cells, against Hydra's own multirun of the same configuration.
 
     python -m benchmarks.plan [--json FILE]
 
-Seconds are of processor time in user mode, beyond imports, in fresh processes: a cold start each. Where the peer is a
-limit and not a program, it stands in the peer's column with a bar of 1.
+Seconds are processor time in user mode after imports, each in a new process. Where the peer is a limit, not a program,
+the peer's column is the limit and the bar is 1.
 """
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ graph = plan(cells)
 print(len(graph.cells), resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
 """
 
-HYDRAS = """
+HYDRA = """
 import resource, sys
 import hydra
 from sweeps.compose import launchers
@@ -50,29 +51,31 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
 
 
 def seconds(code: str, arguments: list[str], cells: int) -> float:
-    """User seconds of a fresh process beyond imports; checks that it composed so many cells."""
+    """User seconds of a new process after imports; checks that it composed `cells` cells."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", code, *arguments]
         output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-    found, spent = output.split()[-2:]
-    assert int(found) == cells, f"{found} cells instead of {cells}"
-    return float(spent)
+    composed, user_seconds = output.split()[-2:]
+    assert int(composed) == cells, f"{composed} cells instead of {cells}"
+    return float(user_seconds)
 
 
 def main() -> int:
     rows = []
     ours = {}
     for cells, arguments in CELLS.items():
-        ours[cells] = sorted(seconds(OURS, arguments, cells) for _ in range(3))[1]
+        ours[cells] = statistics.median(seconds(OURS, arguments, cells) for _ in range(3))
         rows.append(Row(f"plan {cells:,} cells (peer: the limit)", ours[cells], LIMITS[cells], "s", bar=1.0))
     seeds = [f"seed=range(1,{HYDRA_JOBS + 1})"]
-    few = sorted(seconds(OURS, seeds, HYDRA_JOBS) for _ in range(3))[1]
-    hydras = seconds(HYDRAS, seeds, HYDRA_JOBS)
-    one = seconds(HYDRAS, ["seed=1"], 1)
-    rows.append(Row(f"{HYDRA_JOBS} jobs in all, against Hydra's multirun", few, hydras, "s"))
+    few = statistics.median(seconds(OURS, seeds, HYDRA_JOBS) for _ in range(3))
+    hydra_all = seconds(HYDRA, seeds, HYDRA_JOBS)
+    hydra_one = seconds(HYDRA, ["seed=1"], 1)
+    rows.append(Row(f"{HYDRA_JOBS} jobs in all, against Hydra's multirun", few, hydra_all, "s"))
     per_job = (ours[1_000] - few) / (1_000 - HYDRA_JOBS)
     rows.append(
-        Row("one more job, against Hydra's multirun", per_job, (hydras - one) / (HYDRA_JOBS - 1), "s", bar=0.01)
+        Row(
+            "one more job, against Hydra's multirun", per_job, (hydra_all - hydra_one) / (HYDRA_JOBS - 1), "s", bar=0.01
+        )
     )
     return report(rows, "Composing and planning a sweep")
 
