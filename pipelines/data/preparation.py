@@ -2,7 +2,7 @@
 
 Each part of a source becomes one shard per split. The record of a part is written last, so a command that was killed
 continues with the parts that have no record. A document's split is decided by the hash of its text, so equal texts are
-in the same split wherever they come from.
+in the same split whatever their source.
 """
 
 import hashlib
@@ -231,7 +231,7 @@ def _evaluation_texts(name: str) -> Iterator[str]:
 
 
 def _prepare_tokenizer(data: DataConfig, parts: list[Part], folder: Path) -> dict[str, Any]:
-    """Put the tokenizer into `folder / "tokenizer"` unless it is there; returns its entries in the index.
+    """Put the tokenizer into `folder / "tokenizer"` unless it exists; returns its entries in the index.
 
     It is the one that `data.tokenizer` names, or one trained on the first documents.
     """

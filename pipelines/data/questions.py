@@ -1,9 +1,8 @@
-"""What RL asks: data sets of problems, each with the way it is put, read and verified.
+"""The questions that RL asks and evaluations measure: problems with the format of their prompt and answer.
 
-A data set is a family of the corpus (generated tasks, `gym_` families among them) or a file of JSON lines. How a
-question becomes a prompt, where a response's answer is found and which verifier judges it stand in
-`pipelines.tasks.formats`, as data. Problems are split by a hash of the question, so the ones that are held out are
-never trained on.
+A data set is a task family of the corpus or a file of questions. `pipelines.tasks.formats` has the formats: how a
+question becomes a prompt, how the answer is extracted from a response, and which verifier judges it.
+Questions are split by hash, so held-out ones are never trained on.
 """
 
 import json
@@ -13,102 +12,99 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.configuration.grpo import QUESTION_FILE
 from pipelines.data.corpus import Corpus
-from pipelines.errors import UserError, nearest
+from pipelines.errors import UserError, require_option
 from pipelines.tasks.families import Problem, split_of
 from pipelines.tasks.formats import FORMATS
 
-FILE = ".jsonl"
-"""Ending of the names in `grpo.tasks` that are files."""
-
+SHORTEST = 30
+"""Questions with fewer characters are not searched in text, which contains them by chance."""
 
 TESTED = {"program": "for x in range(-20, 21):\n    assert f(x) == ({answer}), x"}
-"""Families whose answers are programs, with the tests that stand in for equality: any program that passes is right."""
+"""Families whose answers are programs -> the tests that a program must pass, in place of a comparison of answers."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A problem as RL asks it."""
+    """A problem in the form in which a model is asked it."""
 
     task: str
-    """The data set it comes from."""
+    """The data set that it comes from."""
     question: str
     reference: str
     """What the verifier compares with: the answer, or the tests of a program."""
     format: str
+    """A name of `FORMATS`."""
 
     @property
     def prompt(self) -> str:
-        """What the model is given."""
+        """The text that the model is given."""
         return FORMATS[self.format].prompt.format(question=self.question)
 
     def judged(self, response: str) -> tuple[str, str | None, str]:
-        """The item for `Judge.rewards` that a response to this question makes."""
+        """Returns the item for `Judge.rewards`: verifier, answer in the response (None if there is none), reference."""
         form = FORMATS[self.format]
         answer = form.extract(response)
         return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
 
-def load_items(task: str, dataset: str | None, corpus: Corpus, count: int) -> list[Question]:
-    """The first `count` questions of a benchmark, in a fixed order: of a family's test split, or of a local file, asked
-    in the format `task` where a line names no other.
+def load_items(corpus: Corpus, task: str, *, count: int, dataset: str | None = None) -> list[Question]:
+    """Returns the first `count` questions of a benchmark, in a fixed order.
 
-    Raises `UserError` where a file's line is not as it should be, or where there are none.
+    They come from the test split of the family `task`, or from the file `dataset`, whose lines have the format `task`
+    unless they name another. Raises `UserError` for an invalid line, or if there are no questions.
     """
     if dataset is not None:
-        found = _read(Path(dataset), task)[:count]
-    elif task in TESTED:
-        found = [_tested(task, problem) for problem in corpus.problems(task, "test", count)]
+        questions = _read(Path(dataset), task)[:count]
     else:
-        found = [Question(task, p.question, p.answer, "marked") for p in corpus.problems(task, "test", count)]
-    if not found:
-        raise UserError(f"{dataset or task}: it has no questions to measure with; give it more")
-    return found
-
-
-def _tested(task: str, problem: Problem) -> Question:
-    return Question(task, problem.question, TESTED[task].replace("{answer}", problem.answer), "program")
+        questions = [_question(task, problem) for problem in corpus.problems(task, "test", count)]
+    if not questions:
+        raise UserError(f"{dataset or task}: it has no questions to measure; give it more")
+    return questions
 
 
 def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
-    """The questions of a data set in one split (`rl` to train on, `validation` to hold out), in a fixed order.
+    """Returns the questions of a data set in one split, in a fixed order: `rl` to train on, `validation` to hold out.
 
-    Raises `UserError` where a file's line is not as it should be, or where there are none.
+    Raises `UserError` for an invalid line of a file, or if there are no questions.
     """
-    if task.endswith(FILE):
-        found = [q for q in _read(Path(task)) if _file_split(q.question) == split]
+    if task.endswith(QUESTION_FILE):
+        questions = [question for question in _read(Path(task), "boxed") if _file_split(question.question) == split]
     else:
-        problems = corpus.problems(task, split)
-        if task in TESTED:
-            found = [_tested(task, problem) for problem in problems]
-        else:
-            found = [Question(task, p.question, p.answer, "marked") for p in problems]
-    if not found:
+        questions = [_question(task, problem) for problem in corpus.problems(task, split)]
+    if not questions:
         raise UserError(f"grpo.tasks={task}: it has no questions in the split {split!r}; give it more")
-    return found
+    return questions
+
+
+def _question(task: str, problem: Problem) -> Question:
+    if task in TESTED:
+        return Question(task, problem.question, TESTED[task].replace("{answer}", problem.answer), "program")
+    return Question(task, problem.question, problem.answer, "marked")
 
 
 def _file_split(question: str) -> str:
-    """A file is for RL alone: all but the validation questions are trained on."""
+    """The split of a question in a file. Files are only for RL, so every split but validation is trained on."""
     return "validation" if split_of(question) == "validation" else "rl"
 
 
-def _read(path: Path, usual: str = "boxed") -> list[Question]:
-    """Lines {"question": ..., "answer": ..., "format": one of `FORMATS`, `usual` if absent}, equal questions once.
+def _read(path: Path, default_format: str) -> list[Question]:
+    """The distinct questions of a JSON-lines or Parquet file.
 
-    A Parquet file has these as columns.
+    A line is {"question": ..., "answer": ..., "format": a name of `FORMATS`}; the format may be left out. A Parquet
+    file has these as columns.
     """
     questions: dict[str, Question] = {}
     for number, line in enumerate(_lines(path), start=1):
         try:
             row = json.loads(line) if isinstance(line, str) else line
-            question, answer, form = str(row["question"]), str(row["answer"]), row.get("format") or usual
+            question, answer, form = str(row["question"]), str(row["answer"]), row.get("format") or default_format
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f'{path}:{number}: a line is a JSON object with "question" and "answer", and perhaps "format"'
             ) from None
-        if form not in FORMATS:
-            raise UserError(f"{path}:{number}: format={form}: {nearest(form, FORMATS)}")
+        require_option(f"{path}:{number}: format", form, FORMATS)
         questions.setdefault(question, Question(str(path), question, answer, form))
     return list(questions.values())
 
@@ -123,20 +119,19 @@ def _lines(path: Path) -> list[Any]:
 
 
 def contamination(questions: Iterable[Question], corpus: Corpus, families: Sequence[str]) -> float:
-    """Share of `questions` that mid-training also shows: equal to a training question of `families`, or in the text.
+    """Returns the share of `questions` that are in the training data of mid-training.
 
-    Compared with letter case and white space taken away. Short questions are looked for among questions alone, since
-    any text holds them by chance.
+    A question is in it if it equals a training question of `families` or occurs in the training text, ignoring case and
+    white space. Questions of fewer than `SHORTEST` characters are only compared with questions.
     """
-    seen = {_plain(problem.question) for family in families for problem in corpus.problems(family, "train")}
-    text = "\n".join(_plain(document.text) for document in corpus.documents("train"))
-    asked = [_plain(question.question) for question in questions]
-    return sum(q in seen or (len(q) >= SHORTEST and q in text) for q in asked) / max(1, len(asked))
+    training_questions = {
+        _normalised(problem.question) for family in families for problem in corpus.problems(family, "train")
+    }
+    training_text = "\n".join(_normalised(document.text) for document in corpus.documents("train"))
+    searched = [_normalised(question.question) for question in questions]
+    matches = sum(q in training_questions or (len(q) >= SHORTEST and q in training_text) for q in searched)
+    return matches / max(1, len(searched))
 
 
-SHORTEST = 30
-"""Characters from which on a question found inside a text is taken for the same question."""
-
-
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return re.sub(r"\s+", "", text).lower()

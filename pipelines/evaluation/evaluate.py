@@ -123,7 +123,7 @@ def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str
             rows = [[*start, *continuation] for start, continuation in right_pairs]
             texts[name] = corpus.tokenizer.batch_decode(rows, skip_special_tokens=True)
         elif benchmark.kind == "sampled":
-            questions = load_items(benchmark.task, benchmark.dataset, corpus, benchmark.items)
+            questions = load_items(corpus, benchmark.task, count=benchmark.items, dataset=benchmark.dataset)
             texts[name] = [question.question for question in questions]
         else:
             from pipelines.evaluation.lm_eval_tasks import item_texts  # lm-eval is an extra

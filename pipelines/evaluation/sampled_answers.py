@@ -15,7 +15,7 @@ from pipelines.verifiers import Judge
 
 def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) -> BenchmarkResult:
     """Sample answers to the questions of a benchmark and measure them."""
-    questions = load_items(benchmark.task, benchmark.dataset, context.corpus, benchmark.items)
+    questions = load_items(context.corpus, benchmark.task, count=benchmark.items, dataset=benchmark.dataset)
     config = context.config
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature * context.control.temperature, config.top_p, limit)

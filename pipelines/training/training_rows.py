@@ -28,7 +28,9 @@ class TrainingRows(Dataset[Tensor]):
                 "rows or take more data"
             )
         count = budget.steps * (budget.batch_tokens // budget.sequence_length)
-        self._order = training_order([seed, Stream.TRAINING_ROWS], count, budget.mixture, sizes, corpus.sharded)
+        self._order = training_order(
+            [seed, Stream.TRAINING_ROWS], count, mixture=budget.mixture, sizes=sizes, sharded=corpus.sharded
+        )
 
     def __len__(self) -> int:
         return len(self._order)

@@ -17,6 +17,9 @@ from pipelines.errors import StageFailure, UserError
 from pipelines.tasks.families import Problem, split_of
 from tests.forked import forked
 
+MIXTURE = {"a": 3, "b": 1, "c": 0}
+SIZES = {"a": 50, "b": 7}
+
 
 def config(**changes: object) -> DataConfig:
     values = {
@@ -67,15 +70,15 @@ def test_rows_lose_nothing_and_begin_at_documents(lengths: list[int], length: in
 
 
 def test_mixture_follows_weights_and_passes() -> None:
-    order = schedule([1], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
+    order = schedule([1], 6000, mixture=MIXTURE, sizes=SIZES)
     share = sum(source == "a" for source, _ in order) / 6000
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 6000) ** 0.5
     rows_of_a = [row for source, row in order if source == "a"]
     assert sorted(rows_of_a[:50]) == list(range(50))
     assert sorted(rows_of_a[50:100]) == list(range(50))
     assert rows_of_a[:50] != rows_of_a[50:100]
-    assert order == schedule([1], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
-    assert order != schedule([2], 6000, {"a": 3, "b": 1, "c": 0}, {"a": 50, "b": 7})
+    assert order == schedule([1], 6000, mixture=MIXTURE, sizes=SIZES)
+    assert order != schedule([2], 6000, mixture=MIXTURE, sizes=SIZES)
 
 
 def test_digits_are_tokens_and_text_survives(corpus: Corpus) -> None:

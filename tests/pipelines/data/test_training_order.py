@@ -1,4 +1,4 @@
-"""The order of training rows: shares by weight, whole passes, the same from wherever one looks."""
+"""The order of training rows: shares by weight, whole passes, and the same row at an index however it is reached."""
 
 import numpy as np
 import pytest
@@ -18,43 +18,46 @@ def test_a_shuffle_is_a_bijection(size: int, seed: int) -> None:
 
 
 def test_a_shuffle_looks_random() -> None:
-    """Neither places nor steps between neighbours are told from uniform ones."""
+    """Neither positions nor steps between neighbours can be distinguished from uniform ones."""
     size = 1 << 12
-    found = np.array([permuted(i, size, (3, 1)) for i in range(size)])
-    for values in (found[: size // 4], np.diff(found) % size):
+    images = np.array([permuted(i, size, (3, 1)) for i in range(size)])
+    for values in (images[: size // 4], np.diff(images) % size):
         assert chisquare(np.bincount(values * 16 // size, minlength=16)).pvalue > 1e-4
     other = np.array([permuted(i, size, (3, 2)) for i in range(size)])
-    assert abs(np.corrcoef(found, other)[0, 1]) < 0.06
+    assert abs(np.corrcoef(images, other)[0, 1]) < 0.06
 
 
 def test_a_mixture_goes_through_each_source_in_whole_passes() -> None:
     rows = BLOCK + 500
-    order = Mixture([1, 8], rows, WEIGHTS, SIZES)
-    found = [order[i] for i in range(rows)]
-    counts = {name: sum(source == name for source, _ in found) for name in SIZES}
+    order = Mixture([1, 8], rows, mixture=WEIGHTS, sizes=SIZES)
+    rows_in_order = [order[i] for i in range(rows)]
+    counts = {name: sum(source == name for source, _ in rows_in_order) for name in SIZES}
     assert counts["c"] == 0
     assert counts["a"] / rows == pytest.approx(0.75, abs=0.01)
     for name in ("a", "b"):
-        mine = [row for source, row in found if source == name]
+        rows_of_source = [row for source, row in rows_in_order if source == name]
         size = SIZES[name]
-        passes = [mine[start : start + size] for start in range(0, len(mine) - size + 1, size)]
-        assert all(sorted(one) == list(range(size)) for one in passes)
+        passes = [rows_of_source[start : start + size] for start in range(0, len(rows_of_source) - size + 1, size)]
+        assert all(sorted(one_pass) == list(range(size)) for one_pass in passes)
         assert passes[0] != passes[1]
 
 
-def test_any_place_is_found_without_those_before_it() -> None:
+def test_any_index_can_be_read_first() -> None:
     rows = 3 * BLOCK
-    order, again = Mixture([1, 8], rows, WEIGHTS, SIZES), Mixture([1, 8], rows, WEIGHTS, SIZES)
-    places = np.random.default_rng(0).integers(0, rows, 300)
-    assert [again[int(i)] for i in sorted(places)[::-1]] == [order[int(i)] for i in sorted(places)][::-1]
-    shorter = Mixture([1, 8], BLOCK + 10, WEIGHTS, SIZES)
+    order, again = (
+        Mixture([1, 8], rows, mixture=WEIGHTS, sizes=SIZES),
+        Mixture([1, 8], rows, mixture=WEIGHTS, sizes=SIZES),
+    )
+    indices = np.random.default_rng(0).integers(0, rows, 300)
+    assert [again[int(i)] for i in sorted(indices)[::-1]] == [order[int(i)] for i in sorted(indices)][::-1]
+    shorter = Mixture([1, 8], BLOCK + 10, mixture=WEIGHTS, sizes=SIZES)
     assert [shorter[i] for i in range(0, BLOCK + 10, 997)] == [order[i] for i in range(0, BLOCK + 10, 997)]
-    other = Mixture([2, 8], rows, WEIGHTS, SIZES)
+    other = Mixture([2, 8], rows, mixture=WEIGHTS, sizes=SIZES)
     assert [other[i] for i in range(50)] != [order[i] for i in range(50)]
     with pytest.raises(IndexError):
         order[rows]
 
 
-def test_small_corpora_have_theirs_written_out() -> None:
-    assert isinstance(training_order([1], 10, WEIGHTS, SIZES, sharded=False), list)
-    assert isinstance(training_order([1], 10, WEIGHTS, SIZES, sharded=True), Mixture)
+def test_only_the_order_of_shards_is_computed_on_access() -> None:
+    assert isinstance(training_order([1], 10, mixture=WEIGHTS, sizes=SIZES, sharded=False), list)
+    assert isinstance(training_order([1], 10, mixture=WEIGHTS, sizes=SIZES, sharded=True), Mixture)
