@@ -1,0 +1,42 @@
+"""Planned stage runs, run outside a worker."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.configuration.tracking import TrackingConfig
+from pipelines.stages import run_stage
+from sweeps.compose.cells import compose_cell
+from sweeps.plan.planner import plan
+from tests.conftest import SMALL
+from tests.pipelines.contexts import captured_log
+
+OFF = TrackingConfig("off")
+
+
+@pytest.mark.slow
+def test_a_spec_gives_the_same_numbers_again_and_logs_them(tmp_path: Path) -> None:
+    runs = {run.stage: run for run in plan([compose_cell(SMALL)]).runs.values()}
+    first, second, midtrain = (tmp_path / name for name in ("first", "second", "midtrain"))
+    for folder in (first, second, midtrain):
+        folder.mkdir()
+    outcomes = []
+    for folder in (first, second):
+        with captured_log() as records:
+            outcomes.append(run_stage(runs["pretrain"].spec, folder=folder, root=tmp_path, tracking=OFF)["metrics"])
+        lines = [record.getMessage() for record in records]
+        name = f"pretrain/{runs['pretrain'].signature}"
+        assert lines[0].startswith(f"{name} starts as rank 0 of 1:  ")
+        assert "model nano  objective ce" in lines[0]
+        assert [line.split()[1] for line in lines if line.startswith("step ")] == [str(step) for step in range(1, 9)]
+        assert lines[-1].startswith(f"{name} finished after ")
+    assert all(outcomes[0][key] == outcomes[1][key] for key in outcomes[0] if key != "tokens_per_second")
+
+    # Mid-training starts from the checkpoint of its parent.
+    spec = runs["midtrain"].spec
+    metrics = run_stage(spec, folder=midtrain, root=tmp_path, tracking=OFF, parent=first)["metrics"]
+    rows = [json.loads(line) for line in (midtrain / "ledger.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] < outcomes[0]["loss"] + 0.2
+    assert metrics["tokens"] == 4096
+    assert [path.name for path in (midtrain / "checkpoints").iterdir()] == [f"step-{metrics['steps']:06d}"]
