@@ -71,7 +71,7 @@ class NextToken(L.LightningModule):
         """Steps that earlier attempts have done."""
         self.newest_statistics: dict[str, float] = self._state["last"] if self._state else {}
         """The statistics of the newest ledger row."""
-        self.filter = StepFilter(budget, self._state)
+        self.step_filter = StepFilter(budget, self._state)
 
         # Of the current step.
         self._statistics: dict[str, float] = {}
@@ -111,7 +111,7 @@ class NextToken(L.LightningModule):
         self.speed.begin()
         with self._balance.counting() if self._balance else nullcontext():
             loss, statistics = self.loss(batch, self._is_row_due())
-        self.filter.add_loss(loss)
+        self.step_filter.add_loss(loss)
         if statistics is not None:
             row = {
                 "loss": loss.item(),
@@ -148,13 +148,13 @@ class NextToken(L.LightningModule):
         """
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.budget.gradient_clip)
         self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        reason = self.filter.reason_to_skip(
+        reason = self.step_filter.reason_to_skip(
             self._gradient_norm.item(), lambda loss: self._mean_over_ranks({"loss": loss})["loss"]
         )
         self._is_skipped = reason is not None
         if reason is None:
             return
-        if self.filter.skipped > self.budget.max_skipped:
+        if self.step_filter.skipped > self.budget.max_skipped:
             raise FloatingPointError(self._too_many_skipped(reason))
         self.context.log("step %d is skipped: %s", self.done + 1, reason)
         optimizer.zero_grad(set_to_none=True)
@@ -163,7 +163,7 @@ class NextToken(L.LightningModule):
         steps = saved_steps(self.context.resume)
         newest = f"; the last good trainer state is {self.context.resume}/step-{steps[-1]:06d}" if steps else ""
         return (
-            f"{reason} at step {self.done + 1}, after {self.filter.skipped - 1} skipped steps of at most "
+            f"{reason} at step {self.done + 1}, after {self.step_filter.skipped - 1} skipped steps of at most "
             f"{self.budget.key}.max_skipped={self.budget.max_skipped}; lower {self.budget.key}.learning_rate{newest}"
         )
 
@@ -204,7 +204,7 @@ class NextToken(L.LightningModule):
                 **self.newest_statistics,
                 "learning_rate": learning_rate(self.budget, step - 1),
                 "gradient_norm": self._gradient_norm.item(),
-                "skipped": self.filter.skipped,
+                "skipped": self.step_filter.skipped,
                 **({} if loads is None else self._balance.row(loads)),
                 **self.speed.row(),
             }
@@ -214,7 +214,7 @@ class NextToken(L.LightningModule):
         """Save the trainer state after `step`; all ranks together."""
         optimizer: Any = self.optimizers()
         tensors = trainer_tensors(self.model, getattr(optimizer, "optimizer", optimizer))
-        state = {"last": self.newest_statistics, **self.filter.state_dict()}
+        state = {"last": self.newest_statistics, **self.step_filter.state_dict()}
         save_tensors(self.context.resume, step, tensors, state=state, keep_last=self.context.compute.keep_last)
         self.context.log("trainer state saved after step %d of %d", step, self.budget.steps)
 

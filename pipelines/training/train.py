@@ -7,10 +7,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -52,7 +52,7 @@ def train(
         rank=ranks.rank,
         ranks=ranks.tasks,
     )
-    # Micro-batches arrive as tensors [rows, length + 1].
+    # `RankRows` already returns micro-batches as tensors [rows, length + 1].
     loader = DataLoader(rows, batch_size=micro_rows, collate_fn=_unchanged)
     with _without_noise():
         try:
@@ -71,7 +71,7 @@ def train(
         **module.newest_statistics,
         "steps": budget.steps,
         "tokens": budget.steps * budget.batch_tokens,
-        "skipped": module.filter.skipped,
+        "skipped": module.step_filter.skipped,
         "tokens_per_second": module.speed.overall,
     }
 
@@ -106,5 +106,5 @@ def _without_noise() -> Iterator[None]:
         yield
 
 
-def _unchanged(batch: Tensor) -> Tensor:
+def _unchanged(batch: Any) -> Any:
     return batch
