@@ -69,7 +69,7 @@ def harness_rows(folder: Path) -> list[Row]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from pipelines.evaluation.lm_eval_tasks import RolloutLM
+    from pipelines.evaluation.lm_eval_model import RolloutLM
 
     corpus = prepare(DataConfig("b", ["networkx"], ["chain3"], 2000, 0.5, 0.5, 640, 16), folder / "cache")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0).eval()

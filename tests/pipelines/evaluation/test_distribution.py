@@ -1,4 +1,4 @@
-"""Distribution metrics against a plain forward pass in float64, and controls against what they promise."""
+"""Distribution metrics against a plain forward pass in float64, and controls against their definitions."""
 
 import math
 from typing import Any
@@ -10,13 +10,17 @@ import torch
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
+from pipelines.evaluation import distribution
+from pipelines.evaluation.benchmark_cache import BenchmarkCache
+from pipelines.evaluation.context import UNCHANGED, Control
 from pipelines.evaluation.distribution import TokenTable, matched_temperature, mean_entropy, tempered, token_table
-from pipelines.evaluation.evaluate import Control, distribution, evaluate, text_rows
-from pipelines.evaluation.piece_cache import Pieces
-from pipelines.ledger import Ledger
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.held_out_text import held_out_rows
+from pipelines.evaluation.samples import SAMPLES, read_rows
 from pipelines.models.causal_lm import build_model
 from shaping.objective import Objective
 from shaping.theory import stationary_distribution
+from tests.pipelines.evaluation.contexts import evaluation_context
 
 TEXT = BenchmarkConfig("text", "text", "text", items=10)
 LENGTH = 24
@@ -32,7 +36,7 @@ def model(corpus: Corpus) -> Any:
 
 @pytest.fixture(scope="module")
 def rows(corpus: Corpus) -> Any:
-    return text_rows(corpus, TEXT, LENGTH)[0]
+    return held_out_rows(corpus, TEXT, LENGTH).tokens
 
 
 def probabilities(model: Any, rows: Any) -> Any:
@@ -40,14 +44,14 @@ def probabilities(model: Any, rows: Any) -> Any:
         return model(torch.from_numpy(rows[:, :-1].astype(np.int64))).logits.double().softmax(-1).numpy()
 
 
-def test_the_table_is_what_a_forward_pass_says(model: Any, rows: Any) -> None:
+def test_the_table_equals_a_forward_pass(model: Any, rows: Any) -> None:
     p = probabilities(model, rows)
     table = token_table(model, rows, 8)
-    own = np.take_along_axis(p, table.targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(table.loss, -np.log(own), rtol=1e-4)
+    target_p = np.take_along_axis(p, table.targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(table.loss, -np.log(target_p), rtol=1e-4)
     np.testing.assert_allclose(table.entropy, -(p * np.log(p.clip(1e-300))).sum(-1), rtol=1e-4, atol=1e-6)
-    assert (table.rank > (p > own[..., None] * (1 + 1e-5)).sum(-1)).all()  # equal ones take turns
-    assert (table.rank <= (p >= own[..., None] * (1 - 1e-5)).sum(-1)).all()
+    assert (table.rank > (p > target_p[..., None] * (1 + 1e-5)).sum(-1)).all()  # ties may have any order
+    assert (table.rank <= (p >= target_p[..., None] * (1 - 1e-5)).sum(-1)).all()
     np.testing.assert_allclose(table.confidence, p.max(-1), rtol=1e-5)
     ordered = -np.sort(-p, -1)
     for k, mass in table.head_mass.items():
@@ -59,38 +63,38 @@ def test_the_table_is_what_a_forward_pass_says(model: Any, rows: Any) -> None:
 def test_bits_per_byte_counts_the_bytes_of_the_text(corpus: Corpus, model: Any, rows: Any) -> None:
     table = token_table(model, rows, 8)
     sizes = distribution.byte_lengths(corpus)
-    found = distribution.headline(table, 8, sizes)["bits_per_byte"]
+    metric = distribution.headline(table, 8, sizes)["bits_per_byte"]
     text = corpus.tokenizer.batch_decode(rows[:, 1:], skip_special_tokens=True)
     bytes_ = sum(len(corpus.tokenizer.backend_tokenizer.decode(row.tolist()).encode()) for row in rows[:, 1:])
     assert bytes_ >= sum(map(len, text))
-    assert found.value == pytest.approx(table.loss.sum() / math.log(2) / bytes_, rel=0.01)
-    assert found.low is not None
-    assert found.low < found.value < found.high
+    assert metric.value == pytest.approx(table.loss.sum() / math.log(2) / bytes_, rel=0.01)
+    assert metric.low is not None
+    assert metric.low < metric.value < metric.high
 
 
-def made_up(confidence: Any, right: Any) -> TokenTable:
+def artificial_table(confidence: Any, right: Any) -> TokenTable:
     zeros = np.zeros_like(confidence)
     rank = np.where(right, 1, 5)
     return TokenTable(rank, zeros, zeros, rank, confidence, {1: confidence}, zeros)
 
 
-def test_calibration_is_zero_where_confidence_is_truth_and_the_gap_where_it_is_not() -> None:
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.02, 1, (500, 100))
-    honest = made_up(confidence, rng.random(confidence.shape) < confidence)
-    assert distribution.headline(honest, 1, np.ones(6, int))["calibration_error"].value < 0.01
-    boastful = made_up(confidence, rng.random(confidence.shape) < 0.7 * confidence)
-    found = distribution.headline(boastful, 1, np.ones(6, int))["calibration_error"]
-    assert found.value == pytest.approx(0.3 * confidence.mean(), abs=0.01)
-    assert found.low < found.value < found.high  # type: ignore[operator]
+    calibrated = artificial_table(confidence, rng.random(confidence.shape) < confidence)
+    assert distribution.headline(calibrated, 1, np.ones(6, int))["calibration_error"].value < 0.01
+    overconfident = artificial_table(confidence, rng.random(confidence.shape) < 0.7 * confidence)
+    metric = distribution.headline(overconfident, 1, np.ones(6, int))["calibration_error"]
+    assert metric.value == pytest.approx(0.3 * confidence.mean(), abs=0.01)
+    assert metric.low < metric.value < metric.high  # type: ignore[operator]
 
 
-def test_details_add_up(corpus: Corpus, model: Any) -> None:
-    rows, domains, names = text_rows(corpus, TEXT, LENGTH)
-    assert {document.module.split(".")[0] for document in corpus.documents("test")} == set(names)
-    table = token_table(model, rows, 8)
+def test_the_groups_of_the_details_add_up_to_the_whole(corpus: Corpus, model: Any) -> None:
+    rows = held_out_rows(corpus, TEXT, LENGTH)
+    assert {document.module.split(".")[0] for document in corpus.documents("test")} == set(rows.domain_names)
+    table = token_table(model, rows.tokens, 8)
     sizes = distribution.byte_lengths(corpus)
-    detail = distribution.detail(table, corpus, sizes, domains[:, 1:], names)
+    detail = distribution.detail(table, corpus, sizes, domains=rows.domains[:, 1:], domain_names=rows.domain_names)
     for key in ("by_domain", "by_position", "by_class"):
         assert sum(group["tokens"] for group in detail[key]) == table.loss.size
         weighted = sum(group["tokens"] * math.log(group["perplexity"]) for group in detail[key])
@@ -109,12 +113,12 @@ def test_details_add_up(corpus: Corpus, model: Any) -> None:
     [("Ġthe", "word"), ("ing", "continuation"), ("Ġ7", "digit"), ("7", "digit"), ("ĊĊ", "space"), ("Ġ", "space"),
      ("(", "punctuation"), ("Ġ+", "punctuation"), ("ĠĠĠx", "word")],
 )  # fmt: skip
-def test_classes_of_tokens(token: str, name: str) -> None:
+def test_token_classes(token: str, name: str) -> None:
     assert distribution.token_class(token, True) == name
     assert distribution.token_class("<|endoftext|>", False) == "special"
 
 
-def test_documents_of_rows_are_their_own(corpus: Corpus) -> None:
+def test_each_token_of_a_row_belongs_to_its_document(corpus: Corpus) -> None:
     rows, documents = corpus.rows_with_documents("text", "test", LENGTH)
     texts = [d.training_text for d in corpus.documents("test")]
     for row, numbers in list(zip(rows, documents, strict=True))[::50]:
@@ -124,44 +128,42 @@ def test_documents_of_rows_are_their_own(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.9, 1.7])
-def test_the_matched_temperature_is_found(model: Any, rows: Any, temperature: float) -> None:
-    """A tempered model has the entropy of itself at that temperature and no other."""
-    entropy = token_table(model, rows, 8, tempered(temperature)).entropy.mean()
+def test_matched_temperature_inverts_the_entropy(model: Any, rows: Any, temperature: float) -> None:
+    """The entropy of a tempered model is matched at its temperature only."""
+    entropy = token_table(model, rows, 8, transform=tempered(temperature)).entropy.mean()
     assert matched_temperature(model, rows, entropy) == pytest.approx(temperature, rel=1e-3)
-    found, slope = mean_entropy(model, rows, temperature)
-    assert found == pytest.approx(entropy, rel=1e-5)
+    mean, slope = mean_entropy(model, rows, temperature)
+    assert mean == pytest.approx(entropy, rel=1e-5)
     near = [mean_entropy(model, rows, temperature * math.exp(h))[0] for h in (-1e-2, 1e-2)]
     assert slope == pytest.approx((near[1] - near[0]) / 2e-2, rel=1e-2)
 
 
-def test_an_entropy_beyond_all_temperatures_is_refused(model: Any, rows: Any) -> None:
+def test_an_entropy_that_no_temperature_gives_is_refused(model: Any, rows: Any) -> None:
     with pytest.raises(
         ValueError, match=r"no temperature between 0\.1 and 10\.0 gives the model an entropy of 9\.0000 nats"
     ):
         matched_temperature(model, rows, 9.0)
 
 
-def measured(model: Any, corpus: Corpus, folder: Any, control: Control, top_k: int = 8) -> dict[str, dict[str, Any]]:
+def measure(corpus: Corpus, model: Any, folder: Any, *, control: Control) -> dict[str, dict[str, Any]]:
+    """The measurements under a control, by benchmark/metric."""
     benchmarks = {"Text": TEXT, "Chains": BenchmarkConfig("sampled", "math", "chain3", items=6, samples=8)}
     if control.objective:
         del benchmarks["Chains"]
     config = EvaluationConfig("t", 0.7, 1.0, 6, {}, LENGTH, [2], benchmarks)
-    with Ledger(folder) as ledger:
-        outcome = evaluate(
-            model, config, corpus, top_k, ledger, folder, Pieces(folder / "p", {"control": control.name}), control
-        )
+    cache = BenchmarkCache(folder / "cache", {"control": control.name})
+    with evaluation_context(corpus, folder, config, model=model, cache=cache, control=control) as context:
+        outcome = evaluate(context)
     assert all(row.get("variant", "") == control.name for row in outcome["measurements"])
     return {f"{row['benchmark']}/{row['metric']}": row for row in outcome["measurements"]}
 
 
 def test_a_matched_control_is_tempered_in_text_and_in_sampling(corpus: Corpus, model: Any, tmp_path: Any) -> None:
-    plain = measured(model, corpus, tmp_path, Control(""))
-    cool = measured(model, corpus, tmp_path, Control("matched:precision", temperature=0.5))
+    plain = measure(corpus, model, tmp_path, control=UNCHANGED)
+    cool = measure(corpus, model, tmp_path, control=Control("matched:precision", temperature=0.5))
     assert cool["Text/temperature"]["value"] == 0.5
     assert cool["Text/entropy"]["value"] < plain["Text/entropy"]["value"]
-    assert cool["Text/top_1"]["value"] == plain["Text/top_1"]["value"]  # the order of the tokens stays
-    from pipelines.evaluation.samples import SAMPLES, read_rows
-
+    assert cool["Text/top_1"]["value"] == plain["Text/top_1"]["value"]  # the order of the tokens does not change
     log_probs = np.mean([row["log_prob"] / row["length"] for row in read_rows(tmp_path / SAMPLES)])
     assert log_probs > -0.9 * plain["Text/entropy"]["value"]
 
@@ -170,12 +172,12 @@ def test_a_matched_control_is_tempered_in_text_and_in_sampling(corpus: Corpus, m
 def test_a_theory_control_is_the_stationary_distribution(
     corpus: Corpus, model: Any, tmp_path: Any, rows: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On all tokens, where the estimate from a few has nothing left to estimate."""
-    monkeypatch.setattr("pipelines.evaluation.evaluate.THEORY_TOKENS", rows.size)
+    """For all tokens, so that the estimate from a few of them is exact."""
+    monkeypatch.setattr("pipelines.evaluation.held_out_text.THEORY_TOKENS", rows.size)
     objective = Objective.named(name)
-    found = measured(model, corpus, tmp_path, Control(f"theory:{name}", objective=objective))
+    measurements = measure(corpus, model, tmp_path, control=Control(f"theory:{name}", objective=objective))
     p = stationary_distribution(torch.from_numpy(probabilities(model, rows)).flatten(0, 1), objective)
-    assert found["Text/entropy"]["value"] == pytest.approx(float(torch.special.entr(p).sum(-1).mean()), rel=1e-4)
+    assert measurements["Text/entropy"]["value"] == pytest.approx(float(torch.special.entr(p).sum(-1).mean()), rel=1e-4)
     head = float(p.topk(8, -1).values.sum(-1).mean())
-    assert found["Text/head_mass"]["value"] == pytest.approx(head, rel=1e-4)
-    assert set(found) == {"Text/entropy", "Text/head_mass", "Text/tail_mass"}
+    assert measurements["Text/head_mass"]["value"] == pytest.approx(head, rel=1e-4)
+    assert set(measurements) == {"Text/entropy", "Text/head_mass", "Text/tail_mass"}

@@ -1,4 +1,4 @@
-"""Evaluation against fresh computations on the same checkpoint."""
+"""Evaluation against independent computations on the same checkpoint."""
 
 import json
 import math
@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.configuration.evaluation import CHOICE_TASKS as CHOICE_NAMES
-from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.evaluation import CHOICE_TASKS, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
 from pipelines.errors import StageFailure
-from pipelines.evaluation.evaluate import CHOICE_TASKS, evaluate, text_rows
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.held_out_text import held_out_rows
 from pipelines.evaluation.metrics import pass_at_k
-from pipelines.evaluation.piece_cache import Pieces
+from pipelines.evaluation.multiple_choice import choice_items
 from pipelines.evaluation.samples import SAMPLES, read_rows
-from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
 from pipelines.tasks.families import verify
+from tests.pipelines.contexts import captured_log
+from tests.pipelines.evaluation.contexts import evaluation_context
 
 BENCHMARKS = {
     "Text": BenchmarkConfig("text", "text", "text", items=12),
@@ -36,50 +37,49 @@ CONFIG = EvaluationConfig(
 def evaluated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     folder = tmp_path_factory.mktemp("evaluation")
     model = build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=0).eval()
-    with Ledger(folder) as ledger:
-        outcome = evaluate(model, CONFIG, corpus, 8, ledger, folder, Pieces(folder / "cache", {}))
-    return model, outcome, folder
+    with evaluation_context(corpus, folder, CONFIG, model=model) as context:
+        return model, evaluate(context), folder
 
 
-def value(outcome: dict, benchmark: str, metric: str) -> dict:
-    (found,) = [m for m in outcome["measurements"] if (m["benchmark"], m["metric"]) == (benchmark, metric)]
-    return found
+def measurement_of(outcome: dict, benchmark: str, metric: str) -> dict:
+    (measurement,) = [m for m in outcome["measurements"] if (m["benchmark"], m["metric"]) == (benchmark, metric)]
+    return measurement
 
 
-def test_a_text_too_short_to_measure_on_is_said(corpus: Corpus) -> None:
-    with pytest.raises(StageFailure, match=r"evaluation\.text_length=10000000: the held-out text of text has not that"):
-        text_rows(corpus, BENCHMARKS["Text"], 10_000_000)
+def test_a_text_shorter_than_one_row_is_refused(corpus: Corpus) -> None:
+    with pytest.raises(StageFailure, match=r"evaluation\.text_length=10000000: the held-out text of text has fewer"):
+        held_out_rows(corpus, BENCHMARKS["Text"], 10_000_000)
 
 
 @pytest.mark.parametrize("task", CHOICE_TASKS)
-def test_a_text_too_small_to_choose_from_is_said(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+def test_a_text_with_too_few_choices_is_refused(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     monkeypatch.setattr(Corpus, "documents", lambda self, split: [])
     monkeypatch.setattr(Corpus, "document_tokens", lambda self, split: [])
     with pytest.raises(StageFailure, match=r"data\.text: it has 0 .*, and a question has 4 choices"):
-        CHOICE_TASKS[task](corpus, 10)
+        choice_items(corpus, BenchmarkConfig("choice", "knowledge", task, items=10))
 
 
-def test_text_is_what_a_forward_pass_says(corpus: Corpus, evaluated: tuple) -> None:
+def test_text_metrics_equal_those_of_a_forward_pass(corpus: Corpus, evaluated: tuple) -> None:
     model, outcome, _ = evaluated
     rows = corpus.rows("text", "test", 24)
     chosen = rows[np.linspace(0, len(rows) - 1, 12).round().astype(int)].astype(np.int64)
     with torch.no_grad():
         log_probs = model(torch.from_numpy(chosen[:, :-1])).logits.double().log_softmax(-1)
     loss = -log_probs.gather(-1, torch.from_numpy(chosen[:, 1:, None]))[..., 0]
-    assert value(outcome, "Text", "perplexity")["value"] == pytest.approx(math.exp(loss.mean()), rel=1e-5)
+    assert measurement_of(outcome, "Text", "perplexity")["value"] == pytest.approx(math.exp(loss.mean()), rel=1e-5)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    found = value(outcome, "Text", "entropy")
-    assert found["value"] == pytest.approx(float(entropy.mean()), rel=1e-5)
+    measurement = measurement_of(outcome, "Text", "entropy")
+    assert measurement["value"] == pytest.approx(float(entropy.mean()), rel=1e-5)
     # entropies of 5.7 nats in float32 are rounded by 2.4e-7 each: 1.4e-8 in the error of a mean over 12 rows of 24
-    assert found["stderr"] == pytest.approx(float(entropy.mean(1).std() / math.sqrt(12)), rel=1e-4, abs=3e-8)
+    assert measurement["stderr"] == pytest.approx(float(entropy.mean(1).std() / math.sqrt(12)), rel=1e-4, abs=3e-8)
     head = log_probs.exp().topk(8).values.sum(-1).mean()
-    assert value(outcome, "Text", "head_mass")["value"] == pytest.approx(float(head), rel=1e-5)
+    assert measurement_of(outcome, "Text", "head_mass")["value"] == pytest.approx(float(head), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Modules", "Continuations"])
-def test_choice_is_the_likeliest_of_four(corpus: Corpus, evaluated: tuple, name: str) -> None:
+def test_choice_counts_the_items_whose_right_pair_is_the_likeliest(corpus: Corpus, evaluated: tuple, name: str) -> None:
     model, outcome, _ = evaluated
-    items = CHOICE_TASKS[BENCHMARKS[name].task](corpus, 10)
+    items = choice_items(corpus, BENCHMARKS[name])
     right = 0
     for item in items:
         assert len(item) == 4
@@ -87,23 +87,19 @@ def test_choice_is_the_likeliest_of_four(corpus: Corpus, evaluated: tuple, name:
         for context, continuation in item:
             with torch.no_grad():
                 logits = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
-            places = range(len(context) - 1, len(context) + len(continuation) - 1)
-            totals.append(sum(float(logits[p, t]) for p, t in zip(places, continuation, strict=True)))
+            positions = range(len(context) - 1, len(context) + len(continuation) - 1)
+            totals.append(sum(float(logits[p, t]) for p, t in zip(positions, continuation, strict=True)))
         right += totals[0] == max(totals)
-    assert value(outcome, name, "accuracy")["value"] == right / len(items)
+    assert measurement_of(outcome, name, "accuracy")["value"] == right / len(items)
 
 
-def test_every_choice_task_has_items() -> None:
-    assert set(CHOICE_TASKS) == set(CHOICE_NAMES)
-
-
-def test_choices_differ_and_come_from_where_they_should(corpus: Corpus) -> None:
-    for name in ("module", "continuation"):
-        for item in CHOICE_TASKS[name](corpus, 20):
+def test_choices_differ_and_continuations_are_from_the_test_split(corpus: Corpus) -> None:
+    for name in ("Modules", "Continuations"):
+        for item in choice_items(corpus, BENCHMARKS[name]):
             assert len({tuple(context + continuation) for context, continuation in item}) == 4
-    tested = " ".join(d.training_text for d in corpus.documents("test"))
-    for item in CHOICE_TASKS["continuation"](corpus, 5):
-        assert corpus.tokenizer.decode(item[0][0][1:] + item[0][1]) in tested
+    test_text = " ".join(d.training_text for d in corpus.documents("test"))
+    for (context, continuation), *_ in choice_items(corpus, BENCHMARKS["Continuations"]):
+        assert corpus.tokenizer.decode(context[1:] + continuation) in test_text
 
 
 def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tuple) -> None:
@@ -115,9 +111,9 @@ def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tupl
     for sample in samples:
         assert sample["reward"] <= verify(sample["response"], problems[sample["question"]])
     right = np.array([s["reward"] == 1 for s in samples]).reshape(6, 5)
-    assert value(outcome, "Chains", "avg@5")["value"] == right.mean()
+    assert measurement_of(outcome, "Chains", "avg@5")["value"] == right.mean()
     for k in (2, 4):
-        assert value(outcome, "Chains", f"pass@{k}")["value"] == pass_at_k(right.sum(1), 5, k).mean()
+        assert measurement_of(outcome, "Chains", f"pass@{k}")["value"] == pass_at_k(right.sum(1), 5, k).mean()
     metrics = {m["metric"] for m in outcome["measurements"] if m["benchmark"] == "Chains"}
     assert metrics == {
         "avg@5",
@@ -131,7 +127,10 @@ def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tupl
 
 def test_the_same_checkpoint_gives_the_same_numbers(corpus: Corpus, evaluated: tuple, tmp_path: Path) -> None:
     model, outcome, _ = evaluated
-    with Ledger(tmp_path) as ledger:
-        assert evaluate(model, CONFIG, corpus, 8, ledger, tmp_path, Pieces(tmp_path / "cache", {})) == outcome
+    with captured_log() as lines, evaluation_context(corpus, tmp_path, CONFIG, model=model) as context:
+        assert evaluate(context) == outcome
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["benchmark"] for row in rows] == list(BENCHMARKS)
+    started = [line.getMessage() for line in lines if "started" in line.getMessage()]
+    assert started[0] == "benchmark 1 of 4 started: Text, up to 12 items"
+    assert len(started) == 4

@@ -1,275 +1,170 @@
-"""Our `LM` against lm-eval's own `hf` backend on one checkpoint, and rows of the evaluation table on local files."""
+"""Benchmarks that are tasks of lm-eval, on local files."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import yaml
 
-lm_eval = pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
+pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.tasks import TaskManager
 
-from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig  # noqa: E402
-from pipelines.configuration.model import ModelConfig  # noqa: E402
-from pipelines.data.corpus import Corpus  # noqa: E402
-from pipelines.errors import MissingData, UserError  # noqa: E402
-from pipelines.evaluation.lm_eval_tasks import OWN_TASKS, RolloutLM, load_tasks, run_task  # noqa: E402
-from pipelines.evaluation.piece_cache import Pieces  # noqa: E402
-from pipelines.models.causal_lm import build_model, save_checkpoint  # noqa: E402
-
-ITEMS = 12
-SHOTS = "".join(f"Question: What is {i} plus {i}?\nAnswer: {2 * i}\n\n" for i in range(1, 6))
-
-GENERATE = """
-output_type: generate_until
-generation_kwargs: {{until: ["\\n", "Q"], do_sample: false, max_gen_toks: 40}}
-"""
-REGEX = """
-filter_list:
-  - name: number
-    filter:
-      - {{function: regex, regex_pattern: "([a-z]+)"}}
-      - {{function: take_first}}
-"""
-METRIC = """
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-"""
-TASKS = {
-    "choice": """
-output_type: multiple_choice
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
-doc_to_target: "{{{{label}}}}"
-doc_to_choice: "{{{{choices}}}}"
-fewshot_split: test
-num_fewshot: 3
-metric_list:
-  - {{metric: acc}}
-  - {{metric: acc_norm}}
-""",
-    "letters": """
-output_type: multiple_choice
-doc_to_text: "Question: {{{{question}}}}\\nA. {{{{choices[0]}}}} B. {{{{choices[1]}}}} C. {{{{choices[2]}}}}\\nAnswer:"
-doc_to_target: "{{{{label}}}}"
-doc_to_choice: ["A", "B", "C"]
-num_fewshot: 0
-metric_list:
-  - {{metric: acc}}
-""",
-    "cloze": """
-output_type: loglikelihood
-doc_to_text: "{{{{question}}}}"
-doc_to_target: " {{{{choices[0]}}}}"
-num_fewshot: 0
-metric_list:
-  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
-  - {{metric: acc}}
-""",
-    "rolling": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{question}}}} {{{{choices | join(' ')}}}}"
-num_fewshot: 0
-metric_list:
-  - {{metric: bits_per_byte}}
-""",
-    "regex": 'doc_to_text: "Q: {{{{question}}}}\\nA:"\ndoc_to_target: "{{{{answer}}}}"\nnum_fewshot: 0'
-    + GENERATE
-    + METRIC
-    + REGEX,
-    "cot": f'description: {json.dumps(SHOTS)}\ndoc_to_text: "Question: {{{{{{{{question}}}}}}}}\\nAnswer:"\n'
-    'doc_to_target: "{{{{answer}}}}"\nnum_fewshot: 0' + GENERATE + METRIC,
-    "maths": 'doc_to_text: "Problem: {{{{question}}}}\\nSolution:"\ndoc_to_target: "{{{{answer}}}}"\nnum_fewshot: 2\n'
-    "fewshot_split: test" + GENERATE + METRIC,
-    "code": 'doc_to_text: "def f(x):\\n    # {{{{question}}}}\\n"\ndoc_to_target: "{{{{answer}}}}"\nnum_fewshot: 0'
-    + GENERATE
-    + METRIC,
-}
-"""Name -> a task's file: multiple choice with worked examples and by letter, cloze, whole texts, generation with a
-regular expression, after worked examples, mathematics, and code."""
-
-
-@pytest.fixture(scope="module")
-def model(corpus: Corpus) -> Any:
-    """An untrained model with sharp opinions, so that no two tokens tie."""
-    model = build_model(ModelConfig("t", 2, 32, 64, 4, 2, 8), corpus.tokenizer, 1e4, seed=0).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(15)
-    return model
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["graph", "node", "edge", "path", "tree", "cycle"]
-    rows = [
-        {
-            "question": f"Which word of number {i} comes after {words[i % 6]} and {words[(i + 2) % 6]}?",
-            "choices": [words[(i + j) % 6] * (1 + j % 2) for j in range(3)],
-            "label": i % 3,
-            "answer": words[i % 3],
-        }
-        for i in range(ITEMS)
-    ]
-    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def tasks(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, content in TASKS.items():
-        head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {questions}}}}}\n"
-        tail = "\ntest_split: test\nmetadata: {version: 1.0}\n"
-        (folder / f"{name}.yaml").write_text(head + content.format() + tail)
-    return TaskManager(include_path=str(folder), include_defaults=False)
-
-
-@pytest.fixture(scope="module")
-def backends(model: Any, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Ours on the model in memory, lm-eval's on the folder that it was exported to."""
-    folder = tmp_path_factory.mktemp("export") / "step-000001"
-    save_checkpoint(model, corpus.tokenizer, folder)
-    return {
-        "ours": RolloutLM(model, corpus.tokenizer),
-        "hf": HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4),
-    }
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_scores_as_in_the_hf_backend(name: str, tasks: TaskManager, backends: dict[str, Any]) -> None:
-    found = {}
-    for backend, lm in backends.items():
-        loaded = tasks.load(name)
-        loaded["tasks"][name].set_fewshot_seed(seed=1)
-        results = lm_eval.evaluate(lm, loaded, bootstrap_iters=0)
-        samples = sorted(results["samples"][name], key=lambda row: row["doc_id"])
-        found[backend] = (results["results"][name], [row["resps"] for row in samples])
-    numbers = [{k: v for k, v in found[backend][0].items() if isinstance(v, float)} for backend in backends]
-    ours, theirs = ([flat(response) for response in found[backend][1]] for backend in backends)
-    assert len(ours) == ITEMS
-    if isinstance(ours[0][0], str):
-        assert ours == theirs  # greedy texts
-        assert numbers[0] == numbers[1]
-        assert len({text for response in ours for text in response}) > 1
-    else:
-        assert flat(ours) == pytest.approx(flat(theirs), abs=1e-4)
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
-
-
-def flat(response: Any) -> list[Any]:
-    if isinstance(response, list | tuple):
-        return [leaf for part in response for leaf in flat(part)]
-    return [response]
-
-
-def test_contexts_share_their_beginning_and_long_ones_lose_it(model: Any, corpus: Corpus) -> None:
-    """Against one forward pass a request, with a model that sees 40 tokens."""
-    lm = RolloutLM(model, corpus.tokenizer)
-    shared = "The same examples come first. " * 4
-    pairs = [(f"{shared}{i} nodes and", f" {i} edges") for i in range(5)] + [("", "alone"), ("x" * 200, " end")]
-    lm.max_length = 40
-    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
-    for (context, continuation), (log_prob, greedy) in zip(pairs, found, strict=True):
-        if context:
-            before, after = lm._encode_pair(context, continuation)
-        else:
-            before, after = [lm.prefix_token_id], lm.tok_encode(continuation)
-        ids = torch.tensor([(before + after)[-41:]])
-        with torch.no_grad():
-            logits = model(ids[:, :-1]).logits[0, -len(after) :].double().log_softmax(-1)
-        assert log_prob == pytest.approx(float(logits[range(len(after)), after].sum()), abs=1e-4)
-        assert greedy == (logits.argmax(-1).tolist() == after)
-
-
-def test_equal_requests_that_sample_are_different_samples(model: Any, corpus: Corpus) -> None:
-    lm = RolloutLM(model, corpus.tokenizer)
-    warm = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "max_gen_toks": 30, "until": ["e"]}
-    requests = [Instance("generate_until", {}, (context, warm), 0) for context in ("a graph", "a tree") * 6]
-    texts = lm.generate_until(requests)
-    assert len(set(texts[::2])) > 2
-    assert not any("e" in text for text in texts)
-    assert RolloutLM(model, corpus.tokenizer).generate_until(requests) == texts
-    cold = [Instance("generate_until", {}, ("a graph", {"max_gen_toks": 5, "until": []}), 0)] * 3
-    assert len(set(lm.generate_until(cold))) == 1
-
-
-def test_what_was_answered_is_not_asked_again(
-    model: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = [Instance("loglikelihood", {}, (f"context {i}", " end"), i) for i in range(6)]
-    first = RolloutLM(model, corpus.tokenizer, Pieces(tmp_path, {})).loglikelihood(requests)
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.likelihoods", None)
-    assert RolloutLM(model, corpus.tokenizer, Pieces(tmp_path, {})).loglikelihood(requests) == first
-
+from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.model import ModelConfig
+from pipelines.data.corpus import Corpus
+from pipelines.errors import MissingData, UserError
+from pipelines.evaluation.context import BenchmarkResult
+from pipelines.evaluation.lm_eval_model import RolloutLM
+from pipelines.evaluation.lm_eval_tasks import LM_EVAL_TASKS, OUR_TASKS, _folder_of, _task_manager, load_tasks, run_task
+from pipelines.models.causal_lm import build_model
+from tests.pipelines.evaluation.contexts import evaluation_context
 
 CONFIG = EvaluationConfig("t", 0.7, 0.95, 24, {}, 24, [2], {})
 
 
-def maths_file(folder: Path) -> str:
+@pytest.fixture(scope="module")
+def model(corpus: Corpus) -> Any:
+    return build_model(ModelConfig("t", 1, 16, 32, 2, 1, 8), corpus.tokenizer, 1e4, seed=0).eval()
+
+
+@pytest.fixture
+def run(corpus: Corpus, model: Any, tmp_path: Path) -> Any:
+    """Measures a benchmark."""
+
+    def run(name: str, benchmark: BenchmarkConfig) -> BenchmarkResult:
+        with evaluation_context(corpus, tmp_path / "run", CONFIG, model=model) as context:
+            return run_task(context, name, benchmark)
+
+    return run
+
+
+def mathematics_file(folder: Path) -> str:
     path = folder / "amc.jsonl"
     rows = [{"question": f"What is {i}+{i}?", "answer": str(2 * i)} for i in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-def test_a_row_of_the_table_runs_on_a_local_file(model: Any, corpus: Corpus, tmp_path: Path) -> None:
-    row = BenchmarkConfig(
-        "harness", "math", "amc23", items=4, samples=3, dataset=maths_file(tmp_path), verifier="math", shots=0
+def test_a_benchmark_runs_on_a_local_file(run: Any, tmp_path: Path) -> None:
+    dataset = mathematics_file(tmp_path)
+    result = run(
+        "AMC23",
+        BenchmarkConfig("harness", "math", "amc23", items=4, samples=3, dataset=dataset, verifier="math", shots=0),
     )
-    found, samples, _ = run_task(model, corpus.tokenizer, "AMC23", row, CONFIG, Pieces(tmp_path / "p", {}))
-    assert set(found) == {"avg@3", "cons@3", "pass@2", "response_length", "sampling_error"}
-    assert len(samples) == 4 * 3
-    assert samples[0]["question"].startswith("Question: What is 0+0?\nPlease reason step by step")
-    assert found["avg@3"].value == sum(sample["reward"] for sample in samples) / 12
+    assert set(result.metrics) == {"avg@3", "cons@3", "pass@2", "response_length", "sampling_error"}
+    assert len(result.samples) == 4 * 3
+    assert result.samples[0]["question"].startswith("Question: What is 0+0?\nPlease reason step by step")
+    assert result.metrics["avg@3"].value == sum(sample["reward"] for sample in result.samples) / 12
 
 
-def test_code_is_run_with_its_tests(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any
+def test_without_a_verifier_lm_eval_scores_each_sample(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table's HumanEval+ row, with the answer put into the model's mouth."""
+    monkeypatch.setattr(RolloutLM, "decode", lambda *_: ["0", "1", "0", "2", "4", "4"])
+    dataset = mathematics_file(tmp_path)
+    result = run("AMC23", BenchmarkConfig("harness", "math", "amc23", items=3, samples=2, dataset=dataset, shots=0))
+    assert [sample["reward"] for sample in result.samples] == [1, 0, 0, 1, 1, 1]
+    assert result.metrics["avg@2"].value == 4 / 6
+
+
+def test_an_unknown_metric_is_refused(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "hellaswag.jsonl"
+    item = {"activity_label": "a", "ctx_a": "He", "ctx_b": "", "endings": ["runs", "sits", "is", "x"], "label": "1"}
+    path.write_text(json.dumps(item) + "\n")
+    benchmark = BenchmarkConfig(
+        "harness_choice", "commonsense", "hellaswag", items=1, dataset=str(path), shots=0, metric="exact_match"
+    )
+    with pytest.raises(
+        UserError, match=r"benchmarks\.X\.metric=exact_match: unknown metric .*: acc,none, acc_norm,none"
+    ):
+        run("X", benchmark)
+
+
+def test_code_is_run_with_its_tests(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HumanEval+ with given answers."""
     doc = {
         "prompt": "def add(a, b):\n",
         "test": "import numpy as np\ndef check(f):\n    assert np.allclose(f(1, 2), 3)",
         "entry_point": "add",
     }
     (tmp_path / "h.jsonl").write_text(json.dumps(doc) + "\n")
-    row = BenchmarkConfig(
-        "harness", "code", "humaneval_plus", items=1, samples=2, dataset=str(tmp_path / "h.jsonl"), verifier="code"
-    )
     monkeypatch.setattr(RolloutLM, "decode", lambda *_: ["    return a + b", "    return a - b"])
-    found, samples, _ = run_task(model, corpus.tokenizer, "HumanEval+", row, CONFIG, Pieces(tmp_path / "p", {}))
-    assert [sample["reward"] for sample in samples] == [1, 0]
-    assert found["avg@2"].value == 0.5
-    assert "cons@2" not in found  # programs do not vote
+    dataset = str(tmp_path / "h.jsonl")
+    result = run(
+        "HumanEval+",
+        BenchmarkConfig("harness", "code", "humaneval_plus", items=1, samples=2, dataset=dataset, verifier="code"),
+    )
+    assert [sample["reward"] for sample in result.samples] == [1, 0]
+    assert result.metrics["avg@2"].value == 0.5
+    assert "cons@2" not in result.metrics  # programs do not vote
 
 
-def test_a_data_set_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_data_set_and_an_unknown_task_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("down")))
-    row = BenchmarkConfig("harness", "math", "amc23", items=4, dataset="math-ai/amc23")
-    with pytest.raises(MissingData, match=r"math-ai/amc23 is neither here nor reachable \(ConnectionError: down\)"):
-        load_tasks("AMC23", row)
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.FOLDERS", {"amc": "aime"})
-    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.X\.task=amc: lm-eval has no task"):
+    benchmark = BenchmarkConfig("harness", "math", "amc23", items=4, dataset="math-ai/amc23")
+    with pytest.raises(MissingData, match=r"math-ai/amc23 is neither on .* reachable \(ConnectionError: down\)"):
+        load_tasks("AMC23", benchmark)
+    assert _folder_of("amc") is None
+    small = TaskManager(include_path=str(OUR_TASKS), include_defaults=False)
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.TaskManager", lambda: small)  # all tasks take 20 s
+    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.X\.task=amc: unknown task of lm-eval"):
         load_tasks("X", BenchmarkConfig("harness", "math", "amc", items=4))
 
 
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [("mmlu_flan_cot_fewshot", "mmlu/flan_cot_fewshot"), ("triviaqa", "triviaqa"), ("social_iqa", "siqa"),
+     ("arc_easy", "arc"), ("bbh_cot_fewshot", "bbh/cot_fewshot"), ("gsm8k_cot", "gsm8k"), ("aime25", "aime")],
+)  # fmt: skip
+def test_the_folder_of_a_task_is_found_in_lm_eval(task: str, folder: str) -> None:
+    assert _folder_of(task) == LM_EVAL_TASKS / folder
+
+
+def test_every_task_of_the_table_is_indexed_from_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = yaml.safe_load(Path("conf/evaluation/paper.yaml").read_text())["benchmarks"]
+
+    class OneFolder(TaskManager):
+        def __init__(self, include_path: str, include_defaults: bool) -> None:
+            assert not include_defaults
+            super().__init__(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.TaskManager", OneFolder)
+    for benchmark in table.values():
+        assert benchmark["task"] in _task_manager(benchmark["task"]).all_tasks
+
+
+def test_a_group_with_tasks_in_other_folders_needs_all_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, content in {"a": "group: g\ntask:\n  - {group: h, task: [one]}\n  - two\n", "b": "task: two\n"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file.yaml").write_text(content)
+    (tmp_path / "a" / "one.yaml").write_text("task: one\n")
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.LM_EVAL_TASKS", tmp_path)
+    folders: list[str | None] = []
+
+    class Recorded(TaskManager):
+        def __init__(self, include_path: str | None = None, include_defaults: bool = True) -> None:
+            folders.append(include_path)
+            super().__init__(include_path=include_path or str(tmp_path), include_defaults=False)
+
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.TaskManager", Recorded)
+    _folder_of.cache_clear()
+    assert "two" in _task_manager("g").all_tasks
+    assert folders == [str(tmp_path / "a"), None]
+    _folder_of.cache_clear()
+
+
 def test_our_task_files_are_read(tmp_path: Path) -> None:
-    names = sorted(path.stem for path in OWN_TASKS.glob("*.yaml"))
+    names = sorted(path.stem for path in OUR_TASKS.glob("*.yaml"))
     assert names == ["amc23", "humaneval_plus", "mbpp_plus", "minerva_math_272", "olympiad_bench"]
-    row = {"question": "1+1?", "answer": "2", "final_answer": ["2", "II"], "prompt": "p", "test_list": ["a", "b"],
+    item = {"question": "1+1?", "answer": "2", "final_answer": ["2", "II"], "prompt": "p", "test_list": ["a", "b"],
            "test": "assert 1", "entry_point": "f"}  # fmt: skip
-    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "d.jsonl").write_text(json.dumps(item) + "\n")
     targets = {}
     for name in names:
-        row_ = BenchmarkConfig("harness", "math", name, items=1, dataset=str(tmp_path / "d.jsonl"))
-        (task,) = load_tasks(name, row_).values()
-        targets[name] = task.doc_to_target(row)
+        benchmark = BenchmarkConfig("harness", "math", name, items=1, dataset=str(tmp_path / "d.jsonl"))
+        (task,) = load_tasks(name, benchmark).values()
+        targets[name] = task.doc_to_target(item)
     assert targets["olympiad_bench"] == targets["amc23"] == "2"
     assert targets["humaneval_plus"] == "assert 1\ncheck(f)"

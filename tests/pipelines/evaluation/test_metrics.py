@@ -1,4 +1,4 @@
-"""Sampling metrics against enumeration, intervals against simulation."""
+"""Metrics of samples against enumeration, and intervals against simulation."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def test_pass_at_every_k_of_the_papers_size() -> None:
 
 @pytest.mark.parametrize(("n", "c", "k"), [(10**6, 1, 1), (10**6, 2, 3), (10**5, 7, 50_000), (10**5, 99_000, 2)])
 def test_pass_at_k_stays_exact_for_many_samples(n: int, c: int, k: int) -> None:
-    """The quotient of two numbers of thousands of digits, to ten digits of the result however small that is."""
+    """Ten digits of the quotient of two numbers of thousands of digits, even if it is tiny."""
     few, many = sorted((c, k))
     wrong = math.prod((Fraction(n - many - i, n - i) for i in range(few)), start=Fraction(1))
     assert pass_at_k(np.array([c]), n, k)[0] == pytest.approx(float(1 - wrong), rel=1e-10)
@@ -58,7 +58,7 @@ def test_impossible_counts_are_refused(n: int, k: int, c: int) -> None:
 
 @given(st.lists(st.integers(-1, 2), max_size=9))
 def test_consensus_is_the_chance_of_a_fair_tie_break(answers: list[int]) -> None:
-    """Of the votes 0 to 2, where 0 is right; -1 does not vote."""
+    """With votes 0 to 2, of which 0 is right; -1 does not vote."""
     votes = [a for a in answers if a >= 0]
     best = max((votes.count(a) for a in votes), default=0)
     winners = sorted({a for a in votes if votes.count(a) == best})
@@ -68,7 +68,7 @@ def test_consensus_is_the_chance_of_a_fair_tie_break(answers: list[int]) -> None
 
 
 def test_consensus_of_every_way_to_vote() -> None:
-    """All votes of five samples for three answers or none, answer 0 being right: whatever their order, the same."""
+    """All votes of five samples for three answers or none, in every order; answer 0 is right."""
     for votes in itertools.product((-1, 0, 1, 2), repeat=5):
         counts = [votes.count(a) for a in range(3)]
         winners = [a for a in range(3) if counts[a] == max(counts) and counts[a]]
@@ -87,8 +87,8 @@ def test_mean_and_error() -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 1), (8, 4), (32, 8)])
-def test_the_sampling_error_is_that_of_sampling_again(n: int, k: int) -> None:
-    """Sample the same 20 problems anew 4,000 times, at success rates that the counts suggest."""
+def test_the_sampling_error_is_the_spread_of_repeated_sampling(n: int, k: int) -> None:
+    """Sample the same 20 problems 4,000 times, with the success rates of the counts."""
     rng = np.random.default_rng(0)
     correct = rng.integers(0, n + 1, 20)
     again = rng.binomial(n, correct / n, (4000, 20))
@@ -96,8 +96,9 @@ def test_the_sampling_error_is_that_of_sampling_again(n: int, k: int) -> None:
     assert sampling_error(correct, n, k) == pytest.approx(means.std(), rel=0.05)
 
 
-def covered(items: int, n: int, k: int, trials: int = 500) -> float:
-    """How often the interval of Pass@k over problems of all difficulties holds the truth."""
+def coverage(items: int, n: int, k: int) -> float:
+    """How often, in 500 trials, the interval of Pass@k over problems of all difficulties contains the true value."""
+    trials = 500
     rng = np.random.default_rng(items + n)
     difficulty = lambda size: rng.beta(0.5, 0.8, size)  # noqa: E731
     truth = float((1 - (1 - difficulty(2_000_000)) ** k).mean())
@@ -108,12 +109,12 @@ def covered(items: int, n: int, k: int, trials: int = 500) -> float:
 
 
 @pytest.mark.parametrize(("items", "n", "k"), [(30, 16, 1), (30, 128, 8), (64, 8, 4), (500, 8, 4)])
-def test_intervals_hold_the_truth_as_often_as_they_say(items: int, n: int, k: int) -> None:
-    assert 0.92 <= covered(items, n, k) <= 0.98  # 95 %, give or take three standard errors of 500 trials
+def test_intervals_have_their_nominal_coverage(items: int, n: int, k: int) -> None:
+    assert 0.92 <= coverage(items, n, k) <= 0.98  # 95 % +- three standard errors of 500 trials
 
 
-def test_where_nothing_varies_the_interval_still_has_width() -> None:
-    """No right answer in 30 problems leaves room for a share of 11.6 % (Clopper and Pearson)."""
+def test_an_interval_has_width_even_if_all_items_are_equal() -> None:
+    """No right answer in 30 problems is compatible with a share of up to 11.6 % (Clopper and Pearson)."""
     none, all_ = estimate(np.zeros(30)), estimate(np.ones(30))
     assert (none.low, none.high) == (0, pytest.approx(1 - 0.025 ** (1 / 30)))
     assert (all_.low, all_.high) == (pytest.approx(0.025 ** (1 / 30)), 1)
@@ -128,6 +129,6 @@ def test_the_same_samples_give_the_same_interval() -> None:
     assert found.high == pytest.approx(many.mean() + 1.9608 * many.std(ddof=1) / math.sqrt(3000), rel=1e-4)
 
 
-def test_one_sample_an_item_has_neither_votes_nor_pass_at_k() -> None:
-    found = sampled_metrics(np.array([[1.0], [0.0]]), np.array([[0], [-1]]), np.array([[3.0], [5.0]]), [1, 2])
-    assert set(found) == {"avg@1", "response_length"}
+def test_one_sample_per_item_has_neither_votes_nor_pass_at_k() -> None:
+    metrics = sampled_metrics(np.array([[1.0], [0.0]]), np.array([[0], [-1]]), np.array([[3.0], [5.0]]), pass_k=[1, 2])
+    assert set(metrics) == {"avg@1", "response_length"}
