@@ -1,4 +1,4 @@
-"""`shaping-data`: token shards are made, looked at and verified."""
+"""`shaping-data`: prepares, shows and verifies token shards."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from pipelines.data.token_shards import TokenShards
 from sweeps.commands.application import run
 
 app = typer.Typer(
-    help="Token shards: documents become memory-mapped tokens, once for all cells.",
+    help="Token shards: documents as memory-mapped tokens, prepared once for all cells.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -21,36 +21,39 @@ Folder = Annotated[str, typer.Argument(help="A folder of token shards.")]
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; the exit codes are those of `sweeps.commands.exit_codes`."""
     run(app, "shaping-data")
 
 
 @app.command()
 def prepare(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="As typed to shaping-run: data=paper data.shards=FOLDER.")
+        list[str] | None, typer.Argument(help="As for shaping-run: data=paper data.shards=FOLDER.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
-    validation: Annotated[float, typer.Option(min=0, max=1, help="Share of documents held out, by hash.")] = 0.001,
+    processes: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    validation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents that are held out, by hash.")
+    ] = 0.001,
     decontaminate: Annotated[
-        list[str] | None, typer.Option(help="JSONL of an evaluation set; documents that share 13 words go.")
+        list[str] | None,
+        typer.Option(help="JSONL of an evaluation set; documents that share 13 words in a row with it are dropped."),
     ] = None,
 ) -> None:
-    """Make token shards of data.sources in data.shards; the same command again goes on where it was killed."""
+    """Prepare token shards of data.sources in data.shards. If it is killed, the same command resumes."""
     from sweeps.compose.cells import compose_cell
 
     data = compose_cell(overrides or []).data
-    began, seen = time.time(), {"documents": 0, "characters": 0}
+    start, totals = time.time(), {"documents": 0, "characters": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("parts", total=None)
 
         def progress(done: int, total: int, record: dict[str, Any]) -> None:
-            for key in seen:
-                seen[key] += record[key]
-            rate = seen["characters"] / 1e6 / (time.time() - began)
+            for key in totals:
+                totals[key] += record[key]
+            rate = totals["characters"] / 1e6 / (time.time() - start)
             bar.update(
-                task, completed=done, total=total, description=f"{seen['documents']:,} documents, {rate:.1f} MB/s"
+                task, completed=done, total=total, description=f"{totals['documents']:,} documents, {rate:.1f} MB/s"
             )
 
         index = prepare_shards(
@@ -66,7 +69,7 @@ def prepare(
 
 @app.command()
 def show(folder: Folder) -> None:
-    """Print what a folder holds."""
+    """Print the content of a folder of token shards."""
     shards = TokenShards(folder)
     index = shards.index
     print(
@@ -75,15 +78,15 @@ def show(folder: Folder) -> None:
     )
     print(f"{'source':20}{'split':12}{'shards':>8}{'documents':>14}{'tokens':>18}")
     for source, splits in index["sources"].items():
-        for split, found in splits.items():
-            documents, tokens = (sum(shard[key] for shard in found) for key in ("documents", "tokens"))
-            print(f"{source:20}{split:12}{len(found):>8}{documents:>14,}{tokens:>18,}")
+        for split, of_split in splits.items():
+            documents, tokens = (sum(shard[key] for shard in of_split) for key in ("documents", "tokens"))
+            print(f"{source:20}{split:12}{len(of_split):>8}{documents:>14,}{tokens:>18,}")
 
 
 @app.command()
 def verify(folder: Folder) -> None:
-    """Read every shard and compare it with its hash."""
-    print(f"{TokenShards(folder).verify()} shards are as they were written")
+    """Compare every shard with its hash."""
+    print(f"{TokenShards(folder).verify()} shards have the hashes that they were written with")
 
 
 if __name__ == "__main__":

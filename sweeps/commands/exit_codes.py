@@ -1,6 +1,6 @@
-"""How a command ends: one sentence on standard error for what went wrong, and an exit code that says which kind it was.
+"""The exit codes of commands, and the sentence on standard error about what went wrong.
 
-0: all went well. 1: work failed though the request was sound. 2: a user's mistake. 130: Ctrl-C.
+0: success. 1: a valid request failed. 2: a user's mistake. 130: Ctrl-C.
 """
 
 import contextlib
@@ -12,22 +12,24 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from typer import Abort, BadParameter
 
-from pipelines.logs import is_debugging
+from pipelines.logs import is_debugging, set_up_logging
 from sweeps.compose.error_messages import sentence
 
 
 @contextlib.contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Run a command's body; every exception becomes a sentence that begins with `program`, and an exit code.
+    """Run the body of the command `program`; an exception becomes a sentence and an exit code.
 
-    With `--debug` or `SHAPING_DEBUG` the exception is raised as it is.
+    With `--debug` or `SHAPING_DEBUG` the exception is raised unchanged.
     """
     try:
+        set_up_logging()
         yield
     except (Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a pager was closed; Python would complain again at exit
+        # A pager was closed; without this Python would report it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except Exception as error:
         if is_debugging():
@@ -38,6 +40,6 @@ def exit_codes(program: str) -> Iterator[None]:
 
 
 def _typer_message(error: Exception) -> str:
-    """What typer says of a mistake, with the options or the argument that it is about; empty for other errors."""
+    """Returns typer's message, which for a wrong value names its option or argument; empty for other errors."""
     message: str = error.format_message() if hasattr(error, "format_message") else ""
     return " ".join(message.split()) if isinstance(error, BadParameter) else message

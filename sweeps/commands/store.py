@@ -1,6 +1,8 @@
-"""`shaping-sweeps verify | gc | show | sync | measure | contamination`: what a store holds, and its upkeep."""
+"""`shaping-sweeps verify | gc | show | sync | measure | contamination`: the content of a store, and its upkeep."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,37 +20,32 @@ def verify(filters: Filters = None, store: StorePath = "store", as_json: AsJson 
     from sweeps.monitor.upkeep import faults
 
     opened = Store.open(store)
-    wanted = {row.signature for row in rows(opened, filters)} if filters else None
-    found: dict[str, list[str]] = {}
-    checked = 0
-    for run in opened.runs():
-        if wanted is None or run.signature in wanted:
-            checked += 1
-            if wrong := list(faults(run)):
-                found[run.signature] = wrong
+    selected = {row.signature for row in rows(opened, filters)} if filters else None
+    runs = [run for run in opened.runs() if selected is None or run.signature in selected]
+    faulty = {run.signature: sentences for run in runs if (sentences := list(faults(run)))}
     if as_json:
-        print(json.dumps({"checked": checked, "faults": found}, indent=1))
+        print(json.dumps({"checked": len(runs), "faults": faulty}, indent=1))
     else:
-        for sentences in found.values():
+        for sentences in faulty.values():
             print("\n".join(sentences))
-        print(f"{checked} stage runs checked, {len(found)} with faults")
-        if found:
-            print("Delete the folder of each, and the same sweep makes it again")
-    return int(bool(found))
+        print(f"{len(runs)} stage runs checked, {len(faulty)} with faults")
+        if faulty:
+            print("Delete the folder of each; the same sweep then runs them again")
+    return int(bool(faulty))
 
 
 @app.command()
 def gc(
     store: StorePath = "store",
     weights: Annotated[
-        bool, typer.Option("--weights", help="Also whole stage runs that no named sweep needs.")
+        bool, typer.Option("--weights", help="Also remove whole stage runs that no named sweep needs.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; by default they are only listed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free space: trainer states of stage runs that no named sweep needs, then, with --weights, those stage runs.
+    """Free space: remove trainer states of stage runs that no named sweep needs, with --weights the whole stage runs.
 
-    Named sweeps are those launched by +sweep=NAME into this store and those of conf/sweep.
+    Named sweeps are those that were launched into this store with +sweep=NAME, and all of conf/sweep.
     """
     from sweeps.monitor.launched_sweeps import needed, records
     from sweeps.monitor.upkeep import needed_by_named_sweeps, removable, remove
@@ -60,20 +57,20 @@ def gc(
     if yes:
         remove(items)
     if as_json:
-        listed = [{"path": str(i.path), "bytes": i.bytes, "what": i.what} for i in items]
-        print(json.dumps({"removed": yes, "bytes": total, "items": listed}, indent=1))
+        table = [{"path": str(item.path), "bytes": item.bytes, "what": item.what} for item in items]
+        print(json.dumps({"removed": yes, "bytes": total, "items": table}, indent=1))
         return
     for item in items:
         print(f"{amount(item.bytes):>10}  {item.what}  {item.path}")
-    print(f"{amount(total)} in {len(items)} places " + ("removed" if yes else "would go; --yes removes it"))
+    print(f"{amount(total)} in {len(items)} folders " + ("removed" if yes else "can be removed; --yes removes them"))
 
 
 @app.command()
 def show(
-    signature: Annotated[str, typer.Argument(help="A stage run's signature, or the beginning of one.")],
+    signature: Annotated[str, typer.Argument(help="A signature, or its first characters.")],
     store: StorePath = "store",
 ) -> None:
-    """Show one stage run: its configuration, state and results."""
+    """Print one stage run as JSON: its configuration, state and result."""
     run = find(Store.open(store), signature)
     print(json.dumps({"folder": str(run.folder), **run.spec, "state": run.state, "result": run.result}, indent=1))
 
@@ -81,12 +78,12 @@ def show(
 @app.command()
 def sync(
     store: Annotated[str, typer.Option(help="Folder of stage runs.")] = "store",
-    project: Annotated[str | None, typer.Option(help="W&B project; that of the runs where none is named.")] = None,
+    project: Annotated[str | None, typer.Option(help="W&B project; by default the project of each run.")] = None,
     entity: Annotated[str | None, typer.Option(help="W&B user or team.")] = None,
-    artifacts: Annotated[bool, typer.Option(help="Send specs, results, ledgers and samples as artifacts too.")] = False,
-    checkpoints: Annotated[bool, typer.Option(help="Put checkpoints into the artifacts; they are large.")] = False,
+    artifacts: Annotated[bool, typer.Option(help="Also send specs, results, ledgers and samples.")] = False,
+    checkpoints: Annotated[bool, typer.Option(help="Include checkpoints in the artifacts; they are large.")] = False,
 ) -> None:
-    """Send offline W&B runs, and on request the stage runs' files with their lineage; the same command goes on."""
+    """Send offline W&B runs, and with --artifacts the files of stage runs. If it stops, the same command resumes."""
     from sweeps.monitor.wandb_sync import send_artifacts, send_runs
 
     terminal = console()
@@ -94,7 +91,7 @@ def sync(
     sent = send_runs(opened, project=project, entity=entity, report=terminal.print)
     terminal.print(f"{len(sent.runs)} runs sent, {sent.already} were sent before, {len(sent.failed)} wait")
     if sent.failed:
-        raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command goes on")
+        raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command resumes")
     if artifacts or checkpoints:
         names = send_artifacts(
             opened, project=project or "shaping", entity=entity, checkpoints=checkpoints, report=terminal.print
@@ -106,48 +103,54 @@ def sync(
 def measure(
     filters: Filters = None,
     store: StorePath = "store",
-    k: Annotated[str, typer.Option("--k", help="The k of Pass@k, with commas, or `all`.")] = "1",
+    k: Annotated[str, typer.Option("--k", help="The k of Pass@k, separated by commas, or `all`.")] = "1",
     as_json: AsJson = False,
 ) -> None:
-    """Compute Avg@n, Cons@n and Pass@k anew from the samples that evaluations have stored; needs no model."""
-    from pipelines.evaluation.samples import SAMPLES, measure, read_rows
+    """Compute Avg@n, Cons@n and Pass@k again from the samples that evaluations have stored; needs no model."""
+    from pipelines.evaluation.samples import SAMPLES
 
     opened = Store.open(store)
     if k != "all" and not all(part.strip().isdigit() and int(part) > 0 for part in k.split(",")):
         raise UserError(f"--k={k}: name whole numbers above 0, such as --k=1,4,16, or all")
-    listed: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for row in rows(opened, ["stage=evaluate", *(filters or [])]):
         path = opened.run("evaluate", row.signature).folder / SAMPLES
-        if row.status != "done" or not path.exists():
-            continue
-        samples: dict[str, list[dict[str, Any]]] = {}
-        for sample in read_rows(path):
-            samples.setdefault(sample["benchmark"], []).append(sample)
-        for benchmark, own in samples.items():
-            ks = list(range(1, len(own) + 1)) if k == "all" else [int(part) for part in k.split(",")]
-            for metric, found in measure(own, ks).items():
-                place = {"stage_run": row.signature, "what": row.title, "benchmark": benchmark, "metric": metric}
-                listed.append(place | found._asdict())
+        if row.status == "done" and path.exists():
+            labels = {"stage_run": row.signature, "what": row.title}
+            table += [labels | measurement for measurement in _measurements(path, k)]
     if as_json:
-        print(json.dumps(listed, indent=1))
+        print(json.dumps(table, indent=1))
         return
-    for entry in listed:
+    for entry in table:
         low, high = entry["low"], entry["high"]
         interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
         print(f"{entry['what']}  {entry['benchmark']}  {entry['metric']}  {entry['value']:.4f}{interval}")
-    if not listed:
+    if not table:
         print("None of the selected evaluations has stored samples")
+
+
+def _measurements(path: Path, k: str) -> Iterator[dict[str, Any]]:
+    """Yields the measurements of the samples in a file, for the k of Pass@k that `k` lists."""
+    from pipelines.evaluation.samples import measure, read_rows
+
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for sample in read_rows(path):
+        samples.setdefault(sample["benchmark"], []).append(sample)
+    for benchmark, of_benchmark in samples.items():
+        ks = list(range(1, len(of_benchmark) + 1)) if k == "all" else [int(part) for part in k.split(",")]
+        for metric, estimate in measure(of_benchmark, ks).items():
+            yield {"benchmark": benchmark, "metric": metric, **estimate._asdict()}
 
 
 @app.command()
 def contamination(
     overrides: Overrides = None,
-    n: Annotated[int, typer.Option("-n", help="Words in a row that must be equal.")] = 13,
+    n: Annotated[int, typer.Option("-n", help="Length in words of the n-grams that are compared.")] = 13,
     as_json: AsJson = False,
 ) -> None:
-    """Report, for each benchmark of a command line's cells, how many of its items the training mixture has shown.
+    """Count, for each benchmark of a command line's cells, the items that share an n-gram with the training data.
 
-    Builds the data if they are not in the store; loads torch. Benchmarks whose data set is not here are named.
+    Prepares the data if the store does not have them, and loads torch. Benchmarks without a local data set are listed.
     """
     from pipelines.configuration import TOKEN_STAGES
     from pipelines.data.contamination import overlap
@@ -156,7 +159,7 @@ def contamination(
     from sweeps.compose.cells import compose_cells
 
     if n < 5:
-        raise UserError(f"-n={n}: five words and more; shorter ones stand in any text by chance")
+        raise UserError(f"-n={n}: it must be 5 or more, because any text shares shorter n-grams by chance")
     cell = compose_cells(list(overrides or []))[0]
     corpus = prepare(cell.data, Store.create(cell.store).cache)
     texts, missing = evaluation_texts(cell.evaluation, corpus)
@@ -166,17 +169,17 @@ def contamination(
         print(json.dumps({"n": n, "benchmarks": report, "missing": missing}, indent=1))
         return
     print(f"{'benchmark':20}{'items':>8}{'too short':>11}{'contaminated':>14}")
-    for name, found in report.items():
-        share = "" if found["contaminated"] is None else f"{found['contaminated']:.1%}"
-        print(f"{name:20}{found['items']:>8}{found['short']:>11}{share:>14}")
-    for name, why in missing.items():
-        print(f"{name} is missing: {why}")
+    for name, counts in report.items():
+        share = "" if counts["contaminated"] is None else f"{counts['contaminated']:.1%}"
+        print(f"{name:20}{counts['items']:>8}{counts['short']:>11}{share:>14}")
+    for name, reason in missing.items():
+        print(f"{name} is missing: {reason}")
 
 
 def find(store: Store, signature: str) -> StoredRun:
-    """The one stored stage run whose signature begins so; raises `UserError` for none or several."""
-    found = [run for run in store.runs() if run.signature.startswith(signature)]
-    if len(found) != 1:
-        count = f"{len(found)} stage runs begin so; type more of it" if found else "no stage run begins so"
+    """Returns the one stored stage run whose signature begins so; raises `UserError` for none or several."""
+    matches = [run for run in store.runs() if run.signature.startswith(signature)]
+    if len(matches) != 1:
+        count = f"{len(matches)} signatures begin so; type more characters" if matches else "no signature begins so"
         raise UserError(f"{signature}: {count}; shaping-sweeps status lists them")
-    return found[0]
+    return matches[0]

@@ -1,11 +1,11 @@
-"""`shaping-sweeps`: all its commands under one name, and how it ends."""
+"""`shaping-sweeps`: all its commands in the order of its help."""
 
-from sweeps.commands import plan, stage_runs, store  # noqa: F401  (they register their commands, in order)
+from sweeps.commands import plan, cost_model, stage_runs, retry, store  # noqa: F401, I001  (each registers its commands)
 from sweeps.commands.application import app, run
 
 
 def main() -> None:
-    """Run the command line; exits with 0, with 1 for failures, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; the exit codes are those of `sweeps.commands.exit_codes`."""
     run(app, "shaping-sweeps")
 
 

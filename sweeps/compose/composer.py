@@ -2,7 +2,7 @@
 
 Hydra composes a cell in 0.2 s, which is too slow for sweeps of thousands of cells that differ in a few keys. So the
 default configuration is composed by Hydra once. Each part of a cell (`objective`, `pretrain`, `seed`, ...) then depends
-on the overrides of its own keys and of the parts that it refers to, and is made once for each combination of those.
+on the overrides of its keys and of the parts that it refers to, and is made once for each combination of those.
 
 Unusual overrides (packages, deletions, options with defaults) are left to Hydra; a test compares both ways.
 """

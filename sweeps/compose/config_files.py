@@ -16,7 +16,7 @@ def initialized_hydra() -> AbstractContextManager[Any]:
 
 
 def options_of(group: str) -> list[str]:
-    """Returns the options of a group, such as the names of the models; empty where there is no such group."""
+    """Returns the options of a group, such as the names of the models; empty for an unknown group."""
     with initialized_hydra():
         return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
@@ -32,7 +32,7 @@ def config_file(name: str) -> ConfigResult | None:
 def plain_option(group: str, option: str) -> Any:
     """Returns the content of an option's file.
 
-    Returns None where there is no such file, and where it has defaults or a package, so that only Hydra can compose it.
+    Returns None if the file is missing, and if it has defaults or a package, so that only Hydra can compose it.
     """
     file = config_file(f"{group}/{option}")
     if file is None or "defaults" in file.config or file.header.get("package"):

@@ -1,5 +1,5 @@
-"""How near the cost model comes to what stage runs took: the share of a device's peak that each of them reached, and
-the error of times that the others predict."""
+"""How well the cost model predicts finished stage runs: the share of a device's peak that each of them reached, and the
+error of the times that other stage runs predict."""
 
 import statistics
 from collections.abc import Iterable, Iterator
@@ -7,24 +7,32 @@ from dataclasses import dataclass
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
-from sweeps.plan.cost import DEVICES, Assumed, Rate, Work, work
+from sweeps.plan.cost import DEVICES, Assumptions, Rate, Work, work
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, StoredRun
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A stage run that is done: what the cost model says that it does, and what it took."""
+    """A finished stage run: the work that the cost model counts, and the time that it took."""
 
     model: str
     stage: str
     work: Work
     device_seconds: float
 
+    def share_of_peak(self, device: str) -> float:
+        """Returns the share of a device's peak that the stage run reached."""
+        return (self.work.training + self.work.sampling) / self.device_seconds / DEVICES[device]
+
+    def error(self, rate: Rate) -> float:
+        """Returns |predicted / measured - 1| of the time that `rate` predicts."""
+        return abs(rate.seconds(self.work) / self.device_seconds - 1)
+
 
 @dataclass(frozen=True)
 class Group:
-    """The stage runs of one stage of one model. Errors are |predicted / measured - 1|."""
+    """The stage runs of one stage of one model. Errors are |predicted / measured - 1| of their times."""
 
     model: str
     stage: str
@@ -32,99 +40,111 @@ class Group:
     device_seconds: float
     """The median."""
     share: float | None
-    """Of the device's peak, the median; None for `grpo`, whose time two shares make up."""
+    """Median share of the device's peak; None for `grpo`, which trains and samples at different shares."""
     error: float | None
-    """Median error of the model's stage runs where one half of them predicts the other; None where it cannot."""
+    """Median error where one half of the model's stage runs predicts the other half; None where it cannot."""
     worst: float | None
     """The largest of those errors."""
     error_from_other_models: float | None
-    """Median error where other models' stage runs predict them; None where there are none."""
+    """Median error where other models' stage runs predict; None where there are none."""
 
 
-def measured(store: Store, signatures: Iterable[str]) -> Assumed:
-    """What the RL stages among these stage runs say about lengths and groups: means over their steps; what is assumed
-    without any."""
-    wanted = set(signatures)
+def measured(store: Store, signatures: Iterable[str]) -> Assumptions:
+    """Returns the lengths and groups that the RL stages among these stage runs had, as means over their steps.
+
+    Returns the default assumptions where there are none.
+    """
+    selected = set(signatures)
     prompts, responses, mixed = list[float](), list[float](), list[float]()
     for run in store.runs():
-        if run.stage == "grpo" and run.signature in wanted:
+        if run.stage == "grpo" and run.signature in selected:
             config = GRPOConfig(**run.spec["config"]["grpo"])
             for row in run.ledger():
-                if "prompt_length" in row:  # step 0 is held-out prompts alone
+                # The row of step 0 has held-out prompts only.
+                if "prompt_length" in row:
                     prompts.append(row["prompt_length"])
                     responses.append(row["response_length"] / config.response_limit(row["step"]))
                     mixed.append(row["groups_mixed"])
     if not prompts:
-        return Assumed()
-    return Assumed(statistics.fmean(prompts), statistics.fmean(responses), statistics.fmean(mixed))
+        return Assumptions()
+    return Assumptions(statistics.fmean(prompts), statistics.fmean(responses), statistics.fmean(mixed))
 
 
-def timed(store: Store, signatures: Iterable[str], assumed: Assumed) -> list[Timed]:
-    """Those of the stage runs that are done."""
+def timed(store: Store, signatures: Iterable[str], assumptions: Assumptions) -> list[Timed]:
+    """Returns the finished ones of these stage runs with their work and times."""
     stored = {run.signature: run for run in store.runs()}
+    # The work of a stage run depends on the model, which is in the specs of its ancestors.
     graph = Plan()
     for run in stored.values():
         graph.add(_planned(run))
-    found = []
+    runs = []
     for signature in signatures:
         run = stored[signature]
         if (result := run.result) and result["seconds"] > 0:
-            seconds = result["seconds"] * result["ranks"]
-            found.append(
-                Timed(run.spec["labels"]["model"], run.stage, work(graph, graph.runs[signature], assumed), seconds)
+            runs.append(
+                Timed(
+                    model=run.spec["labels"]["model"],
+                    stage=run.stage,
+                    work=work(graph, graph.runs[signature], assumptions),
+                    device_seconds=result["seconds"] * result["ranks"],
+                )
             )
-    return found
+    return runs
 
 
 def _planned(run: StoredRun) -> StageRun:
     spec = run.spec
     budget = spec["config"].get(run.stage, {})
-    steps = budget["tokens"] // budget["batch_tokens"] if "tokens" in budget else 0
-    parent = spec["parent"] and (spec["parent"]["stage"], spec["parent"]["signature"])
     return StageRun(
-        run.stage, run.signature, spec["version"], spec["config"], parent, spec["checkpoint"], steps, spec["labels"]
+        stage=run.stage,
+        signature=run.signature,
+        version=spec["version"],
+        config=spec["config"],
+        parent=spec["parent"] and (spec["parent"]["stage"], spec["parent"]["signature"]),
+        checkpoint=spec["checkpoint"],
+        steps=budget["tokens"] // budget["batch_tokens"] if "tokens" in budget else 0,
+        labels=spec["labels"],
     )
 
 
 def fit(runs: list[Timed], device: str) -> Rate:
-    """The shares of a device's peak that predict these stage runs: medians, of the token stages for training and of
-    evaluations for sampling. Raises `UserError` where there are none of either kind."""
-    shares: dict[bool, list[float]] = {True: [], False: []}
-    for run in runs:
-        if run.stage != "grpo":
-            operations = run.work.training + run.work.sampling
-            shares[run.stage == "evaluate"].append(operations / run.device_seconds / DEVICES[device])
-    for is_evaluation, kind in ((False, "pre-training or mid-training"), (True, "evaluation")):
-        if not shares[is_evaluation]:
-            raise UserError(f"no {kind} among them is done; there is nothing to calibrate the cost model by")
-    return Rate(device, statistics.median(shares[False]), statistics.median(shares[True]))
+    """Returns the shares of a device's peak that predict these stage runs: medians of the token stages for training and
+    of evaluations for sampling. Raises `UserError` if one of the two is missing."""
+    training = [run.share_of_peak(device) for run in runs if run.stage in ("pretrain", "midtrain")]
+    sampling = [run.share_of_peak(device) for run in runs if run.stage == "evaluate"]
+    for shares, name in ((training, "pre-training or mid-training"), (sampling, "evaluation")):
+        if not shares:
+            raise UserError(f"none of the selected stage runs is a finished {name}, so the cost cannot be calibrated")
+    return Rate(device, statistics.median(training), statistics.median(sampling))
 
 
 def groups(runs: list[Timed], device: str) -> Iterator[Group]:
-    """By model and stage, what was measured and how well others predict it."""
+    """Yields, by model and stage, what was measured and how well other stage runs predict it."""
     for model in dict.fromkeys(run.model for run in runs):
-        kin = [run for run in runs if run.model == model]
-        halves = kin[::2], kin[1::2]
-        other_half = [_rate(half, device) for half in reversed(halves)]
-        others = _rate([run for run in runs if run.model != model], device)
-        for stage in dict.fromkeys(run.stage for run in kin):
-            group = [run for run in kin if run.stage == stage]
+        of_model = [run for run in runs if run.model == model]
+        # Each half is predicted with the rate of the other half.
+        halves = of_model[::2], of_model[1::2]
+        rates = [_rate(half, device) for half in reversed(halves)]
+        rate_of_others = _rate([run for run in runs if run.model != model], device)
+        for stage in dict.fromkeys(run.stage for run in of_model):
+            group = [run for run in of_model if run.stage == stage]
             errors = [
-                _error(run, rate)
-                for half, rate in zip(halves, other_half, strict=True)
+                run.error(rate)
+                for half, rate in zip(halves, rates, strict=True)
                 for run in half
                 if rate and run.stage == stage
             ]
-            shares = [(run.work.training + run.work.sampling) / run.device_seconds / DEVICES[device] for run in group]
             yield Group(
-                model,
-                stage,
-                len(group),
-                statistics.median(run.device_seconds for run in group),
-                None if stage == "grpo" else statistics.median(shares),
-                statistics.median(errors) if errors else None,
-                max(errors, default=None),
-                statistics.median(_error(run, others) for run in group) if others else None,
+                model=model,
+                stage=stage,
+                runs=len(group),
+                device_seconds=statistics.median(run.device_seconds for run in group),
+                share=None if stage == "grpo" else statistics.median(run.share_of_peak(device) for run in group),
+                error=statistics.median(errors) if errors else None,
+                worst=max(errors, default=None),
+                error_from_other_models=(
+                    statistics.median(run.error(rate_of_others) for run in group) if rate_of_others else None
+                ),
             )
 
 
@@ -133,7 +153,3 @@ def _rate(runs: list[Timed], device: str) -> Rate | None:
         return fit(runs, device)
     except UserError:
         return None
-
-
-def _error(run: Timed, rate: Rate) -> float:
-    return abs(rate.seconds(run.work) / run.device_seconds - 1)

@@ -1,7 +1,6 @@
 """What a plan costs before anything has run: operations (`pipelines.models.sizes`), GPU-hours, wall time, storage.
-Arithmetic alone, no torch.
 
-What cannot be known is assumed (`Assumed`), and printed with the figures.
+It is arithmetic and does not load torch. What no configuration says is assumed (`Assumptions`).
 """
 
 import heapq
@@ -17,43 +16,45 @@ from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig, r
 from sweeps.plan.graph import Plan, StageRun
 
 CHOICES = 4
+"""Options of a multiple-choice item."""
 CHOICE_TOKENS = 100
-"""Options of a multiple-choice item, and tokens of one with its context."""
+"""Tokens of one option with its context."""
 
 DEVICES = {**PEAKS, "core": 1e11}
-"""Operations a second; `core` is a CPU core in float32: 32 a cycle (AVX2), about 3 GHz."""
+"""Peak operations per second; `core` is a CPU core in float32: 32 per cycle (AVX2) at about 3 GHz."""
 
-BYTES_A_WEIGHT = 4
+BYTES_PER_WEIGHT = 4
 """Checkpoints and trainer states are float32."""
 CHUNK_BYTES = 2**25
-"""Logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
+"""Bytes of logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
 PROCESS_BYTES = 7 * 2**27
-"""Of a worker with its libraries loaded: 0.9 GiB."""
+"""Memory of a worker that has loaded its libraries: 0.9 GiB."""
 
 
 @dataclass(frozen=True)
-class Assumed:
+class Assumptions:
     """What the cost of sampling depends on and no configuration says; `sweeps.plan.calibration` measures it."""
 
     prompt_tokens: float = 200.0
-    """Mean length of a prompt, or the limit of a response where that is less."""
+    """Mean tokens of a prompt; at most the limit of a response."""
     response_share: float = 0.5
-    """Mean length of a response as a share of its limit."""
+    """Mean tokens of a response as a share of its limit."""
     mixed_share: float = 0.5
-    """Share of RL's groups whose rewards are not all equal; the others are dropped and sampled anew."""
+    """Share of RL's groups whose rewards are not all equal; the others are dropped and sampled again."""
 
     def lengths(self, limit: float) -> tuple[float, float]:
-        """Mean tokens of a prompt and of a response whose limit this is."""
+        """Returns the mean tokens of a prompt, and of a response with this limit."""
         return min(self.prompt_tokens, limit), self.response_share * limit
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one stage run does: operations of training and of sampling, and tokens through the model of each."""
+    """The operations of one stage run, and the tokens that they run through the model."""
 
     training: float = 0.0
+    """Operations of forward and backward passes."""
     sampling: float = 0.0
-    """Forward passes alone; decoding token by token uses a device far less well."""
+    """Operations of forward passes only; decoding token by token uses a device far less well than training."""
     trained_tokens: float = 0.0
     sampled_tokens: float = 0.0
 
@@ -61,183 +62,202 @@ class Work:
         return Work(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
-def _root(plan: Plan, run: StageRun) -> StageRun:
-    while run.parent:
-        run = plan.runs[run.parent[1]]
-    return run
+@dataclass(frozen=True)
+class _Model:
+    """The model of a stage run."""
+
+    shape: Mapping[str, Any]
+    vocabulary: int
+
+    @classmethod
+    def of(cls, plan: Plan, run: StageRun) -> "_Model":
+        root = run
+        while root.parent:
+            root = plan.runs[root.parent[1]]
+        return cls(root.config["model"], run.config["data"]["vocab_size"])
+
+    @property
+    def weights(self) -> int:
+        return parameters(self.shape, self.vocabulary)
+
+    def forward(self, tokens: float, length: float) -> float:
+        """Returns the operations of a forward pass over `tokens` in sequences of `length`."""
+        return forward_operations(self.shape, self.vocabulary, tokens=tokens, length=length)
 
 
-def work(plan: Plan, run: StageRun, assumed: Assumed = Assumed()) -> Work:
-    """Operations and tokens of one stage run."""
-    model = _root(plan, run).config["model"]
-    vocabulary = run.config["data"]["vocab_size"]
+def work(plan: Plan, run: StageRun, assumptions: Assumptions = Assumptions()) -> Work:
+    """Returns the operations and tokens of one stage run."""
+    model = _Model.of(plan, run)
     if run.stage in TOKEN_STAGES:
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
-        return Work(
-            training=3 * forward_operations(model, vocabulary, tokens=tokens, length=budget["sequence_length"]),
-            trained_tokens=tokens,
-        )
+        return Work(training=3 * model.forward(tokens, budget["sequence_length"]), trained_tokens=tokens)
     if run.stage == "grpo":
-        return _grpo(model, vocabulary, run.config["grpo"], assumed)
-    return _evaluation(model, vocabulary, run.config["evaluation"], assumed)
+        return _grpo(model, run.config["grpo"], assumptions)
+    return _evaluation(model, run.config["evaluation"], assumptions)
 
 
-def _grpo(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any], assumed: Assumed) -> Work:
-    total = Work()
-    first = config.get("extended_from_step")
-    early = config["steps"] if first is None else min(config["steps"], first)
+def _grpo(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
+    # The limit of responses is raised once, so there are two phases.
+    first_extended = config.get("extended_from_step")
+    early_steps = config["steps"] if first_extended is None else min(config["steps"], first_extended)
+    extended_limit = int(config.get("extended_max_new_tokens", config["max_new_tokens"]))
+    phases = ((early_steps, config["max_new_tokens"]), (config["steps"] - early_steps, extended_limit))
+    # Groups that are dropped are sampled again, and of those again some are dropped.
     rounds = config["resample_rounds"] if config.get("dynamic_sampling", True) else 0
-    asked = sum((1 - assumed.mixed_share) ** i for i in range(rounds + 1))
-    for steps, limit in ((early, config["max_new_tokens"]), (config["steps"] - early, _extended(config))):
-        prompt, response = assumed.lengths(limit)
-        kept = steps * config["prompts"] * config["samples"] * (prompt + response)
-        sampled = kept * asked
+    samplings = sum((1 - assumptions.mixed_share) ** i for i in range(rounds + 1))
+    total = Work()
+    for steps, limit in phases:
+        prompt, response = assumptions.lengths(limit)
+        length = prompt + response
+        kept = steps * config["prompts"] * config["samples"] * length
+        sampled = kept * samplings
         total += Work(
-            training=3 * forward_operations(
-                model, vocabulary, tokens=kept * config.get("epochs", 1), length=prompt + response
-            ),
-            sampling=forward_operations(model, vocabulary, tokens=sampled, length=prompt + response),
+            training=3 * model.forward(kept * config.get("epochs", 1), length),
+            sampling=model.forward(sampled, length),
             trained_tokens=kept,
             sampled_tokens=sampled,
         )
     return total
 
 
-def _extended(config: Mapping[str, Any]) -> int:
-    return int(config.get("extended_max_new_tokens", config["max_new_tokens"]))
-
-
-def _evaluation(model: Mapping[str, Any], vocabulary: int, config: Mapping[str, Any], assumed: Assumed) -> Work:
+def _evaluation(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
     total = Work()
     for benchmark in config["benchmarks"].values():
         limit = benchmark["max_new_tokens"] or config["max_new_tokens"]
         match benchmark["kind"]:
             case "text":
-                tokens, length = benchmark["items"] * config["text_length"], config["text_length"]
+                length = config["text_length"]
+                tokens = benchmark["items"] * length
             case "choice" | "harness_choice":
-                tokens, length = benchmark["items"] * CHOICES * CHOICE_TOKENS, CHOICE_TOKENS
+                length = CHOICE_TOKENS
+                tokens = benchmark["items"] * CHOICES * length
             case _:
-                length = sum(assumed.lengths(limit))
+                length = sum(assumptions.lengths(limit))
                 tokens = benchmark["items"] * benchmark["samples"] * length
-        operations = forward_operations(model, vocabulary, tokens=tokens, length=length)
-        total += Work(sampling=operations, sampled_tokens=tokens)
+        total += Work(sampling=model.forward(tokens, length), sampled_tokens=tokens)
     return total
 
 
 def storage(plan: Plan, run: StageRun) -> int:
-    """Bytes of the checkpoints that a stage run publishes."""
+    """Returns the bytes of the checkpoints that a stage run publishes."""
     if run.stage == "evaluate":
         return 0
-    kept = run.config[run.stage]["milestones"]
-    return BYTES_A_WEIGHT * kept * parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+    return BYTES_PER_WEIGHT * run.config[run.stage]["milestones"] * _Model.of(plan, run).weights
 
 
 def trainer_state(plan: Plan, run: StageRun) -> int:
-    """Bytes of the trainer state while a training stage is at work: weights and AdamW's two moments."""
+    """Returns the bytes of a stage's trainer state: weights and AdamW's two moments. It exists while the stage runs."""
     if run.stage == "evaluate":
         return 0
-    return 3 * BYTES_A_WEIGHT * parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+    return 3 * BYTES_PER_WEIGHT * _Model.of(plan, run).weights
 
 
-def memory(plan: Plan, run: StageRun, on_gpu: bool = False) -> int:
-    """Bytes of main memory that a stage run needs, about: a worker's libraries, weights, gradients, moments, logits."""
-    weights = parameters(_root(plan, run).config["model"], run.config["data"]["vocab_size"])
+def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
+    """Returns about how many bytes of main memory a stage run needs."""
+    model = _Model.of(plan, run)
     if on_gpu:
-        return PROCESS_BYTES + 2 * BYTES_A_WEIGHT * weights  # a checkpoint on its way in or out
+        # A checkpoint that is being loaded or saved.
+        return PROCESS_BYTES + 2 * BYTES_PER_WEIGHT * model.weights
     if run.stage == "evaluate":
-        return PROCESS_BYTES + BYTES_A_WEIGHT * weights
-    rows = run.config[run.stage].get("batch_tokens", 16_384)
-    model = _root(plan, run).config["model"]
-    activations = rows * (4 * run.config["data"]["vocab_size"] + 16 * model["layers"] * model["d_model"])
-    return PROCESS_BYTES + BYTES_A_WEIGHT * (4 * weights + activations)
+        return PROCESS_BYTES + BYTES_PER_WEIGHT * model.weights
+    # Weights, gradients and two moments; then logits and hidden states.
+    tokens = run.config[run.stage].get("batch_tokens", 16_384)
+    per_token = 4 * model.vocabulary + 16 * model.shape["layers"] * model.shape["d_model"]
+    return PROCESS_BYTES + BYTES_PER_WEIGHT * (4 * model.weights + tokens * per_token)
 
 
 def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:
-    """Bytes that a rank of a token stage holds on its device, by what they are for, their `total`, and the `logits
-    avoided`: what a loss that holds logits and their gradient would add.
+    """Returns the bytes that a rank of a token stage holds on its device, by purpose, with their `total`.
 
-    Sharded over all ranks with `fsdp`, over `shard_ranks` with `hsdp` (0: counted as all of them). Activations are
-    those of one micro-batch. The allocator's own needs, buffers of collectives and workspaces are not in it.
+    `logits avoided` are what a loss that holds all logits and their gradient would add. Weights are sharded over all
+    ranks with `fsdp`, and over `shard_ranks` with `hsdp` (0 counts as all ranks). Activations are those of one
+    micro-batch. Not included are the allocator's overhead, buffers of collectives and workspaces.
     """
-    model, budget, compute = _root(plan, run).config["model"], run.config[run.stage], run.compute
-    vocabulary = run.config["data"]["vocab_size"]
+    model, budget, compute = _Model.of(plan, run), run.config[run.stage], run.compute
     shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
     precision = budget["precision"]
-    weights = parameters(model, vocabulary) * (2 if precision == "bfloat16" else 4) // shards
+    weights = model.weights * (2 if precision == "bfloat16" else 4) // shards
+    # Numbers per token that are kept for the backward pass; with checkpointing one layer is computed again.
+    checkpointing = compute["activation_checkpointing"]
+    kept = model.shape["layers"] * activations(model.shape, checkpointing)
+    if checkpointing != "none":
+        kept += activations(model.shape)
     tokens = compute["micro_batch_tokens"] or budget["batch_tokens"] // ranks
-    size = 4 if precision == "float32" else 2
-    how = compute["activation_checkpointing"]
-    kept = model["layers"] * activations(model, how)
-    if how != "none":
-        kept += activations(model)  # of the one layer that is computed again
-    logits = 4 * tokens * vocabulary
+    # Of many logits the fused loss holds two chunks, and the gradient of the output matrix.
+    logits = 4 * tokens * model.vocabulary
+    is_chunked = logits > CHUNK_BYTES
+    held_logits = 2 * CHUNK_BYTES + 4 * model.vocabulary * model.shape["d_model"] if is_chunked else 3 * logits
     parts = {
         "parameters": weights,
         "gradients": weights,
         "optimizer": 2 * weights,
-        "activations": int(tokens * size * kept),
-        "logits": 3 * logits if logits <= CHUNK_BYTES else 2 * CHUNK_BYTES + 4 * vocabulary * model["d_model"],
+        "activations": int(tokens * (4 if precision == "float32" else 2) * kept),
+        "logits": held_logits,
     }
-    return parts | {"total": sum(parts.values()), "logits avoided": 2 * logits if logits > CHUNK_BYTES else 0}
+    return parts | {"total": sum(parts.values()), "logits avoided": 2 * logits if is_chunked else 0}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a device works."""
+    """How fast a device computes."""
 
     device: str = "h100"
     mfu: float = 0.4
     """Share of the device's peak that training reaches."""
     sampling_mfu: float = 0.1
-    """The same for sampling."""
+    """Share of the device's peak that sampling reaches."""
 
     def seconds(self, work: Work) -> float:
-        """Device-seconds of some work."""
+        """Returns the device-seconds of some work."""
         peak = DEVICES[self.device]
         return work.training / (peak * self.mfu) + work.sampling / (peak * self.sampling_mfu)
 
 
 @dataclass(frozen=True)
-class Room:
-    """What may run at once, and for how long."""
+class Capacity:
+    """How many devices there are, and how long jobs may run."""
 
     devices: int = 0
-    """At once, over all stage runs; 0: as many as there is work for."""
+    """Devices that all stage runs together may use at a time; 0: no limit."""
     per_run: Mapping[str, int] = field(default_factory=dict)
-    """Devices of one stage run, by stage; 1 where it does not say."""
-    limit: Mapping[str, float] = field(default_factory=dict)
-    """Hours after which a job of a stage is put back into the queue; none where it does not say."""
+    """Stage -> devices of one stage run; 1 for a stage without an entry."""
+    time_limits: Mapping[str, float] = field(default_factory=dict)
+    """Stage -> hours after which a job is requeued; no limit for a stage without an entry."""
+
+    def devices_of(self, run: StageRun) -> int:
+        """Returns the devices of one stage run."""
+        return self.per_run.get(run.stage, 1)
 
 
-def room(launcher: LocalLauncherConfig | SlurmLauncherConfig, devices: int) -> Room:
-    """What a launcher's options come to; `devices` at once in all."""
+def capacity(launcher: LocalLauncherConfig | SlurmLauncherConfig, devices: int) -> Capacity:
+    """Returns the capacity that a launcher's options give, with `devices` in all (0: as the launcher has it)."""
     if isinstance(launcher, LocalLauncherConfig):
-        return Room(devices or launcher.workers)
-    asked = {stage: resources(launcher, stage) for stage in STAGES}
-    return Room(
+        return Capacity(devices or launcher.workers)
+    requested = {stage: resources(launcher, stage) for stage in STAGES}
+    return Capacity(
         devices,
-        {stage: found["nodes"] * found["tasks"] for stage, found in asked.items()},
-        {stage: found["time"] / 60 for stage, found in asked.items()},
+        {stage: values["nodes"] * values["tasks"] for stage, values in requested.items()},
+        {stage: values["time"] / 60 for stage, values in requested.items()},
     )
 
 
 @dataclass
 class Estimate:
-    """The cost of some stage runs."""
+    """The cost of the stage runs of one stage."""
 
     runs: int = 0
     work: Work = field(default_factory=Work)
     device_hours: float = 0.0
     storage: int = 0
-    """Bytes published."""
+    """Bytes that are published."""
     trainer_states: int = 0
-    """Bytes of the largest trainer state, there while its stage run is at work."""
+    """Bytes of the largest trainer state."""
     jobs: int = 0
-    """Jobs, those counted that go on where a time limit cut one off."""
+    """Jobs; a stage run that is requeued counts once for each time limit that it reaches."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Returns plain values."""
         return {
             "stage_runs": self.runs,
             "jobs": self.jobs,
@@ -252,64 +272,57 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, missing: set[str], rate: Rate, room: Room, assumed: Assumed = Assumed()
+    plan: Plan, missing: set[str], *, rate: Rate, capacity: Capacity, assumptions: Assumptions = Assumptions()
 ) -> tuple[dict[str, Estimate], float]:
-    """The cost of the stage runs in `missing` by stage, and the hours until the last of them is done."""
+    """Returns the cost of the stage runs in `missing` by stage, and the hours until the last of them is done."""
     stages: dict[str, Estimate] = defaultdict(Estimate)
     hours: dict[str, float] = {}
-    known: dict[tuple[Any, ...], Work] = {}
     for signature, run in plan.runs.items():
         if signature not in missing:
             continue
-        # Objectives and seeds cost the same: work is counted once for each of what it depends on.
-        budget = run.config[run.stage if run.stage != "evaluate" else "evaluation"]
-        key = (id(budget), id(_root(plan, run).config["model"]), run.stage)
-        if key not in known:
-            known[key] = work(plan, run, assumed)
+        run_work = work(plan, run, assumptions)
+        device_hours = rate.seconds(run_work) / 3600
+        hours[signature] = device_hours / capacity.devices_of(run)
         total = stages[run.stage]
-        spent = rate.seconds(known[key]) / 3600
-        hours[signature] = spent / room.per_run.get(run.stage, 1)
         total.runs += 1
-        total.work += known[key]
-        total.device_hours += spent
+        total.work += run_work
+        total.device_hours += device_hours
         total.storage += storage(plan, run)
         total.trainer_states = max(total.trainer_states, trainer_state(plan, run))
-        limit = room.limit.get(run.stage)
+        limit = capacity.time_limits.get(run.stage)
         total.jobs += max(1, math.ceil(hours[signature] / limit)) if limit else 1
-    return dict(stages), _wall(plan, hours, room)
+    return dict(stages), _wall_hours(plan, hours, capacity)
 
 
-def _wall(plan: Plan, hours: dict[str, float], room: Room) -> float:
-    """Hours of the whole graph: longest chain first, at most `room.devices` at once. Time in the queue is not in it."""
+def _wall_hours(plan: Plan, hours: dict[str, float], capacity: Capacity) -> float:
+    """Returns the hours of the whole graph, without time in the queue, where the longest chain always goes first."""
+    # Hours from the start of a stage run to the end of the longest chain that follows it.
     chain: dict[str, float] = {}
     for signature in reversed(plan.runs):
         if signature in hours:
-            after = max((chain.get(c.signature, 0.0) for c in plan.children(signature)), default=0.0)
+            after = max((chain.get(child.signature, 0.0) for child in plan.children(signature)), default=0.0)
             chain[signature] = hours[signature] + after
     if not chain:
         return 0.0
-    if not room.devices:
+    if not capacity.devices:
         return max(chain.values())
-    free, now = room.devices, 0.0
-    lacking = {s: sum(need in hours for need in plan.runs[s].needs) for s in hours}
-    ready = [(-chain[s], s) for s, count in lacking.items() if not count]
+    # A simulation: start what is ready while devices are free, then advance to the next end.
+    free, now = capacity.devices, 0.0
+    unmet = {s: sum(need in hours for need in plan.runs[s].needs) for s in hours}
+    ready = [(-chain[s], s) for s, count in unmet.items() if not count]
     heapq.heapify(ready)
     ends: list[tuple[float, str, int]] = []
     while ready or ends:
-        while ready and (not ends or free >= _devices(plan, ready[0][1], room)):
+        while ready and (not ends or free >= capacity.devices_of(plan.runs[ready[0][1]])):
             signature = heapq.heappop(ready)[1]
-            used = min(_devices(plan, signature, room), room.devices)
+            used = min(capacity.devices_of(plan.runs[signature]), capacity.devices)
             free -= used
             heapq.heappush(ends, (now + hours[signature], signature, used))
         now, signature, used = heapq.heappop(ends)
         free += used
         for child in plan.children(signature):
             if child.signature in hours:
-                lacking[child.signature] -= 1
-                if not lacking[child.signature]:
+                unmet[child.signature] -= 1
+                if not unmet[child.signature]:
                     heapq.heappush(ready, (-chain[child.signature], child.signature))
     return now
-
-
-def _devices(plan: Plan, signature: str, room: Room) -> int:
-    return room.per_run.get(plan.runs[signature].stage, 1)

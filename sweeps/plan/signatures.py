@@ -113,7 +113,7 @@ def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
     """Returns the part of the evaluation table that is measured at the checkpoints of `stage`."""
     content = nameless_content(evaluation)
     content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
-    # Controls are stage runs of their own and change no other one.
+    # Controls are separate stage runs and change no other one.
     del content["controls"]
     content["benchmarks"] = {
         name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.models.sizes import parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Assumed, Rate, work
+from sweeps.plan.cost import Assumptions, Rate, work
 from sweeps.plan.planner import plan
 from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
 
@@ -21,7 +21,7 @@ def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
     for signature, planned in graph.runs.items():
         path = folder / "store" / planned.stage / signature / "result.json"
         result = json.loads(path.read_text())
-        seconds = rate.seconds(work(graph, planned, Assumed(12, 0.25, 0.75)))
+        seconds = rate.seconds(work(graph, planned, Assumptions(12, 0.25, 0.75)))
         path.write_text(json.dumps(result | {"seconds": seconds / ranks, "ranks": ranks}))
         if planned.stage == "grpo":
             limit = planned.config["grpo"]["max_new_tokens"]

@@ -10,27 +10,27 @@ STAGES = {"pretrain": (4e12, 0.0), "midtrain": (1e12, 0.0), "grpo": (2e12, 1e12)
 
 
 def stage_runs(model: str, rate: Rate, factors: dict[str, list[float]]) -> list[Timed]:
-    """Stage runs that took so many times what `rate` says."""
+    """Returns stage runs that took these multiples of the time that `rate` predicts."""
     return [
         Timed(model, stage, Work(*STAGES[stage]), rate.seconds(Work(*STAGES[stage])) * factor)
-        for stage, each in factors.items()
-        for factor in each
+        for stage, of_stage in factors.items()
+        for factor in of_stage
     ]
 
 
-def test_the_shares_that_times_were_made_with_are_found() -> None:
+def test_fit_recovers_the_shares_that_times_were_made_with() -> None:
     truth = Rate("core", 0.31, 0.07)
     runs = stage_runs("nano", truth, {stage: [1.0, 1.0] for stage in STAGES})
     assert fit(runs, "core").mfu == pytest.approx(0.31)
     assert fit(runs, "core").sampling_mfu == pytest.approx(0.07)
-    found = {group.stage: group for group in groups(runs, "core")}
-    assert [group.error for group in found.values()] == pytest.approx([0.0] * 4)
-    assert found["grpo"].share is None  # training and sampling together
-    assert found["pretrain"].device_seconds == pytest.approx(4e12 / (1e11 * 0.31))
-    assert found["evaluate"].share == pytest.approx(0.07)
+    by_stage = {group.stage: group for group in groups(runs, "core")}
+    assert [group.error for group in by_stage.values()] == pytest.approx([0.0] * 4)
+    assert by_stage["grpo"].share is None  # training and sampling together
+    assert by_stage["pretrain"].device_seconds == pytest.approx(4e12 / (1e11 * 0.31))
+    assert by_stage["evaluate"].share == pytest.approx(0.07)
 
 
-def test_errors_are_of_times_that_others_predict() -> None:
+def test_errors_are_those_of_predictions_by_other_stage_runs() -> None:
     """One stage run of each stage in each half; the second half takes a quarter longer."""
     truth = Rate("core", 0.5, 0.1)
     runs = stage_runs("nano", truth, {stage: [1.0, 1.25] for stage in STAGES})
@@ -41,19 +41,19 @@ def test_errors_are_of_times_that_others_predict() -> None:
         assert group.error_from_other_models is None
 
 
-def test_other_models_predict_too() -> None:
+def test_other_models_predict() -> None:
     slow, fast = Rate("core", 0.2, 0.1), Rate("core", 0.4, 0.1)
     ones = {stage: [1.0, 1.0] for stage in STAGES}
     runs = [*stage_runs("small", slow, ones), *stage_runs("large", fast, ones)]
-    found = {(group.model, group.stage): group.error_from_other_models for group in groups(runs, "core")}
-    assert found["large", "pretrain"] == pytest.approx(1.0)  # twice as long by the small one's share
-    assert found["small", "midtrain"] == pytest.approx(0.5)
-    assert found["small", "evaluate"] == pytest.approx(0.0)
+    errors = {(group.model, group.stage): group.error_from_other_models for group in groups(runs, "core")}
+    assert errors["large", "pretrain"] == pytest.approx(1.0)  # predicted twice as long by the small one's share
+    assert errors["small", "midtrain"] == pytest.approx(0.5)
+    assert errors["small", "evaluate"] == pytest.approx(0.0)
 
 
-def test_one_kind_alone_predicts_nothing() -> None:
+def test_calibration_needs_training_and_evaluation() -> None:
     runs = stage_runs("nano", Rate("core", 0.3, 0.1), {"pretrain": [1.0]})
-    with pytest.raises(UserError, match="no evaluation among them is done"):
+    with pytest.raises(UserError, match="none of the selected stage runs is a finished evaluation"):
         fit(runs, "core")
     (group,) = groups(runs, "core")
     assert (group.error, group.worst) == (None, None)

@@ -1,4 +1,4 @@
-"""What a plan costs, against torch's own counts and figures worked out by hand."""
+"""What a plan costs, against torch's own counts and figures computed by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.models.sizes import active_parameters, parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Rate, Room, estimate, memory, rank_memory, storage, work
+from sweeps.plan.cost import Capacity, Estimate, Rate, estimate, memory, rank_memory, storage, work
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
 
@@ -21,7 +21,7 @@ def model_of(name: str) -> tuple[dict[str, object], int]:
 
 @pytest.mark.parametrize("name", ["1B", "4B", "5B-A0.3B", "10B-A0.5B"])
 def test_parameters_are_those_of_transformers_classes(name: str) -> None:
-    """Counted on meta tensors, where no memory is taken."""
+    """Counted on meta tensors, which take no memory."""
     import torch
     from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -74,7 +74,7 @@ def test_training_costs_6nd_and_attention() -> None:
     assert 0.1 < attention / (6 * active) < 0.2
 
 
-def test_rl_costs_its_rollouts() -> None:
+def test_rl_costs_its_samples() -> None:
     graph, stage = runs("model=4B", *PAPER)
     cost = work(graph, stage["grpo"])
     kept = 128 * 16 * (700 * (200 + 4096) + 300 * (200 + 8192))
@@ -84,7 +84,7 @@ def test_rl_costs_its_rollouts() -> None:
 
 
 def test_counted_forward_operations_agree_with_torch() -> None:
-    """torch's own counter on the nano model: matrix products and attention, forward and backward."""
+    """With torch's counter on the nano model: matrix products and attention, forward and backward."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -108,16 +108,16 @@ def test_counted_forward_operations_agree_with_torch() -> None:
     with FlopCounterMode(display=False) as counter:
         theirs(input_ids=torch.zeros((8, 64), dtype=torch.long)).logits.sum().backward()
     ours = work(graph, run).training
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.12)  # eager attention also works out what is masked
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.12)  # eager attention also computes what is masked
     assert ours < counter.get_total_flops()
 
 
 def test_the_whole_study_has_sensible_figures() -> None:
     graph = plan(compose_cells(["+sweep=paper"]))
     assert len(graph.cells) == 20
-    stages, hours = estimate(graph, set(graph.runs), Rate("h100", 0.4, 0.1), Room())
+    stages, hours = estimate(graph, set(graph.runs), rate=Rate("h100", 0.4, 0.1), capacity=Capacity())
     total = sum(stage.device_hours for stage in stages.values())
-    assert 5e4 < total < 5e5  # 6 N D alone: 9e22 operations for pre-training, 6e4 H100-hours at 40 %
+    assert 5e4 < total < 5e5  # 6 N D: 9e22 operations for pre-training, 6e4 H100-hours at 40 %
     assert stages["pretrain"].device_hours == pytest.approx(stages["pretrain"].work.training / (989e12 * 0.4) / 3600)
     assert stages["pretrain"].runs == 20
     assert stages["evaluate"].runs == 20 * (10 + 4 + 10)
@@ -127,31 +127,33 @@ def test_the_whole_study_has_sensible_figures() -> None:
 
 
 def hours_of(graph: Plan, cell: str) -> float:
-    """Device-hours of a cell's longest chain: its training stages and the last evaluation."""
-    rate, by = Rate("h100", 0.4, 0.1), {}
+    """Returns the device-hours of a cell's longest chain: its training stages and the last evaluation."""
+    rate, ends = Rate("h100", 0.4, 0.1), {}
     for signature in graph.cells[cell]:
         run = graph.runs[signature]
-        before = by[run.parent[1]] if run.parent else 0.0
-        by[signature] = before + rate.seconds(work(graph, run)) / 3600
-    return max(by.values())
+        start = ends[run.parent[1]] if run.parent else 0.0
+        ends[signature] = start + rate.seconds(work(graph, run)) / 3600
+    return max(ends.values())
 
 
-def test_wall_time_follows_devices_and_limits() -> None:
+def test_wall_time_depends_on_devices_and_time_limits() -> None:
     graph = plan(compose_cells(["seed=1,2,3,4", "until=pretrain"]))
     graph = graph.part(signature for signature, run in graph.runs.items() if run.stage == "pretrain")
-    one = estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room())[1]
-    assert one > 0
+
+    def estimated(capacity: Capacity, *finished: str) -> tuple[dict[str, Estimate], float]:
+        return estimate(graph, set(graph.runs) - set(finished), rate=Rate("core", 1.0, 1.0), capacity=capacity)
 
     def wall(devices: int, per_run: int = 1) -> float:
-        return estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room(devices, {"pretrain": per_run}))[1]
+        return estimated(Capacity(devices, {"pretrain": per_run}))[1]
 
+    one = estimated(Capacity())[1]
+    assert one > 0
     assert [wall(n) / one for n in (1, 2, 3, 4, 9)] == pytest.approx([4, 2, 2, 1, 1])
     assert wall(4, per_run=2) / one == pytest.approx(1.0)  # half as long each, two at a time
-    cut = estimate(graph, set(graph.runs), Rate("core", 1.0, 1.0), Room(0, {}, {"pretrain": one / 2.5}))[0]
-    assert cut["pretrain"].jobs == 4 * math.ceil(2.5)
-    first = next(iter(graph.runs))
-    rest, hours = estimate(graph, set(graph.runs) - {first}, Rate("core", 1.0, 1.0), Room(1))
-    assert (rest["pretrain"].runs, hours / one) == (3, pytest.approx(3))
+    limited = estimated(Capacity(0, {}, {"pretrain": one / 2.5}))[0]
+    assert limited["pretrain"].jobs == 4 * math.ceil(2.5)
+    stages, hours = estimated(Capacity(1), next(iter(graph.runs)))
+    assert (stages["pretrain"].runs, hours / one) == (3, pytest.approx(3))
 
 
 def test_storage_and_memory() -> None:
@@ -166,7 +168,7 @@ def test_storage_and_memory() -> None:
 
 @pytest.mark.parametrize("name", ["nano", "micro", "20M", "nano-moe", "micro-moe"])
 def test_activations_are_those_that_torch_keeps(name: str) -> None:
-    """Bytes of all storages that autograd saves for one more layer, weights left out."""
+    """Bytes of all storages that autograd saves for one more layer, without weights."""
     import torch
 
     from pipelines.models.causal_lm import empty_model, model_config
@@ -177,7 +179,7 @@ def test_activations_are_those_that_torch_keeps(name: str) -> None:
     def saved(layers: int) -> int:
         shape.layers = layers
         model = empty_model(model_config(shape, 512, 1e4)).train()
-        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
         kept: dict[int, torch.Tensor] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -187,7 +189,7 @@ def test_activations_are_those_that_torch_keeps(name: str) -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             hidden = model.model(input_ids=torch.randint(0, 512, (2, 64))).last_hidden_state
         assert hidden.requires_grad
-        return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+        return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
 
     assert (saved(2) - saved(1)) / (4 * 128) == pytest.approx(activations(vars(shape)), rel=0.03)
 

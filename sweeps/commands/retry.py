@@ -1,0 +1,87 @@
+"""`shaping-sweeps retry`: launches again what failed or was stopped, in the way that its sweep was launched."""
+
+import shlex
+from dataclasses import replace
+
+from pipelines.errors import UserError
+from sweeps.commands.application import Filters, StorePath, app
+from sweeps.compose.launchers import SlurmLauncherConfig
+from sweeps.monitor.launched_sweeps import SweepRecord
+from sweeps.monitor.status import Row, rows
+from sweeps.store.stage_runs import Store
+
+
+@app.command()
+def retry(filters: Filters = None, store: StorePath = "store") -> None:
+    """Run again what failed, was stopped or was cancelled, and what waits for it, as the sweep was launched."""
+    from sweeps.monitor.launched_sweeps import records
+
+    opened = Store.open(store)
+    all_rows = {row.signature: row for row in rows(opened)}
+    selected = {
+        row.signature
+        for row in rows(opened, filters or [])
+        if row.status in ("failed", "interrupted", "cancelled", "blocked")
+    }
+    if not selected:
+        print("Nothing to retry: none of the selected stage runs failed, was stopped or was cancelled")
+        return
+    remaining = _with_dependencies(selected, all_rows)
+    problems = []
+    # A stage run that several sweeps need is launched as in the newest one.
+    for sweep in reversed(records(opened)):
+        signatures = remaining & set(sweep.runs)
+        if not signatures:
+            continue
+        remaining -= signatures
+        if sweep.launcher == "torchrun":
+            words = shlex.join(sweep.options["words"])
+            problems.append(
+                f"{len(signatures)} stage runs were started by torchrun with {sweep.options['ranks']} ranks; start it "
+                f"again: torchrun ... --no-python shaping-torchrun {words}"
+            )
+        else:
+            _launch(sweep, opened, signatures)
+    if remaining:
+        problems.append(
+            f"{len(remaining)} stage runs ({', '.join(sorted(remaining)[:3])}, ...): no recorded sweep needs them; run "
+            "their cell with shaping-run"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _with_dependencies(selected: set[str], all_rows: dict[str, Row]) -> set[str]:
+    """Returns the selected stage runs with what they need and what needs them, except what is done."""
+    unfinished = {signature for signature, row in all_rows.items() if row.status != "done"}
+    needs = {signature: _needed_by(signature, all_rows) for signature in unfinished}
+    waiting = {signature for signature in unfinished if needs[signature] & selected}
+    return waiting | {needed for signature in selected for needed in needs[signature] & unfinished}
+
+
+def _needed_by(signature: str, all_rows: dict[str, Row]) -> set[str]:
+    """Returns a stage run and all that it needs, directly or through others."""
+    needed: set[str] = set()
+    waiting = [signature]
+    while waiting:
+        current = waiting.pop()
+        if current in all_rows and current not in needed:
+            needed.add(current)
+            waiting += all_rows[current].needs
+    return needed
+
+
+def _launch(sweep: SweepRecord, store: Store, signatures: set[str]) -> None:
+    from omegaconf import OmegaConf
+
+    from sweeps.compose.cells import compose_jobs
+    from sweeps.execute.launch import launch_locally, launch_on_slurm
+
+    # The recorded path of the store may be relative to another folder.
+    cells = [replace(cell, store=str(store.root)) for cell in compose_jobs(sweep.jobs)]
+    if sweep.launcher == "slurm":
+        options = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, sweep.options))
+        assert isinstance(options, SlurmLauncherConfig)
+        launch_on_slurm(cells, sweep.jobs, options=options, only=signatures)
+    else:
+        launch_locally(cells, sweep.jobs, workers=int(sweep.options["workers"]), only=signatures)
