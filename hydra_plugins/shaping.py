@@ -44,7 +44,7 @@ class LocalLauncher(Launcher):
         self.workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over the level of logging."""
+        """Set the log level of the workers."""
         _set_log_level(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -63,7 +63,7 @@ class SlurmLauncher(Launcher):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over the level of logging."""
+        """Set the log level of the workers."""
         _set_log_level(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -81,8 +81,10 @@ class SlurmLauncher(Launcher):
 
 
 def _set_log_level(config: DictConfig) -> None:
-    """Have workers log at DEBUG with `hydra.verbose`, which is true or names loggers."""
-    from pipelines.logs import LEVEL_VARIABLE
+    """Have workers log at DEBUG with `hydra.verbose`, which is true or names loggers, or with `--debug`."""
+    from pipelines.logs import LEVEL_VARIABLE, is_debugging
 
     if config.hydra.verbose:
         os.environ[LEVEL_VARIABLE] = "DEBUG"
+    elif is_debugging():
+        os.environ.setdefault(LEVEL_VARIABLE, "DEBUG")
