@@ -1,11 +1,11 @@
-"""Stores made by hand: every number in them is a known function of where it stands."""
+"""Stores with finished stage runs whose numbers are a known function of what was measured; nothing is trained."""
 
 import json
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,17 +21,29 @@ METRICS = {
     "sampled": ["avg@8", "cons@8", "pass@4", "response_length"],
 }
 
-Number = Callable[[str, int, str, int, str, str], float]
+
+class Measured(NamedTuple):
+    """What a number of the store measures."""
+
+    objective: str
+    seed: int
+    stage: str
+    step: int
+    benchmark: str
+    metric: str
 
 
-def known(objective: str, seed: int, stage: str, step: int, benchmark: str, metric: str) -> float:
-    """The number that the hand-made store holds at this place, between 0 and 1."""
-    return zlib.crc32(f"{objective}/{seed}/{stage}/{step}/{benchmark}/{metric}".encode()) / 2**32
+Number = Callable[[Measured], float]
+
+
+def known(measured: Measured) -> float:
+    """The number that the store has for this measurement, between 0 and 1."""
+    return zlib.crc32("/".join(map(str, measured)).encode()) / 2**32
 
 
 @cache
 def composed(arguments: tuple[str, ...]) -> list[Cell]:
-    """The cells of a command line, composed once for all tests: it is what takes longest."""
+    """The cells of a command line, composed once for all tests, since that takes longest."""
     return compose_cells(list(arguments))
 
 
@@ -55,35 +67,43 @@ def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     composed_once(monkeypatch)
 
 
-def write_run(store: Store, run: StageRun, number: Number = known, **more: Any) -> Path:
-    """A finished stage run whose measurements are `number` of their place; `more` goes into its result."""
+def write_run(store: Store, run: StageRun, number: Number = known, **result: Any) -> Path:
+    """Write a finished stage run with `number` for each measurement; `result` replaces keys of its `result.json`."""
     folder = store.run(run.stage, run.signature).folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({**run.spec, "environment": {"shaping": "0.1.0"}}))
     measurements: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     if run.stage == "evaluate":
-        assert run.parent is not None
-        assert run.checkpoint is not None
-        for name, benchmark in run.config["evaluation"]["benchmarks"].items():
-            for metric in METRICS[benchmark["kind"]]:
-                place = (run.labels["objective"], run.config["seed"], run.parent[0], int(run.checkpoint[5:]))
-                row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "n": 64, "stderr": 0.01}
-                variant = {"variant": run.control} if run.control else {}
-                measurements.append({**row, **variant, "value": number(*place, name, metric)})
+        measurements = measurements_of(run, number)
     elif run.stage == "pretrain":
         metrics = {"parameters": 366_384}
     else:
         rows = [{"step": s, "reward": s / 10, "entropy": 1 / s, "response_length": 20 + s} for s in range(1, 5)]
         (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = {"format": 1, "stage": run.stage, "seconds": 1.5, "metrics": metrics, "measurements": measurements}
-    (folder / "result.json").write_text(json.dumps({**result, **more}))
+    content = {"format": 1, "stage": run.stage, "seconds": 1.5, "metrics": metrics, "measurements": measurements}
+    (folder / "result.json").write_text(json.dumps({**content, **result}))
     return folder
+
+
+def measurements_of(run: StageRun, number: Number) -> list[dict[str, Any]]:
+    """The measurements of an evaluation: every metric of each of its benchmarks."""
+    assert run.parent is not None
+    assert run.checkpoint is not None
+    rows = []
+    for name, benchmark in run.config["evaluation"]["benchmarks"].items():
+        for metric in METRICS[benchmark["kind"]]:
+            step = int(run.checkpoint.removeprefix("step-"))
+            measured = Measured(run.labels["objective"], run.config["seed"], run.parent[0], step, name, metric)
+            row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "n": 64, "stderr": 0.01}
+            variant = {"variant": run.control} if run.control else {}
+            rows.append({**row, **variant, "value": number(measured)})
+    return rows
 
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[Plan, Store]]:
-    """Write finished stage runs for a plan, all but those that `leave_out` names."""
+    """Writes finished stage runs for the plan of some arguments, except those that `leave_out` selects."""
 
     def make(
         arguments: list[str], leave_out: Callable[[Any], bool] = lambda run: False, number: Number = known

@@ -1,4 +1,4 @@
-"""Claims: the paper's own numbers as the paper reads them, known stores as they were made, mistakes in one sentence."""
+"""Claims: the paper's numbers give the paper's verdicts, stores with known effects give theirs, mistakes are named."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from analysis.claims import exit_code, judge, read_claims, sentences
 from analysis.study import read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
-from tests.analysis.conftest import write_run
+from tests.analysis.conftest import Measured, write_run
 
 SEEDS = ["+sweep=nano", "seed=1,2,3,4,5"]
 
@@ -23,16 +23,17 @@ def verdicts_of(graph: object, store: object, path: Path | None = None) -> dict[
     return {verdict.claim.name: verdict.verdict for verdict in judge(read_claims(path), source)}
 
 
-def made(advantage: dict[str, float], entropy: dict[str, float]) -> Callable[..., float]:
-    """Numbers with small seed-to-seed noise around a level for each setting."""
+def numbers(advantage: dict[str, float], entropy: dict[str, float]) -> Callable[..., float]:
+    """Numbers with a small spread over seeds around a level for each setting."""
 
-    def number(objective: str, seed: int, stage: str, step: int, benchmark: str, metric: str) -> float:
-        noise = np.random.default_rng([seed, len(objective), step, len(benchmark)]).normal(0, 0.002)
-        if metric == "entropy":
-            return 2.0 + entropy[objective] + noise
-        if metric == "perplexity":
+    def number(measured: Measured) -> float:
+        key = [measured.seed, len(measured.objective), measured.step, len(measured.benchmark)]
+        noise = np.random.default_rng(key).normal(0, 0.002)
+        if measured.metric == "entropy":
+            return 2.0 + entropy.get(measured.objective, 0.0) + noise
+        if measured.metric == "perplexity":
             return 40.0 + 40 * noise
-        return 0.5 + advantage.get(objective, 0.0) + noise
+        return 0.5 + advantage.get(measured.objective, 0.0) + noise
 
     return number
 
@@ -40,10 +41,10 @@ def made(advantage: dict[str, float], entropy: dict[str, float]) -> Callable[...
 ORDERED = {"precision": -0.3, "ce": 0.0, "diversity": 0.3, "tail_penalty": 0.0, "head_reward": 0.0}
 
 
-def test_the_papers_numbers_are_judged_as_the_paper_reads_them() -> None:
-    found = {v.claim.name: v.verdict for v in judge(read_claims(), PaperSource())}
-    assert found == {
-        "entropy-not-perplexity": "undecided",  # its curves' numbers are not known
+def test_the_papers_numbers_give_the_papers_verdicts() -> None:
+    verdicts = {v.claim.name: v.verdict for v in judge(read_claims(), PaperSource())}
+    assert verdicts == {
+        "entropy-not-perplexity": "undecided",  # the numbers of its curves are not known
         "beta-orders-entropy": "undecided",
         "precision-grows-with-size": "supported",  # +0.49 on the 4B, +0.78 on the 10B
         "precision-after-rl": "supported",
@@ -58,30 +59,30 @@ def test_the_papers_numbers_are_judged_as_the_paper_reads_them() -> None:
     assert "no interval" in growth.evidence
 
 
-def test_what_was_put_in_is_found(make_store: Callable) -> None:
-    found = verdicts_of(*make_store(SEEDS, number=made({"tail_penalty": 0.1}, ORDERED)))
-    assert found["beta-orders-entropy"] == "supported"
-    assert found["entropy-not-perplexity"] == "supported"
-    assert found["tail-penalty-after-rl"] == "supported"
-    assert found["precision-grows-with-size"] == "undecided"  # one model only
+def test_effects_in_the_store_are_supported(make_store: Callable) -> None:
+    verdicts = verdicts_of(*make_store(SEEDS, number=numbers({"tail_penalty": 0.1}, ORDERED)))
+    assert verdicts["beta-orders-entropy"] == "supported"
+    assert verdicts["entropy-not-perplexity"] == "supported"
+    assert verdicts["tail-penalty-after-rl"] == "supported"
+    assert verdicts["precision-grows-with-size"] == "undecided"  # one model only
 
 
-def test_the_opposite_is_found_too(make_store: Callable) -> None:
+def test_opposite_effects_are_contradicted(make_store: Callable) -> None:
     reverse = {name: -value for name, value in ORDERED.items()}
-    found = verdicts_of(*make_store(SEEDS, number=made({"tail_penalty": -0.1, "precision": -0.1}, reverse)))
-    assert found["beta-orders-entropy"] == "contradicted"
-    assert found["tail-penalty-after-rl"] == "contradicted"
-    assert found["precision-after-rl"] == "contradicted"
+    verdicts = verdicts_of(*make_store(SEEDS, number=numbers({"tail_penalty": -0.1, "precision": -0.1}, reverse)))
+    assert verdicts["beta-orders-entropy"] == "contradicted"
+    assert verdicts["tail-penalty-after-rl"] == "contradicted"
+    assert verdicts["precision-after-rl"] == "contradicted"
 
 
 def test_one_seed_decides_nothing(make_store: Callable) -> None:
-    graph, store = make_store(["+sweep=nano"], number=made({"tail_penalty": 0.4}, ORDERED))
+    graph, store = make_store(["+sweep=nano"], number=numbers({"tail_penalty": 0.4}, ORDERED))
     assert set(verdicts_of(graph, store).values()) == {"undecided"}
     claims = judge(read_claims(), StudySource(read_study(graph, store)))
     assert any("one seed decides nothing" in c.evidence for v in claims for c in v.comparisons)
 
 
-def test_what_is_missing_is_named(make_store: Callable) -> None:
+def test_missing_stage_runs_are_named(make_store: Callable) -> None:
     graph, store = make_store(SEEDS, leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020")
     (claim,) = [
         v
@@ -98,9 +99,9 @@ def test_undecided_says_how_many_more_seeds(make_store: Callable) -> None:
 
 
 def test_problems_are_read_from_samples(make_store: Callable) -> None:
-    """With answers kept, problems are resampled, provided that the answers are what was measured."""
+    """Problems are resampled if their samples were kept and give the measured value."""
     graph, store = make_store(
-        ["objective=ce", "seed=1,2"], number=lambda *place: 1 / 3 if place[1] == 1 else 1 / 3 + 1e-9
+        ["objective=ce", "seed=1,2"], number=lambda measured: 1 / 3 if measured.seed == 1 else 1 / 3 + 1e-9
     )
     for run in graph.runs.values():
         if run.checkpoint == "step-000020":
@@ -120,20 +121,20 @@ def test_problems_are_read_from_samples(make_store: Callable) -> None:
     assert values[0] == pytest.approx(100 * np.array([[(q + s) % 3 == 0 for s in range(8)] for q in range(6)]).mean(1))
 
 
-def test_a_users_claims(make_store: Callable, tmp_path: Path) -> None:
-    path = tmp_path / "own.yaml"
+def test_claims_from_a_users_file(make_store: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
     path.write_text(
         "claims:\n- name: control\n  statement: precision is more than a temperature\n"
         '  holds: value("precision", at="first") > value("ce", at="first", variant="matched:precision")\n'
         '- name: half\n  statement: all above forty\n  holds: [\'40 < value("ce", metric="avg") < 60\']\n'
     )
-    graph, store = make_store(SEEDS, number=made({"precision": 0.2}, ORDERED))
+    graph, store = make_store(SEEDS, number=numbers({"precision": 0.2}, ORDERED))
     for run in graph.runs.values():
         if run.stage == "evaluate" and run.labels["objective"] == "ce" and "Modules" in str(run.config):
             folder = store.root / "evaluate" / run.signature
             rows = json.loads((folder / "result.json").read_text())["measurements"]
-            more = [{**row, "variant": "matched:precision", "value": 0.55} for row in rows if "@" in row["metric"]]
-            write_run(store, run, measurements=rows + more)
+            controls = [{**row, "variant": "matched:precision", "value": 0.55} for row in rows if "@" in row["metric"]]
+            write_run(store, run, measurements=rows + controls)
     assert verdicts_of(graph, store, path) == {"control": "supported", "half": "supported"}
 
 
@@ -150,28 +151,28 @@ def test_a_users_claims(make_store: Callable, tmp_path: Path) -> None:
         ('value("ce" > 1', "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, holds: str, message: str) -> None:
-    path = tmp_path / "own.yaml"
-    path.write_text(json.dumps({"claims": [{"name": "mine", "statement": "s", "holds": [holds]}]}))
+def test_text_outside_the_language_is_named(tmp_path: Path, holds: str, message: str) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps({"claims": [{"name": "custom", "statement": "s", "holds": [holds]}]}))
     with pytest.raises(UserError, match=message) as error:
         read_claims(path)
-    assert "claim mine" in str(error.value)
+    assert "claim custom" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["claims: 3", "[", "claims: [{name: x}]"])
-def test_a_file_of_another_form_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "own.yaml"
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "claims.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"claims=.*own\.yaml"):
+    with pytest.raises(UserError, match=r"claims=.*claims\.yaml"):
         read_claims(path)
 
 
 def test_exit_code_and_sentences() -> None:
-    found = judge(read_claims(), PaperSource())
-    assert exit_code(found) == 4
-    supported = [v for v in found if v.verdict == "supported"]
+    verdicts = judge(read_claims(), PaperSource())
+    assert exit_code(verdicts) == 4
+    supported = [v for v in verdicts if v.verdict == "supported"]
     assert exit_code(supported) == 0
-    said = sentences(found)
-    assert len(said) == 3
-    assert said[0].startswith("It supports “Precision helps more as models grow”")
-    assert said[1] == "It contradicts none of the claims."
+    lines = sentences(verdicts)
+    assert len(lines) == 3
+    assert lines[0].startswith("It supports “Precision helps more as models grow”")
+    assert lines[1] == "It contradicts none of the claims."

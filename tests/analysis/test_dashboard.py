@@ -11,16 +11,23 @@ from unittest.mock import Mock
 import pytest
 
 from analysis import dashboard as command
-from analysis.dashboard import PANELS, STAGES, table_rows
+from analysis.dashboard import PANELS, VIEW_STAGES, table_rows
 from analysis.study import ledger, read_study
-from analysis.tables import build_tables
+from analysis.table_builder import build_tables
 from tests.wandb_server import wandb_server
 
 
 def dashboard(folder: Path, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    own = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40, "WANDB_ERROR_REPORTING": "false", "HOME": str(folder)}
+    environment = {
+        "WANDB_BASE_URL": address,
+        "WANDB_API_KEY": "a" * 40,
+        "WANDB_ERROR_REPORTING": "false",
+        "HOME": str(folder),
+    }
     line = [sys.executable, "-m", "analysis.dashboard", f"store={folder / 'store'}", *arguments]
-    return subprocess.run(line, env={**os.environ, **own}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        line, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 @pytest.mark.slow
@@ -51,7 +58,7 @@ def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable
         assert arrived.unknown == []
 
 
-def test_a_table_as_wandb_takes_it(make_store: Callable) -> None:
+def test_table_rows_for_wandb(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"], leave_out=lambda run: run.checkpoint == "step-000020")
     table = next(t for t in build_tables(read_study(graph, store)) if t.number == 14)
     columns, rows = table_rows(table)
@@ -62,17 +69,17 @@ def test_a_table_as_wandb_takes_it(make_store: Callable) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_plotted_is_in_the_ledgers(study: Path) -> None:
-    for view, stages in STAGES.items():
+def test_every_panels_column_is_in_the_ledgers(study: Path) -> None:
+    for view, stages in VIEW_STAGES.items():
         sections = PANELS[view].items()
-        # so small a model has no group with mixed rewards, hence no update
-        panels = [panel for section, own in sections if section != "Updates" for panel in own]
+        # the small test model has no group with mixed rewards, so it makes no updates
+        panels = [panel for section, rows in sections if section != "Updates" for panel in rows]
         plotted = {name for axis, column, _ in panels for name in (axis, column)}
         for stage in stages:
             assert plotted <= set(ledger(study / "store", stage)), stage
 
 
-def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["shaping-dashboard"])
     monkeypatch.setattr(command, "build", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit) as end:
@@ -82,6 +89,6 @@ def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_mistake_is_named(tmp_path: Path) -> None:
-    found = dashboard(tmp_path, "http://127.0.0.1:9", "projct=x")
-    assert found.returncode == 2
-    assert "did you mean 'project'" in found.stderr
+    finished = dashboard(tmp_path, "http://127.0.0.1:9", "projct=x")
+    assert finished.returncode == 2
+    assert "did you mean 'project'" in finished.stderr

@@ -1,4 +1,4 @@
-"""The notebook in `docs/`: written by its script, and executed on a hand-made store."""
+"""The notebook in `docs/`: every cell runs on a store with known numbers and gives their answers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.analysis.conftest import known
+from tests.analysis.conftest import Measured, known
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "questions.ipynb"
 
@@ -24,7 +24,9 @@ def test_every_cell_runs_and_answers(make_store: Callable, monkeypatch: pytest.M
     assert "It leaves undecided" in str(answers[-1])
     assert "precision" in str(answers[2])
     start = [
-        known("precision", seed, "midtrain", 878, f"Chain-{length}", "avg@8") for seed in (1, 2) for length in (3, 4, 5)
+        known(Measured("precision", seed, "midtrain", 878, f"Chain-{length}", "avg@8"))
+        for seed in (1, 2)
+        for length in (3, 4, 5)
     ]
-    # step 0 is of what RL's later steps are measured on
+    # step 0 has the same benchmarks as RL's later steps
     assert f"<td>{100 * sum(start) / len(start):.1f}</td>" in str(answers[2])

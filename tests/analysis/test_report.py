@@ -47,21 +47,21 @@ def with_samples(store: Store, graph: Any, text: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two seeds with answers, in which seed 2's last RL evaluations are missing."""
-    place = tmp_path_factory.mktemp("report")
-    graph, store = planned(("+sweep=nano", "seed=1,2")), Store.create(place / "store")
+    root = tmp_path_factory.mktemp("report")
+    graph, store = planned(("+sweep=nano", "seed=1,2")), Store.create(root / "store")
     for run in graph.runs.values():
         if not (run.stage == "evaluate" and run.checkpoint == "step-000020" and run.config["seed"] == 2):
             write_run(store, run)
     with_samples(store, graph, "7+5-3")
     with pytest.MonkeyPatch.context() as patch:
         composed_once(patch)
-        options = Options(store=str(store.root), results=str(place / "results"), sweep="nano")
+        options = Options(store=str(store.root), results=str(root / "results"), sweep="nano")
         return reproduce(options, Console(quiet=True))
 
 
 @pytest.fixture
 def page(browser: Browser, folder: Path) -> Iterator[Page]:
-    """The report, opened; a script error, a complaint of the console or any request fails the test."""
+    """The report, opened; a script error, a warning on the console or any request fails the test."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     troubles = watched(page)
     page.goto((folder / "report.html").as_uri())
@@ -80,15 +80,15 @@ def watched(page: Page) -> list[str]:
 
 def draw_all(page: Page) -> None:
     panels = page.locator(".panel")
-    for place in range(panels.count()):
-        panels.nth(place).scroll_into_view_if_needed()
+    for index in range(panels.count()):
+        panels.nth(index).scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('.panel:not([data-drawn])').length === 0")
 
 
 pytestmark = pytest.mark.browser
 
 
-def test_links_lead_somewhere_and_nothing_is_loaded(folder: Path) -> None:
+def test_every_link_has_a_target_and_nothing_is_loaded(folder: Path) -> None:
     text = (folder / "report.html").read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     links = re.findall(r"(?:src|href)=\"([^\"]+)\"", markup)
@@ -99,7 +99,7 @@ def test_links_lead_somewhere_and_nothing_is_loaded(folder: Path) -> None:
     assert "50.75" in text  # what the paper reports for precision after RL on the 10B
 
 
-def test_figures_are_drawn_with_values_under_the_pointer(page: Page) -> None:
+def test_figures_show_values_under_the_pointer(page: Page) -> None:
     draw_all(page)
     assert page.locator(".panel svg").count() == page.locator(".panel").count() >= 10
     page.locator("#pretraining-nano").scroll_into_view_if_needed()
@@ -110,18 +110,18 @@ def test_figures_are_drawn_with_values_under_the_pointer(page: Page) -> None:
     assert "highest seed" in page.locator("#vg-tooltip-element").inner_text()
 
 
-def test_what_is_drawn_is_what_was_measured(page: Page, folder: Path) -> None:
+def test_figures_draw_the_measured_values(page: Page, folder: Path) -> None:
     drawn = page.evaluate("rows(data.charts['pretraining-nano'][0].data)")
     frame = pd.read_csv(folder / "measurements.csv")
     frame = frame[(frame["stage"] == "pretrain") & (frame["metric"] == "perplexity") & frame["variant"].isna()]
     means = frame.groupby(["objective", "tokens"])["value"].mean().to_dict()
-    found = {(row["objective"], row["tokens"]): row["mean"] for row in drawn}
-    assert {(objective, float(f"{tokens:.5g}")) for objective, tokens in means} == set(found)
+    shown = {(row["objective"], row["tokens"]): row["mean"] for row in drawn}
+    assert {(objective, float(f"{tokens:.5g}")) for objective, tokens in means} == set(shown)
     for (objective, tokens), mean in means.items():
-        assert found[objective, float(f"{tokens:.5g}")] == pytest.approx(mean, rel=1e-4)
+        assert shown[objective, float(f"{tokens:.5g}")] == pytest.approx(mean, rel=1e-4)
 
 
-def test_a_number_leads_to_its_stage_runs(page: Page) -> None:
+def test_a_number_links_to_its_stage_runs(page: Page) -> None:
     cell = page.locator("#table-14-nano tbody td a").first
     cell.click()
     dialog = page.locator("#lineage")
@@ -176,12 +176,12 @@ def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, folder: Path, theme: Any) -> None:
+def test_axe_finds_no_accessibility_problem(browser: Browser, folder: Path, theme: Any) -> None:
     page = browser.new_page(color_scheme=theme)
     page.goto((folder / "report.html").as_uri())
     draw_all(page)
-    found = Axe().run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"]) for v in found] == []
+    violations = Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in violations] == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(27, 27, 26)"}[theme]
     page.locator("#theme").click()
@@ -189,7 +189,7 @@ def test_axe_finds_nothing(browser: Browser, folder: Path, theme: Any) -> None:
     page.close()
 
 
-def test_a_phone_need_not_scroll_sideways_and_print_is_clean(page: Page) -> None:
+def test_a_phone_does_not_scroll_sideways_and_print_hides_the_filters(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     draw_all(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -227,7 +227,7 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
 
 
 def test_the_policy_stops_what_escaping_would_miss(browser: Browser, folder: Path, tmp_path: Path) -> None:
-    """With a script put into the file behind the template's back, the browser refuses to run or load it."""
+    """The browser refuses to run or load a script that is added to the file afterwards."""
     text = (folder / "report.html").read_text()
     path = tmp_path / "report.html"
     path.write_text(

@@ -20,7 +20,7 @@ from analysis.table_files import file_name, html_table, latex, markdown
 from analysis.tables import Entry, Table
 from pipelines.errors import StageFailure, UserError
 from sweeps.store.stage_runs import Store
-from tests.analysis.conftest import composed_once, known, planned, write_run
+from tests.analysis.conftest import Measured, composed_once, known, planned, write_run
 from tests.conftest import SMALL
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,14 +28,14 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a whole nano study, for tests that only look at them."""
-    place = tmp_path_factory.mktemp("finished")
-    graph, store = planned(("+sweep=nano",)), Store.create(place / "store")
+    """The results of a whole nano study, for tests that only read them."""
+    root = tmp_path_factory.mktemp("finished")
+    graph, store = planned(("+sweep=nano",)), Store.create(root / "store")
     for run in graph.runs.values():
         write_run(store, run)
     with pytest.MonkeyPatch.context() as patch:
         composed_once(patch)
-        return reproduce(options_of(place), Console(quiet=True))
+        return reproduce(options_of(root), Console(quiet=True))
 
 
 def options_of(tmp_path: Path, **changes: Any) -> Options:
@@ -44,9 +44,9 @@ def options_of(tmp_path: Path, **changes: Any) -> Options:
     )
 
 
-def test_every_format_holds_the_numbers(finished: Path) -> None:
+def test_every_format_has_the_numbers(finished: Path) -> None:
     folder = finished
-    exact = 100 * known("ce", 1, "grpo", 10, "Chain-5", "avg@8")
+    exact = 100 * known(Measured("ce", 1, "grpo", 10, "Chain-5", "avg@8"))
     for frame in (
         pd.read_csv(folder / "tables/table-14-nano.csv"),
         pd.read_parquet(folder / "tables/table-14-nano.parquet"),
@@ -84,7 +84,7 @@ def test_the_same_store_gives_the_same_bytes(make_store: Callable, tmp_path: Pat
     assert [name for name in first if first[name] != second[name]] == []
 
 
-def test_latex_is_sound(finished: Path) -> None:
+def test_latex_is_balanced_and_escaped(finished: Path) -> None:
     for path in (finished / "tables").glob("*.tex"):
         text = path.read_text()
         assert text.count("{") == text.count("}")
@@ -119,7 +119,7 @@ def test_hostile_names_stay_text_in_every_format() -> None:
     assert file_name(table).count("/") == 0
 
 
-def test_a_selection_is_written_alone(make_store: Callable, tmp_path: Path) -> None:
+def test_a_selection_leaves_the_whole_results_alone(make_store: Callable, tmp_path: Path) -> None:
     make_store(["+sweep=nano"])
     whole = tmp_path / "results" / "nano"
     whole.mkdir(parents=True)
@@ -132,28 +132,30 @@ def test_a_selection_is_written_alone(make_store: Callable, tmp_path: Path) -> N
     assert command not in (folder / "table-03-nano.tex").read_text()
     shutil.rmtree(tmp_path / "store" / "evaluate")
     select(chosen, Console(quiet=True))
-    assert (folder / "table-03-nano.tex").read_text().endswith(f"\n% What is missing is computed by: {command}\n")
+    assert (folder / "table-03-nano.tex").read_text().endswith(f"\n% Missing numbers are computed by: {command}\n")
     select(options_of(tmp_path, tables=[3], models=["nano"], format="markdown"), Console(quiet=True))
-    assert (folder / "table-03-nano.md").read_text().endswith(f"\nThis computes them: `{command}`\n")
+    assert (folder / "table-03-nano.md").read_text().endswith(f"\nThis command computes them: `{command}`\n")
 
 
 def test_missing_is_one_command(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_store(["+sweep=nano", "seed=1,2"], leave_out=lambda run: run.checkpoint == "step-000020")
     show_missing(options_of(tmp_path), Console(soft_wrap=True))
-    said = capsys.readouterr().out
-    assert "10 stage runs are missing" in said
-    assert f"shaping-run -m +sweep=nano seed=1,2 store={tmp_path / 'store'}" in said
-    assert "Table 14: RL from ce, nano: 13 cells wait for 2 stage runs" in said
+    printed = capsys.readouterr().out
+    assert "10 stage runs are missing" in printed
+    assert f"shaping-run -m +sweep=nano seed=1,2 store={tmp_path / 'store'}" in printed
+    assert "Table 14: RL from ce, nano: 13 cells wait for 2 stage runs" in printed
 
 
-def test_claims_say_how_it_went(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_claims_are_printed_with_an_exit_code(
+    make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_store(["+sweep=nano"])
     assert show_claims(options_of(tmp_path), Console(soft_wrap=True)) == 4
-    said = capsys.readouterr().out
-    assert "UNDECIDED  The tail penalty beats the baseline after RL.  (the paper's numbers: supported)" in said
+    printed = capsys.readouterr().out
+    assert "UNDECIDED  The tail penalty beats the baseline after RL.  (the paper's numbers: supported)" in printed
 
 
-def test_without_a_sweep_it_reads_what_the_store_holds(make_store: Callable, tmp_path: Path) -> None:
+def test_without_a_sweep_it_reads_everything_in_the_store(make_store: Callable, tmp_path: Path) -> None:
     make_store(["objective=ce,head_reward", "seed=3"])
     folder = reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     assert {p.stem for p in (folder / "tables").glob("*.md")} >= {"table-14-nano", "table-21-nano"}
@@ -161,7 +163,7 @@ def test_without_a_sweep_it_reads_what_the_store_holds(make_store: Callable, tmp
 
 @pytest.mark.slow
 def test_a_trained_study_has_no_gaps(study: Path, shaping_run: Command) -> None:
-    """The command on a store that was really trained: tables of the two settings in it, and no missing number."""
+    """The command on a store that was really trained: tables of its two settings, without a missing number."""
     overrides = ",".join(f'"{o}"' for o in [*SMALL, "objective=ce,precision"])
     finished = shaping_run("scale=nano", f"overrides=[{overrides}]", cwd=study, module="analysis.reproduce")
     assert finished.returncode == 0, finished.stderr
@@ -175,13 +177,13 @@ def test_a_trained_study_has_no_gaps(study: Path, shaping_run: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scael=nano"], "scael: there is no such key; did you mean 'scale'"),
+        (["scael=nano"], "scael: unknown key; did you mean 'scale'"),
         (["nano"], "nano: it is not of the form key=value"),
         (["seeds=[x]"], "seeds"),
         (["tables=[24]"], "tables=24: the paper's tables are 1 to 23"),
         (["format=pdf"], "format=pdf: it is one of: csv"),
-        (["--mising"], "--mising: there is no such flag; did you mean '--missing'"),
-        (["--scale=nano"], "--scale=nano: there is no such flag; did you mean 'scale'"),
+        (["--mising"], "--mising: unknown flag; did you mean '--missing'"),
+        (["--scale=nano"], "--scale=nano: unknown flag; did you mean 'scale'"),
         (["scale=.."], "scale=..: it names a folder"),
         (["scale=."], "scale=.: it names a folder"),
         (["scale=''"], "scale=: it names a folder"),
@@ -193,7 +195,7 @@ def test_mistyped_options_are_named(arguments: list[str], message: str) -> None:
         parse(arguments)
 
 
-def test_no_store_is_said(tmp_path: Path, shaping_run: Command) -> None:
+def test_a_missing_store_is_named(tmp_path: Path, shaping_run: Command) -> None:
     finished = shaping_run("store=nowhere", cwd=tmp_path, module="analysis.reproduce")
     assert finished.returncode == 2
     assert "store=nowhere: the folder does not exist; run a sweep first" in finished.stderr
@@ -213,12 +215,12 @@ def test_a_corrupt_spec_is_named(make_store: Callable, tmp_path: Path) -> None:
     [
         (["README.md"], reproduce, "README.md"),
         (["claims.json", "report.html", "README.md"], reproduce, "README.md"),
-        (["tables/mine.tex"], reproduce, "tables"),
+        (["tables/custom.tex"], reproduce, "tables"),
         (["claims.json", "selection/notes.csv"], reproduce, "notes.csv"),
         (["selection/notes.csv"], select, "notes.csv"),
     ],
 )
-def test_what_is_not_from_here_is_not_replaced(
+def test_files_of_others_are_not_replaced(
     tmp_path: Path, files: list[str], command: Callable[[Options, Console], Path], named: str
 ) -> None:
     for name in files:
@@ -239,7 +241,7 @@ def test_a_corrupt_manifest_is_named(tmp_path: Path, text: str, message: str) ->
         overlap_fact(store)
 
 
-def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["reproduce-paper-tables"])
     monkeypatch.setattr("analysis.reproduce.reproduce", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit) as end:
@@ -248,17 +250,17 @@ def test_ctrl_c_ends_it_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_results_are_replaced_whole(make_store: Callable, tmp_path: Path) -> None:
+def test_results_are_replaced_as_a_whole(make_store: Callable, tmp_path: Path) -> None:
     make_store(["objective=ce"])
     select(options_of(tmp_path, sweep=None, tables=[3]), Console(quiet=True))
     folder = reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
-    (folder / "tables" / "old.csv").write_text("from another time")
+    (folder / "tables" / "old.csv").write_text("from an earlier run")
     reproduce(options_of(tmp_path, sweep=None), Console(quiet=True))
     assert not (folder / "tables" / "old.csv").exists()
     assert [p.name for p in folder.parent.iterdir()] == ["nano"]
 
 
-def test_nothing_is_half_written_where_drawing_ends(
+def test_nothing_is_left_half_written_if_drawing_fails(
     make_store: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(["objective=ce"])
@@ -271,7 +273,7 @@ def test_nothing_is_half_written_where_drawing_ends(
     assert list((tmp_path / "results").iterdir()) == []
 
 
-def test_an_unwritable_place_is_named(make_store: Callable, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(make_store: Callable, tmp_path: Path) -> None:
     make_store(["objective=ce"])
     with pytest.raises(UserError, match="results=/proc: it cannot be written"):
         reproduce(Options(store=str(tmp_path / "store"), results="/proc", sweep="nano"), Console(quiet=True))

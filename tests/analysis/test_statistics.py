@@ -1,4 +1,4 @@
-"""Intervals and tests: against scipy, against closed forms, and by simulation of coverage."""
+"""Intervals and tests: against scipy and statsmodels, against closed forms, and by simulated coverage."""
 
 import math
 
@@ -19,7 +19,7 @@ from analysis.statistics import (
 )
 
 
-def test_the_t_test_is_scipys_with_gaps() -> None:
+def test_the_t_test_equals_scipys_with_gaps() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(0.3, 1, (20, 6))
     values[3, 2] = np.nan
@@ -31,13 +31,13 @@ def test_one_value_and_equal_values_have_no_p() -> None:
     assert np.isnan(t_test(np.array([[1.0, np.nan], [0.0, 0.0]]))).all()
 
 
-def test_holm_by_hand() -> None:
+def test_holm_on_three_values() -> None:
     corrected = holm(np.array([0.01, np.nan, 0.04, 0.03]))
     assert corrected[[0, 2, 3]] == pytest.approx([0.03, 0.06, 0.06])
     assert np.isnan(corrected[1])
 
 
-def test_holm_is_statsmodels() -> None:
+def test_holm_equals_statsmodels() -> None:
     p = np.random.default_rng(4).uniform(0, 0.2, 30)
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert holm(np.array([np.nan])).shape == (1,)
@@ -62,7 +62,7 @@ def test_seeds_needed_are_the_fewest_by_statsmodels(effect: float) -> None:
 
 
 @pytest.mark.parametrize("count", [4, 9, 40])
-def test_rank_correlation_is_scipys_with_ties(count: int) -> None:
+def test_rank_correlation_equals_scipys_with_ties(count: int) -> None:
     x, y = np.random.default_rng(count).integers(0, 6, (2, count)).astype(float)
     expected = stats.spearmanr(x, y)
     assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue, count))
@@ -96,51 +96,56 @@ def test_seeds_needed_are_the_least_that_have_the_power(effect: float) -> None:
     assert n == 2 or power(n - 1) < 0.801
 
 
-def crossed(rng: np.random.Generator, seeds: int, items: int, shift: float) -> list[Sampled]:
+def crossed(rng: np.random.Generator, *, seeds: int, items: int, shift: float) -> list[Sampled]:
     """Two settings over the same seeds and problems, their true difference `shift`."""
     by_item, by_seed = rng.normal(0, 1, items), rng.normal(0, 0.3, seeds)
-    found = []
-    for own in (0.0, shift):
-        matrix = own + by_item + by_seed[:, None] + rng.normal(0, 0.3, seeds)[:, None] + rng.normal(0, 0.4, items)
+    settings = []
+    for mean in (0.0, shift):
+        matrix = mean + by_item + by_seed[:, None] + rng.normal(0, 0.3, seeds)[:, None] + rng.normal(0, 0.4, items)
         matrix = matrix + rng.normal(0, 0.5, (seeds, items))
-        found.append(Sampled(tuple(range(seeds)), matrix.mean(1), (("b", matrix, matrix.std(1) / math.sqrt(items)),)))
-    return found
+        settings.append(
+            Sampled(tuple(range(seeds)), matrix.mean(1), (("b", matrix, matrix.std(1) / math.sqrt(items)),))
+        )
+    return settings
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_hierarchical_intervals_cover(seeds: int) -> None:
-    """Seeds and problems are both drawn anew: 95 % intervals hold the true difference at least 93 % of the time,
-    and more with very few seeds, since seeds and problems are then both counted with Student's wide quantile."""
+    """With new seeds and new problems, 95 % intervals contain the true difference at least 93 % of the time.
+
+    With very few seeds they do so more often, since Student's wide quantile is then applied to both.
+    """
     rng = np.random.default_rng(2)
-    held = 0
+    covered = 0
     trials = 300
     for _ in range(trials):
-        found = hierarchical_bootstrap(crossed(rng, seeds, 40, 0.5), lambda v: v[1] - v[0], replicates=300)
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= 0.5 <= found.high
-    assert held / trials >= 0.93
-    assert held / trials <= (1.0 if seeds == 3 else 0.995)
+        settings = crossed(rng, seeds=seeds, items=40, shift=0.5)
+        estimate = hierarchical_bootstrap(settings, lambda v: v[1] - v[0], replicates=300)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered += estimate.low <= 0.5 <= estimate.high
+    assert covered / trials >= 0.93
+    assert covered / trials <= (1.0 if seeds == 3 else 0.995)
 
 
-def test_what_settings_share_cancels() -> None:
-    """Problems that are hard for both settings widen neither's difference."""
+def test_shared_problems_cancel_in_a_difference() -> None:
+    """Problems that are hard for both settings do not widen the interval of their difference."""
     rng = np.random.default_rng(3)
     hard = rng.normal(0, 10, 50)
     both = [
         Sampled((1, 2, 3), np.full(3, hard.mean() + s), (("b", np.tile(hard + s, (3, 1)), np.full(3, 1.4)),))
         for s in (0.0, 1.0)
     ]
-    found = hierarchical_bootstrap(both, lambda v: v[1] - v[0])
-    assert found.low == pytest.approx(1.0)
-    assert found.high == pytest.approx(1.0)
+    estimate = hierarchical_bootstrap(both, lambda v: v[1] - v[0])
+    assert estimate.low == pytest.approx(1.0)
+    assert estimate.high == pytest.approx(1.0)
 
 
 def test_unknown_problems_add_their_standard_error() -> None:
     one = Sampled((1,), np.array([2.0]), (("b", None, np.array([0.5])),))
-    found = hierarchical_bootstrap([one], lambda v: v[0], replicates=20_000)
-    assert (found.value, found.p, found.n) == (2.0, None, 1)
-    assert found.high == pytest.approx(2.0 + 1.96 * 0.5, abs=0.03)
+    estimate = hierarchical_bootstrap([one], lambda v: v[0], replicates=20_000)
+    assert (estimate.value, estimate.p, estimate.n) == (2.0, None, 1)
+    assert estimate.high == pytest.approx(2.0 + 1.96 * 0.5, abs=0.03)
 
 
 def test_seeds_must_be_paired() -> None:

@@ -1,4 +1,4 @@
-"""The tidy frame: typed, complete, and the same whether a store is read for the first time or again."""
+"""The frame of measurements: typed, complete, and the same with and without the cache of an earlier read."""
 
 import json
 import os
@@ -14,25 +14,25 @@ from analysis.study import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.store.stage_runs import Store
-from tests.analysis.conftest import known, write_run
+from tests.analysis.conftest import Measured, known, write_run
 
 
-def test_the_frame_is_as_documented(make_store: Callable) -> None:
+def test_the_frame_has_the_documented_columns(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce,tail_penalty"])
     frame = analysis.load(store.root)
-    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
-        name: kind for name, (kind, _) in COLUMNS.items()
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
+        name: dtype for name, (dtype, _) in COLUMNS.items()
     }
     row = frame.query(
         "objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain' and step == 878"
     ).iloc[0]
     assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 878, 878 * 512)
-    assert row["value"] == known("tail_penalty", 1, "midtrain", 878, "Modules", "accuracy")
+    assert row["value"] == known(Measured("tail_penalty", 1, "midtrain", 878, "Modules", "accuracy"))
     assert row["stage_run"] in graph.runs
     assert frame.loc[frame["objective"] == "ce", "top_k"].isna().all()
 
 
-def test_the_store_alone_gives_what_its_plan_gives(make_store: Callable) -> None:
+def test_a_store_gives_the_same_frame_with_and_without_its_plan(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce,precision", "seed=1,2"])
     order = ["stage_run", "stage", "step", "benchmark", "metric"]
     by_plan, by_store = (
@@ -42,7 +42,7 @@ def test_the_store_alone_gives_what_its_plan_gives(make_store: Callable) -> None
     pd.testing.assert_frame_equal(by_plan, by_store)
 
 
-def test_the_mid_trained_model_is_rls_step_0(make_store: Callable) -> None:
+def test_the_mid_trained_model_is_also_rls_step_0(make_store: Callable) -> None:
     frame = analysis.load(make_store(["objective=ce"])[1].root)
     start = frame.query("stage == 'grpo' and step == 0")
     last = frame.query("stage == 'midtrain' and step == 878")
@@ -50,7 +50,7 @@ def test_the_mid_trained_model_is_rls_step_0(make_store: Callable) -> None:
     assert start["value"].tolist() == last["value"].tolist()
 
 
-def test_a_second_reading_opens_only_what_is_new(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_read_opens_only_new_stage_runs(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, store = make_store(["objective=ce"], leave_out=lambda run: run.stage == "grpo")
     first = analysis.load(store.root)
     late = next(run for run in graph.runs.values() if run.stage == "grpo")
@@ -59,29 +59,29 @@ def test_a_second_reading_opens_only_what_is_new(make_store: Callable, monkeypat
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))  # type: ignore[func-returns-value]
     second = analysis.load(store.root)
-    assert {path.parent.name for path in opened} == {late.signature}
-    assert len(second) > len(first)  # with its RL the mid-trained model is RL's step 0 too
+    assert {path.parent.name for path in opened if path.name != "STORE.json"} == {late.signature}
+    assert len(second) > len(first)  # now that RL exists, the mid-trained model is also its step 0
 
 
 def test_a_changed_or_removed_result_is_read_again(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     analysis.load(store.root)
     run = next(run for run in graph.runs.values() if run.stage == "evaluate")
-    folder = write_run(store, run, lambda *place: 0.125)
+    folder = write_run(store, run, lambda measured: 0.125)
     frame = analysis.load(store.root)
     assert set(frame.loc[frame["stage_run"] == run.signature, "value"]) == {0.125}
     os.remove(folder / "result.json")
     assert run.signature not in set(analysis.load(store.root)["stage_run"])
 
 
-def test_a_damaged_or_foreign_cache_costs_only_time(make_store: Callable) -> None:
+def test_a_damaged_cache_is_ignored(make_store: Callable) -> None:
     _, store = make_store(["objective=ce"])
     first = analysis.load(store.root)
     (store.root / "cache" / "readings.arrow").write_bytes(b"not arrow")
     pd.testing.assert_frame_equal(analysis.load(store.root), first)
 
 
-def test_a_store_that_cannot_be_written_is_read(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_read(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store = make_store(["objective=ce"])
 
     def refuse(*_: object, **__: object) -> None:
@@ -92,27 +92,27 @@ def test_a_store_that_cannot_be_written_is_read(make_store: Callable, monkeypatc
     assert not (store.root / "cache").exists()
 
 
-def test_variants_are_kept_apart(make_store: Callable) -> None:
+def test_variants_have_rows_apart_from_plain_measurements(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     run = next(run for run in graph.runs.values() if run.stage == "evaluate")
     row = {"benchmark": "Chain-3", "group": "math", "metric": "avg@8", "value": 0.5, "stderr": 0.1, "n": 64}
     write_run(store, run, measurements=[row, {**row, "variant": "matched:precision", "value": 0.75}])
     frame = analysis.load(store.root)
-    own = frame[frame["stage_run"] == run.signature].drop_duplicates("variant")
-    assert dict(zip(own["variant"], own["value"], strict=True)) == {"": 0.5, "matched:precision": 0.75}
+    rows = frame[frame["stage_run"] == run.signature].drop_duplicates("variant")
+    assert dict(zip(rows["variant"], rows["value"], strict=True)) == {"": 0.5, "matched:precision": 0.75}
 
 
-def test_nan_is_a_missing_value_and_no_corruption(make_store: Callable) -> None:
+def test_nan_is_a_missing_value_and_not_corruption(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     run = next(run for run in graph.runs.values() if run.stage == "evaluate")
     row = {"benchmark": "Chain-3", "group": "math", "metric": "avg@8", "value": float("nan"), "stderr": None, "n": 1}
     write_run(store, run, measurements=[row], metrics={"entropy": float("nan")})
-    for _ in range(2):  # from the file, then from what was kept of it
+    for _ in range(2):  # from the file, then from the cache
         frame = analysis.load(store.root)
         assert frame.loc[frame["stage_run"] == run.signature, "value"].isna().all()
 
 
-def test_a_future_format_is_named(make_store: Callable) -> None:
+def test_another_format_is_refused(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     write_run(store, next(iter(graph.runs.values())), format=2)
     with pytest.raises(UserError, match=r"result\.json: its format is 2 and this version reads 1"):
@@ -131,7 +131,7 @@ def test_a_corrupt_spec_is_named(make_store: Callable, text: str, message: str, 
         analysis.load(store.root)
 
 
-def test_half_a_last_ledger_line_is_left_out_and_a_broken_one_named(tmp_path: Path) -> None:
+def test_an_unfinished_last_ledger_line_is_left_out_and_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3')
     assert read_ledger(path, None) == [{"step": 1}, {"step": 2}]
@@ -140,7 +140,7 @@ def test_half_a_last_ledger_line_is_left_out_and_a_broken_one_named(tmp_path: Pa
         read_ledger(path, None)
 
 
-def test_long_ledgers_are_thinned_evenly_with_both_ends(tmp_path: Path) -> None:
+def test_long_ledgers_are_thinned_evenly_and_keep_both_ends(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(1, 1002)))
     assert [row["step"] for row in read_ledger(path, 11)] == list(range(1, 1002, 100))
@@ -158,14 +158,14 @@ def test_ledger_and_samples(make_store: Callable) -> None:
     assert samples[["benchmark", "response", "objective"]].drop_duplicates().values.tolist() == [["A", "12", "ce"]]
 
 
-def test_what_waits_for_what(make_store: Callable) -> None:
+def test_waiting_stage_runs_are_listed_parents_first(make_store: Callable) -> None:
     graph, store = make_store(
         ["objective=ce"], leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020"
     )
     study = read_study(graph, store)
     (rl,) = [run for run in graph.runs.values() if run.stage == "grpo"]
     (last,) = [run for run in graph.runs.values() if run.checkpoint == "step-000020"]
-    assert study.lacks([last.signature]) == [f"grpo/{rl.signature}", f"evaluate/{last.signature}"]
+    assert study.waits_for([last.signature]) == [f"grpo/{rl.signature}", f"evaluate/{last.signature}"]
 
 
 def test_an_empty_store_is_an_empty_frame(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_an_empty_store_is_an_empty_frame(tmp_path: Path) -> None:
     assert analysis.samples(store.root).empty
 
 
-def test_orphans_keep_their_own_labels(make_store: Callable, tmp_path: Path) -> None:
-    """A part of a store that came without its parents still reads."""
+def test_an_evaluation_without_its_parents_keeps_its_labels(make_store: Callable, tmp_path: Path) -> None:
+    """A part of a store can be read without the stage runs that it descends from."""
     graph, _ = make_store(["objective=precision"], leave_out=lambda run: True)
     run = next(run for run in graph.runs.values() if run.stage == "evaluate")
     store = Store.create(tmp_path / "part")

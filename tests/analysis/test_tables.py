@@ -1,4 +1,4 @@
-"""Tables from a hand-made store: each number in its place, averages and intervals by an independent road."""
+"""Tables from a store with known numbers: every number in its cell, averages and intervals computed independently."""
 
 import statistics
 from collections.abc import Callable
@@ -10,16 +10,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.measurement_grid import gather
+from analysis.measurement_grid import build_grid
 from analysis.paper_tables import TABLES, benchmark_order
 from analysis.reference import MODELS, reference
 from analysis.study import read_study
-from analysis.tables import Entry, Table, build_tables
+from analysis.table_builder import build_tables
+from analysis.tables import Entry, Table
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import Plan
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
-from tests.analysis.conftest import known, write_run
+from tests.analysis.conftest import Measured, known, write_run
 
 NUMBERS = {("pretrain", "beta"): 3, ("pretrain", "lambda"): 7, ("midtrain", "beta"): 10, ("midtrain", "lambda"): 12}
 
@@ -39,7 +40,7 @@ def tables_of(graph: object, store: object) -> dict[str, Table]:
     return {table.name: table for table in build_tables(read_study(graph, store))}  # type: ignore[arg-type]
 
 
-def test_the_families_are_the_papers(make_store: Callable) -> None:
+def test_settings_are_in_the_papers_families(make_store: Callable) -> None:
     assert list(tables_of(*make_store(["+sweep=nano"]))) == [
         "table-01",
         *(f"table-{number:02d}-nano" for number in (3, 7, 10, 12, 14, 16, 17, 20, 21)),
@@ -52,7 +53,7 @@ def test_architecture(make_store: Callable) -> None:
     assert row["parameters"] == "366,384"
 
 
-def test_every_base_model_number_is_in_its_place(make_store: Callable) -> None:
+def test_every_base_model_number_is_in_its_cell(make_store: Callable) -> None:
     graph, store = make_store(["+sweep=nano"])
     tables = tables_of(graph, store)
     for stage, batch in (("pretrain", 1024), ("midtrain", 512)):
@@ -63,12 +64,14 @@ def test_every_base_model_number_is_in_its_place(make_store: Callable) -> None:
             cells = tables[f"table-{NUMBERS[stage, family]:02d}-nano"].cells
             assert list(dict.fromkeys(cells.index.get_level_values("objective"))) == settings
             for (objective, tokens), row in cells.iterrows():  # type: ignore[misc]
-                place = (objective, 1, stage, tokens // batch)
-                expected = {column: 100 * known(*place, *score) for column, score in SCORES.items()}
+                checkpoint = (objective, 1, stage, tokens // batch)
+                expected = {column: 100 * known(Measured(*checkpoint, *score)) for column, score in SCORES.items()}
                 for column, number in expected.items():
                     assert row[column].value == pytest.approx(number)
                 assert row["", "average"].value == pytest.approx(statistics.fmean(expected.values()))
-                assert row["text", "perplexity"].value == pytest.approx(known(*place, "Docstrings", "perplexity"))
+                assert row["text", "perplexity"].value == pytest.approx(
+                    known(Measured(*checkpoint, "Docstrings", "perplexity"))
+                )
                 assert row["text", "entropy"].n == 1
 
 
@@ -77,20 +80,20 @@ def test_rl_starts_from_the_mid_trained_model(make_store: Callable) -> None:
     last = next(run for run in graph.runs.values() if run.stage == "midtrain").steps
     cells = tables_of(graph, store)["table-17-nano"].cells.loc["diversity"]
     assert list(cells.index) == [0, 10, 20]
-    for step, place in ((0, ("midtrain", last)), (10, ("grpo", 10)), (20, ("grpo", 20))):
+    for step, checkpoint in ((0, ("midtrain", last)), (10, ("grpo", 10)), (20, ("grpo", 20))):
         values = []
         for name in ("Chain-3", "Chain-4", "Chain-5"):
-            number = 100 * known("diversity", 1, *place, name, "cons@8")
+            number = 100 * known(Measured("diversity", 1, *checkpoint, name, "cons@8"))
             assert cells.loc[step, (name, "Cons@8")].value == pytest.approx(number)
             values.append(number)
         assert cells.loc[step, ("average", "Cons@8")].value == pytest.approx(statistics.fmean(values))
 
 
-def test_several_seeds_are_a_mean_and_an_interval(make_store: Callable) -> None:
+def test_several_seeds_give_a_mean_and_an_interval(make_store: Callable) -> None:
     tables = tables_of(*make_store(["objective=ce", "seed=1,2,3"]))
     table = tables["table-14-nano"]
     entry = table.cells.loc[("ce", 20), ("Chain-4", "Avg@8")]
-    values = [100 * known("ce", seed, "grpo", 20, "Chain-4", "avg@8") for seed in (1, 2, 3)]
+    values = [100 * known(Measured("ce", seed, "grpo", 20, "Chain-4", "avg@8")) for seed in (1, 2, 3)]
     assert entry.value == pytest.approx(statistics.fmean(values))
     low, high = stats.t.interval(0.95, 2, loc=statistics.fmean(values), scale=stats.sem(values))
     assert entry.half == pytest.approx((high - low) / 2)
@@ -99,19 +102,19 @@ def test_several_seeds_are_a_mean_and_an_interval(make_store: Callable) -> None:
     assert " ± " in str(entry)
 
 
-def test_one_seed_is_said(make_store: Callable) -> None:
+def test_captions_mention_a_single_seed(make_store: Callable) -> None:
     for name, table in tables_of(*make_store(["objective=ce"])).items():
         assert name == "table-01" or "One seed;" in table.caption
 
 
-def test_what_is_missing_is_shown_as_missing(make_store: Callable) -> None:
+def test_missing_numbers_are_shown_as_missing(make_store: Callable) -> None:
     def last_rl(run: object) -> bool:
         return run.stage == "evaluate" and run.checkpoint == "step-000020"  # type: ignore[attr-defined]
 
     graph, store = make_store(["objective=ce"], leave_out=last_rl)
     table = tables_of(graph, store)["table-14-nano"]
-    (lacking,) = [run.signature for run in graph.runs.values() if last_rl(run)]
-    assert table.lacks == [f"evaluate/{lacking}"]
+    (unfinished,) = [run.signature for run in graph.runs.values() if last_rl(run)]
+    assert table.waits_for == [f"evaluate/{unfinished}"]
     assert table.missing == 12 + 1  # and the difference from the paper's number
     assert set(table.text().loc[("ce", 20)]) - {"50.99"} == {"–"}
     assert "–" not in set(table.text().loc[("ce", 10)])
@@ -124,8 +127,10 @@ def test_an_average_needs_all_its_parts(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce"])
     study = read_study(graph, store)
     pretrained = study.measurements[study.measurements["stage"] == "pretrain"]
-    gone = (study.measurements["benchmark"] == "Python") & (study.measurements["tokens"] == pretrained["tokens"].min())
-    partial = replace(study, measurements=study.measurements[~gone])
+    dropped = (study.measurements["benchmark"] == "Python") & (
+        study.measurements["tokens"] == pretrained["tokens"].min()
+    )
+    partial = replace(study, measurements=study.measurements[~dropped])
     cells = {t.name: t for t in build_tables(partial)}["table-03-nano"].cells
     first = cells.iloc[0]
     last = cells.iloc[-1]
@@ -134,20 +139,20 @@ def test_an_average_needs_all_its_parts(make_store: Callable) -> None:
     assert first["", "average"].value is None
 
 
-def test_other_settings_get_tables_of_their_own(make_store: Callable) -> None:
+def test_settings_outside_the_paper_get_separate_tables(make_store: Callable) -> None:
     tables = tables_of(*make_store(["objective.beta=0.0,0.25"]))
     assert list(tables["pretrain-other-nano"].cells.index.get_level_values(0).unique()) == ["beta=0.25"]
     assert "grpo-beta=0.25-nano" in tables
 
 
-def test_numbers_read_well() -> None:
+def test_entries_as_text() -> None:
     assert str(Entry(12.346)) == "12.35"
     assert str(Entry(50.0, 1.5)) == "50.00 ± 1.50"
-    assert str(Entry(0.294, 0.1, form="{:+.2f}")) == "+0.29 ± 0.10"
+    assert str(Entry(0.294, 0.1, number_format="{:+.2f}")) == "+0.29 ± 0.10"
     assert str(Entry(None)) == "–"
 
 
-def test_the_papers_number_stands_beside_ours(make_store: Callable) -> None:
+def test_the_papers_number_is_next_to_ours(make_store: Callable) -> None:
     tables = tables_of(*make_store(["+sweep=nano"]))
     last = tables["table-03-nano"].cells.loc["precision"].iloc[-1]
     assert last["paper, 4B", "average"] == "43.11"
@@ -155,14 +160,14 @@ def test_the_papers_number_stands_beside_ours(make_store: Callable) -> None:
     rl = tables["table-20-nano"].cells.loc["tail_penalty"].iloc[-1]
     assert rl["paper, 4B", "average Pass@64"] == "51.18"
     assert rl["ours - paper", "average Pass@64"].value == pytest.approx(rl["average", "Pass@4"].value - 51.18)
-    assert "for the shape and not for comparison" in tables["table-20-nano"].caption
+    assert "compare the pattern with ours, not the values" in tables["table-20-nano"].caption
 
 
 def paper_plan() -> Plan:
     """The five settings on the paper's four models by name, at nano's budgets."""
     named = compose_cells(["+sweep=nano"])
     models = [replace(cell, model=replace(cell.model, name=name)) for name in MODELS for cell in named]
-    # a signature has no name in it, so that each model is made another by its width
+    # names are not in signatures, so each model gets another width
     return plan(
         replace(cell, model=replace(cell.model, ffn=256 + 32 * MODELS.index(cell.model.name))) for cell in models
     )
@@ -173,9 +178,9 @@ def test_all_23_tables_at_paper_scale(tmp_path: Path) -> None:
     tables = {t.number: t for t in build_tables(read_study(graph, store))}
     paper_rl = {"4B", "10B-A0.5B"}
     assert set(range(1, 24)) <= set(tables)
-    for number, place in TABLES.items():
-        assert tables[number].model == place.model
-        assert tables[number].stage == place.stage
+    for number, paper_table in TABLES.items():
+        assert tables[number].model == paper_table.model
+        assert tables[number].stage == paper_table.stage
     assert {tables[n].model for n in range(14, 24)} == paper_rl
     only = build_tables(read_study(graph, store), numbers=[3, 15], models=["4B"])
     assert [t.number for t in only] == [3]
@@ -190,15 +195,16 @@ def test_every_reference_number_is_in_its_table(tmp_path: Path) -> None:
     assert set(reference()["source"].str.extract(r"Table (\d+)$")[0].astype(int)) == set(reference()["table"])
 
 
-def test_benchmarks_stand_in_the_papers_order() -> None:
-    assert benchmark_order(["MBPP+", "Own", "GSM8K", "MMLU"], "pretrain") == ["MMLU", "GSM8K", "MBPP+", "Own"]
+def test_benchmarks_are_in_the_papers_order() -> None:
+    assert benchmark_order(["MBPP+", "Custom", "GSM8K", "MMLU"], "pretrain") == ["MMLU", "GSM8K", "MBPP+", "Custom"]
     assert benchmark_order(["Minerva", "AMC23"], "grpo") == ["AMC23", "Minerva"]
 
 
 def test_bold_is_significant_against_every_other_setting(make_store: Callable) -> None:
-    def number(objective: str, seed: int, stage: str, step: int, benchmark: str, metric: str) -> float:
-        noise = np.random.default_rng([seed, len(objective), len(benchmark)]).normal(0, 0.001)
-        return 0.5 + noise + (0.2 if objective == "precision" and benchmark == "Modules" else 0)
+    def number(measured: Measured) -> float:
+        key = [measured.seed, len(measured.objective), len(measured.benchmark)]
+        noise = np.random.default_rng(key).normal(0, 0.001)
+        return 0.5 + noise + (0.2 if measured.objective == "precision" and measured.benchmark == "Modules" else 0)
 
     tables = tables_of(*make_store(["+sweep=nano", "seed=1,2,3,4,5"], number=number))
     table = tables["table-03-nano"]
@@ -215,25 +221,25 @@ def test_bold_is_significant_against_every_other_setting(make_store: Callable) -
     assert not any(entry.best for entry in one_seed.entries)
 
 
-def test_holes_in_seeds_are_shown(make_store: Callable) -> None:
+def test_missing_seeds_are_shown(make_store: Callable) -> None:
     graph, store = make_store(
         ["objective=ce", "seed=1,2,3"],
         leave_out=lambda run: run.stage == "evaluate" and run.config["seed"] == 2 and run.checkpoint == "step-000020",
     )
     table = tables_of(graph, store)["table-14-nano"]
     entry = table.cells.loc[("ce", 20), ("Chain-4", "Avg@8")]
-    assert (entry.n, len(entry.lacks)) == (2, 1)
+    assert (entry.n, len(entry.waits_for)) == (2, 1)
     assert "(n = 2)" in table.text().loc[("ce", 20), "Chain-4 Avg@8"]
     assert "2 to 3 seeds" in table.caption
 
 
-def test_the_temperature_control_has_its_rows_or_is_said_to_be_missing(make_store: Callable) -> None:
+def test_the_temperature_control_has_rows_or_is_named_as_missing(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce,precision"], leave_out=lambda run: run.control)
     table = tables_of(graph, store)["table-16-nano"]
     assert "no evaluation variant matched:precision of ce" in table.caption
     for run in graph.runs.values():
         if run.control:
-            write_run(store, run, lambda *place: 0.25)
+            write_run(store, run, lambda measured: 0.25)
     table = tables_of(graph, store)["table-16-nano"]
     assert table.cells.loc[("ce, entropy matched", 0), ("Chain-3", "Avg@8")].value == 25.0
     assert "control is missing" not in table.caption
@@ -244,5 +250,5 @@ def test_repeated_measurements_are_averaged_within_their_seed(make_store: Callab
     study = read_study(graph, store)
     again = study.measurements.assign(value=study.measurements["value"] + 0.5)
     both = replace(study, measurements=pd.concat([study.measurements, again], ignore_index=True))
-    single, double = (gather(s) for s in (study, both))
+    single, double = (build_grid(s) for s in (study, both))
     assert double.values == pytest.approx(single.values + 0.25)
