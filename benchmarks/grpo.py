@@ -1,17 +1,20 @@
-"""GRPO against TRL's GRPOTrainer a step, and rollouts against `transformers.generate`: python -m benchmarks.grpo
+"""A GRPO step against TRL's GRPOTrainer, and rollouts against `transformers.generate`.
 
-Same random Qwen3, same prompts, float32, one process, sides in turns, medians, warm. A step is everything: sampling,
-rewards, diagnostics, loss, optimizer. TRL (the `bench` extra) samples and learns in one batch of all its responses or
-in micro-batches, whichever was found faster for the shape; activation checkpointing and bf16, its defaults, are off.
+    python -m benchmarks.grpo [--json FILE]
 
-In the rollout with ragged lengths the model is a counter: its prompt ends in a number, each token is the number less
-one, and the end token is 0, so that both sides write 10 to 200 tokens a response while computing all that a random
-model computes.
+The same random Qwen3, the same prompts, float32, one process, medians after a warm-up. A step is everything: sampling,
+rewards, diagnostics, loss, optimizer. TRL (the `bench` extra) processes all responses in one batch or in micro-batches,
+whichever is faster for the shape; activation checkpointing and bf16, its defaults, are off.
+
+For rollouts of different lengths the model is a counter: the prompt ends in a number, each token is the previous number
+minus one, and the end token is 0. So both sides sample 10 to 200 tokens per response and compute as much as for a
+random model.
 """
 
 import itertools
 import logging
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +28,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.comparison import Row, report, timed
+from benchmarks.comparison import Row, report, seconds_of, timed
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collection import Collector, Questions
@@ -41,7 +44,7 @@ PROMPT_TOKENS = 9
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the work of a step."""
+    """A model, and the prompts, samples and tokens of a step."""
 
     name: str
     d_model: int
@@ -54,7 +57,7 @@ class Shape:
     samples: int
     tokens: int
     trl_batch: int
-    """Responses in a micro-batch of TRL's."""
+    """Responses in a micro-batch of TRL."""
     bar: float
 
     def model(self, tied: bool = True) -> Qwen3ForCausalLM:
@@ -87,7 +90,7 @@ def prompts(count: int) -> list[str]:
 
 
 def coin(text: str) -> float:
-    """A reward that half of all texts get, by their hash."""
+    """The reward 1 for half of all texts, chosen by hash, else 0."""
     return float(zlib.crc32(text.encode()) & 1)
 
 
@@ -96,7 +99,7 @@ def coins(completions: list[str], **_: object) -> list[float | None]:
 
 
 class Coin(Judge):
-    """Pays by `coin`, where a verifier would judge."""
+    """Rewards by `coin` instead of a verifier."""
 
     def rewards(self, items: Any) -> list[Verdict]:
         """The coin's verdict on each item's answer."""
@@ -104,7 +107,7 @@ class Coin(Judge):
 
 
 def our_step(shape: Shape) -> Callable[[], None]:
-    """One step of ours, all included, on a model that lives on."""
+    """A function that takes one GRPO step; the model is kept between calls."""
     model = shape.model()
     config = GRPOConfig(
         steps=1, milestones=1, tasks=["t"], prompts=shape.prompts, samples=shape.samples, max_new_tokens=shape.tokens,
@@ -164,61 +167,56 @@ def trl_steps(shape: Shape, steps: int) -> list[float]:
 
 
 def step_rows() -> list[Row]:
-    """Both shapes; TRL's trainer runs its steps in one go, ours run before and after it."""
+    """For both shapes. TRL's trainer takes its steps in one run, and ours are taken before and after it."""
     rows = []
     for shape, steps in ((SMALL, 6), (LARGE, 2)):
         ours = our_step(shape)
         ours()
-        seconds = [_seconds(ours) for _ in range(steps)]
-        peer = trl_steps(shape, steps)
-        seconds += [_seconds(ours) for _ in range(steps)]
-        rows.append(Row(f"GRPO step against TRL, {shape.name}", _median(seconds), _median(peer), "s", shape.bar))
+        seconds = [seconds_of(ours) for _ in range(steps)]
+        peer_seconds = trl_steps(shape, steps)
+        seconds += [seconds_of(ours) for _ in range(steps)]
+        ours_median, peer_median = statistics.median(seconds), statistics.median(peer_seconds)
+        rows.append(Row(f"GRPO step against TRL, {shape.name}", ours_median, peer_median, "s", shape.bar))
     return rows
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if len(values) % 2 else sum(sorted(values)[len(values) // 2 - 1 :][:2]) / 2
-
-
 def rollout_rows() -> list[Row]:
-    """Seconds a thousand real tokens, at one batch."""
+    """Seconds per thousand sampled tokens, padding not counted, of one batch."""
     rows = []
     model = SMALL.model().eval()
     texts = torch.randint(1, VOCABULARY, (512, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-    sides = timed(
+    seconds = timed(
         {
             "ours": lambda: generate(model, texts.tolist(), Sampling(1.0, 1.0, 36), n=1, seed=(0,)),
-            "peer": lambda: _their_generate(model, texts, 36),
+            "peer": lambda: _generate_with_transformers(model, texts, 36),
         }
     )
-    per = 1000 / (512 * 36)
-    rows.append(Row("rollouts, 512 x 36 tokens", per * sides["ours"], per * sides["peer"], "s/1k", 1 / 1.5))
+    thousands = 512 * 36 / 1000
+    rows.append(
+        Row("rollouts, 512 x 36 tokens", seconds["ours"] / thousands, seconds["peer"] / thousands, "s/1k", 1 / 1.5)
+    )
 
     counter = _counter()
     lengths = torch.linspace(10, 200, 256).round().long()
     starts = torch.cat([torch.randint(210, VOCABULARY, (256, PROMPT_TOKENS - 1)), lengths[:, None]], 1)
     sampled = generate(counter, starts.tolist(), Sampling(1.0, 1.0, 200), n=1, seed=(0,)).lengths
-    assert torch.equal(sampled, lengths), "the counter does not count"
-    assert _their_generate(counter, starts, 200).shape[1] == PROMPT_TOKENS + 200
-    sides = timed(
+    assert torch.equal(sampled, lengths), "the counter model does not count down"
+    assert _generate_with_transformers(counter, starts, 200).shape[1] == PROMPT_TOKENS + 200
+    seconds = timed(
         {
             "ours": lambda: generate(counter, starts.tolist(), Sampling(1.0, 1.0, 200), n=1, seed=(0,)),
-            "peer": lambda: _their_generate(counter, starts, 200),
+            "peer": lambda: _generate_with_transformers(counter, starts, 200),
         },
         rounds=3,
     )
-    per = 1000 / int(lengths.sum())
-    rows.append(Row("rollouts, 256 x 10..200 tokens", per * sides["ours"], per * sides["peer"], "s/1k", 1 / 3))
+    thousands = int(lengths.sum()) / 1000
+    rows.append(
+        Row("rollouts, 256 x 10..200 tokens", seconds["ours"] / thousands, seconds["peer"] / thousands, "s/1k", 1 / 3)
+    )
     return rows
 
 
-def _their_generate(model: Qwen3ForCausalLM, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+def _generate_with_transformers(model: Qwen3ForCausalLM, ids: torch.Tensor, tokens: int) -> torch.Tensor:
     with torch.inference_mode():
         return model.generate(
             ids,
@@ -232,7 +230,7 @@ def _their_generate(model: Qwen3ForCausalLM, ids: torch.Tensor, tokens: int) -> 
 
 
 def _counter() -> Qwen3ForCausalLM:
-    """A model whose next token is its last token less one, whatever attention and MLP compute."""
+    """A model whose next token is its last token minus one: attention and MLP are computed but add nothing."""
     model = SMALL.model(tied=False).eval()
     with torch.no_grad():
         for layer in model.model.layers:

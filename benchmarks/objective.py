@@ -1,12 +1,14 @@
-"""The objective against plain cross-entropy in time and memory; on a GPU, against Liger-Kernel's fused form too.
+"""The objective against plain cross-entropy in time and memory; on a GPU also against Liger-Kernel's fused form.
 
 On a CPU: the fused form at N 4,096, D 512, V 32,768 for the five settings and one with both lambdas; a vocabulary of
-151,936, where the plain form would hold three copies of 5 GB; the form on logits; and what statistics cost.
+151,936, where the plain form would hold three tensors of 5 GB; the form on logits; and the cost of statistics.
 """
 
 import gc
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +30,16 @@ def main() -> int:
 
 
 def problem(
-    n: int, d: int, v: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+    n: int, d: int, v: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [N, D] of unit scale, an output matrix [V, D] that gives logits of scale 2, and targets [N]."""
+    """Hidden states [N, D] with standard deviation 1, weight [V, D] for logits with 2, and targets [N]."""
     hidden = torch.randn(n, d, device=device, dtype=dtype).requires_grad_()
     weight = (2 * d**-0.5 * torch.randn(v, d, device=device, dtype=dtype)).requires_grad_()
     return hidden, weight, torch.randint(0, v, (n,), device=device)
 
 
 def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], None]:
-    """One forward and backward pass, with no gradient left from the one before."""
+    """A call of one forward and backward pass that starts without gradients."""
 
     def call() -> None:
         for leaf in leaves:
@@ -47,16 +49,21 @@ def step(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], None]:
     return call
 
 
+def fused_steps(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Callable[[], None]]:
+    """One step of the fused form for each setting."""
+    return {
+        name: step(partial(linear_shaped_cross_entropy, hidden, weight, targets, objective), hidden, weight)
+        for name, objective in SETTINGS.items()
+    }
+
+
 def fused() -> list[Row]:
     hidden, weight, targets = problem(4096, 512, 32768)
     leaves = (hidden, weight)
-    sides = {
-        name: step(lambda o=objective: linear_shaped_cross_entropy(hidden, weight, targets, o), *leaves)  # type: ignore[misc]
-        for name, objective in SETTINGS.items()
-    }
+    sides = fused_steps(hidden, weight, targets)
     plain = step(lambda: F.cross_entropy(hidden @ weight.t(), targets), *leaves)
     seconds = timed({**sides, "plain": plain}, rounds=5)
-    memory = {name: extra(call, leaves) for name, call in {**sides, "plain": plain}.items()}
+    memory = {name: added_memory(call, leaves) for name, call in {**sides, "plain": plain}.items()}
     return [
         *(Row(f"fused, {name}: time", seconds[name], seconds["plain"], "s", 1.05) for name in sides),
         *(Row(f"fused, {name}: memory", memory[name], memory["plain"], "MiB", 0.15) for name in sides),
@@ -67,21 +74,22 @@ def large_vocabulary() -> list[Row]:
     n, v = 8192, 151936
     hidden, weight, targets = problem(n, 256, v)
     call = step(lambda: linear_shaped_cross_entropy(hidden, weight, targets, BOTH), hidden, weight)
-    plain = 2 * n * v * 4 / 2**20  # what cross_entropy keeps for its gradient, and that gradient; computed, not run
-    return [Row("fused, V 151,936: memory", extra(call, (hidden, weight)), plain, "MiB", 2048 / plain)]
+    # Computed, not run: the log-probabilities that cross_entropy saves, and the gradient of the logits.
+    plain = 2 * n * v * 4 / 2**20
+    return [Row("fused, V 151,936: memory", added_memory(call, (hidden, weight)), plain, "MiB", 2048 / plain)]
 
 
 def on_logits() -> list[Row]:
     logits, targets = 2 * torch.randn(4096, 32768), torch.randint(0, 32768, (4096,))
     logits.requires_grad_()
-    chosen = {name: objective for name, objective in SETTINGS.items() if name != "ce"}
+    shaped = {name: objective for name, objective in SETTINGS.items() if name != "ce"}
     sides = {
-        name: step(lambda o=objective: shaped_cross_entropy(logits, targets, o), logits)  # type: ignore[misc]
-        for name, objective in chosen.items()
+        name: step(partial(shaped_cross_entropy, logits, targets, objective), logits)
+        for name, objective in shaped.items()
     }
     seconds = timed({**sides, "plain": step(lambda: F.cross_entropy(logits, targets), logits)})
     return [
-        Row(f"logits, {name}: time", seconds[name], seconds["plain"], "s", 1.6 if chosen[name].uses_head else 1.25)
+        Row(f"logits, {name}: time", seconds[name], seconds["plain"], "s", 1.6 if shaped[name].uses_head else 1.25)
         for name in sides
     ]
 
@@ -91,27 +99,26 @@ def statistics() -> list[Row]:
     logits = (hidden @ weight.t()).detach().requires_grad_()
     rows = []
     for name in ("ce", "precision", "both lambdas"):
-        objective = SETTINGS[name]
-        forms = {
+        forms: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
             "fused": (
-                lambda o, s: linear_shaped_cross_entropy(hidden, weight, targets, o, return_stats=s),
+                partial(linear_shaped_cross_entropy, hidden, weight, targets, SETTINGS[name]),
                 (hidden, weight),
             ),
-            "logits": (lambda o, s: shaped_cross_entropy(logits, targets, o, return_stats=s), (logits,)),
+            "logits": (partial(shaped_cross_entropy, logits, targets, SETTINGS[name]), (logits,)),
         }
         for form, (loss, leaves) in forms.items():
             seconds = timed(
                 {
-                    "with": step(lambda f=loss, o=objective: f(o, True)[0], *leaves),  # type: ignore[misc]
-                    "without": step(lambda f=loss, o=objective: f(o, False), *leaves),  # type: ignore[misc]
+                    "with": step(lambda loss=loss: loss(return_stats=True)[0], *leaves),  # type: ignore[misc]
+                    "without": step(loss, *leaves),
                 }
             )
             rows.append(Row(f"{form}, {name}: with statistics", seconds["with"], seconds["without"], "s", 1.1))
     return rows
 
 
-def extra(call: Callable[[], None], leaves: tuple[Tensor, ...]) -> float:
-    """MiB that one step adds at its peak, its gradients included."""
+def added_memory(call: Callable[[], None], leaves: tuple[Tensor, ...]) -> float:
+    """MiB that one step adds at its peak, gradients included."""
     for leaf in leaves:
         leaf.grad = None
     gc.collect()
@@ -124,29 +131,27 @@ def on_a_gpu() -> list[Row]:
     hidden, weight, targets = problem(8192, 4096, 151936, device="cuda", dtype=torch.bfloat16)
     leaves = (hidden, weight)
     compiled = torch.compile(lambda: F.cross_entropy((hidden @ weight.t()).float(), targets))
-    sides = {
-        name: step(lambda o=objective: linear_shaped_cross_entropy(hidden, weight, targets, o), *leaves)  # type: ignore[misc]
-        for name, objective in SETTINGS.items()
-    }
+    sides = fused_steps(hidden, weight, targets)
     sides["liger"] = step(lambda: liger_fused_linear_cross_entropy(hidden, weight, targets), *leaves)
     sides["compiled"] = step(compiled, *leaves)
 
     def synchronous(call: Callable[[], None]) -> Callable[[], None]:
-        def both() -> None:
+        def call_and_wait() -> None:
             call()
             torch.cuda.synchronize()
 
-        return both
+        return call_and_wait
 
-    seconds = timed({name: synchronous(call) for name, call in sides.items()}, rounds=11, warm_up=3)
-    memory = {}
-    for name, call in sides.items():
+    def added_gpu_memory(call: Callable[[], None]) -> float:
         for leaf in leaves:
             leaf.grad = None
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
-        memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    seconds = timed({name: synchronous(call) for name, call in sides.items()}, rounds=11, warm_up=3)
+    memory = {name: added_gpu_memory(call) for name, call in sides.items()}
     rows = []
     for name, objective in SETTINGS.items():
         rows.append(

@@ -1,7 +1,7 @@
-"""Pre-training against Hugging Face's Trainer with the same model, rows, optimizer and machine; what a step spends
-outside its work; token shards; `shaping-data prepare` against only the tokenizer.
+"""Pre-training against Hugging Face's Trainer with the same model, rows, optimizer and machine; the overhead of a step;
+token shards; `shaping-data prepare` against only the tokenizer.
 
-Models and rows are those that the names say; token ids are drawn at random, which costs the same.
+Token ids are random, which costs as much as text.
 """
 
 import json
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
+from benchmarks.comparison import Row, in_turns, peak_memory, report, seconds_of, timed
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
@@ -50,7 +51,7 @@ FIVE = ModelConfig("5M", layers=4, d_model=128, ffn=384, heads=4, kv_heads=2, he
 EVERY = 7
 """Steps between two rows of the ledger, as in the nano pre-training, and between two of Trainer's logs."""
 WARM = 3
-"""Steps before what is measured: they compile and find their memory."""
+"""Steps before the measured ones: they compile and allocate."""
 SPEC: dict[str, Any] = {"stage": "pretrain", "labels": {}, "config": {}}
 
 
@@ -64,12 +65,12 @@ class Corpus:
         self.table = np.random.default_rng(0).integers(0, vocabulary, (rows, length + 1), dtype=np.uint16)
 
     def rows(self, source: str, split: str, length: int) -> np.ndarray[Any, Any]:
-        """All of them, whatever is asked for."""
+        """The same rows for every source, split and length."""
         return self.table
 
 
 class Records(Dataset[dict[str, torch.Tensor]]):
-    """The same rows as Hugging Face's Trainer takes them: it shifts the labels itself, so they have all tokens."""
+    """The same rows for Hugging Face's Trainer, which shifts the labels itself."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._table = corpus.table
@@ -97,7 +98,7 @@ class Clock(TrainerCallback):
         """Trainer's own call."""
         self.ends.append(self.now())
 
-    def a_step(self) -> float:
+    def seconds_per_step(self) -> float:
         """Mean seconds of a step after the warm-up."""
         return (self.ends[-1] - self.ends[WARM]) / (len(self.ends) - 1 - WARM)
 
@@ -117,7 +118,7 @@ class Case:
         return empty_model(model_config(self.shape, self.vocabulary, 1e4, end=0))
 
 
-def ours(case: Case, objective: Objective, clock: Clock, *, compiled: bool = False) -> float:
+def our_step_seconds(case: Case, objective: Objective, clock: Clock, *, compiled: bool = False) -> float:
     """Seconds of one of our steps."""
     next_token.LEDGER_ROWS = max(1, case.budget.steps // EVERY)
     compute = ComputeConfig(compile=compiled)
@@ -126,10 +127,10 @@ def ours(case: Case, objective: Objective, clock: Clock, *, compiled: bool = Fal
     corpus: Any = case.corpus
     with tempfile.TemporaryDirectory() as folder, stage_context(corpus, Path(folder), **fields) as context:
         train(case.model(), objective, case.budget, context=context)
-    return clock.a_step()
+    return clock.seconds_per_step()
 
 
-def trainer(case: Case) -> float:
+def trainer_step_seconds(case: Case) -> float:
     """Seconds of one of Trainer's steps."""
     budget = case.budget
     clock = Clock()
@@ -155,7 +156,7 @@ def trainer(case: Case) -> float:
         peer = Trainer(case.model(), arguments, train_dataset=Records(case.corpus), callbacks=[clock])
         peer.remove_callback(PrinterCallback)
         peer.train()
-    return clock.a_step()
+    return clock.seconds_per_step()
 
 
 def against_trainer(
@@ -168,90 +169,98 @@ def against_trainer(
     )  # fmt: skip
     case = Case(shape, vocabulary, Corpus(vocabulary, 512, length), budget)
 
-    def in_ours(objective: Objective, compiled: bool = False) -> Callable[[], float]:
-        return lambda: ours(case, objective, Clock(), compiled=compiled)
+    plain, shaped = Objective(), Objective(beta=-0.25)
 
-    def peer() -> float:
-        return trainer(case)
+    def training(objective: Objective, *, compiled: bool = False) -> Callable[[], float]:
+        return lambda: our_step_seconds(case, objective, Clock(), compiled=compiled)
 
-    sides = {"plain": in_ours(Objective()), "shaped": in_ours(Objective(beta=-0.25)), "trainer": peer}
-    compiler = bool(shutil.which("g++") or torch.cuda.is_available())
-    if compiler:
-        sides |= {"compiled": in_ours(Objective(), True), "compiled, shaped": in_ours(Objective(beta=-0.25), True)}
-    found = in_turns(sides, rounds=3)
-    seconds = {side: statistics.median(values) for side, values in found.items()}
-    theirs = seconds.pop("trainer")
+    sides = {"plain": training(plain), "shaped": training(shaped), "trainer": lambda: trainer_step_seconds(case)}
+    can_compile = bool(shutil.which("g++") or torch.cuda.is_available())
+    if can_compile:
+        sides["compiled"] = training(plain, compiled=True)
+        sides["compiled, shaped"] = training(shaped, compiled=True)
+    medians = {side: statistics.median(seconds) for side, seconds in in_turns(sides, rounds=3).items()}
+    peer = medians.pop("trainer")
     rows = []
-    for side, mine in seconds.items():
-        held = bar if side.startswith("compiled") == compiler else None  # to the faster way that this machine has
-        rows.append(Row(f"{name}, {side}: a step / Trainer", mine, theirs, "s", held))
-    if vocabulary < 2**14:  # a model so small adds nothing to what the libraries take
+    for side, seconds in medians.items():
+        # The bar is for the faster way that this machine has.
+        has_bar = side.startswith("compiled") == can_compile
+        rows.append(Row(f"{name}, {side}: a step / Trainer", seconds, peer, "s", bar if has_bar else None))
+    if vocabulary < 2**14:  # the memory of a small model is hidden by that of the libraries
         return rows
     # In new processes, because an allocator reuses memory that the side before has freed.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        mine, theirs = (pool.submit(_memory, side, case).result() for side in (ours, trainer))
-    return [*rows, Row(f"{name}: memory / Trainer", mine, theirs, "MiB", 1.0)]
+        our_memory = pool.submit(_our_memory, case).result()
+        trainer_memory = pool.submit(_trainer_memory, case).result()
+    return [*rows, Row(f"{name}: memory / Trainer", our_memory, trainer_memory, "MiB", 1.0)]
 
 
-def _memory(side: Any, case: Case) -> float:
-    return peak_memory(lambda: ours(case, Objective(), Clock()) if side is ours else trainer(case))
+def _our_memory(case: Case) -> float:
+    return peak_memory(lambda: our_step_seconds(case, Objective(), Clock()))
 
 
-def outside() -> list[Row]:
+def _trainer_memory(case: Case) -> float:
+    return peak_memory(lambda: trainer_step_seconds(case))
+
+
+def step_overhead() -> list[Row]:
     """Seconds of a nano step outside forward, backward and optimizer, against the whole step: processor seconds, which
     other programs do not change, on one thread, as in a nano stage."""
     torch.set_num_threads(1)
-    spent = {"work": 0.0}
+    work = 0.0  # seconds in forward, backward and optimizer so far
+    work_at_step_end: list[float] = []
 
     @contextmanager
     def clocked(owner: Any, name: str) -> Iterator[None]:
-        plain = getattr(owner, name)
+        original = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
+            nonlocal work
+            start = time.process_time()
             try:
-                return plain(*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
-                spent["work"] += time.process_time() - began
+                work += time.process_time() - start
 
         setattr(owner, name, call)
         try:
             yield
         finally:
-            setattr(owner, name, plain)
-
-    budget = PretrainConfig(200 * 1024, 1024, 64, 1e-3, 1e4, {"text": 1.0}, 1, warmup_steps=2)
-    work: list[float] = []
+            setattr(owner, name, original)
 
     def now() -> float:
-        work.append(spent["work"])
+        work_at_step_end.append(work)
         return time.process_time()
+
+    budget = PretrainConfig(200 * 1024, 1024, 64, 1e-3, 1e4, {"text": 1.0}, 1, warmup_steps=2)
 
     clock = Clock(now)
     with (
         clocked(NextToken, "training_step"),
         clocked(torch.Tensor, "backward"),
         clocked(torch.nn.utils, "clip_grad_norm_"),
-        # AdamW's step itself also runs Lightning's closure, so its parts are clocked
+        # AdamW.step also runs Lightning's closure, so only its parts are clocked.
         clocked(torch.optim.AdamW, "_init_group"),
         clocked(sys.modules[torch.optim.Adam.__module__], "adam"),
         clocked(torch.optim.AdamW, "zero_grad"),
     ):
-        total = ours(Case(NANO, 640, Corpus(640, 512, 64), budget), Objective(), clock)
-    inside = (work[-1] - work[WARM]) / (len(work) - 1 - WARM)
+        total = our_step_seconds(Case(NANO, 640, Corpus(640, 512, 64), budget), Objective(), clock)
+    inside = (work_at_step_end[-1] - work_at_step_end[WARM]) / (len(work_at_step_end) - 1 - WARM)
     return [Row("nano: outside forward, backward, optimizer / a step", max(0.0, total - inside), total, "s", 0.03)]
 
 
-def mirrored(step: float) -> list[Row]:
-    """What W&B costs a nano step of `step` seconds when its server has died since the run began: a row of a ledger that
-    mirrors it, less one of a ledger that does not, every `EVERY` steps."""
+def tracking(step: float) -> list[Row]:
+    """The cost of W&B for a nano step of `step` seconds if its server has died since the start of the run.
+
+    It is the time to log a row to a ledger with W&B minus that to one without, once every `EVERY` steps.
+    """
     spec = {
         "stage": "pretrain", "signature": "0" * 16, "parent": None, "checkpoint": None, "config": {},
         "labels": {"model": "nano", "objective": "ce", "seed": 1, "scale": "nano", "sweep": ""},
     }  # fmt: skip
     row = dict.fromkeys(("loss", "cross_entropy", "entropy", "head_mass", "learning_rate", "gradient_norm"), 0.5)
-    with tempfile.TemporaryDirectory() as place, ExitStack() as ledgers:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as ledgers:
+        root = Path(folder)
         (root / "off").mkdir()
         (root / "online").mkdir()
         with wandb_server() as (address, _):
@@ -262,29 +271,31 @@ def mirrored(step: float) -> list[Row]:
             online.log({"step": 0, "tokens": 0, **row})
         off = ledgers.enter_context(Ledger(root / "off"))
         spent = {"online": 0.0, "off": 0.0}
-        rows = 200
-        for number in range(1, rows + 1):
-            for name, ledger in (("online", online), ("off", off)):
-                began = time.perf_counter()
-                ledger.log({"step": number, "tokens": number, **row})
-                spent[name] += time.perf_counter() - began
+        count = 200
+        for number in range(1, count + 1):
+            numbered = {"step": number, "tokens": number, **row}
+            spent["online"] += seconds_of(partial(online.log, numbered))
+            spent["off"] += seconds_of(partial(off.log, numbered))
             time.sleep(0.02)
-    cost = (spent["online"] - spent["off"]) / rows / EVERY
+    cost = (spent["online"] - spent["off"]) / count / EVERY
     return [Row("nano: W&B with a dead server / a step", cost, step, "s", 0.01)]
 
 
 def shards() -> list[Row]:
-    """Reading rows of 4,097 tokens in a shuffled order from 1 GB of shards that are in the page cache, against 50 M
-    tokens a second; and what memory that adds, against the gigabyte."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "web" / "train"
+    """Rows of 4,097 tokens read in shuffled order from 1 GB of shards in the page cache: time and added memory.
+
+    The limits are 50 M tokens per second and a fraction of the gigabyte.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        folder = root / "web" / "train"
         folder.mkdir(parents=True)
         tokens = 1 << 29
         np.random.default_rng(0).integers(0, 60_000, tokens, dtype=np.uint16).tofile(folder / "00000.tokens")
-        shard = {"name": "00000", "tokens": tokens, "documents": 1, "sha256": {}}  # too large to be verified
+        shard = {"name": "00000", "tokens": tokens, "documents": 1, "sha256": {}}  # no hash: not verified
         index = {"format": 1, "vocabulary": 60_000, "sources": {"web": {"train": [shard]}}}
-        (Path(place) / "index.json").write_text(json.dumps(index))
-        rows = TokenShards(place).rows("web", "train", 4096)
+        (root / "index.json").write_text(json.dumps(index))
+        rows = TokenShards(name).rows("web", "train", 4096)
         order = np.random.default_rng(1).permutation(len(rows))[: 50_000_000 // 4096]
 
         def read() -> None:
@@ -292,35 +303,35 @@ def shards() -> list[Row]:
                 torch.from_numpy(rows[int(row)].astype(np.int64))
 
         seconds = timed({"ours": read}, rounds=3)["ours"]
-        anonymous = _anonymous_mib()
+        before = _anonymous_mib()
         read()
         return [
             Row("shards: 50 M tokens / a second", seconds, 1.0, "s", 1.0),
-            Row("shards: memory / the shard", max(0.1, _anonymous_mib() - anonymous), 1024, "MiB", 0.05),
+            Row("shards: memory / the shard", max(0.1, _anonymous_mib() - before), 1024, "MiB", 0.05),
         ]
 
 
 def _anonymous_mib() -> float:
-    """Memory of this process that is not a file's: mapped shards belong to the page cache."""
+    """MiB of this process without mapped files: mapped shards belong to the page cache."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def preparation() -> list[Row]:
-    """`prepare` in two processes against two tokenizers that do nothing else, over the same documents."""
+    """`prepare` in two processes against two processes that only tokenize the same documents."""
     texts = [document.text for document in docstrings("sympy")] * 4
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         for i in range(4):
-            Path(place, f"{i}.jsonl").write_text("".join(lines[i::4]))
-        data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{place}/shards")
-        data.sources = {"web": SourceConfig("jsonl", f"{place}/*.jsonl")}
+            Path(folder, f"{i}.jsonl").write_text("".join(lines[i::4]))
+        data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{folder}/shards")
+        data.sources = {"web": SourceConfig("jsonl", f"{folder}/*.jsonl")}
         prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])  # trains the tokenizer
-        files = [f"{place}/{i}.jsonl" for i in range(4)]
-        tokenizer = f"{place}/shards/tokenizer/tokenizer.json"
+        files = [f"{folder}/{i}.jsonl" for i in range(4)]
+        tokenizer = f"{folder}/shards/tokenizer/tokenizer.json"
 
         def prepare() -> None:
-            for record in Path(place, "shards", "web").glob("*.json"):
+            for record in Path(folder, "shards", "web").glob("*.json"):
                 record.unlink()
             prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])
 
@@ -346,11 +357,11 @@ def main() -> int:
     nano = against_trainer("nano", NANO, vocabulary=640, length=64, batch=1024, steps=100, bar=1 / 1.1)
     rows = [
         *nano,
-        *mirrored(nano[0].ours),
+        *tracking(nano[0].ours),
         *against_trainer("5 M, V 32,768", FIVE, vocabulary=32_768, length=128, batch=2048, steps=8, bar=1 / 1.05),
         *shards(),
         *preparation(),
-        *outside(),  # last: it leaves one thread
+        *step_overhead(),  # last, because it sets one thread for the process
     ]
     return report(rows, f"Pre-training; torch {torch.__version__}, {torch.get_num_threads()} threads")
 

@@ -1,6 +1,6 @@
 """Draw docs/images/objective.svg: what each knob does to a distribution, from `stationary_distribution`.
 
-The data distribution falls as rank^-1.5 over 1,000 tokens; each line is what a tabular model trained on it ends at.
+The data distribution falls as rank^-1.5 over 1,000 tokens; each line is what a tabular model of it converges to.
 Run from the root of the repository: python docs/objective_picture.py
 """
 
@@ -23,15 +23,15 @@ PANELS = {
 
 
 def quantity(field: str, title: str, **scale: Any) -> Spec:
-    """An axis."""
+    """The encoding of an axis."""
     return {"field": field, "type": "quantitative", "title": title, "scale": scale}
 
 
 def main() -> None:
-    """Solve, print entropies and temperatures, draw."""
+    """Print entropies and temperatures of the fixed points, and draw them."""
     rank = torch.arange(1, 1001, dtype=torch.float64)
     q = rank**-1.5 / (rank**-1.5).sum()
-    print(f"{'cross-entropy':42} entropy {entropy(q.log()).item():.3f}")
+    print(f"{'cross-entropy':24} entropy {entropy(q.log()).item():.3f}")
     panels = []
     for title, objectives in PANELS.items():
         lines = {"cross-entropy": torch.ones_like(q)}
@@ -39,16 +39,17 @@ def main() -> None:
             p = stationary_distribution(q, objective)
             match = effective_temperature(q, p)
             print(
-                f"{objective!r:42} entropy {entropy(p.log()).item():.3f}  temperature {match.temperature.item():.3f}  "
-                f"left over {match.divergence.item():.4f}"
+                f"{objective!s:24} entropy {entropy(p.log()).item():.3f}  temperature {match.temperature.item():.3f}  "
+                f"divergence {match.divergence.item():.4f}"
             )
             knob = {"beta": objective.beta, "lam_tail": objective.lam_tail, "lam_head": objective.lam_head}
             lines[f"{knob[title.split(',')[0]]:+g}"] = p / q
         rows = [
-            {"rank": place, "ratio": line[place - 1].item(), "value": name}
+            {"rank": position, "ratio": line[position - 1].item(), "value": name}
             for name, line in lines.items()
-            for place in (*range(1, 121), *range(125, 1001, 25))  # all up to the end of the head, then some
+            for position in (*range(1, 121), *range(125, 1001, 25))  # every rank of the head, fewer after it
         ]
+        # One panel per knob.
         encoding = {
             "x": quantity("rank", "rank of the token in the data", type="log"),
             "y": quantity("ratio", "probability, model / data", domain=[0.65, 1.3]),

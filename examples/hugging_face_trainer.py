@@ -1,6 +1,6 @@
 """Hugging Face's Trainer: one line makes `model(..., labels=...)` compute the fused shaped loss.
 
-`Trainer(..., compute_loss_func=trainer_loss(objective))` is the way for models that cap or scale their logits.
+For models that cap or scale their logits use `Trainer(..., compute_loss_func=trainer_loss(objective))`.
 
 python examples/hugging_face_trainer.py
 """
@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArgumen
 from shaping import Objective
 from shaping.adapters import use_shaped_loss
 
-text = list(Path(argparse.__file__).read_bytes()[: 64 * 512])  # bytes are the tokens
+text = list(Path(argparse.__file__).read_bytes()[: 64 * 512])  # the tokens are bytes
 rows = [{"input_ids": text[i : i + 64], "labels": text[i : i + 64]} for i in range(0, len(text), 64)]
 config = Qwen3Config(
     vocab_size=256,

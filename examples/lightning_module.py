@@ -1,4 +1,4 @@
-"""Lightning: the mixin computes the loss and logs what the objective moves - entropy and head mass - beside it.
+"""Lightning: the mixin computes the loss and logs it with what the objective changes, entropy and head mass.
 
 python examples/lightning_module.py
 """
@@ -35,7 +35,7 @@ class ByteModel(ShapedLossMixin, L.LightningModule):
 
 
 L.seed_everything(0)
-text = torch.tensor(list(Path(argparse.__file__).read_bytes()[: 64 * 512])).reshape(-1, 64)  # bytes are the tokens
+text = torch.tensor(list(Path(argparse.__file__).read_bytes()[: 64 * 512])).reshape(-1, 64)  # the tokens are bytes
 trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(ByteModel(Objective.named("diversity")), DataLoader(text, batch_size=16, shuffle=True))
 for name, value in trainer.callback_metrics.items():

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop: the output layer and the loss in one call, so that the logits are never held.
+"""A plain PyTorch loop: the output layer and the loss in one call, which never holds all logits.
 
 python examples/plain_loop.py
 """
@@ -12,7 +12,7 @@ from torch import nn
 from shaping import Objective, linear_shaped_cross_entropy
 
 torch.manual_seed(0)
-text = torch.tensor(list(Path(argparse.__file__).read_bytes()[: 64 * 512])).reshape(-1, 64)  # bytes are the tokens
+text = torch.tensor(list(Path(argparse.__file__).read_bytes()[: 64 * 512])).reshape(-1, 64)  # the tokens are bytes
 embedding, layer, head = nn.Embedding(256, 64), nn.GRU(64, 64, batch_first=True), nn.Linear(64, 256)
 parameters = [*embedding.parameters(), *layer.parameters(), *head.parameters()]
 optimizer = torch.optim.AdamW(parameters, lr=1e-2)

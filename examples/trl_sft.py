@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer: the same one line as for Trainer, before or after the trainer is made.
+"""TRL's SFTTrainer: the same one line as for Trainer, before or after the trainer is created.
 
 python examples/trl_sft.py
 """

@@ -100,7 +100,7 @@ def backward(
 
 
 def _separates_head(objective: Objective, vocabulary: int) -> bool:
-    """Whether head and tail tokens are to be told apart: they have different lambdas and neither is empty."""
+    """Whether head and tail tokens have different lambdas and neither group is empty."""
     return objective.uses_head and objective.top_k < vocabulary
 
 

@@ -1,4 +1,4 @@
-"""Small tensors: one thread is faster than two that wait for each other, and the figures are the same everywhere."""
+"""One thread: faster than two for small tensors, and the same sums on every machine."""
 
 import pytest
 import torch
