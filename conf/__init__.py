@@ -1,1 +1,1 @@
-"""What can be chosen: a Hydra group per folder, values only. Types and checks stand in `pipelines.configuration`."""
+"""The configuration: one folder per Hydra group, with values only. `pipelines.configuration` has types and checks."""

@@ -1,1 +1,1 @@
-"""The stages of the study on real libraries: data, token stages, RL, evaluations, and the typed configuration."""
+"""The stages of the study - pre-training, mid-training, RL, evaluation - with their data and typed configuration."""

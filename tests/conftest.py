@@ -1,4 +1,4 @@
-"""What several test files share: a study small enough to train through every stage in seconds, and its store."""
+"""Shared fixtures: the commands, and a study so small that all of its stages train in seconds."""
 
 import gc
 import os
@@ -14,29 +14,30 @@ from filelock import FileLock
 
 from tests.in_process import in_process
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test files run at once; torch looks when it is first imported
-os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton looks when it is first imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run in parallel; torch reads it at import
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton reads it at import
 
-# A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
+# Background jobs of a shell ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-gc.disable()  # what tests import stays: looking for garbage among it takes a fifth of the time, here and in every test
+# Imported objects stay alive: collecting garbage among them would take a fifth of the time of imports and tests.
+gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """From here on garbage is looked for among what tests make."""
+    """Collect garbage from here on, but only among objects that tests create."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_unconfigure() -> None:
-    """Libraries complain of what is still there in the end."""
+    """Let frozen objects be collected: some libraries complain about those that are alive at exit."""
     gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests first, so that none of them is left to run alone at the end."""
+    """Run files with many slow tests first, so that none of them is the last one running."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
@@ -76,7 +77,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def shaping_run() -> Command:
-    """`shaping-run`, or another command by its module, as a user types it; output is captured."""
+    """Runs `shaping-run`, or the command of another module, with the given arguments; output is captured."""
 
     def run(*arguments: str, cwd: Path, module: str = "sweeps.commands.run") -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k != "SHAPING_DEBUG"}
@@ -87,9 +88,9 @@ def shaping_run() -> Command:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, shaping_run: Command) -> Path:
-    """A folder whose `store` holds the tiny study for two settings, really trained; W&B wrote offline.
+    """A folder with a `store` of the tiny study, trained for two objectives; W&B ran offline.
 
-    It is trained once however many processes run tests; each has a copy of its own.
+    It is trained once for all test processes; each gets a copy.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

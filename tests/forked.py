@@ -1,5 +1,8 @@
-"""Processes that tests kill, or that work together: forked from one that has imported what stages need, and forks the
-workers of `shaping-run` too. A fresh one takes eight seconds of a core for that."""
+"""Processes for tests that kill them or run several at once.
+
+They are forked from a server that has imported the libraries of the stages, which would take each eight seconds. The
+workers of `shaping-run` come from the same server.
+"""
 
 import multiprocessing
 

@@ -1,7 +1,7 @@
-"""The project's commands within the tests' process. One of its own takes a second of a core to begin, and
-`shaping-run` starts a fork server that imports torch and the rest; here that is kept from command to command.
+"""Runs the project's commands in the process of the tests.
 
-What tests kill, or run with other stages than the real ones, starts as a process of its own.
+A new process takes a second to start, and `shaping-run` starts a fork server that imports torch; here both are shared by
+all commands. Tests that kill a command or replace its stages start it as a separate process instead.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Result = subprocess.CompletedProcess[str]
 
 
 def in_process(module: str, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> Result:
-    """What `python -m module arguments` would print, and how it would exit."""
+    """Returns the output and the exit status of `python -m module arguments`."""
     main = importlib.import_module(module).main
     output, errors = io.StringIO(), io.StringIO()
     status: object = 0
@@ -32,8 +32,8 @@ def in_process(module: str, *arguments: str, cwd: Path, environment: Mapping[str
     ):
         try:
             main()
-        except SystemExit as end:
-            status = end.code or 0
+        except SystemExit as exit_request:
+            status = exit_request.code or 0
         except Exception:
             traceback.print_exc()
             status = 1

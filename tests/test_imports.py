@@ -1,4 +1,4 @@
-"""Composing, planning and reading load no torch; the arrows between the packages hold (import-linter checks those)."""
+"""Composing, planning and reading do not import torch; `shaping` imports no other package of the project."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_no_torch_at_import(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_shaping_loads_torch_and_nothing_of_ours() -> None:
+def test_shaping_imports_no_other_package_of_the_project() -> None:
     code = (
         "import sys, shaping; shaping.shaped_cross_entropy; shaping.entropy;"
         "sys.exit(bool({'pipelines', 'sweeps', 'analysis', 'hydra', 'transformers'} & set(sys.modules)))"
@@ -33,7 +33,7 @@ def test_shaping_loads_torch_and_nothing_of_ours() -> None:
 
 
 def test_shaping_needs_no_package_but_torch() -> None:
-    """Every module of it but the kernels, which are for Triton, with all that a trainer brings made unimportable."""
+    """All modules but the Triton kernels, with everything that a trainer depends on made unimportable."""
     code = """
 import importlib, pkgutil, sys
 for name in ("transformers", "accelerate", "trl", "lightning", "triton", "numpy", "scipy", "hydra", "wandb"):

@@ -1,1 +1,1 @@
-"""What is trained on and asked: text, tasks and questions as tokens, token shards, their order, and contamination."""
+"""Training data and questions: text, tasks, token shards, their tokens and order, and contamination."""
