@@ -81,10 +81,11 @@ class SlurmLauncher(Launcher):
 
 
 def _set_log_level(config: DictConfig) -> None:
-    """Have workers log at DEBUG with `hydra.verbose`, which is true or names loggers, or with `--debug`."""
-    from pipelines.logs import LEVEL_VARIABLE, is_debugging
+    """Have this process and its workers log at DEBUG with `hydra.verbose`, which is true or names loggers, or with `--debug`."""
+    from pipelines.logs import LEVEL_VARIABLE, is_debugging, set_up_logging
 
     if config.hydra.verbose:
         os.environ[LEVEL_VARIABLE] = "DEBUG"
     elif is_debugging():
         os.environ.setdefault(LEVEL_VARIABLE, "DEBUG")
+    set_up_logging()

@@ -14,8 +14,10 @@ from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
 
 
 def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
-    """A store of two cells whose stage runs took what `rate` says, on `ranks` devices, with prompts of 12 tokens,
-    responses of a quarter of their limit and three quarters of the groups mixed."""
+    """Make a store of two cells whose stage runs took the time that `rate` predicts, on `ranks` devices.
+
+    Prompts have 12 tokens, responses a quarter of their limit, and three quarters of the groups are mixed.
+    """
     assert run("objective=ce,precision", *FEW, cwd=folder).returncode == 0
     graph = plan(compose_cells(["objective=ce,precision", *FEW]))
     for signature, planned in graph.runs.items():
@@ -35,32 +37,32 @@ def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
 
 def test_calibrate(tmp_path: Path) -> None:
     timed_store(tmp_path, Rate("core", 0.25, 0.05), ranks=2)
-    found: dict[str, Any] = json.loads(sweeps("calibrate", "--json", cwd=tmp_path).stdout)
-    assert found["mfu"] == pytest.approx(0.25)
-    assert found["sampling_mfu"] == pytest.approx(0.05)
-    assert {group["stage"]: group["runs"] for group in found["groups"]} == {
+    result: dict[str, Any] = json.loads(sweeps("calibrate", "--json", cwd=tmp_path).stdout)
+    assert result["mfu"] == pytest.approx(0.25)
+    assert result["sampling_mfu"] == pytest.approx(0.05)
+    assert {group["stage"]: group["runs"] for group in result["groups"]} == {
         "pretrain": 2, "midtrain": 2, "grpo": 2, "evaluate": 6
     }  # fmt: skip
-    assert all(group["worst"] == pytest.approx(0, abs=1e-9) for group in found["groups"])
-    assert found["assumed"] == {"prompt_tokens": 12, "response_share": 0.25, "mixed_share": 0.75}
+    assert all(group["worst"] == pytest.approx(0, abs=1e-9) for group in result["groups"])
+    assert result["assumed"] == {"prompt_tokens": 12, "response_share": 0.25, "mixed_share": 0.75}
     shown = sweeps("calibrate", cwd=tmp_path)
     words = "--device core --mfu 0.25 --sampling-mfu 0.05 --prompt-tokens 12 --response-share 0.25 --mixed-share 0.75"
     assert shown.stdout.splitlines()[-1] == f"shaping-sweeps plan ... {words}"
     planned = json.loads(sweeps("plan", "seed=9", *FEW, "--json", *words.split(), cwd=tmp_path).stdout)
-    assert planned["cost"]["assumed"] == found["assumed"]
+    assert planned["cost"]["assumed"] == result["assumed"]
     refused = sweeps("plan", "--response-share=2", cwd=tmp_path)
     assert "--response-share=2.0: it is a share, above 0 and at most 1" in refused.stderr
     nothing = sweeps("calibrate", "stage=pretrain", cwd=tmp_path)
     assert nothing.returncode == 2
-    assert nothing.stderr.strip().endswith("there is nothing to calibrate the cost model by")
+    assert nothing.stderr.strip().endswith("is a finished evaluation, so the cost cannot be calibrated")
     wrong = sweeps("calibrate", "--device=h10", cwd=tmp_path)
     assert "did you mean 'h100'" in wrong.stderr
 
 
 def test_sizes_are_those_of_table_1(tmp_path: Path) -> None:
-    found = json.loads(sweeps("sizes", "--json", cwd=tmp_path).stdout)
-    rows = {row["model"]: row for row in found["models"]}
-    assert found["vocabulary"] == 151_936
+    result = json.loads(sweeps("sizes", "--json", cwd=tmp_path).stdout)
+    rows = {row["model"]: row for row in result["models"]}
+    assert result["vocabulary"] == 151_936
     assert rows["1B"]["parameters"] == 1_048_211_968
     assert rows["10B-A0.5B"]["active_without_embeddings"] == 519_169_536
     assert len(rows) == 10
@@ -81,6 +83,6 @@ def test_a_4b_cell_prints_its_batch_scripts(tmp_path: Path) -> None:
     first = shown.stdout.split("#!/bin/bash")[1]
     lines = first.splitlines()
     assert {"#SBATCH --nodes=8", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8"} <= set(lines)
-    assert not (tmp_path / "store").exists()  # it was only shown
+    assert not (tmp_path / "store").exists()
     refused = sweeps("plan", "model=4B", "--sbatch", cwd=tmp_path)
-    assert "add that" in refused.stderr
+    assert "--sbatch: only hydra/launcher=slurm has scripts" in refused.stderr

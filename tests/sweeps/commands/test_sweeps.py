@@ -27,7 +27,7 @@ FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "t
 
 
 def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Result:
-    """A command in a process of its own, for its workers are forked from one that must not train."""
+    """Run a command in a new process, because its workers are forked from it and must not train."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
         command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
@@ -35,23 +35,23 @@ def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Resu
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """`shaping-run` without training."""
+    """Run `shaping-run` without training."""
     return process("sweeps.commands.run", *arguments, cwd=cwd, **environment)
 
 
 def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """`shaping-sweeps` without training."""
+    """Run `shaping-sweeps` without training."""
     if arguments[0] == "retry":
-        found = process("sweeps.commands.sweeps", *arguments, cwd=cwd, **environment)
+        result = process("sweeps.commands.sweeps", *arguments, cwd=cwd, **environment)
     else:
-        found = in_process("sweeps.commands.sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
-    assert "Traceback" not in found.stderr, found.stderr
-    return found
+        result = in_process("sweeps.commands.sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished cells and one that failed at midtrain."""
+    """A folder with a store of two finished cells, and one that failed in mid-training."""
     folder = tmp_path_factory.mktemp("made")
 
     assert run("objective=ce,precision", *FEW, cwd=folder, FAKE_FAIL="no such word").returncode == 0
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of that store, to do things to."""
+    """A copy of that folder, which a test may change."""
     shutil.copytree(made / "store", tmp_path / "store")
     return tmp_path
 
@@ -71,7 +71,7 @@ def rows(folder: Path, *filters: str) -> list[dict[str, Any]]:
     return json.loads(sweeps("status", "--json", *filters, cwd=folder).stdout)
 
 
-def test_status_tells_trouble_first(made: Path) -> None:
+def test_status_lists_failures_first(made: Path) -> None:
     shown = sweeps("status", cwd=made)
     assert shown.returncode == 1
     lines = shown.stdout.splitlines()
@@ -116,8 +116,8 @@ def test_filters(made: Path, filters: list[str], count: int | None) -> None:
         (["status", "status=faild"], "did you mean 'failed'"),
         (["status", "--store", "elsewhere"], "store=elsewhere: the folder does not exist"),
         (["logs", "nano/ce/seed9"], "no stage run in"),
-        (["logs", "nano/ce/seed7:grpo"], "none of its stage runs has begun"),
-        (["show", "zzzz"], "no stage run begins so"),
+        (["logs", "nano/ce/seed7:grpo"], "none of its stage runs has started"),
+        (["show", "zzzz"], "no signature begins so"),
         (["cancel"], "name what to stop"),
         (["plan", "--why", "nano/ce/seed3"], "--why=nano/ce/seed3: the command line has no such cell"),
         (["plan", "--device", "h10"], "--device=h10: did you mean 'h100'"),
@@ -131,10 +131,10 @@ def test_filters(made: Path, filters: list[str], count: int | None) -> None:
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str], message: str) -> None:
-    found = sweeps(*arguments, cwd=made)
-    assert found.returncode == 2
-    assert message in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+    refused = sweeps(*arguments, cwd=made)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -145,24 +145,24 @@ def test_mistakes_are_a_sentence_and_exit_with_2(made: Path, arguments: list[str
         (["verify", "--foldr"], "No such option: --foldr"),
     ],
 )
-def test_shaping_data_words_mistakes_likewise(tmp_path: Path, arguments: list[str], message: str) -> None:
-    found = in_process("sweeps.commands.data", *arguments, cwd=tmp_path, environment=FAKE)
-    assert (found.returncode, len(found.stderr.splitlines())) == (2, 1)
-    assert message in found.stderr
+def test_mistakes_of_shaping_data_are_a_sentence_too(tmp_path: Path, arguments: list[str], message: str) -> None:
+    refused = in_process("sweeps.commands.data", *arguments, cwd=tmp_path, environment=FAKE)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert message in refused.stderr
 
 
-def test_plan_finds_a_store_under_ones_home(made: Path, tmp_path: Path) -> None:
-    asked = ["plan", *FEW, "store='~/store'", "--no-tree"]
-    assert "\nNothing to do\n" in sweeps(*asked, cwd=tmp_path, HOME=str(made)).stdout
+def test_plan_finds_a_store_in_the_home_folder(made: Path, tmp_path: Path) -> None:
+    words = ["plan", *FEW, "store='~/store'", "--no-tree"]
+    assert "\nNothing to do\n" in sweeps(*words, cwd=tmp_path, HOME=str(made)).stdout
 
 
-def test_retry_leaves_what_torchrun_launched_to_torchrun(folder: Path) -> None:
+def test_retry_names_the_command_of_what_torchrun_launched(folder: Path) -> None:
     for path in (folder / "store" / "sweeps").glob("*.json"):
         sweep = json.loads(path.read_text()) | {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
         path.write_text(json.dumps(sweep))
-    told = in_process("sweeps.commands.sweeps", "retry", cwd=folder, environment=FAKE)
-    assert told.returncode == 2
-    assert "with 8 ranks; start it again: torchrun ... --no-python shaping-torchrun seed=7,8" in told.stderr
+    refused = in_process("sweeps.commands.sweeps", "retry", cwd=folder, environment=FAKE)
+    assert refused.returncode == 2
+    assert "with 8 ranks; start it again: torchrun ... --no-python shaping-torchrun seed=7,8" in refused.stderr
 
 
 def test_logs(folder: Path) -> None:
@@ -173,9 +173,9 @@ def test_logs(folder: Path) -> None:
     state = Store.open(folder / "store").run("midtrain", rows(folder, "*:midtrain", "seed=7")[0]["signature"])
     attempts = [attempt | {"log": "/gone/0_log.err"} for attempt in state.state["attempts"]]
     write_json(state.folder / "state.json", state.state | {"attempts": attempts})
-    gone = sweeps("logs", "nano/ce/seed7:midtrain", cwd=folder)
-    assert gone.returncode == 2
-    assert "its log /gone/0_log.err is gone" in gone.stderr
+    without_log = sweeps("logs", "nano/ce/seed7:midtrain", cwd=folder)
+    assert without_log.returncode == 2
+    assert "its log /gone/0_log.err does not exist any more" in without_log.stderr
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -185,7 +185,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_logs_follow_and_cancel_stops_a_worker_that_goes_on_when_retried(tmp_path: Path) -> None:
+def test_logs_follow_a_worker_that_is_cancelled_and_resumes_when_retried(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
     until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
@@ -209,7 +209,7 @@ def test_logs_follow_and_cancel_stops_a_worker_that_goes_on_when_retried(tmp_pat
     assert result["metrics"]["resumed"] > 0
 
 
-def test_retry_runs_what_failed_and_what_hung_on_it(folder: Path) -> None:
+def test_retry_runs_what_failed_and_what_waits_for_it(folder: Path) -> None:
     retried = sweeps("retry", "seed=7", cwd=folder)
     assert retried.returncode == 0, retried.stderr
     assert {row["status"] for row in rows(folder)} == {"done"}
@@ -217,20 +217,20 @@ def test_retry_runs_what_failed_and_what_hung_on_it(folder: Path) -> None:
     assert "Nothing to retry" in sweeps("retry", cwd=folder).stdout
 
 
-def test_a_second_command_waits_for_what_the_first_has_at_work(tmp_path: Path) -> None:
+def test_a_second_command_waits_for_what_the_first_is_running(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     both = [
         subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "3"}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     runs = list(Store.open(tmp_path / "store").runs())
     assert [len(run.state["attempts"]) for run in runs] == [1, 1]
-    assert sum(int(output.split(" stage runs done in")[0].split()[-1]) for output in said) == 2
+    assert sum(int(output.split(" stage runs done in")[0].split()[-1]) for output in outputs) == 2
 
 
-def test_verify_finds_what_changed(folder: Path) -> None:
+def test_verify_reports_changed_files(folder: Path) -> None:
     fine = sweeps("verify", cwd=folder)
     assert (fine.returncode, "15 stage runs checked, 0 with faults" in fine.stdout) == (0, True)
     store = Store.open(folder / "store")
@@ -239,26 +239,26 @@ def test_verify_finds_what_changed(folder: Path) -> None:
     weights.write_text("other")
     next(lost.folder.glob("checkpoints/*/weights")).unlink()
     write_json(swapped.folder / "spec.json", swapped.spec | {"config": swapped.spec["config"] | {"seed": 99}})
-    found = sweeps("verify", "--json", cwd=folder)
-    assert found.returncode == 1
-    faults = json.loads(found.stdout)["faults"]
+    checked = sweeps("verify", "--json", cwd=folder)
+    assert checked.returncode == 1
+    faults = json.loads(checked.stdout)["faults"]
     assert set(faults) == {changed.signature, lost.signature, swapped.signature}
     assert "its sha256 is" in faults[changed.signature][0]
     assert "was published and is missing" in faults[lost.signature][0]
     assert "its content has the signature" in faults[swapped.signature][0]
 
 
-def test_stage_runs_travel_by_copying(made: Path, tmp_path: Path) -> None:
-    """What rsync does: copy the folders of stage runs into another store, where they count as done."""
-    there = Store.create(tmp_path / "store")
+def test_stage_runs_can_be_copied_to_another_store(made: Path, tmp_path: Path) -> None:
+    """Their folders are copied as rsync does it, and they count as done."""
+    copy = Store.create(tmp_path / "store")
     for stage in ("pretrain", "midtrain", "grpo", "evaluate"):
-        shutil.copytree(made / "store" / stage, there.root / stage)
+        shutil.copytree(made / "store" / stage, copy.root / stage)
     assert sweeps("verify", cwd=tmp_path).returncode == 0
     again = run("objective=ce,precision", *FEW, cwd=tmp_path)
     assert "Nothing to do: all 12 stage runs" in again.stdout
 
 
-def test_gc_says_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None:
+def test_gc_lists_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None:
     named = run("+sweep=nano", "objective=ce", *FEW, "until=pretrain", cwd=folder)  # names two of them
     assert named.returncode == 0, named.stderr
     store = Store.open(folder / "store")
@@ -266,9 +266,9 @@ def test_gc_says_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None:
     (failed.work / "resume").mkdir()
     (failed.work / "resume" / "state.pt").write_bytes(b"x" * 5000)
     before = sorted(folder.rglob("*"))
-    said = sweeps("gc", cwd=folder)
-    assert "5.0 kB  trainer state" in said.stdout.replace("5.1 kB", "5.0 kB")
-    assert "--yes removes it" in said.stdout
+    listing = sweeps("gc", cwd=folder)
+    assert "5.0 kB  trainer state" in listing.stdout.replace("5.1 kB", "5.0 kB")
+    assert "--yes removes them" in listing.stdout
     assert [path for path in before if not path.exists()] == []
     assert sweeps("gc", "--yes", cwd=folder).returncode == 0
     assert not list(store.root.glob("*/*/work-*"))
@@ -301,40 +301,42 @@ def test_the_index_can_be_deleted_and_damaged(folder: Path) -> None:
 
 
 def test_why_names_the_keys(folder: Path) -> None:
-    asked = ["plan", *FEW, "grpo.learning_rate=1e-4", "midtrain.decay=linear", "--why", "nano/ce/seed1"]
-    said = sweeps(*asked, cwd=folder).stdout
-    assert "pretrain nano/ce/seed1" in said
-    assert ": done" in said.splitlines()[0]
-    midtrain, grpo = said.split("midtrain nano/ce/seed1")[1].split("grpo nano/ce/seed1")
+    words = ["plan", *FEW, "grpo.learning_rate=1e-4", "midtrain.decay=linear", "--why", "nano/ce/seed1"]
+    output = sweeps(*words, cwd=folder).stdout
+    assert "pretrain nano/ce/seed1" in output
+    assert ": done" in output.splitlines()[0]
+    midtrain, grpo = output.split("midtrain nano/ce/seed1")[1].split("grpo nano/ce/seed1")
     assert [line.strip() for line in midtrain.splitlines()[1:]] == ["midtrain.decay: 'linear' here, 'cosine' there"]
     assert "grpo.learning_rate: 0.0001 here, 0.0003 there" in grpo
     assert "midtrain.decay: 'linear' here, 'cosine' there" in grpo
-    one = sweeps(*asked[:-1], "nano/ce/seed1:midtrain", cwd=folder).stdout
-    assert "grpo" not in one
+    one_stage = sweeps(*words[:-1], "nano/ce/seed1:midtrain", cwd=folder).stdout
+    assert "grpo" not in one_stage
 
 
-def test_a_raised_stage_version_is_a_why(folder: Path) -> None:
+def test_why_names_a_raised_stage_version(folder: Path) -> None:
     store = Store.open(folder / "store")
-    for found in list(store.runs()):
-        if found.stage == "pretrain":
-            write_json(found.folder / "spec.json", found.spec | {"version": 0})
-            found.folder.rename(found.folder.with_name(found.signature[::-1]))
-    said = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
-    assert "pretrain.version: 1 here, 0 there" in said
+    for run in list(store.runs()):
+        if run.stage == "pretrain":
+            write_json(run.folder / "spec.json", run.spec | {"version": 0})
+            run.folder.rename(run.folder.with_name(run.signature[::-1]))
+    output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
+    assert "pretrain.version: 1 here, 0 there" in output
 
 
-def test_completion_knows_the_cells(made: Path) -> None:
-    asked = {
+def test_the_shell_completes_cells(made: Path) -> None:
+    completion = {
         "_SHAPING_SWEEPS_COMPLETE": "complete_bash",
         "COMP_WORDS": "shaping-sweeps status nano/pre",
         "COMP_CWORD": "2",
     }
     program = Path(sys.executable).with_name("shaping-sweeps")
-    found = subprocess.run([program], cwd=made, env={**FAKE, **asked}, capture_output=True, text=True, check=False)
-    assert "nano/precision/seed1" in found.stdout.split()
+    finished = subprocess.run(
+        [program], cwd=made, env={**FAKE, **completion}, capture_output=True, text=True, check=False
+    )
+    assert "nano/precision/seed1" in finished.stdout.split()
 
 
-def test_plan_counts_what_is_at_work_elsewhere(tmp_path: Path) -> None:
+def test_plan_counts_what_runs_elsewhere(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain"]
     working = subprocess.Popen(command, cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "60"}, stdout=subprocess.DEVNULL)
     until(lambda: list(tmp_path.glob("store/pretrain/*/state.json")))
@@ -349,7 +351,7 @@ def test_cells_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert list(cells) == ["nano/ce/seed1/grpo.learning_rate=0.0001", "nano/ce/seed1/grpo.learning_rate=0.0002"]
 
 
-def test_a_full_disk_is_named_and_room_is_all_that_it_takes(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_free_space_is_enough_to_resume(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
