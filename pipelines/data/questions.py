@@ -21,9 +21,6 @@ from pipelines.tasks.formats import FORMATS
 SHORTEST = 30
 """Questions with fewer characters are not searched in text, which contains them by chance."""
 
-TESTED = {"program": "for x in range(-20, 21):\n    assert f(x) == ({answer}), x"}
-"""Families whose answers are programs -> the tests that a program must pass, in place of a comparison of answers."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -79,9 +76,7 @@ def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
 
 
 def _question(task: str, problem: Problem) -> Question:
-    if task in TESTED:
-        return Question(task, problem.question, TESTED[task].replace("{answer}", problem.answer), "program")
-    return Question(task, problem.question, problem.answer, "marked")
+    return Question(task, problem.question, problem.reference, problem.format)
 
 
 def _file_split(question: str) -> str:
@@ -105,6 +100,7 @@ def _read(path: Path, default_format: str) -> list[Question]:
                 f'{path}:{number}: a line is a JSON object with "question" and "answer", and perhaps "format"'
             ) from None
         require_option(f"{path}:{number}: format", form, FORMATS)
+        # The first of equal questions is kept, so none is in the data set twice.
         questions.setdefault(question, Question(str(path), question, answer, form))
     return list(questions.values())
 

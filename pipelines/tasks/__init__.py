@@ -1,1 +1,1 @@
-"""What a task is before any tokenizer: generated families, how a question is asked, and where an answer is found."""
+"""Tasks as text: families of generated problems, formats of questions, and extraction of answers. Imports no torch."""

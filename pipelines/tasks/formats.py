@@ -1,4 +1,4 @@
-"""How a question becomes a prompt, where a response's answer stands, and which verifier judges it. No torch."""
+"""How a question becomes a prompt, how the answer is extracted from a response, and which verifier judges it."""
 
 import re
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from pipelines.verifiers.registry import VERIFIERS
 
 @dataclass(frozen=True)
 class Format:
-    """How a problem is put, read and verified."""
+    """How a question is asked, and how its answer is read and verified."""
 
     prompt: str
-    """The prompt; `{question}` stands for the question."""
+    """The prompt, with `{question}` for the question."""
     answer: str
-    """A regular expression; the first group of its last match in the response is the answer."""
+    """A regular expression: the first group of its last match in the response is the answer."""
     verifier: str
     """A name of `pipelines.verifiers.VERIFIERS`."""
     judged: str = "{answer}"
-    """What the verifier is given; `{answer}` stands for the answer."""
+    """What the verifier receives, with `{answer}` for the answer."""
 
     def extract(self, response: str) -> str | None:
         """The answer in a response, stripped, or None."""
-        found = None
+        answer = None
         for match in re.finditer(self.answer, response):
-            found = match.group(1).strip()
-        return found
+            answer = match.group(1).strip()
+        return answer
 
 
 FORMATS: dict[str, Format] = {
@@ -37,7 +37,6 @@ FORMATS: dict[str, Format] = {
     "python": Format("{question}\nWrite the program between ```python and ```.\n", r"(?s)```python\n(.*?)```", "code"),
     "program": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "code", "f = lambda x: {answer}"),
 }
-"""Name -> format. `marked` is how the corpus writes its tasks. Adding one is adding a line."""
-
+"""Name -> format. `marked` is the format of the tasks in the corpus. To add a format, add an entry."""
 
 assert all(form.verifier in VERIFIERS for form in FORMATS.values())

@@ -18,7 +18,7 @@ from pipelines.evaluation.metrics import pass_at_k
 from pipelines.evaluation.multiple_choice import choice_items
 from pipelines.evaluation.samples import SAMPLES, read_rows
 from pipelines.models.causal_lm import build_model
-from pipelines.tasks.families import verify
+from pipelines.tasks.formats import FORMATS
 from tests.pipelines.contexts import captured_log
 from tests.pipelines.evaluation.contexts import evaluation_context
 
@@ -109,7 +109,8 @@ def test_sampled_metrics_follow_from_the_samples(corpus: Corpus, evaluated: tupl
     problems = {p.question: p.answer for p in corpus.problems("chain3", "test")[:6]}
     assert {s["question"] for s in samples} == set(problems)
     for sample in samples:
-        assert sample["reward"] <= verify(sample["response"], problems[sample["question"]])
+        answer = FORMATS["marked"].extract(sample["response"])
+        assert sample["reward"] <= (answer == problems[sample["question"]])
     right = np.array([s["reward"] == 1 for s in samples]).reshape(6, 5)
     assert measurement_of(outcome, "Chains", "avg@5")["value"] == right.mean()
     for k in (2, 4):

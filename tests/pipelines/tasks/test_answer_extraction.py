@@ -1,4 +1,4 @@
-"""Final answers out of what models write: a table of cases, and text that nobody meant to be read."""
+"""Extraction of final answers: a table of cases, and arbitrary text."""
 
 import time
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipelines.tasks.answer_extraction import LONGEST, final_answer, last_boxed
 
 BOXED = [
-    # text inside the box, which is the answer whatever stands around it
+    # contents of a box, which are the answer whatever is around it
     "7", "-7", "0", "3.14", "-0.5", ".5", "1,234", "1{,}234", "12\\%", "50\\%", "\\$20", "1/2", "-3/4", "2\\frac{1}{3}",
     "\\frac{1}{2}", "\\frac12", "\\dfrac{3}{4}", "\\tfrac{a}{b}", "\\frac{\\sqrt{3}}{2}", "\\sqrt{2}",
     "\\sqrt[3]{5}",
@@ -27,8 +27,8 @@ BOXED = [
 
 AROUND = ["The answer is $\\boxed{%s}$.", "so \\boxed{%s}", "\\[ \\boxed {%s} \\]\nI hope that helps, 12 times."]
 
-SAID = {
-    # "answer is" in its forms
+CASES = {
+    # the forms of "answer is"
     "The answer is 7.": "7",
     "The answer is 7": "7",
     "the answer is: 7": "7",
@@ -118,41 +118,43 @@ SAID = {
     "$$": None,
 }
 
-CASES = [(around % inside, inside) for inside in BOXED for around in AROUND]
+BOXED_CASES = [(around % inside, inside) for inside in BOXED for around in AROUND]
 
 
 def test_there_are_at_least_two_hundred_cases() -> None:
-    assert len(CASES) + len(SAID) >= 200
-    assert len({text for text, _ in CASES} | set(SAID)) == len(CASES) + len(SAID)
+    assert len(BOXED_CASES) + len(CASES) >= 200
+    assert len({text for text, _ in BOXED_CASES} | set(CASES)) == len(BOXED_CASES) + len(CASES)
 
 
-@pytest.mark.parametrize(("text", "answer"), CASES)
-def test_what_stands_in_the_box_is_the_answer(text: str, answer: str) -> None:
+@pytest.mark.parametrize(("text", "answer"), BOXED_CASES)
+def test_the_content_of_the_box_is_the_answer(text: str, answer: str) -> None:
     assert final_answer(text) == answer
 
 
-@pytest.mark.parametrize(("text", "answer"), SAID.items())
-def test_without_a_box_it_is_what_is_said(text: str, answer: str | None) -> None:
+@pytest.mark.parametrize(("text", "answer"), CASES.items())
+def test_answers_in_other_forms(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
 
 
-PIECES = ["\\boxed{", "\\boxed", "{", "}", "\\{", "$", "the answer is", "answer:", "####", "</think>", "1,", "9", ".",
-          "/", "-", "%", " ", "\n", "\\", "\x00", "Ω", "é", "٣", "😀"]  # fmt: skip
+FRAGMENTS = ["\\boxed{", "\\boxed", "{", "}", "\\{", "$", "the answer is", "answer:", "####", "</think>", "1,", "9",
+             ".", "/", "-", "%", " ", "\n", "\\", "\x00", "Ω", "é", "٣", "😀"]  # fmt: skip
 
 
-@given(st.one_of(st.text(max_size=400), st.lists(st.sampled_from(PIECES), max_size=200).map("".join)))
+@given(st.one_of(st.text(max_size=400), st.lists(st.sampled_from(FRAGMENTS), max_size=200).map("".join)))
 @settings(max_examples=500, deadline=None)
-def test_any_text_gives_a_part_of_itself_or_none(text: str) -> None:
-    found = final_answer(text)
-    assert found is None or (found.strip() == found != "")
-    if found is not None and found not in text:
-        assert found in text.replace(",", "").replace("$", "")
+def test_the_answer_to_any_text_is_a_part_of_it_or_none(text: str) -> None:
+    answer = final_answer(text)
+    assert answer is None or (answer.strip() == answer != "")
+    if answer is not None and answer not in text:
+        assert answer in text.replace(",", "").replace("$", "")
 
 
-@pytest.mark.parametrize("piece", [*PIECES, "answer is ", "1,111", "-$-$", "{\\boxed{", "\\boxed{{", "9" * 50 + ","])
-def test_hostile_text_takes_no_time(piece: str) -> None:
-    """A quarter of a million characters of one thing: a search that backtracks would not come back."""
-    began = time.process_time()
-    final_answer(piece * (4 * LONGEST // len(piece)))
-    last_boxed(piece * (LONGEST // len(piece)))
-    assert time.process_time() - began < 5
+@pytest.mark.parametrize(
+    "fragment", [*FRAGMENTS, "answer is ", "1,111", "-$-$", "{\\boxed{", "\\boxed{{", "9" * 50 + ","]
+)
+def test_extraction_takes_linear_time(fragment: str) -> None:
+    """A quarter of a million characters of one fragment: a search with backtracking would not finish."""
+    started = time.process_time()
+    final_answer(fragment * (4 * LONGEST // len(fragment)))
+    last_boxed(fragment * (LONGEST // len(fragment)))
+    assert time.process_time() - started < 5

@@ -1,32 +1,39 @@
-"""Generated tasks against Python's own evaluation, and the verifier against what models write."""
+"""Generated tasks against independent computations of their answers, and how their answers are judged."""
 
 import itertools
+import random
 import re
 
 import pytest
 
-from pipelines.tasks.families import FAMILIES, SPLITS, Problem, extract_answer, generate, split_of, verify
+from pipelines.tasks.families import FAMILIES, SPLITS, Family, Problem, generate, split_of
+from pipelines.tasks.formats import FORMATS
+from pipelines.verifiers import Judge
 
 
 def independent_answer(problem: Problem) -> str:
-    """The answer by another road than the generator's."""
+    """The answer, computed in another way than by the generator."""
     question = problem.question
     if problem.family == "boolean":
         value = question[0] == "T"
-        for sign, operand in zip(question[1::2], question[2::2], strict=True):
-            value = {"&": min, "|": max, "^": lambda a, b: (a + b) % 2}[sign](value, operand == "T")
+        for operator, operand in zip(question[1::2], question[2::2], strict=True):
+            value = {"&": min, "|": max, "^": lambda a, b: (a + b) % 2}[operator](value, operand == "T")
         return "T" if value else "F"
     if problem.family == "order":
-        *pairs, asked = question.split()
+        *pairs, position = question.split()
         names = {name for pair in pairs for name in pair.split("<")}
         for order in itertools.permutations(sorted(names)):
             if all(order.index(pair[0]) < order.index(pair[2]) for pair in pairs):
-                return order[0 if asked == "first" else -1]
+                return order[0 if position == "first" else -1]
         raise AssertionError(question)
     if problem.family == "program":
-        (shift,) = {int(value) - int(place) for place, value in re.findall(r"f\((\d)\)=(\d)", question)}
+        (shift,) = {int(value) - int(x) for x, value in re.findall(r"f\((\d)\)=(\d)", question)}
         return f"x{shift:+d}"
     return str(eval(question, {"__builtins__": {}}, {"max": max, "min": min}))
+
+
+def marked_answer(response: str) -> str | None:
+    return FORMATS["marked"].extract(response)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,14 +43,14 @@ def test_answers_and_steps_are_right(family: str) -> None:
     for problem in problems:
         assert independent_answer(problem) == problem.answer
         for response in (problem.worked, problem.outright):
-            assert verify(response, problem.answer)
-        assert not verify(problem.careless, problem.answer)
+            assert marked_answer(response) == problem.answer
+        assert marked_answer(problem.careless) != problem.answer
         if family == "order":
             (step,) = problem.steps
             assert all(pair in step for pair in problem.question.split()[:-1])
-        elif family == "program":  # outright: its steps would be nothing but the two differences
+        elif family == "program":  # it has no steps
             assert problem.steps == ()
-        else:  # each step rewrites what is left, so it has the question's value
+        else:  # each step rewrites the rest of the question, so it has the same value
             for step in problem.steps:
                 rewritten = Problem(family, step, (), "", "")
                 assert independent_answer(rewritten) == problem.answer
@@ -61,20 +68,41 @@ def test_questions_are_distinct_and_reproducible(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "there_are"),
+    ("family", "size"),
     [("order", (8 * 7 * 6) * 2 * 2), ("chain3", 9 * 9 * 9), ("chain4", 9 * 9 * 9 * 9), ("python", 2 * 10 * 10 * 9)],
 )
-def test_a_small_family_gives_all_that_it_has(family: str, there_are: int) -> None:
-    assert len(generate(family, 100_000, seed=0)) == there_are
+def test_a_small_family_is_generated_completely(family: str, size: int) -> None:
+    assert len(generate(family, 100_000, seed=0)) == size
 
 
-def test_the_verifier_reads_the_last_answer_exactly() -> None:
-    assert extract_answer(" 3+4=7 #### 7") == "7"
-    assert extract_answer("#### 1 #### 2 \nmore") == "2"
-    assert extract_answer("7") is None
-    assert not verify(" #### 12", "1")
-    assert not verify(" #### 7 or 8", "7")
-    assert not verify("", "")
+def test_the_answer_is_what_follows_the_last_mark() -> None:
+    assert marked_answer(" 3+4=7 #### 7") == "7"
+    assert marked_answer("#### 1 #### 2 \nmore") == "2"
+    assert marked_answer("7") is None
+    assert marked_answer(" #### 7 or 8") == "7 or 8"
+
+
+def test_a_family_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has problems, a reference, a format and thereby a verifier."""
+
+    def double(rng: random.Random) -> Problem:
+        number = rng.randint(0, 99)
+        return Problem("double", f"2*{number}", (), str(2 * number), slip=str(number))
+
+    monkeypatch.setitem(FAMILIES, "double", Family(double))
+    problem = generate("double", 10, seed=0)[0]
+    assert (problem.format, problem.reference) == ("marked", problem.answer)
+    assert FORMATS[problem.format].verifier == "exact"
+
+
+def test_programs_are_judged_by_tests() -> None:
+    problem = generate("program", 1, seed=0)[0]
+    assert problem.format == "program"
+    form = FORMATS[problem.format]
+    programs = [form.judged.replace("{answer}", answer) for answer in (problem.answer, problem.slip)]
+    with Judge(1) as judge:
+        verdicts = judge.rewards([(form.verifier, program, problem.reference) for program in programs])
+    assert [verdict.reward for verdict in verdicts] == [1, 0]
 
 
 def test_splits_cover_questions_in_their_shares() -> None:
