@@ -27,6 +27,7 @@ def collapsed(history: Sequence[dict[str, float]], config: GRPOConfig) -> str | 
     def mean(rows: Sequence[dict[str, float]], key: str) -> float:
         return float(np.mean([row[key] for row in rows]))
 
+    # Low entropy is a collapse only without success, and shorter responses only without a gain.
     first, last = history[:WINDOW], history[-WINDOW:]
     reward = mean(last, "reward")
     if reward < SOLVED and mean(last, "entropy") < config.collapse_entropy * mean(first, "entropy"):

@@ -76,6 +76,7 @@ def sampled_entropy(groups: Sequence[Group]) -> float:
 
 def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
     """Pearson's correlation of length and reward within groups, [G, n] each; 0 if either does not vary."""
+    # Deviations from the group's mean, so that hard questions with long responses do not count.
     x = (lengths - lengths.mean(1, keepdim=True)).double().flatten()
     y = (rewards - rewards.mean(1, keepdim=True)).double().flatten()
     scale = x.norm() * y.norm()
@@ -100,6 +101,7 @@ def divergence_from(
 ) -> float:
     """Sampled, unbiased KL(policy || reference) per token, in nats; the groups must be from the current policy."""
     pairs = [(group, j) for group in groups for j in range(len(group.responses))]
+    # A fixed number of responses, so that the cost does not grow with the batch.
     chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:KL_RESPONSES]]
     total, count = 0.0, 0
     lengths = [len(group.prompt) + len(group.responses[j]) for group, j in chosen]
@@ -148,6 +150,7 @@ def forking_tokens(
     rows = [row for group in rows_of(groups, config, step=step) for row in group if row.kept]
     if not rows:
         return []
+    # Forking tokens are compared over all responses of the step, not within one.
     table = _token_table(model, rows, config)
     threshold = float(np.quantile(table.entropies, 1 - FORKING_SHARE))
     forking = np.flatnonzero(table.entropies > threshold).tolist()
@@ -176,11 +179,13 @@ def _token_table(model: PreTrainedModel, rows: Sequence[Row], config: GRPOConfig
         prompts, responses = [row.prompt for row in part], [row.response for row in part]
         with torch.no_grad():
             scores = score(model, prompts, responses, temperature=config.temperature)
+        # One entry per response token, in the order of the scores.
         sizes = [len(response) for response in responses]
         tokens += [token for response in responses for token in response]
         positions += [i for size in sizes for i in range(size)]
         tenths += [10 * i // size for size in sizes for i in range(size)]
         entropies.append(scores.entropies.cpu().numpy())
+        # |d loss / d logits| of a token is |advantage| times the norm of d log pi / d logits.
         advantage = torch.tensor([abs(row.advantage) for row in part]).repeat_interleave(torch.tensor(sizes))
         slopes.append((advantage * scores.steepness.cpu()).numpy())
     slope = np.concatenate(slopes)

@@ -103,6 +103,7 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         config, context = self.config, self.context
+        # After this, `step` steps have been taken: those of the trainer state, or none.
         state = load_state(context.resume)
         if state:
             self._load(state)
@@ -114,6 +115,7 @@ class _Run:
             if context.interrupted():
                 self._save()
                 raise Interrupted(f"after step {self.step} of {config.steps}")
+            # Milestones are saved before the trainer state, so a resumed run has every milestone up to its step.
             self.step += 1
             collapse = self._one_step(inspect=self.step in milestones or self.step == 1)
             if self.step in milestones:
@@ -151,15 +153,18 @@ class _Run:
     def _one_step(self, *, inspect: bool) -> str | None:
         """Run one step, with forking tokens if `inspect`; returns what has collapsed, if anything."""
         step, config, context = self.step, self.config, self.context
+        # Sample and verify.
         began = time.time()
         collected = self.collector.collect(step)
         sampled = time.time()
+        # Measure before the update: the groups are from this policy, and the divergence estimate needs that.
         if inspect:
             rows = forking_tokens(self.model, collected.kept, config, tokenizer=context.corpus.tokenizer, step=step)
             self._append("forking.jsonl", rows)
         seed = (context.seed, step, Stream.DIVERGENCE)
         divergence = divergence_from(self.reference, collected.sampled, config, seed=seed)
         scored = time.time()
+        # Update the weights, and give the engine the new ones.
         update = self.updater.update(collected.kept, step)
         if not update["skipped"]:
             self.engine.sync(self.model)

@@ -117,6 +117,7 @@ class Updater:
         # Several updates need the log-probabilities of the policy before the first; see the module's docstring.
         if not config.on_policy and not self._exact_sampler:
             self._score_old([row for group in by_group for row in group if row.fresh])
+        # Each minibatch is a part of the groups, in their order.
         statistics = _Statistics()
         size = -(-len(by_group) // config.minibatches)
         for _ in range(config.epochs):
@@ -147,6 +148,7 @@ class Updater:
         rows = [row for row in rows if row.weight and (row.advantage or config.kl_weight)]
         if not rows:
             return
+        # The weights are of the whole minibatch, so the micro-batches' gradients add up to its gradient.
         for micro in self.micro_batches(rows):
             self._loss(micro, statistics).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.gradient_clip).item()
@@ -179,11 +181,13 @@ class Updater:
         sampler = torch.cat([row.sampler_log_probs for row in rows]).to(device)
         old = torch.cat([row.old_log_probs for row in rows]).to(device)
         current = scores.log_probs.detach()
+        # On-policy, the old policy of fresh rows is the current one; left-over rows keep their sampler's.
         if config.on_policy:
             fresh = per_token([float(row.fresh) for row in rows]) > 0
             old = current.where(fresh, old)
         parts = surrogate(scores.log_probs, old, advantage, clip_low=config.clip_low, clip_high=config.clip_high)
         loss = parts.loss
+        # Correct for a sampler with other arithmetic, then add the KL term.
         if config.importance_cap is not None:
             loss = loss * importance_weights(old, sampler, config.importance_cap)
         if config.kl_weight:
@@ -214,6 +218,7 @@ class _Statistics:
     def row(self) -> dict[str, float]:
         """The ledger's columns."""
         ratio, low, high, mismatch, entropies = (torch.cat(parts) for parts in zip(*self._columns, strict=True))
+        # Columns of all tokens of all updates.
         slopes = torch.cat(self.slopes)
         percentiles = np.percentile(ratio.numpy(), [1, 50, 99])
         forking = entropies > np.quantile(entropies.numpy(), 1 - FORKING_SHARE)
