@@ -123,7 +123,8 @@ def test_the_folder_of_a_task_is_found_in_lm_eval(task: str, folder: str) -> Non
 
 
 def test_every_task_of_the_table_is_indexed_from_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = yaml.safe_load(Path("conf/evaluation/paper.yaml").read_text())["benchmarks"]
+    paper = Path(__file__).parents[3] / "conf" / "evaluation" / "paper.yaml"
+    table = yaml.safe_load(paper.read_text())["benchmarks"]
 
     class OneFolder(TaskManager):
         def __init__(self, include_path: str, include_defaults: bool) -> None:
