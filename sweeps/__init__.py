@@ -1,6 +1,6 @@
-"""The order of work: overrides become cells, cells become one graph of stage runs, and executors run what is missing.
+"""From command lines to finished stage runs: overrides become cells, cells one graph, and what is missing is executed.
 
-`composition` (overrides -> cells), `plan` (cells -> stage runs with signatures), `store` (stage runs on disk),
-`executor` (submitit jobs in warm workers), `work` (one stage run inside a worker), `run` and `commands` (the
-commands). Nothing here loads torch at import; only a worker does.
+`commands` (the command lines), `compose` (overrides -> cells and launcher options), `plan` (cells -> stage runs with
+signatures, and their cost), `store` (stage runs on disk), `execute` (this machine, Slurm and torchrun) and `monitor`
+(status, records of launches, upkeep, W&B). Only workers import torch.
 """

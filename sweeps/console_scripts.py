@@ -1,7 +1,6 @@
-"""Where every console script starts: it says in one sentence when the extra `platform` is not installed.
+"""The start of every console script, which says in one sentence if the extra `platform` is not installed.
 
-`pip install shaping` installs the objective and torch, and with it these scripts; everything that they need is in the
-extra.
+`pip install shaping` installs only the objective and torch, but also these scripts; what they need is in the extra.
 """
 
 import sys
@@ -17,15 +16,17 @@ MODULES = {
     "shaping-dashboard": "analysis.dashboard",
 }
 """Script -> the module whose `main` it runs."""
+PACKAGES = ("conf", "shaping", "pipelines", "sweeps", "analysis")
+"""Packages of this project, which are always installed."""
 
 
 def main() -> None:
-    """Run the script that was typed; exits with 2 where what it needs is not installed."""
+    """Run the console script with the name of this program; exits with 2 if a package is not installed."""
     program = Path(sys.argv[0]).stem
     try:
         module = import_module(MODULES[program])
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("conf", "pipelines", "sweeps", "analysis", "shaping"):
+        if error.name and error.name.split(".")[0] in PACKAGES:
             raise
         print(f"{program}: {error.name} is not installed; pip install 'shaping[platform]'", file=sys.stderr)
         sys.exit(2)

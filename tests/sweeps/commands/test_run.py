@@ -1,4 +1,4 @@
-"""`shaping-run` as a user types it: a really trained tiny study, sharing, kills, failures and mistakes."""
+"""`shaping-run` as a user types it: a tiny study that is really trained, sharing, kills, failures and mistakes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Living processes whose working directory is `folder`: the command's workers, and theirs."""
+    """Returns the live processes whose working directory is `folder`: a command, its workers and their children."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -39,7 +39,7 @@ def until(condition: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def test_every_stage_ran_and_left_its_files(study: Path) -> None:
+def test_every_stage_publishes_its_files(study: Path) -> None:
     runs = list(Store.open(study / "store").runs())
     count = {stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "midtrain", "grpo", "evaluate")}
     assert count == {"pretrain": 2, "midtrain": 2, "grpo": 2, "evaluate": 8 + 3}  # three controls of ce
@@ -64,8 +64,8 @@ def test_the_same_command_trains_nothing(study: Path, shaping_run: Command) -> N
     assert "Nothing to do: all 17 stage runs" in again.stdout
 
 
-def test_only_what_differs_is_run(study: Path, shaping_run: Command) -> None:
-    """Another RL budget starts from the mid-trained model that is there; evaluations of the rest are there too."""
+def test_only_what_differs_is_trained(study: Path, shaping_run: Command) -> None:
+    """Another temperature of RL starts from the mid-trained model of the store."""
     finished = shaping_run("objective=ce", *SMALL, "grpo.temperature=0.9", "tracking=off", cwd=study)
     assert finished.returncode == 0, finished.stderr
     assert "2 stage runs done" in finished.stdout
@@ -132,7 +132,7 @@ def test_killing_the_command_leaves_no_worker(tmp_path: Path) -> None:
     assert processes_in(tmp_path) == []
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_names_the_way_to_resume(tmp_path: Path) -> None:
     process = start(tmp_path, "pretrain.tokens=4096000", "pretrain.milestones=1")
     until(lambda: list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl")))
     time.sleep(1)
@@ -198,7 +198,7 @@ def test_mistakes_exit_with_2_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_machine_without_slurm_is_told_before_anything_is_written(
+def test_a_machine_without_slurm_is_refused_before_anything_is_written(
     tmp_path: Path, shaping_run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -225,15 +225,15 @@ def test_a_changed_token_cache_fails_the_stage_by_name(study: Path, tmp_path: Pa
     assert "tokens.npz: its sha256 is" in finished.stdout
 
 
-def test_the_menu_and_the_composed_cell(tmp_path: Path, shaping_run: Command) -> None:
-    menu = shaping_run("--help", cwd=tmp_path).stdout
+def test_help_lists_the_options_and_cfg_shows_the_cell(tmp_path: Path, shaping_run: Command) -> None:
+    help_text = shaping_run("--help", cwd=tmp_path).stdout
     for expected in (
         "objective: ce, diversity, head_reward, precision, tail_penalty",
         "+sweep=nano",
         "hydra/launcher",
         "model: 100M, 10B-A0.5B, 1B, 20M, 4B, 5B-A0.3B, micro, micro-moe, nano, nano-moe",
     ):
-        assert expected in menu
+        assert expected in help_text
     composed = shaping_run("--cfg", "job", "objective=precision", cwd=tmp_path).stdout
     assert "beta: -0.25" in composed
     assert list(tmp_path.iterdir()) == []
@@ -248,10 +248,10 @@ def test_the_plan_as_json(study: Path, shaping_run: Command) -> None:
     assert (statuses.count("done"), statuses.count("missing")) == (7, 7 + 3)  # of ce three controls
 
 
-def test_one_stage_run_can_be_looked_at(study: Path, shaping_run: Command) -> None:
+def test_show_prints_one_stage_run(study: Path, shaping_run: Command) -> None:
     signature = next(study.glob("store/grpo/*")).name
     finished = shaping_run("show", signature[:10], cwd=study, module="sweeps.commands.sweeps")
     assert json.loads(finished.stdout)["signature"] == signature
     missing = shaping_run("show", "zzz", cwd=study, module="sweeps.commands.sweeps")
     assert missing.returncode == 2
-    assert "zzz: no stage run begins so" in missing.stderr
+    assert "zzz: no signature begins so" in missing.stderr

@@ -1,5 +1,7 @@
-"""A cell by two ranks that torchrun started, through the store: shared batches, sharded weights, one writer; and the
-same result as one process, within the order of summation."""
+"""A cell that two ranks of torchrun train together: shared batches, sharded weights, one writer.
+
+The result is that of one process, except for the order of summation.
+"""
 
 import json
 import os
@@ -38,11 +40,11 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def first_of(ranks: int, folder: Path, *arguments: str, rank: int = 0) -> Result:
-    """The first rank alone, or another: what it says before it needs the others."""
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
-    told = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), **own}
-    return in_process("sweeps.commands.torchrun", *arguments, cwd=folder, environment={**os.environ, **told})
+def one_rank(ranks: int, folder: Path, *arguments: str, rank: int = 0) -> Result:
+    """Start a single rank without the others; it must not need them."""
+    variables = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    return in_process("sweeps.commands.torchrun", *arguments, cwd=folder, environment=environment)
 
 
 def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
@@ -61,16 +63,16 @@ def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
     assert sorted(p.name for p in (tmp_path / "store").iterdir() if p.name in ("pretrain", "midtrain", "evaluate")) == [
         "evaluate", "midtrain", "pretrain",
     ]  # fmt: skip
-    again = first_of(2, tmp_path, *CELL)
+    again = one_rank(2, tmp_path, *CELL)
     assert again.returncode == 0, again.stderr  # all is done
     other = shaping_run(*CELL, "until=pretrain", f"store={tmp_path / 'one'}", cwd=tmp_path)
     assert other.returncode == 0, other.stderr
-    alone = [json.loads(line) for line in next((tmp_path / "one").glob("pretrain/*/ledger.jsonl")).open()]
-    assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+    single = [json.loads(line) for line in next((tmp_path / "one").glob("pretrain/*/ledger.jsonl")).open()]
+    assert [row["loss"] for row in single] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
 
 
-def test_a_batch_that_does_not_divide_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    finished = first_of(3, tmp_path, *CELL, "compute.micro_batch_tokens=null")
+def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    finished = one_rank(3, tmp_path, *CELL, "compute.micro_batch_tokens=null")
     assert finished.returncode != 0
     assert "its 16 rows of 64 cannot be shared by 3 ranks; rank counts that fit: 1, 2, 4, 8, 16" in finished.stderr
     assert not (tmp_path / "store").exists()
@@ -83,6 +85,6 @@ def test_all_ranks_find_the_store_and_a_grid_is_recorded_cell_by_cell(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sweeps.commands.torchrun.perform", lambda *arguments, **more: True)
     for rank in (0, 1):
-        assert first_of(2, tmp_path, *CELL, "seed=1,2", "store='~/store'", rank=rank).returncode == 0
+        assert one_rank(2, tmp_path, *CELL, "seed=1,2", "store='~/store'", rank=rank).returncode == 0
     (sweep,) = records(Store.open(tmp_path / "store"))
     assert [cell.seed for cell in compose_jobs(sweep.jobs)] == [1, 2]

@@ -1,4 +1,4 @@
-"""What a plan costs, against torch's own counts and figures computed by hand."""
+"""What a plan costs, against torch's own counts and figures from the formulas."""
 
 import math
 

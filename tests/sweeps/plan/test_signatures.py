@@ -1,6 +1,6 @@
-"""Every configuration key is on one side: it can change a result, so it changes signatures, or it cannot, and does not.
+"""Every configuration key either can change a result, and changes signatures, or cannot, and does not.
 
-A new key without a decision here fails the first test.
+A new key needs an entry in `CHANGES` or `KEEPS`; without one the first test fails.
 """
 
 import json
@@ -67,8 +67,8 @@ KEEPS = """
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
     compute.keep_last
 """
-"""Names, paths, tracking; how shards are made, whose own hash counts; how a stage is computed; `until` and `controls`
-say how much is run and not what it comes to."""
+"""Names, paths and tracking; how shards are made, which are identified by their hash; how a stage is computed; and
+`until` and `controls`, which change how much is run and not its results."""
 
 OTHER_VALUES: dict[str, Any] = {
     "until": "midtrain",
@@ -121,7 +121,7 @@ OTHER_VALUES: dict[str, Any] = {
     "sweep.points": [{"seed": 1}],
     "sweep.grid": {"seed": [1]},
 }
-"""Where another valid value does not follow from the type of the one there is."""
+"""Other valid values, where they do not follow from the type."""
 
 
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -138,12 +138,12 @@ DECIDED = {key: stage for stage, keys in CHANGES.items() for key in keys.split()
 
 def test_every_key_has_a_decision() -> None:
     assert set(ALL_KEYS) - set(DECIDED) == set(), "say in CHANGES or KEEPS whether the key can change a result"
-    assert set(DECIDED) - set(ALL_KEYS) == set(), "there are no such keys any more"
+    assert set(DECIDED) - set(ALL_KEYS) == set(), "remove these keys, which do not exist any more"
     assert len(DECIDED) == sum(len(keys.split()) for keys in [*CHANGES.values(), KEEPS])
 
 
 def base() -> Cell:
-    """A shaped cell with experts, so that every knob acts; several steps of everything."""
+    """Returns a shaped cell with experts, so that every key has an effect."""
     experts = ["model.experts=8", "model.active_experts=2"]
     return compose_cell(["objective.beta=0.1", "objective.lam_head=0.1", "objective.lam_tail=-0.1", *experts])
 
@@ -153,7 +153,7 @@ BEFORE = {stage: [r.signature for r in plan([BASE]).runs.values() if r.stage == 
 
 
 def changed(key: str) -> Cell:
-    """The base cell with another valid value of `key`."""
+    """Returns the base cell with another valid value of `key`."""
     content = OmegaConf.structured(BASE)
     path = key.replace("*", "Chain-3")
     old = OmegaConf.select(content, path)
@@ -191,7 +191,7 @@ def by_stage(cell: Cell) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("key", ALL_KEYS)
-def test_a_key_is_on_its_side(key: str) -> None:
+def test_a_key_changes_the_signatures_that_it_should(key: str) -> None:
     before, after = BEFORE, by_stage(changed(key))
     first = DECIDED[key]
     if first is None:
@@ -208,9 +208,9 @@ def test_a_key_is_on_its_side(key: str) -> None:
 
 
 def test_no_launcher_key_is_part_of_a_cell() -> None:
-    """Workers, partitions, time limits and devices are Hydra's launcher node, which no cell holds."""
-    theirs = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
-    assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *theirs}
+    """Workers, partitions, time limits and devices are options of the launcher, which are in no cell."""
+    options = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
+    assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *options}
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
     assert not any(word in content for word in ("workers", "partition", "device", "strategy", "store"))
 
