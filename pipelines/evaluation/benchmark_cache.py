@@ -54,6 +54,7 @@ class BenchmarkCache:
         ranges are stored. Raises `Interrupted` between two ranges.
         """
         folder = self._folder(key)
+        # This process computes every `tasks`-th range, unless an earlier evaluation has stored it.
         share = ranges[self.ranks.rank :: self.ranks.tasks]
         missing = [items for items in share if not _path(folder, items).exists()]
         started = logged = time.monotonic()

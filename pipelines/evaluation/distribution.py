@@ -159,6 +159,7 @@ def headline(table: TokenTable, top_k: int, byte_lengths: NDArray[np.int64]) -> 
 
     Errors are over rows, which are long enough to be independent. `byte_lengths` [V] are those of `byte_lengths`.
     """
+    # Perplexity is exp of the mean loss: its error follows by linearisation, its interval from that of the loss.
     loss = estimate(table.loss.mean(1), fractions=False)
     count = len(table.loss)
     perplexity = math.exp(loss.value)
@@ -180,6 +181,7 @@ def _ratio(numerators: NDArray[np.float64], denominators: NDArray[np.int64]) -> 
     value, count = float(numerators.sum() / max(1, denominators.sum())), len(numerators)
     if count < 2:
         return Estimate(value, None, count)
+    # The residuals of the rows have mean 0, and their error is that of the ratio.
     _, error = mean_and_error((numerators - value * denominators) / denominators.mean())
     weights = resampling(count)
     low, high = interval_of((weights @ numerators) / (weights @ denominators), count)
@@ -200,6 +202,7 @@ def _bins(table: TokenTable) -> tuple[NDArray[np.float64], ...]:
 
 def _calibration_error(table: TokenTable) -> Estimate:
     """The expected calibration error, with its error and interval by resampling rows."""
+    # The gap of each bin adds up over the rows of a bootstrap sample before its absolute value is taken.
     tokens, confidence, right = _bins(table)
     gap = confidence - right
     value, count = float(np.abs(gap.sum(0)).sum() / tokens.sum()), len(gap)
@@ -308,6 +311,7 @@ def token_class(token: str, has_bytes: bool) -> str:
     """
     if not has_bytes:
         return "special"
+    # Byte-level tokens write space, newline and tab as these letters.
     text = token.replace("Ġ", " ").replace("Ċ", "\n").replace("ĉ", "\t")
     first = text.strip()[:1]
     if not first:

@@ -58,6 +58,7 @@ def evaluate(context: EvaluationContext) -> dict[str, Any]:
             row = {"step": step, "benchmark": name, "missing": str(error)}
             stage.ledger.log(row | {"seconds": time.time() - started})
             continue
+        # One measurement for each metric, and one ledger row for the benchmark.
         labels = {"benchmark": name, "group": benchmark.group}
         variant = {"variant": control.name} if control.name else {}
         for metric, estimate in result.metrics.items():
@@ -68,6 +69,7 @@ def evaluate(context: EvaluationContext) -> dict[str, Any]:
         values = {f"{name}/{metric}": estimate.value for metric, estimate in result.metrics.items()}
         stage.ledger.log({"step": step, "benchmark": name, **values, "seconds": time.time() - started})
 
+    # Files next to the result: all samples, and statistics that are not a single number.
     write_rows(stage.output / SAMPLES, samples)
     if details:
         with replacing(stage.output / "distribution.json") as temporary:

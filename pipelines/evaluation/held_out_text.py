@@ -46,6 +46,7 @@ def held_out_rows(corpus: Corpus, benchmark: BenchmarkConfig, length: int) -> He
             "value, or add packages to data.text"
         )
     chosen = _spread(len(rows), benchmark.items)
+    # Token shards do not record documents: their domain is the source. In other text it is the document's package.
     if isinstance(rows, ShardRows):
         tokens = rows[chosen]
         return HeldOutRows(tokens, np.zeros(tokens.shape, dtype=np.int64), [benchmark.task])
@@ -60,8 +61,10 @@ def measure_text(context: EvaluationContext, benchmark: BenchmarkConfig) -> Benc
     """Measure perplexity, entropy and the other metrics of `distribution.headline`."""
     control, corpus = context.control, context.corpus
     rows = held_out_rows(corpus, benchmark, context.config.text_length)
+    # A theory control has entropy and masses only.
     if control.objective is not None:
         return BenchmarkResult(_stationary_metrics(context, rows.tokens, control.objective))
+    # A matched control, like the model itself, has all metrics.
     transform = distribution.tempered(control.temperature) if control.name else distribution.unchanged
     table = distribution.token_table(context.model, rows.tokens, context.top_k, transform=transform)
     byte_lengths = distribution.byte_lengths(corpus)
@@ -90,6 +93,7 @@ def _stationary_metrics(context: EvaluationContext, tokens: NDArray[Any], object
     q = logits[torch.arange(len(positions)), torch.from_numpy(positions)].double().cpu().softmax(-1)
     p = stationary_distribution(q, objective)
 
+    # Add the mean difference p - q to the mean over all tokens; both errors add up in quadrature.
     k = min(top_k, q.shape[1])
     differences = {
         "entropy": (table.entropy, torch.special.entr(p).sum(-1) - entropy(q.log())),

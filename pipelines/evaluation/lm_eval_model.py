@@ -76,6 +76,7 @@ class RolloutLM(TemplateLM):
 
         A context that is too long loses its beginning.
         """
+        # The model sees `max_length` tokens, and the last one of the continuation is only predicted.
         pairs = [
             ((context + continuation)[-self.max_length - 1 : -len(continuation)], continuation)
             for _, context, continuation in requests
@@ -101,6 +102,7 @@ class RolloutLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probabilities of whole texts, in windows of the model's length that predict each token once."""
+        # The windows of all texts are scored together; each adds to the total of its text.
         windows: list[tuple[Any, list[int], list[int]]] = []
         request_indices: list[int] = []
         for index, request in enumerate(requests):
@@ -144,6 +146,7 @@ class RolloutLM(TemplateLM):
         until = handle_stop_sequences(settings.get("until"), eos=None)
         temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
         sampling = Sampling(temperature, float(settings.get("top_p", 1.0)), int(settings["max_gen_toks"]))
+        # Greedy texts are generated once and repeated.
         samples = n if sampling.temperature else 1
         seed = zlib.crc32(json.dumps(kwargs, sort_keys=True, default=str).encode())
         order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))  # longest first

@@ -45,10 +45,12 @@ def run_task(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
         samples = _sampled(context, name, benchmark, tasks=tasks)
         return BenchmarkResult(measure(samples, context.config.pass_k), samples)
 
+    # lm-eval asks `lm`, whose answers come from the cache where they are stored, and scores them.
     lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache)
     limit = _items_per_task(benchmark, tasks)
     results = lm_eval.evaluate(lm, {"tasks": tasks, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0)
     assert results is not None
+    # A task with several filters has one row for each item and filter; keep those of the benchmark's metric.
     rows = [row for task in tasks for row in results["samples"][task]]
     metric, _, filter_name = (benchmark.metric or rows[0]["metrics"][0]).partition(",")
     scored = [row for row in rows if row["filter"] == (filter_name or row["filter"]) and metric in row]
@@ -101,6 +103,7 @@ def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
             f"({type(error).__name__}: {message}); name a local copy with "
             f"evaluation.benchmarks.{name}.dataset=FILE.jsonl or FILE.parquet"
         ) from error
+    # The seed chooses the worked examples of each item.
     for task in tasks.values():
         if benchmark.shots is not None:
             task.set_config(key="num_fewshot", value=benchmark.shots)
@@ -124,7 +127,10 @@ def _task_manager(task: str) -> TaskManager:
 
 @cache
 def _folder_of(task: str) -> Path | None:
-    """The folder of lm-eval with the file of a task or group, or None. The files are searched as text: 0.3 s."""
+    """The folder of lm-eval with the file of a task or group, or None.
+
+    The files are searched as text, which takes less than a second.
+    """
     line = re.compile(rb"^(?:task|group):[ \t]*[\"']?%s[\"']?[ \t]*(?:#.*)?$" % re.escape(task).encode(), re.MULTILINE)
     matches = (path for path in sorted(LM_EVAL_TASKS.rglob("*.yaml")) if line.search(path.read_bytes()))
     first = next(matches, None)
@@ -163,6 +169,7 @@ def _with_local_file(name: str, benchmark: BenchmarkConfig, manager: TaskManager
             f"evaluation.benchmarks.{name}.dataset={benchmark.dataset}: {task} is a group of tasks, each with its own "
             "data set; name one of them as the task"
         )
+    # A task file that includes the definition and overrides where its items come from.
     file = Path(str(benchmark.dataset)).absolute()
     examples = file.with_suffix(f".train{file.suffix}")
     examples_split = "train" if examples.exists() else None
@@ -195,6 +202,7 @@ def _sampled(
     context: EvaluationContext, name: str, benchmark: BenchmarkConfig, *, tasks: Mapping[str, Any]
 ) -> list[Sample]:
     """Samples of the prompts of generation tasks, judged by the benchmark's verifier or by lm-eval."""
+    # One request for each item, in the order of the tasks; `until` and the settings are those of the first.
     items: list[tuple[Any, Instance]] = []
     for task in tasks.values():
         task.build_all_requests(limit=_items_per_task(benchmark, tasks), rank=0, world_size=1)
@@ -224,6 +232,7 @@ def _sampled(
             seed = (zlib.crc32(name.encode()),)
             rollouts = lm.sample(token_ids, sampling, n=n, seed=seed, until=until, first=chosen.start)
             texts = lm.decode(rollouts, until)
+            # The judge receives `n` answers for each prompt.
             judged = [_judged(benchmark, *items[chosen.start + i // n], text=text) for i, text in enumerate(texts)]
             responses = judged_responses(rollouts, texts, judged)
             return sample_rows([(prompt, prompt) for prompt in some], responses, judge, first_item=chosen.start)

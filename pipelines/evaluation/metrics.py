@@ -120,6 +120,7 @@ def mean_intervals(values: Items, fractions: bool = True, resample: bool = True)
         low, high = values.mean(0) - half, values.mean(0) + half
     else:
         low, high = interval_of(resampling(count) @ values, count)
+    # Where all items are 0 or all are 1: the other end of the exact binomial interval.
     if fractions:
         far = 1 - ((1 - LEVEL) / 2) ** (1 / count)
         high = np.where((values == 0).all(0), far, high)

@@ -34,11 +34,13 @@ def choice_items(corpus: Corpus, benchmark: BenchmarkConfig) -> list[Item]:
 def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> BenchmarkResult:
     """Measure how often the right pair is the one whose continuation is the likeliest."""
     items = choice_items(context.corpus, benchmark)
+    # All pairs are scored in one list, so that batches are full; `log_probs` [pairs] are in the order of the items.
     contexts, continuations = zip(*(pair for item in items for pair in item), strict=True)
     log_probs = np.empty(len(contexts))
     for batch, scores in likelihoods(context.model, contexts, continuations, batch_tokens=BATCH_TOKENS):
         by_pair = scores.log_probs.split([len(continuations[i]) for i in batch])
         log_probs[batch] = [tokens.sum().item() for tokens in by_pair]
+    # [items, CHOICES], the right pair first.
     by_item = log_probs.reshape(-1, CHOICES)
     right = by_item[:, 0] > by_item[:, 1:].max(1)
     return BenchmarkResult({"accuracy": estimate(right.astype(np.float64))})
@@ -52,9 +54,11 @@ def module_items(corpus: Corpus, count: int) -> list[Item]:
     items = []
     for index in rng.permutation(len(documents))[:count]:
         document = documents[index]
+        # The right module and three others, drawn at random.
         modules = {document.module: None}
         while len(modules) < CHOICES:
             modules.setdefault(documents[rng.integers(len(documents))].module, None)
+        # The beginning of the docstring, without the token that begins a text.
         text = corpus.encode("\n" + document.text[: 8 * CHOICE_TOKENS])[1 : 2 * CHOICE_TOKENS + 1]
         items.append([(corpus.encode(f"# {module}"), text) for module in modules])
     return items

@@ -17,6 +17,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     """Sample answers to the questions of a benchmark and measure them."""
     questions = load_items(context.corpus, benchmark.task, count=benchmark.items, dataset=benchmark.dataset)
     config = context.config
+    # A matched control also changes the temperature of samples.
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature * context.control.temperature, config.top_p, limit)
     key = {
@@ -32,6 +33,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
         def compute(items: range) -> list[Sample]:
             chosen = questions[items.start : items.stop]
             prompts = [context.corpus.encode(question.prompt) for question in chosen]
+            # The seed depends on the benchmark only, and `first` makes samples independent of the ranges.
             seed = (zlib.crc32(name.encode()),)
             rollouts = generate(context.model, prompts, sampling, n=benchmark.samples, seed=seed, first=items.start)
             texts = context.corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)

@@ -95,6 +95,7 @@ _TERMS = [[term for term in range(-9, 10) if term and 0 <= total + term <= 9] fo
 
 def _chain(length: int, rng: random.Random) -> Problem:
     """Digits added and subtracted from left to right, with one-digit totals: `7-5+3` -> `2+3` -> `5`."""
+    # The totals after 0, 1, ... terms; the step after each is that total with the terms that follow.
     totals, terms = [rng.randint(1, 9)], []
     for _ in range(length - 1):
         terms.append(rng.choice(_TERMS[totals[-1]]))
@@ -119,6 +120,7 @@ def _boolean(rng: random.Random) -> Problem:
     """Truth values combined from left to right by and, or, xor: `T&F|T^F`."""
     operators = {"&": lambda a, b: a and b, "|": lambda a, b: a or b, "^": lambda a, b: a != b}
     truth = {True: "T", False: "F"}
+    # The values after 0, 1, ... terms, as in `_chain`.
     values, terms = [rng.random() < 0.5], []
     for _ in range(rng.randint(3, 5)):
         sign, operand = rng.choice("&|^"), rng.random() < 0.5
@@ -140,6 +142,7 @@ def _order(rng: random.Random) -> Problem:
 
 def _program(rng: random.Random) -> Problem:
     """An expression in x from its values at two points: `f(2)=5 f(4)=7` -> `x+3`."""
+    # Draw until both points and both values are digits, and the points differ.
     while True:
         first, second, shift = rng.randint(0, 9), rng.randint(0, 9), rng.choice([d for d in range(-9, 10) if d])
         if first != second and 0 <= first + shift <= 9 and 0 <= second + shift <= 9:
