@@ -23,7 +23,7 @@ SILENCED = ("transformers.utils.generic", "math_verify")
 """Libraries whose warnings do not help either: deprecated names of arguments, and that there is no time limit."""
 
 
-class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
+class _StandardError(logging.StreamHandler):
     """Writes to what `sys.stderr` is at the time of the log line, so that a redirection is followed."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,7 +1,7 @@
 """Runs the project's commands in the process of the tests.
 
-A new process takes a second to start, and `shaping-run` starts a fork server that imports torch; here both are shared by
-all commands. Tests that kill a command or replace its stages start it as a separate process instead.
+A new process takes a second to start, and `shaping-run` starts a fork server that imports torch; here all commands
+share both. Tests that kill a command or replace its stages start it as a separate process instead.
 """
 
 import contextlib

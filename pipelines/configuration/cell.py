@@ -123,6 +123,7 @@ class Cell:
 
 def unsupported(cell: Cell) -> str | None:
     """Returns why a cell can be planned but not trained here, in one sentence; None if it can be trained."""
+    # Data and packages may be missing on the machine that plans, so these are no checks of the configuration.
     data = cell.data
     if data.shards is not None and not (Path(data.shards) / "index.json").is_file():
         return (

@@ -58,7 +58,7 @@ def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tupl
         fix=f"its {rows} rows of {budget.sequence_length} cannot be shared by {ranks} ranks; rank counts that fit: "
         f"{_listing(_divisors(rows))}",
     )
-    share = rows // ranks
+    share = rows // ranks  # rows of each rank in one batch
     if compute.micro_batch_tokens is None:
         return share, 1
     micro = compute.micro_batch_tokens // budget.sequence_length

@@ -44,9 +44,11 @@ def overlap(benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n:
     # For each n-gram size, all hashes to look for, sorted, and whether the training text contains them.
     pools = {size: np.unique(np.concatenate([item.hashes for item in items])) for size, items in items_of_size.items()}
     seen = {size: np.zeros(len(pool), bool) for size, pool in pools.items()}
+    # One pass over the training text marks the hashes that it contains.
     for chunk in _chunks(training):
         for size, pool in pools.items():
             seen[size][positions(ngram_hashes(chunk, size), pool)] = True
+    # An item is contaminated if any of its n-grams was seen. Items that were not looked up have no entry.
     contaminated = {
         (item.benchmark, item.index): bool(seen[size][positions(item.hashes, pools[size])].any())
         for size, items in items_of_size.items()

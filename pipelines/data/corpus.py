@@ -125,6 +125,7 @@ class Corpus:
         """
         with np.load(self.folder / "tokens.npz") as arrays:
             tokens, starts = arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"]
+        # [rows, 1] + [length + 1] -> the index of every token of every row
         indices = row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)
         return tokens[indices], np.searchsorted(starts, indices, side="right") - 1
 
@@ -140,7 +141,7 @@ def row_starts(document_starts: NDArray[np.int64], tokens: int, length: int) -> 
     start = 0
     while start + length + 1 <= tokens:
         starts.append(start)
-        end = start + length
+        end = start + length  # the last token of this row is the first input of a row that follows directly
         last_document = int(document_starts[np.searchsorted(document_starts, end, side="right") - 1])
         start = last_document if last_document > start else end
     return np.array(starts, dtype=np.int64)
@@ -156,6 +157,7 @@ def prepare(config: DataConfig, cache: Path) -> Corpus:
     key = sha256_of(content)[:16]
     folder = cache / key
     cache.mkdir(parents=True, exist_ok=True)
+    # Several stage runs may need the corpus at once: the first builds it, the others wait.
     with FileLock(cache / f"{key}.lock"):
         if not (folder / "manifest.json").exists():
             remove_leftovers(cache, key)
@@ -181,6 +183,7 @@ def _content(config: DataConfig, shards: TokenShards | None) -> dict[str, Any]:
 
 @no_collection()
 def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards: TokenShards | None) -> None:
+    # Documents and problems; a problem's text is its prompt with one kind of answer.
     documents = [document for package in config.text for document in docstrings(package)]
     random.Random(config.seed).shuffle(documents)
     problems = [p for family in config.tasks for p in generate(family, config.tasks_per_family, config.seed)]
@@ -192,12 +195,14 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
             split: [problem_texts[p.question] for p in problems if p.family == family and split_of(p.question) == split]
             for split in SPLITS
         }
+    # The tokenizer of the shards, or one trained on all training documents.
     if shards:
         tokenizer = Tokenizer.from_file(str(shards.folder / "tokenizer" / "tokenizer.json"))
         end_of_text = shards.index["end_of_text"]
     else:
         tokenizer = train_tokenizer([text for splits in texts.values() for text in splits["train"]], config.vocab_size)
         end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    # Tokens and document starts of each source and split, in one file.
     arrays: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         for source in texts:
@@ -207,6 +212,7 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
     np.savez(folder / "tokens.npz", **arrays)  # type: ignore[arg-type]
     (folder / "problems.json").write_text(json.dumps([vars(p) for p in problems]))
     (folder / "documents.json").write_text(json.dumps([vars(d) for d in documents]))
+    # The manifest comes last: it has the hashes of the other files.
     manifest = {
         "content": content,
         "vocabulary": tokenizer.get_vocab_size(),

@@ -42,6 +42,7 @@ def docstrings(package: str) -> list[Document]:
     for path in sorted(root.rglob("*.py")):
         if "tests" in path.parts:
             continue
+        # PACKAGE/sub/__init__.py -> PACKAGE.sub
         module = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
         for node in _outside_expressions(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

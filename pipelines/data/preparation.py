@@ -73,6 +73,7 @@ def prepare_shards(
     require(bool(data.sources), "data.sources", "{}", fix="name at least one source")
     assert data.shards is not None
     folder = Path(data.shards)
+    # Parts come before the folder is created: a wrong path leaves nothing behind.
     parts = [part for name, source in data.sources.items() for part in parts_of(name, source)]
     folder.mkdir(parents=True, exist_ok=True)
     ngrams = _write_evaluation_ngrams(folder, evaluation_files)
@@ -89,6 +90,7 @@ def prepare_shards(
             f"data.shards={folder}: it was begun with another tokenizer, other sources, another validation share or "
             "other evaluation sets; name another folder, or delete it"
         )
+    # Workers load the tokenizer from the folder; its end-of-text token and size go into every shard.
     tokenizer = _prepare_tokenizer(data, parts, folder)
     write_json(settings_path, settings, key="data.shards")
     preparation = Preparation(folder, validation, ngrams, tokenizer["end_of_text"], tokenizer["vocabulary"])
@@ -102,6 +104,7 @@ def _prepare_parts(
     """Returns the record of every part, in the order of `parts`; those without one are prepared first."""
     paths = {part: _record_path(preparation.folder, part) for part in parts}
     records = {part: read_json(path) for part, path in paths.items() if path.exists()}
+    # Spawned, not forked: the tokenizer's threads do not survive a fork.
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (preparation,)) as pool:
         futures = {pool.submit(_prepare_part, part): part for part in parts if part not in records}
         try:
@@ -109,6 +112,7 @@ def _prepare_parts(
                 records[futures[future]] = future.result()
                 progress(len(records), len(parts), future.result())
         except BaseException:
+            # Do not wait for parts that have not started; finished ones have their records.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {part: records[part] for part in parts}
@@ -119,6 +123,7 @@ def _record_path(folder: Path, part: Part) -> Path:
 
 
 def _write_index(folder: Path, records: dict[Part, dict[str, Any]], tokenizer: dict[str, Any]) -> Path:
+    # source -> split -> its shards in the order of the parts
     sources: dict[str, dict[str, list[Any]]] = {}
     for part, record in records.items():
         splits = sources.setdefault(part.source, {split: [] for split in SPLITS})
@@ -151,6 +156,7 @@ class _Worker:
                 split: stack.enter_context(ShardWriter(folder / split / part.name, dtype, self.preparation.end_of_text))
                 for split in SPLITS
             }
+            # Leave out contaminated documents, encode the others, and distribute them over the splits.
             for batch in _batches(documents_of(part)):
                 kept = [text for text in batch if text and not self._is_contaminated(text)]
                 record["documents"] += len(batch)
@@ -160,7 +166,7 @@ class _Worker:
                 for text, encoding in zip(kept, encodings, strict=True):
                     split = "validation" if is_held_out(text, self.preparation.validation) else "train"
                     writers[split].add(encoding.ids)
-        # The writers are closed: the files are complete.
+        # The writers are closed, so the files are complete and can be hashed.
         record["shards"] = {split: entry for split, writer in writers.items() if (entry := writer.entry())}
         write_json(_record_path(self.preparation.folder, part), record, sort_keys=False, key="data.shards")
         return record

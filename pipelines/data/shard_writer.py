@@ -28,6 +28,7 @@ class ShardWriter:
 
     def add(self, tokens: list[int]) -> None:
         """Append a document."""
+        # The file is created with the first document, so that an empty shard leaves none.
         if not self._starts:
             self._file = self._replacing.__enter__().open("wb")
         self._starts.append(self._tokens)
@@ -43,8 +44,9 @@ class ShardWriter:
         if not self._starts:
             return
         if error is None:
-            self._write([self._end_of_text])
+            self._write([self._end_of_text])  # ends the last document
         self._file.close()
+        # Rename the token file, or remove it after an exception.
         self._replacing.__exit__(kind, error, traceback)
         if error is None:
             with replacing(self._path.with_suffix(".documents")) as temporary:

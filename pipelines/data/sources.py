@@ -47,6 +47,7 @@ def parts_of(name: str, source: SourceConfig) -> list[Part]:
         return _hub_parts(name, source)
     paths = sorted(path for path in glob.glob(source.path, recursive=True) if os.path.isfile(path))
     require(bool(paths), f"data.sources.{name}.path", source.path, fix="no file matches; give an existing path or glob")
+    # Large files are cut into ranges of bytes or row groups, so that several processes can read them.
     ranges: list[tuple[str, int, int | None]] = []
     for path in paths:
         if source.kind == "jsonl" and not path.endswith(".gz"):  # only an uncompressed file can be entered anywhere

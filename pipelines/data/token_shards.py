@@ -63,6 +63,7 @@ class ShardRows:
         """Returns row `index`, shape [length + 1], as a view of the file; or copies of n rows, [n, length + 1]."""
         if isinstance(index, np.ndarray):
             return np.stack([self[int(i)] for i in index])
+        # The shard that contains the row, and the row's first token in it.
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first_row = int(self._ends[shard - 1]) if shard else 0
         start = (index - first_row) * self.length
@@ -85,6 +86,7 @@ class TokenShards:
         if self.index.get("format") != FORMAT:
             raise StageFailure(f"{path}: format {self.index.get('format')}, but this version reads {FORMAT}; {FIX}")
         self.type = token_type(self.index["vocabulary"])
+        # Sizes are cheap to check and reveal an interrupted copy.
         total_bytes = 0
         for file, shard in self._files():
             expected = shard["tokens"] * self.type.itemsize
@@ -115,6 +117,7 @@ class TokenShards:
         split = "train" if split == "train" else "validation"
         names = [shard["name"] for shard in self.index["sources"][source].get(split, [])]
         maps = [np.memmap(self._file(source, split, name), self.type, "r") for name in names]
+        # A shard of fewer tokens than a row has no rows.
         return ShardRows([tokens for tokens in maps if len(tokens) > length], length)
 
     def documents(self, source: str, split: str, name: str) -> NDArray[np.uint64]:

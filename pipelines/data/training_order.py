@@ -36,6 +36,7 @@ def schedule(
     rng = np.random.default_rng(seed)
     names = [name for name, weight in mixture.items() if weight > 0]
     weights = np.array([mixture[name] for name in names])
+    # Draw the source of every row, then take the rows of each source in turn.
     sources = rng.choice(len(names), size=rows, p=weights / weights.sum())
     passes: dict[str, Iterator[int]] = {name: _passes(sizes[name], rng) for name in names}
     return [(names[source], next(passes[names[source]])) for source in sources]
@@ -57,6 +58,7 @@ class Mixture(Sequence[tuple[str, int]]):
         self._seed, self._count, self._sizes = seed, rows, sizes
         self._names = [name for name, weight in mixture.items() if weight > 0]
         weights = np.array([mixture[name] for name in self._names])
+        # A uniform number between two edges selects the source between them.
         self._edges = np.cumsum(weights / weights.sum())[:-1]
         counts = [np.bincount(self._sources(block), minlength=len(self._names)) for block in range((rows - 1) // BLOCK)]
         # Rows of each source before each block, [blocks, sources].
@@ -102,10 +104,10 @@ def permuted(index: int, size: int, seed: tuple[int, ...]) -> int:
     keys = _keys(seed)
     while True:
         left, right = index >> half, index & mask
-        for key in keys:
+        for key in keys:  # one round: swap the halves and mix one into the other
             left, right = right, left ^ (_mixed(right ^ key) & mask)
         index = left << half | right
-        if index < size:
+        if index < size:  # else apply the network again: it is a bijection, so this ends at a free index
             return index
 
 
