@@ -60,6 +60,7 @@ class Ledger:
         if self._earlier:
             self._drop_rows_from(int(row["step"]))
         row = row | {"time": time.time()}
+        # JSON has no NaN; the tracker receives it unchanged.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.newest = finite
         self._file.write(json.dumps(finite) + "\n")
@@ -77,6 +78,7 @@ class Ledger:
                 f"{self._path}: one of its lines is not a ledger row ({error}); delete the folder resume next to it to "
                 "start the stage run from the beginning"
             ) from error
+        # The file is already open for the new rows, so it is rewritten in place.
         self._file.truncate(0)
         self._file.seek(0)
         self._file.writelines(line + "\n" for line in kept)

@@ -73,9 +73,11 @@ def run_stage(
     name = f"{spec['stage']}/{spec['signature']}"
     labels = "  ".join(f"{key} {value}" for key, value in spec["labels"].items() if value not in ("", None))
     logger.info("%s starts as rank %d of %d:  %s", name, rank, tasks, labels)
+    # The corpus is built on the first use of its configuration and read from the cache afterwards.
     corpus = prepare(_data_config(spec), root / "cache")
     torch.manual_seed(config["seed"])
     compute = {key: value for key, value in spec["compute"].items() if key != "shards"}
+    # Rank 0 writes to the store and to W&B; the others write the same files to a folder that is deleted.
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary) if rank else None
         tracker = None if rank else start_wandb_run(spec, root, tracking)
@@ -103,7 +105,7 @@ def run_stage(
 def _data_config(spec: dict[str, Any]) -> DataConfig:
     """The data of a stage run. Raises `StageFailure` if its token shards have changed since it was planned."""
     content = dict(spec["config"]["data"])
-    planned = content.pop("shards", None)
+    planned = content.pop("shards", None)  # the fingerprint of the shards, in place of their folder
     folder = spec["compute"]["shards"]
     if planned != (folder and fingerprint(folder)):
         raise StageFailure(
@@ -117,6 +119,7 @@ def _pretrain(context: StageContext) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
     shape = ModelConfig(name="", **config["model"])
+    # Shards name a vocabulary that the tokenizer may not fill.
     model = build_model(
         shape,
         corpus.tokenizer,

@@ -74,6 +74,7 @@ def build_model(
             f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries; set at least "
             "that many"
         )
+    # The global generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, end=tokenizer.eos_token_id))
@@ -96,6 +97,7 @@ def load_model(
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        # The RoPE base has to be set before the model computes its rotary frequencies.
         if rope_base is not None:
             config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
         model = AutoModelForCausalLM.from_pretrained(

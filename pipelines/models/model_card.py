@@ -10,6 +10,7 @@ def model_card(spec: Mapping[str, Any], *, step: int, parameters: int, row: Mapp
     config, labels, stage = spec["config"], spec["labels"], spec["stage"]
     name = "/".join(str(labels.get(key, "?")) for key in ("model", "objective", "seed"))
     objective = config.get("objective")
+    # The lines between the rules are metadata for the Hugging Face Hub.
     lines = [
         "---",
         "library_name: transformers",

@@ -31,6 +31,7 @@ def active_body_parameters(model: Mapping[str, Any]) -> int:
 def _body(model: Mapping[str, Any], experts: int) -> int:
     attention, norms = _attention(model)
     router = model.get("experts", 0) * model["d_model"]
+    # A layer: attention, norms of queries and keys, two norms of the residual, router, three matrices per expert.
     layer = attention + norms + 2 * model["d_model"] + router + 3 * model["d_model"] * model["ffn"] * experts
     return int(model["layers"] * layer + model["d_model"])
 
@@ -46,6 +47,7 @@ def active_parameters(model: Mapping[str, Any], vocabulary: int) -> int:
 def _attention(model: Mapping[str, Any]) -> tuple[int, int]:
     """Weights of a layer's four attention projections, and scales of its query and key norms."""
     queries, keys = model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
+    # A mixture has a scale for each query and key feature; a dense model shares them between heads.
     norms = queries + keys if model.get("experts", 0) else 2 * model["head_dim"]
     return model["d_model"] * (2 * queries + 2 * keys), norms
 

@@ -29,6 +29,7 @@ class ExpertBalance:
         self._counts: list[Tensor | None] = [None] * len(self._blocks)
         """Tokens sent to each expert [experts] since the last call of `move`, for each layer with experts."""
         self._is_counting = False
+        # A hook on each router sees its choices without a change to the model's code.
         for index, block in enumerate(self._blocks):
             gate = block.gate
             assert isinstance(gate, torch.nn.Module)
@@ -75,6 +76,7 @@ class ExpertBalance:
         self._counts = [None] * len(self._blocks)
         if everywhere:
             all_reduce(counts, ReduceOp.SUM)
+        # A load of 1 is an equal share: counts * experts / tokens sent.
         loads = counts / counts.sum(-1, keepdim=True) * counts.shape[-1]
         if not keep:
             for block, load in zip(self._blocks, loads, strict=True):
@@ -83,6 +85,7 @@ class ExpertBalance:
 
     def row(self, loads: Tensor) -> dict[str, float]:
         """Ledger columns: the largest load of any layer, experts without tokens, and the span of the biases."""
+        # [layers, experts]
         biases = torch.stack([getattr(block, BIAS) for block in self._blocks])
         return {
             "expert_load_max": loads.max().item(),

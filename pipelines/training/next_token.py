@@ -112,6 +112,7 @@ class NextToken(L.LightningModule):
         with self._balance.counting() if self._balance else nullcontext():
             loss, statistics = self.loss(batch, self._is_row_due())
         self.step_filter.add_loss(loss)
+        # The row averages the micro-batches of the step, each of the same size.
         if statistics is not None:
             row = {
                 "loss": loss.item(),
@@ -148,6 +149,7 @@ class NextToken(L.LightningModule):
         """
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.budget.gradient_clip)
         self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        # The total norm over all ranks, before clipping, decides on all ranks alike.
         reason = self.step_filter.reason_to_skip(
             self._gradient_norm.item(), lambda loss: self._mean_over_ranks({"loss": loss})["loss"]
         )
@@ -186,6 +188,7 @@ class NextToken(L.LightningModule):
             weights = dict(parallel.gathered_tensors(self.model)) if self._sharded else None
             if self.trainer.is_global_zero:
                 self.context.save_milestone(self.model, step, weights)
+        # The ranks decide together, since saving needs all of them.
         interrupted = self._on_any_rank(self.context.interrupted())
         if interrupted or self._on_any_rank(self._save_is_due()):
             self._save(step)
@@ -212,6 +215,7 @@ class NextToken(L.LightningModule):
 
     def _save(self, step: int) -> None:
         """Save the trainer state after `step`; all ranks together."""
+        # Lightning wraps the optimizer.
         optimizer: Any = self.optimizers()
         tensors = trainer_tensors(self.model, getattr(optimizer, "optimizer", optimizer))
         state = {"last": self.newest_statistics, **self.step_filter.state_dict()}

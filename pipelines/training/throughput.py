@@ -48,6 +48,7 @@ class Speed:
         """The columns for the steps since the last call; `mfu` only if the device's peak is known."""
         total, steps = sum(self._seconds), len(self._seconds)
         median, slow = np.percentile(self._seconds, (50, 95))
+        # Operations per second on all ranks together, so the peak is multiplied by the ranks below.
         operations = self._operations * steps / total
         row = {
             "tokens_per_second": self._tokens * steps / total,
@@ -65,6 +66,7 @@ class Speed:
 
 def step_operations(model: Any, tokens: int, length: int) -> float:
     """Operations of one training step of a transformers model; the masked half of attention is not counted."""
+    # Backward costs twice the forward pass: 3 forward passes in all.
     config = model.config
     shape: Mapping[str, Any] = {
         "layers": config.num_hidden_layers,
@@ -96,4 +98,5 @@ def memory_bytes() -> int:
     """The peak of the GPU's allocator or, without a GPU, the current memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    # The second field of statm is the resident size in pages.
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -68,6 +68,7 @@ def save_tensors(
         dcp.save(tensors, checkpoint_id=shared)
     if is_first:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        # `STATE` is written last: `saved_steps` only counts folders that have it.
         content = {"format": STATE_FORMAT, "step": step, "shapes": shapes, **state}
         (shared / STATE).write_text(json.dumps(content))
         with replacing(path) as temporary:
@@ -111,6 +112,7 @@ def load_tensors(folder: Path, state: Mapping[str, Any], tensors: dict[str, Tens
     """
     path = _path(folder, state["step"])
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    # Names that only one side has, or else names whose shapes differ.
     different = sorted(shapes.keys() ^ state["shapes"].keys()) or [n for n in shapes if shapes[n] != state["shapes"][n]]
     if different:
         name = different[0]

@@ -27,6 +27,7 @@ class TrainingRows(Dataset[Tensor]):
                 f"{budget.key}.sequence_length={budget.sequence_length}: {empty[0]} has no row that long; shorten the "
                 "rows or take more data"
             )
+        # The order is computed for the whole budget, so that a resumed run only skips rows.
         count = budget.steps * (budget.batch_tokens // budget.sequence_length)
         self._order = training_order(
             [seed, Stream.TRAINING_ROWS], count, mixture=budget.mixture, sizes=sizes, sharded=corpus.sharded
@@ -54,6 +55,7 @@ class RankRows(Dataset[Tensor]):
         return (len(self._rows) - self._first_row) // self._batch * self._rows_per_step
 
     def __getitem__(self, index: int) -> Tensor:
+        # Consecutive indices run through this rank's part of a step, then jump to its part of the next step.
         step, row = divmod(index, self._rows_per_step)
         return self._rows[self._first_row + step * self._batch + self._offset + row]
 
