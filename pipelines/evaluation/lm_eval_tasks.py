@@ -28,11 +28,12 @@ from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
 from pipelines.evaluation.lm_eval_model import RolloutLM
 from pipelines.evaluation.metrics import RIGHT, estimate
 from pipelines.evaluation.sampled_answers import judged_responses
-from pipelines.evaluation.samples import Judged, Sample, measure, sample_rows
+from pipelines.evaluation.samples import Sample, measure, sample_rows
 from pipelines.files import sha256_of
 from pipelines.rollouts import Sampling
 from pipelines.tasks.answer_extraction import final_answer
 from pipelines.verifiers import VERIFIERS, Judge
+from pipelines.verifiers.judge import Item
 
 OUR_TASKS = Path(__file__).parent / "lm_eval_task_files"
 LM_EVAL_TASKS = Path(lm_eval.__file__).parent / "tasks"
@@ -240,7 +241,7 @@ def _sampled(
         return context.cache.rows(name, key, ranges=ranges, compute=compute)
 
 
-def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: str) -> Judged:
+def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: str) -> Item:
     """The item for `Judge.rewards` of one sample: its final answer, or its whole program if the reference is tests.
 
     Without a verifier, lm-eval scores the sample, and the item is its filtered answer with a reference that it equals

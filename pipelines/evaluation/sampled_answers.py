@@ -8,9 +8,10 @@ from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.data.questions import Question, load_items
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
 from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
-from pipelines.evaluation.samples import Judged, Responses, Sample, measure, sample_rows
+from pipelines.evaluation.samples import Responses, Sample, measure, sample_rows
 from pipelines.rollouts import Rollouts, Sampling, generate
 from pipelines.verifiers import Judge
+from pipelines.verifiers.judge import Item
 
 
 def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) -> BenchmarkResult:
@@ -45,17 +46,17 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     return BenchmarkResult(measure(samples, config.pass_k), samples)
 
 
-def _judged(questions: Sequence[Question], texts: Sequence[str], rollouts: Rollouts) -> list[Judged]:
+def _judged(questions: Sequence[Question], texts: Sequence[str], rollouts: Rollouts) -> list[Item]:
     """What the judge receives for each response; one that reached the limit has no answer."""
     n = len(texts) // len(questions)
-    judged: list[Judged] = []
+    judged: list[Item] = []
     for i, (text, stopped) in enumerate(zip(texts, rollouts.stopped.tolist(), strict=True)):
         verifier, answer, reference = questions[i // n].judged(text)
         judged.append((verifier, answer if stopped else None, reference))
     return judged
 
 
-def judged_responses(rollouts: Rollouts, texts: Sequence[str], judged: Sequence[Judged]) -> Responses:
+def judged_responses(rollouts: Rollouts, texts: Sequence[str], judged: Sequence[Item]) -> Responses:
     """The `Responses` of `rollouts`, with their texts and what the judge receives for each."""
     return Responses(
         texts,

@@ -22,6 +22,7 @@ import numpy as np
 from pipelines.evaluation.metrics import RIGHT, Estimate, sampled_metrics
 from pipelines.files import replacing
 from pipelines.verifiers import VERIFIERS, Judge
+from pipelines.verifiers.judge import Item
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -50,17 +51,13 @@ def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-Judged = tuple[str, str | None, str]
-"""Verifier, answer or None, and reference: an item for `Judge.rewards`."""
-
-
 @dataclass(frozen=True)
 class Responses:
     """n responses to each of several prompts, prompt by prompt; all lists have the length prompts x n."""
 
     texts: Sequence[str]
-    judged: Sequence[Judged]
-    """Responses to one prompt have the same verifier."""
+    judged: Sequence[Item]
+    """What the judge receives for each; responses to one prompt have the same verifier."""
     log_probs: Sequence[float]
     """Of the whole response, in nats."""
     lengths: Sequence[int]
