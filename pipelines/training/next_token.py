@@ -1,5 +1,6 @@
 """The Lightning module of pre-training and mid-training, whose loss is the shaped objective."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,11 +30,20 @@ from pipelines.training.trainer_state import (
     trainer_tensors,
 )
 from shaping.objective import Objective
+from shaping.statistics import TokenStatistics
 
 LEDGER_ROWS = 100
 """Approximate number of rows that a stage run writes; statistics are only computed for those steps."""
 
 Budget = PretrainConfig | MidtrainConfig
+
+LEDGER_STATISTICS: dict[str, Callable[[TokenStatistics], Tensor]] = {
+    "cross_entropy": lambda statistics: -statistics.target_probability.log().mean(),
+    "entropy": lambda statistics: statistics.entropy.mean(),
+    "head_mass": lambda statistics: statistics.head_mass.mean(),
+}
+"""Column of the ledger -> its value from the statistics [B, T] of a micro-batch. To add a metric, add an entry; the
+ledger, W&B and the display's status pick it up."""
 
 
 class NextToken(L.LightningModule):
@@ -114,12 +124,8 @@ class NextToken(L.LightningModule):
         self.step_filter.add_loss(loss)
         # The row averages the micro-batches of the step, each of the same size.
         if statistics is not None:
-            row = {
-                "loss": loss.item(),
-                "cross_entropy": -statistics.target_probability.log().mean().item(),
-                "entropy": statistics.entropy.mean().item(),
-                "head_mass": statistics.head_mass.mean().item(),
-            }
+            row = {"loss": loss.item()}
+            row |= {name: compute(statistics).item() for name, compute in LEDGER_STATISTICS.items()}
             self._statistics = {
                 name: self._statistics.get(name, 0.0) + value / self._accumulation for name, value in row.items()
             }
