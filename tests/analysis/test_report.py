@@ -218,6 +218,9 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
     draw_all(page)
     page.locator("section.table tbody td a").first.click()
     assert page.locator("#lineage").is_visible()
+    page.keyboard.press("Escape")
+    page.select_option("[data-filter=objective]", index=1)
+    assert 0 < page.locator("section.table:visible").count() < page.locator("section.table").count()
     assert page.evaluate("window.ran") is None
     assert page.locator("img").count() == 0
     assert HOSTILE.split("\u2028")[0] in page.locator("#samples td pre").first.inner_text()
