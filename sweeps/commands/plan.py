@@ -18,6 +18,9 @@ from sweeps.store.stage_runs import Store, store_path
 if TYPE_CHECKING:
     from sweeps.plan.cost import Assumptions, Rate
 
+WIDEST_LINE = 500
+"""Characters of a line of the tree, which rich would crop to the width of the terminal, or of 80 in a pipe."""
+
 
 @app.command("plan")
 def show_plan(
@@ -76,6 +79,7 @@ def show_plan(
     for line in report.lines():
         terminal.print(line)
     if tree:
+        terminal.width = WIDEST_LINE
         terminal.print(report.tree())
 
 

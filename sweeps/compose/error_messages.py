@@ -35,7 +35,7 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return f"{cause.filename or 'a file'}: its disk is full; free some space and type the same command again"
     if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        return _unknown_option(*missing.groups(), text)
+        return _unknown_option(missing.group(1), missing.group(2), text)
     if isinstance(error, OverrideParseException):
         reason = text.split(" See https")[0]
         return f"{error.override}: it is not of the form key=value ({reason})"

@@ -29,36 +29,18 @@ class LocalLauncherConfig:
 
 @dataclass
 class StageResources:
-    """Resources of the jobs of one stage; null: as the launcher has them for all stages."""
+    """Resources of Slurm jobs. For a single stage, null means as for all stages."""
 
     nodes: int | None = None
     gpus: int | None = None
-    tasks: int | None = None
-    cpus: int | None = None
-    mem_gb: float | None = None
-    time: int | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class SlurmLauncherConfig:
-    """`hydra/launcher=slurm`: the whole graph becomes Slurm jobs, and the command returns."""
-
-    _target_: str = f"{PLUGIN_MODULE}.SlurmLauncher"
-    nodes: int = 1
-    gpus: int = 0
     """GPUs per node."""
     tasks: int | None = None
-    """Tasks per node; null: one per GPU, at least one."""
-    cpus: int = 1
+    """Tasks per node; null for all stages: one per GPU, at least one."""
+    cpus: int | None = None
     """Cores per task."""
     mem_gb: float | None = None
-    """Memory per node in GB; null: the default of the partition."""
-    time: int = 240
+    """Memory per node in GB; null for all stages: the default of the partition."""
+    time: int | None = None
     """Time limit in minutes; a job that reaches it is requeued and resumes."""
     partition: str | None = None
     account: str | None = None
@@ -66,6 +48,17 @@ class SlurmLauncherConfig:
     constraint: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     """Other parameters of sbatch: `+hydra.launcher.extra.reservation=maintenance`."""
+
+
+@dataclass
+class SlurmLauncherConfig(StageResources):
+    """`hydra/launcher=slurm`: the whole graph becomes Slurm jobs, and the command returns."""
+
+    _target_: str = f"{PLUGIN_MODULE}.SlurmLauncher"
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 1
+    time: int = 240
     pretrain: StageResources = field(default_factory=StageResources)
     midtrain: StageResources = field(default_factory=StageResources)
     grpo: StageResources = field(default_factory=StageResources)

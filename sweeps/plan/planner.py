@@ -75,7 +75,7 @@ class _Chain:
             stage,
             self._common | self._stage_content(stage),
             parent=parent,
-            checkpoint=parent and checkpoint_name(getattr(self._cell, parent.stage).checkpoints()[-1]),
+            checkpoint=checkpoint_name(getattr(self._cell, parent.stage).checkpoints()[-1]) if parent else None,
             steps=getattr(self._cell, stage).steps,
             labels=self._variant_label(stage),
         )
@@ -135,15 +135,16 @@ class _Chain:
         labels: dict[str, Any],
     ) -> StageRun:
         version = STAGE_VERSIONS[stage]
+        parent_signature = parent.signature if parent else None
         signature = stage_signature(
-            stage, version=version, config=config, parent=parent and parent.signature, checkpoint=checkpoint
+            stage, version=version, config=config, parent=parent_signature, checkpoint=checkpoint
         )
         return StageRun(
             stage=stage,
             signature=signature,
             version=version,
             config=config,
-            parent=parent and (parent.stage, parent.signature),
+            parent=(parent.stage, parent.signature) if parent else None,
             checkpoint=checkpoint,
             steps=steps,
             labels=self._labels | labels,

@@ -1,4 +1,4 @@
-"""The console scripts: what they import, wherever they are started, and what they say if it is not installed."""
+"""The console scripts: what they import in any working directory, and what they print if it is not installed."""
 
 import os
 import subprocess

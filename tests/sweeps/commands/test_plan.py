@@ -59,6 +59,13 @@ def test_calibrate(tmp_path: Path) -> None:
     assert "did you mean 'h100'" in wrong.stderr
 
 
+def test_the_tree_has_the_status_of_every_stage_run(tmp_path: Path) -> None:
+    """Long lines are not cropped where the output is not a terminal."""
+    tree = sweeps("plan", "objective=ce,precision", cwd=tmp_path).stdout.split("\nstage runs\n")[1].splitlines()
+    assert len(tree) == len(plan(compose_cells(["objective=ce,precision"])).runs)
+    assert all(line.endswith("  missing") for line in tree)
+
+
 def test_sizes_are_those_of_table_1(tmp_path: Path) -> None:
     result = json.loads(sweeps("sizes", "--json", cwd=tmp_path).stdout)
     rows = {row["model"]: row for row in result["models"]}
