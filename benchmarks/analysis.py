@@ -33,7 +33,7 @@ READ = """
 import json, resource, sys, time
 began = time.perf_counter()
 from analysis.study import read_stored
-from analysis.tables import build_tables
+from analysis.table_builder import build_tables
 from analysis.table_files import csv
 from sweeps.store.stage_runs import Store
 imported = time.perf_counter()
