@@ -184,7 +184,7 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
     requested = resources(options, batch.stage)
     numbers = ",".join(map(str, sorted(batch.tasks)))
     additional: dict[str, Any] = {
-        **{str(key).replace("_", "-"): value for key, value in requested["extra"].items()},
+        **{str(key).replace("_", "-"): value for key, value in requested.pop("extra").items()},
         "array": f"{numbers}%{options.at_once}" if options.at_once else numbers,
         "hold": True,
         "requeue": True,
@@ -194,13 +194,15 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
     level = (
         [f"export {LEVEL_VARIABLE}={shlex.quote(os.environ[LEVEL_VARIABLE])}"] if LEVEL_VARIABLE in os.environ else []
     )
+    memory = requested.pop("mem_gb")
     parameters = {
-        **{name: requested[name] for name in ("nodes", "time", "partition", "account", "qos", "constraint")},
         "job_name": f"shaping-{batch.stage}",
-        "ntasks_per_node": requested["tasks"],
-        "gpus_per_node": requested["gpus"] or None,
-        "cpus_per_task": requested["cpus"],
-        "mem": None if requested["mem_gb"] is None else f"{round(requested['mem_gb'] * 1024)}M",
+        "nodes": requested.pop("nodes"),
+        "time": requested.pop("time"),
+        "ntasks_per_node": requested.pop("tasks"),
+        "gpus_per_node": requested.pop("gpus") or None,
+        "cpus_per_task": requested.pop("cpus"),
+        "mem": None if memory is None else f"{round(memory * 1024)}M",
         "dependency": batch.dependency,
         "signal_delay_s": options.signal_seconds,
         "setup": level + options.setup or None,
@@ -208,6 +210,8 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
         "wckey": None,
         "additional_parameters": additional,
     }
+    # All other fields of `StageResources` are parameters of sbatch under their own name.
+    additional |= {name.replace("_", "-"): value for name, value in requested.items() if value is not None}
     return {key: value for key, value in parameters.items() if value is not None}
 
 
