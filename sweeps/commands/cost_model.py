@@ -70,6 +70,7 @@ def calibrate(
     if device not in DEVICES:
         raise UserError(f"--device={device}: {nearest(device, DEVICES)}")
     opened = Store.open(store)
+    # Lengths of prompts and responses come first, since the work of sampling depends on them.
     done = [row.signature for row in rows(opened, filters or ()) if row.status == "done"]
     assumptions = measured(opened, done)
     runs = timed(opened, done, assumptions)

@@ -50,11 +50,13 @@ def show_plan(
     from sweeps.plan.cost import Assumptions, Rate, capacity
     from sweeps.plan.planner import plan
 
+    # The launcher's overrides are not part of cells, so they are composed separately.
     words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
     launcher_words = [word for word in words if word.lstrip("+~").startswith("hydra")]
     cells = compose_cells([word for word in words if word not in launcher_words])
     graph = plan(cells)
     root = store_path(cells[0].store)
+    # Planning must not create a store.
     store = Store.open(root) if root.is_dir() else None
     if why is not None:
         _print_differences(graph, store, why)

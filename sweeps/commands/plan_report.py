@@ -56,6 +56,7 @@ class PlanReport:
 
     def _table(self, stages: dict[str, Estimate]) -> Iterator[str]:
         """Yields a row for each stage: how many stage runs cells ask for, how many those are, and the cost to come."""
+        # Cells share stage runs, so they ask for more than there are.
         asked = Counter(self.graph.runs[s].stage for signatures in self.graph.cells.values() for s in signatures)
         counts = Counter((run.stage, COUNTED_AS.get(self.statuses[s], "to do")) for s, run in self.graph.runs.items())
         yield f"Plan: {len(self.graph.cells)} cells, {len(self.graph.runs)} stage runs"
@@ -66,6 +67,7 @@ class PlanReport:
         for stage in STAGES:
             if asked[stage]:
                 done, elsewhere, to_do = (counts[stage, column] for column in names[3:])
+                # Only what is to do has a cost.
                 costs = ("", "", "")
                 if total := stages.get(stage):
                     operations = total.work.training + total.work.sampling
@@ -98,6 +100,7 @@ class PlanReport:
 
     def _memory_lines(self) -> Iterator[str]:
         """Yields the memory of a rank, once for each way in which the token stages of the plan are computed."""
+        # Most stage runs of a sweep have the same line.
         lines = dict[str, None]()
         for run in self.graph.runs.values():
             if run.stage in TOKEN_STAGES:

@@ -26,6 +26,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
     if not selected:
         print("Nothing to retry: none of the selected stage runs failed, was stopped or was cancelled")
         return
+    # What is left to launch, less with each sweep.
     remaining = _with_dependencies(selected, all_rows)
     problems = []
     # A stage run that several sweeps need is launched as in the newest one.
@@ -34,6 +35,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
         if not signatures:
             continue
         remaining -= signatures
+        # The ranks of torchrun cannot be started from here.
         if sweep.launcher == "torchrun":
             words = shlex.join(sweep.options["words"])
             problems.append(

@@ -51,6 +51,7 @@ def gc(
     from sweeps.monitor.upkeep import needed_by_named_sweeps, removable, remove
 
     opened = Store.open(store)
+    # Stage runs may have been copied from another store, where their sweep was launched, so conf/sweep counts too.
     keep = needed(sweep for sweep in records(opened) if sweep.name) | needed_by_named_sweeps()
     items = list(removable(opened, keep, weights=weights))
     total = sum(item.bytes for item in items)
@@ -163,6 +164,7 @@ def contamination(
     cell = compose_cells(list(overrides or []))[0]
     corpus = prepare(cell.data, Store.create(cell.store).cache)
     texts, missing = evaluation_texts(cell.evaluation, corpus)
+    # All sources that any token stage trains on.
     sources = {s for stage in TOKEN_STAGES for s, weight in getattr(cell, stage).mixture.items() if weight > 0}
     report = overlap(texts, corpus.training_texts(sorted(sources)), n)
     if as_json:

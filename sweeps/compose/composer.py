@@ -59,6 +59,7 @@ class Composer:
         Raises `NeedsHydra` for an unusual override. What is wrong with a value raises the error of Hydra, OmegaConf or
         the check that finds it.
         """
+        # Sort the overrides by the part that they set; the last chosen option of a group counts.
         settings: dict[str, PartSetting] = dict.fromkeys(PARTS, (None, ()))
         for line in job:
             part, is_group = self._target(line)
@@ -77,11 +78,12 @@ class Composer:
         return self._parts[key]
 
     def _compose(self, part: str, settings: dict[str, PartSetting]) -> Any:
+        # Only the parts that this one needs: copying the others would take most of the time.
         config = OmegaConf.masked_copy(self._defaults, list(settings))
         for name, (option, _) in settings.items():
             if option is not None:
                 config[name] = self._option(name, option)
-        # From here on an unknown key is an error, as in Hydra.
+        # Options are applied first, then the values in their order; an unknown key is an error, as in Hydra.
         OmegaConf.set_struct(config, True)
         for _, lines in settings.values():
             for line in lines:
@@ -114,6 +116,7 @@ class Composer:
         content = plain_option(part, option)
         if content is None:
             raise NeedsHydra(f"{part}={option}")
+        # As in Hydra, the file is merged into the typed defaults of its dataclass.
         schema = OmegaConf.get_type(self._defaults, part)
         assert is_dataclass(schema)
         config = OmegaConf.merge(OmegaConf.structured(schema), content)

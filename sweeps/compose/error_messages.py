@@ -28,9 +28,11 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
     `keys` are the existing keys, where they are not those of a cell.
     """
     chain = _chain(error)
+    # Our own errors are sentences already.
     for link in chain:
         if isinstance(link, UserError | StageFailure):
             return str(link)
+    # Hydra wraps errors, and the first cause says most; some details are only in the text of the outer one.
     cause, text = chain[-1], " ".join(str(error).split())
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return f"{cause.filename or 'a file'}: its disk is full; free some space and type the same command again"
@@ -84,6 +86,7 @@ def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> st
     # `a.b.c` may be wrong in `b`: this is the first part of it that does not exist.
     wrong = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or typed)
     key = typed or wrong
+    # The key may be right and only its launcher not chosen.
     for name, launcher in LAUNCHERS.items():
         option = key.removeprefix("hydra.launcher.")
         if option != key and OmegaConf.select(OmegaConf.structured(launcher), option, default="none") != "none":

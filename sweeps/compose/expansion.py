@@ -27,6 +27,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides(list(arguments))
         named = [override for override in overrides if override.key_or_group == "sweep"]
+        # Sweeps on the command line are expanded on their own, then multiplied with the named one.
         typed_jobs = _product([override for override in overrides if override.key_or_group != "sweep"])
         if not named:
             return typed_jobs
@@ -38,6 +39,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:
     """Returns one override list for each combination of the values that `overrides` sweep over."""
+    # Key -> its overrides; of a key that is written twice the last one counts.
     values: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
@@ -64,6 +66,7 @@ def named_sweep(chosen: Sequence[Override]) -> Any:
 
 def _cells_of(sweep: SweepConfig) -> list[list[str]]:
     """Returns the override lists of a named sweep: every point, at every place of the grid."""
+    # Dictionaries of key -> value, one for each combination of the grid's values.
     grid = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     cells = [_lines(point) + _lines(place) for point in sweep.points or [{}] for place in grid]
     if not (sweep.points or sweep.grid) or not cells:

@@ -55,6 +55,7 @@ def control_runs(
         if cell.evaluation.controls:
             planned = _PlannedCell(index, cell, chains[index], variants[index])
             groups[_all_but_objective(cell, contents)].append(planned)
+    # Every ce cell of a group is measured against every other objective of it.
     controls: list[list[StageRun]] = [[] for _ in cells]
     for group in groups.values():
         # Of cells with the same knobs the last one is the reference.
@@ -94,6 +95,7 @@ def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents
                 evaluation = contents(control_content, ce.cell.evaluation, stage, control)
                 # The name in the signature is made of knobs, so that renaming an objective changes no signature.
                 variant: dict[str, Any] = {"name": f"{control}:{knobs_name(other.cell)}"}
+                # `matched` needs the other checkpoint's entropy; `theory` needs only the knobs.
                 if control == "matched":
                     variant["reference"] = {
                         "stage": stage, "signature": trained[stage].signature, "checkpoint": measured.checkpoint

@@ -91,6 +91,7 @@ def work(plan: Plan, run: StageRun, assumptions: Assumptions = Assumptions()) ->
     if run.stage in TOKEN_STAGES:
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
+        # The backward pass costs twice the forward pass.
         return Work(training=3 * model.forward(tokens, budget["sequence_length"]), trained_tokens=tokens)
     if run.stage == "grpo":
         return _grpo(model, run.config["grpo"], assumptions)
@@ -110,6 +111,7 @@ def _grpo(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) ->
     for steps, limit in phases:
         prompt, response = assumptions.lengths(limit)
         length = prompt + response
+        # Tokens of the responses that are trained on, with their prompts, and of all that are sampled.
         kept = steps * config["prompts"] * config["samples"] * length
         sampled = kept * samplings
         total += Work(
@@ -132,6 +134,7 @@ def _evaluation(model: _Model, config: Mapping[str, Any], assumptions: Assumptio
             case "choice" | "harness_choice":
                 length = CHOICE_TOKENS
                 tokens = benchmark["items"] * CHOICES * length
+            # Everything else samples answers.
             case _:
                 length = sum(assumptions.lengths(limit))
                 tokens = benchmark["items"] * benchmark["samples"] * length
@@ -157,7 +160,7 @@ def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
     """Returns about how many bytes of main memory a stage run needs."""
     model = _Model.of(plan, run)
     if on_gpu:
-        # A checkpoint that is being loaded or saved.
+        # Training is on the device; main memory holds a checkpoint that is being loaded or saved.
         return PROCESS_BYTES + 2 * BYTES_PER_WEIGHT * model.weights
     if run.stage == "evaluate":
         return PROCESS_BYTES + BYTES_PER_WEIGHT * model.weights
@@ -289,6 +292,7 @@ def estimate(
         total.device_hours += device_hours
         total.storage += storage(plan, run)
         total.trainer_states = max(total.trainer_states, trainer_state(plan, run))
+        # A job that reaches the time limit is requeued, which counts as another job.
         limit = capacity.time_limits.get(run.stage)
         total.jobs += max(1, math.ceil(hours[signature] / limit)) if limit else 1
     return dict(stages), _wall_hours(plan, hours, capacity)
@@ -304,10 +308,12 @@ def _wall_hours(plan: Plan, hours: dict[str, float], capacity: Capacity) -> floa
             chain[signature] = hours[signature] + after
     if not chain:
         return 0.0
+    # With a device for every stage run, nothing waits but for its needs.
     if not capacity.devices:
         return max(chain.values())
     # A simulation: start what is ready while devices are free, then advance to the next end.
     free, now = capacity.devices, 0.0
+    # Signature -> how many of its needs are not done yet.
     unmet = {s: sum(need in hours for need in plan.runs[s].needs) for s in hours}
     ready = [(-chain[s], s) for s, count in unmet.items() if not count]
     heapq.heapify(ready)
@@ -318,6 +324,7 @@ def _wall_hours(plan: Plan, hours: dict[str, float], capacity: Capacity) -> floa
             used = min(capacity.devices_of(plan.runs[signature]), capacity.devices)
             free -= used
             heapq.heappush(ends, (now + hours[signature], signature, used))
+        # Advance to the next end, which may make children ready.
         now, signature, used = heapq.heappop(ends)
         free += used
         for child in plan.children(signature):

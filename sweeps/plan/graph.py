@@ -92,6 +92,7 @@ class Plan:
 
     def part(self, signatures: Iterable[str]) -> "Plan":
         """Returns the graph of some stage runs and all that they need; each cell keeps its own among them."""
+        # All signatures that are needed, directly or through others.
         wanted: set[str] = set()
         waiting = list(signatures)
         while waiting:
@@ -99,6 +100,7 @@ class Plan:
             if signature not in wanted:
                 wanted.add(signature)
                 waiting += self.runs[signature].needs
+        # In the order of this graph, so that parents still come first.
         graph = Plan()
         for signature, run in self.runs.items():
             if signature in wanted:

@@ -57,6 +57,7 @@ def checkpoint_name(step: int) -> str:
 
 def variants(cells: list[Cell]) -> list[Variant]:
     """Returns, for each cell, the keys that tell it from the other cells of its name."""
+    # Indices of cells by name.
     same_name: dict[str, list[int]] = defaultdict(list)
     for index, cell in enumerate(cells):
         same_name[cell_name(cell)].append(index)
@@ -66,6 +67,7 @@ def variants(cells: list[Cell]) -> list[Variant]:
             # Comparing texts first spares the many cells whose part is the same.
             if len({repr(getattr(cells[index], part)) for index in indices}) > 1:
                 contents = {index: _dotted_content(cells[index], part) for index in indices}
+                # Dotted keys whose values are not the same in all of these cells.
                 for key in _differing(list(contents.values())):
                     for index, content in contents.items():
                         result[index][key] = content.get(key)
@@ -74,6 +76,7 @@ def variants(cells: list[Cell]) -> list[Variant]:
 
 def _dotted_content(cell: Cell, part: str) -> dict[str, Any]:
     value = getattr(cell, part)
+    # Objectives are compared as in signatures: cells that differ only in a head without effect are one cell.
     content = objective_content(value) if isinstance(value, ObjectiveConfig) else asdict(value)
     content.pop("name", None)
     return flatten(content, f"{part}.")

@@ -29,6 +29,7 @@ def plan(cells: Iterable[Cell]) -> Plan:
     cells = list(cells)
     contents = SharedContents()
     cell_variants = variants(cells)
+    # A list of stage runs per cell, in which equal stage runs are repeated; the graph drops the repetitions.
     chains = [_Chain(cell, variant, contents).runs for cell, variant in zip(cells, cell_variants, strict=True)]
     controls = control_runs(cells, chains, variants=cell_variants, contents=contents)
     # Controls follow all chains, because a control may need what any of them trains.
@@ -36,6 +37,7 @@ def plan(cells: Iterable[Cell]) -> Plan:
     for runs in (*chains, *controls):
         for run in runs:
             graph.add(run)
+    # A ce cell owns the controls that were planned for it.
     for cell, variant, chain, own_controls in zip(cells, cell_variants, chains, controls, strict=True):
         name = "/".join([cell_name(cell), *shown(variant, parts=set(ACTS_FROM))])
         graph.cells[name] = list(dict.fromkeys(run.signature for run in (*chain, *own_controls)))
@@ -49,6 +51,7 @@ class _Chain:
         self._cell = cell
         self._variant = variant
         self._contents = contents
+        # Names for people, which are in no signature.
         self._labels = {
             "model": cell.model.name,
             "objective": objective_name(cell),
@@ -58,12 +61,14 @@ class _Chain:
             **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
         }
         self._compute = asdict(cell.compute) | {"shards": cell.data.shards}
+        # What every stage of the chain reads.
         self._common: Content = {
             "seed": cell.seed,
             "data": contents(data_content, cell.data),
             "text_versions": contents(text_versions, cell.data),
         }
         self.runs: list[StageRun] = []
+        # Each stage starts from the last checkpoint of the one before.
         parent: StageRun | None = None
         for stage in TRAINING_STAGES[: TRAINING_STAGES.index(cell.until) + 1]:
             parent = self._training(stage, parent)
@@ -88,6 +93,7 @@ class _Chain:
         budget = getattr(self._cell, trained.stage)
         runs = []
         for step in budget.checkpoints():
+            # RL has no budget in tokens.
             tokens = {} if trained.stage == "grpo" else {"tokens": step * budget.batch_tokens}
             run = self._stage_run(
                 "evaluate",
@@ -121,6 +127,7 @@ class _Chain:
     def _variant_label(self, stage: str, *more: str) -> dict[str, str]:
         """Returns the label with the variant's keys that affect `stage`, and those of `more` parts."""
         parts = {part for part, first in ACTS_FROM.items() if first <= TRAINING_STAGES.index(stage)}
+        # A later stage's keys do not tell the runs of this stage apart: variants share it.
         keys = shown(self._variant, parts=parts | set(more))
         return {"variant": ",".join(keys)} if keys else {}
 

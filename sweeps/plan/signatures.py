@@ -97,6 +97,7 @@ def midtrain_content(midtrain: MidtrainConfig) -> Content:
 def data_content(data: DataConfig) -> Content:
     """Returns the data; token shards are identified by their hash, whatever their folder and recipe."""
     content = nameless_content(data)
+    # How shards are made is their recipe; with shards the tokenizer is theirs.
     shards = content.pop("shards")
     del content["sources"], content["tokenizer"]
     if shards is not None:
@@ -112,9 +113,11 @@ def text_versions(data: DataConfig) -> Content:
 def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
     """Returns the part of the evaluation table that is measured at the checkpoints of `stage`."""
     content = nameless_content(evaluation)
+    # The limit of this stage only, so that another stage's limit changes nothing here.
     content["max_new_tokens"] = content.pop("stage_max_new_tokens").get(stage, content["max_new_tokens"])
     # Controls are separate stage runs and change no other one.
     del content["controls"]
+    # Likewise only the benchmarks of this stage, without the list of stages.
     content["benchmarks"] = {
         name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
     }
