@@ -37,8 +37,8 @@ def mark_best(tables: Sequence[Table]) -> list[pd.DataFrame]:
                     if _competes(name, entry):
                         rivals.setdefault((key[1], name), []).append((position, row, column))
         for position, row, column in _winners(tables, [group for group in rivals.values() if len(group) > 1]):
-            entry: Any = cells[position].iat[row, column]
-            cells[position].iat[row, column] = replace(entry, best=True)
+            winner: Any = cells[position].iat[row, column]
+            cells[position].iat[row, column] = replace(winner, best=True)
     return cells
 
 

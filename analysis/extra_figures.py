@@ -1,6 +1,6 @@
 """Figures for what the paper leaves open: maps over the knobs, theory, collapse, what predicts RL.
 
-Each function draws one figure of `figures.FIGURES`, or raises `NotMeasured` with what the store lacks.
+Each function draws one figure of `EXTRA_FIGURES`, or raises `NotMeasured` with what the store lacks.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.charts import LEGEND, Axis, colour, scatter_panel, tooltip, values
-from analysis.figure_data import Drawn, FigureData, averages, last_values, measured, over_seeds
+from analysis.figure_data import Drawn, Figure, FigureData, averages, last_values, measured, over_seeds
 from analysis.statistics import holm
 from analysis.study import NotMeasured
 from analysis.vega_lite import Spec
@@ -301,3 +301,17 @@ def scaling(data: FigureData) -> Drawn:
         mark = {"type": "line", "point": True}
         panels.append({"title": title, "data": values(part), "mark": mark, "encoding": encoding})
     return Drawn(panels, "Averages as in the tables.", drawn)
+
+
+# A further figure is one entry here and its function above. Its test belongs in tests/analysis/test_figures.py, where
+# one test draws every figure of the list.
+EXTRA_FIGURES = (
+    Figure("maps", "Maps over beta, lambda and k", parameter_maps),
+    Figure("collapse", "Collapse against prior entropy", entropy_collapse),
+    Figure("predictors", "What predicts RL", predictors),
+    Figure("theory", "Theory against measurement", theory),
+    Figure("control", "The temperature-matched control", temperature_control),
+    Figure("calibration", "Calibration", calibration),
+    Figure("forking", "Forking tokens", forking_tokens),
+    Figure("scaling", "Scaling over model sizes", scaling, is_per_model=False),
+)

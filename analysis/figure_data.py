@@ -1,6 +1,6 @@
-"""The numbers that figures draw: measurements of one model, averages over benchmarks, and facts about each cell."""
+"""What a figure is, and the numbers that figures draw: measurements, averages over benchmarks, facts about cells."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +55,20 @@ class Drawn:
     caption: str
     data: pd.DataFrame
     """The data of all panels, for the page's table of numbers."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and the function that draws it, which raises `NotMeasured` if the store lacks its data."""
+
+    name: str
+    """Of its files."""
+    title: str
+    draw: Callable[[FigureData], Drawn]
+    numbers: tuple[int, int] | None = None
+    """The paper's numbers for a dense model and for a mixture of experts; None if the paper does not have it."""
+    is_per_model: bool = True
+    """Whether it is drawn for every model, or once for all of them."""
 
 
 def measured(study: Study, model: str, stage: str) -> pd.DataFrame:

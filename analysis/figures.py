@@ -1,22 +1,13 @@
-"""All figures of a study: which there are, in which order, and what a figure that cannot be drawn waits for."""
+"""Draws all figures of a study, and lists those that cannot be drawn with what is missing."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from analysis.charts import Chart
-from analysis.extra_figures import (
-    calibration,
-    entropy_collapse,
-    forking_tokens,
-    parameter_maps,
-    predictors,
-    scaling,
-    temperature_control,
-    theory,
-)
-from analysis.figure_data import Drawn, FigureData, cell_facts
-from analysis.paper_figures import base_scores, pretraining, rl_curves, rl_scores
+from analysis.extra_figures import EXTRA_FIGURES
+from analysis.figure_data import FigureData, cell_facts
+from analysis.paper_figures import PAPER_FIGURES
 from analysis.paper_tables import counterpart
 from analysis.reference import EXPERTS
 from analysis.study import NotMeasured, Study
@@ -24,36 +15,7 @@ from analysis.study import NotMeasured, Study
 logger = logging.getLogger("analysis")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure and the function that draws it, which raises `NotMeasured` if the store lacks its data."""
-
-    name: str
-    """Of its files."""
-    title: str
-    draw: Callable[[FigureData], Drawn]
-    numbers: tuple[int, int] | None = None
-    """The paper's numbers for a dense model and for a mixture of experts; None if the paper does not have it."""
-    is_per_model: bool = True
-    """Whether it is drawn for every model, or once for all of them."""
-
-
-# A further figure is one entry here and its function in `extra_figures`; its test belongs in
-# tests/analysis/test_figures.py, which also draws every figure listed here.
-FIGURES = (
-    Figure("pretraining", "Perplexity and entropy", pretraining, (1, 2)),
-    Figure("scores", "Base-model scores", base_scores, (3, 4)),
-    Figure("rl-scores", "RL results", rl_scores, (5, 6)),
-    Figure("rl", "RL: reward, entropy, response length and pass@k", rl_curves, (7, 7)),
-    Figure("maps", "Maps over beta, lambda and k", parameter_maps),
-    Figure("collapse", "Collapse against prior entropy", entropy_collapse),
-    Figure("predictors", "What predicts RL", predictors),
-    Figure("theory", "Theory against measurement", theory),
-    Figure("control", "The temperature-matched control", temperature_control),
-    Figure("calibration", "Calibration", calibration),
-    Figure("forking", "Forking tokens", forking_tokens),
-    Figure("scaling", "Scaling over model sizes", scaling, is_per_model=False),
-)
+FIGURES = (*PAPER_FIGURES, *EXTRA_FIGURES)
 
 
 @dataclass

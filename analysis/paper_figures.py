@@ -6,7 +6,7 @@ What figures 3-6 of the paper show exactly is not known here; they are drawn as 
 import pandas as pd
 
 from analysis.charts import Axis, line_panel
-from analysis.figure_data import Drawn, FigureData, averages, over_seeds
+from analysis.figure_data import Drawn, Figure, FigureData, averages, over_seeds
 from analysis.study import NotMeasured
 from analysis.table_columns import largest_metric
 
@@ -96,3 +96,11 @@ def thinned(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     steps = sorted(frame[x].unique())
     every = -(-len(steps) // CURVE_POINTS)
     return frame[frame[x].isin({*steps[::every], steps[-1]})]
+
+
+PAPER_FIGURES = (
+    Figure("pretraining", "Perplexity and entropy", pretraining, (1, 2)),
+    Figure("scores", "Base-model scores", base_scores, (3, 4)),
+    Figure("rl-scores", "RL results", rl_scores, (5, 6)),
+    Figure("rl", "RL: reward, entropy, response length and pass@k", rl_curves, (7, 7)),
+)

@@ -207,7 +207,7 @@ class _Builder:
                 records.append(record)
                 index.append((objective, tokens))
         cells = with_columns(records, pd.MultiIndex.from_tuples(index, names=["objective", "tokens"]))
-        families = {BETA_FAMILY: ("β", "beta"), LAMBDA_FAMILY: ("λ", "lambda")}
+        families: dict[tuple[str, ...], tuple[str, str]] = {BETA_FAMILY: ("β", "beta"), LAMBDA_FAMILY: ("λ", "lambda")}
         symbol, family = families.get(paper_table.settings, ("the other settings", "other"))
         name = f"table-{number:02d}-{model}" if number else f"{stage}-{family}-{model}"
         title = f"{_numbered(number)}{STAGE_TITLES[stage]} by {symbol}, {model}"

@@ -33,9 +33,9 @@ def numbers(table: Table) -> pd.DataFrame:
             columns[title] = [None if cell in (None, MISSING) else cell for cell in cells]
     frame = pd.DataFrame(columns)
     # An empty column is a column of numbers, so that its type does not depend on what was measured.
-    for name in frame:
-        if frame[name].isna().all() and name not in index.names:
-            frame[name] = frame[name].astype(float)
+    for title in columns:
+        if frame[title].isna().all() and title not in table.index_names:
+            frame[title] = frame[title].astype(float)
     return frame
 
 

@@ -1,12 +1,12 @@
 """Draws docs/images/nano.png from a store: perplexity and entropy over pre-training, and reward over RL.
 
-python docs/nano_picture.py [STORE]
+    python docs/nano_picture.py [STORE]
 """
 
 import sys
 from pathlib import Path
 
-from analysis.figure_files import static_spec
+from analysis.charts import static_spec
 from analysis.figures import build_figures
 from analysis.study import read_study
 from analysis.vega_lite import png, svg
@@ -19,9 +19,9 @@ FIGURES = ("pretraining-nano", "pretraining-nano", "rl-nano", "rl-nano")
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the picture."""
     study = read_study(plan(compose_cells(["+sweep=nano"])), Store.open(sys.argv[1] if sys.argv[1:] else "store"))
-    figures = {chart.name: chart for chart in build_figures(study)}
+    figures = {chart.name: chart for chart in build_figures(study).charts}
     panels = [
         next(panel for panel in figures[name].panels if panel["title"] == title)
         for name, title in zip(FIGURES, PANELS, strict=True)

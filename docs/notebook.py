@@ -1,4 +1,4 @@
-"""Writes `questions.ipynb`, five questions asked of a store: `python docs/notebook.py`."""
+"""Writes `questions.ipynb`, which answers five questions from a store: `python docs/notebook.py`."""
 
 from pathlib import Path
 
@@ -6,32 +6,32 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 CELLS = [
-    ("text", "# Five questions to a study\n\nRun a sweep first (`make demo`); `SHAPING_STORE` names another store."),
+    ("text", "# Five questions about a study\n\nRun a sweep first (`make demo`). Set `SHAPING_STORE` to read another store."),
     ("code", "import os\n\nimport analysis\n\nSTORE = os.environ.get('SHAPING_STORE', '../store')\n"
              "frame = analysis.load(STORE)\nframe.groupby(['model', 'objective', 'stage'], observed=True).size()"),
-    ("text", "## 1. Does shaping split entropy and leave perplexity alone?"),
+    ("text", "## 1. Does shaping change entropy but not perplexity?"),
     ("code", "text = frame.query(\"stage == 'pretrain' and group == 'text' and variant == ''\")\n"
              "last = text[text['step'] == text['step'].max()]\n"
              "last.pivot_table(index='objective', columns='metric', values='value', observed=True)"),
-    ("text", "## 2. What does RL gain, setting by setting?"),
+    ("text", "## 2. How much does each setting gain in RL?"),
     ("code", "rl = frame.query(\"stage == 'grpo' and group == 'math' and variant == ''\")\n"
              "rl = rl[rl['metric'].str.startswith('avg@')]\n"
              "gain = rl.pivot_table(index='objective', columns='step', values='value', observed=True) * 100\n"
              "gain.assign(gain=gain.iloc[:, -1] - gain.iloc[:, 0]).round(1)"),
-    ("text", "## 3. Is a difference real? Paired by seed, with what it would take to know"),
+    ("text", "## 3. Is a difference real? Paired by seed, with the number of seeds needed to tell"),
     ("code", "import pandas as pd\n\nfrom analysis.statistics import permutation_test, seeds_needed\n\n"
              "end = rl[rl['step'] == rl['step'].max()]\n"
              "by_seed = end.pivot_table(index='seed', columns='objective', values='value', observed=True)\n"
              "others = [name for name in by_seed if name != 'ce']\n"
              "differences = by_seed[others].sub(by_seed['ce'], axis=0)\n"
              "tests = {'mean': pd.Series.mean, 'p': permutation_test, 'seeds needed': seeds_needed}\n"
-             "pd.DataFrame({name: {what: test(d) for what, test in tests.items()}\n"
+             "pd.DataFrame({name: {column: test(d) for column, test in tests.items()}\n"
              "              for name, d in differences.items()})"),
     ("text", "## 4. Does entropy collapse in RL?"),
     ("code", "curves = analysis.ledger(STORE, 'grpo')\n"
              "ends = curves.sort_values('step').groupby(['objective', 'seed'])[['entropy', 'response_length']]\n"
              "ends.agg(['first', 'last'])"),
-    ("text", "## 5. What do the claims say?"),
+    ("text", "## 5. What are the verdicts on the claims?"),
     ("code", "from analysis.claim_sources import StudySource\n"
              "from analysis.claims import judge, read_claims, sentences\n"
              "from analysis.study import read_stored\nfrom sweeps.store.stage_runs import Store\n\n"
@@ -40,9 +40,9 @@ CELLS = [
 
 
 def notebook() -> nbformat.NotebookNode:
-    """The notebook, not executed; cell ids are counted so that the same cells give the same file."""
+    """Returns the notebook, not executed; cell ids are counted, so that the same cells give the same file."""
     make = {"text": new_markdown_cell, "code": new_code_cell}
-    cells = [make[kind](source, id=f"cell-{number}") for number, (kind, source) in enumerate(CELLS)]
+    cells = [make[cell_type](source, id=f"cell-{number}") for number, (cell_type, source) in enumerate(CELLS)]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis.figure_files import static_spec
-from analysis.figures import Chart
+from analysis.charts import Chart, static_spec
 from analysis.vega_lite import Spec, svg
 from shaping import Objective, effective_temperature, entropy, stationary_distribution
 

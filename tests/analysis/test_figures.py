@@ -10,8 +10,8 @@ import pytest
 
 from analysis import figures
 from analysis.charts import OTHER_COLOURS, colour, setting_colours, setting_order, static_spec
-from analysis.figure_data import Drawn, FigureData
-from analysis.figures import FIGURES, Figure, build_figures
+from analysis.figure_data import Drawn, Figure, FigureData
+from analysis.figures import FIGURES, build_figures
 from analysis.study import NotMeasured, Study, read_study
 from analysis.vega_lite import svg
 from sweeps.plan.planner import plan
