@@ -152,7 +152,7 @@ def test_a_killed_job_is_explained_by_its_state_and_log(cluster: Cluster, tmp_pa
     Path(row["log"]).with_suffix(".out").unlink()
     gone = cluster.sweeps(tmp_path, "logs", "nano/ce/seed1:pretrain")
     assert gone.returncode == 2
-    assert "is gone" in gone.stderr
+    assert "does not exist any more" in gone.stderr
     assert "Traceback" not in gone.stderr
 
 
