@@ -58,6 +58,7 @@ def write_run(root: Path, run: StageRun, ledgers: list[Path]) -> None:
     spec = {**run.spec, "environment": {"shaping": "0.1.0"}}
     (folder / "spec.json").write_text(json.dumps(spec))
     number = int(run.signature, 16)
+    # Pseudo-random values from the signature, for every metric of every benchmark.
     measurements = []
     if run.stage == "evaluate":
         metrics = {"text": ["perplexity", "entropy", "head_mass", "tail_mass"], "choice": ["accuracy"],
@@ -77,6 +78,7 @@ def make_store(root: Path, graph: Plan) -> None:
     """Write a store with every stage run of the plan."""
     (root / "cache").mkdir(parents=True)
     (root / "STORE.json").write_text('{"format": 1}')
+    # A few different ledgers, which all stage runs share as hard links.
     ledgers = []
     for number in range(8):
         path = root / "cache" / f"ledger-{number}.jsonl"

@@ -63,6 +63,7 @@ def in_turns(sides: Mapping[str, Callable[[], float]], *, rounds: int = 5, warm_
         for _ in range(warm_up):
             call()
     measured: dict[str, list[float]] = {name: [] for name in sides}
+    # The order is reversed every other round, so that no side is always first.
     for turn in range(rounds):
         order = list(sides.items())
         for name, call in order if turn % 2 == 0 else reversed(order):
@@ -80,6 +81,7 @@ def peak_memory(call: Callable[[], object]) -> float:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page
 
+    # A second thread samples the resident memory while the call runs.
     before, peak, done = resident(), 0, threading.Event()
 
     def watch() -> None:

@@ -71,6 +71,7 @@ def harness_rows(folder: Path) -> list[Row]:
 
     from pipelines.evaluation.lm_eval_model import RolloutLM
 
+    # A random nano model with the tokenizer of a small corpus, and two tasks in lm-eval's format.
     corpus = prepare(DataConfig("b", ["networkx"], ["chain3"], 2000, 0.5, 0.5, 640, 16), folder / "cache")
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0).eval()
     questions(corpus, folder / "items.jsonl")
@@ -151,6 +152,7 @@ HOSTILE = [
 
 def verification_rows() -> list[Row]:
     """10,000 mathematical answers verified by two workers, 100 of them hostile."""
+    # Answers in four forms with their reference answers; every hundredth answer is hostile.
     rng = np.random.default_rng(0)
     items: list[tuple[str, str | None, str]] = []
     for i in range(10_000):

@@ -119,6 +119,7 @@ def our_step(shape: Shape) -> Callable[[], None]:
     updater = Updater(model, optimizer, config, reference=reference, exact_sampler=True)
     questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
     collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
+    # A step as in pipelines.grpo: collection, diagnostics, update.
     step = 0
 
     def run() -> None:
@@ -196,6 +197,7 @@ def rollout_rows() -> list[Row]:
         Row("rollouts, 512 x 36 tokens", seconds["ours"] / thousands, seconds["peer"] / thousands, "s/1k", 1 / 1.5)
     )
 
+    # Responses of 10 to 200 tokens, of which a batch with padding wastes half.
     counter = _counter()
     lengths = torch.linspace(10, 200, 256).round().long()
     starts = torch.cat([torch.randint(210, VOCABULARY, (256, PROMPT_TOKENS - 1)), lengths[:, None]], 1)

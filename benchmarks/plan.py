@@ -66,11 +66,13 @@ def main() -> int:
     for cells, arguments in CELLS.items():
         ours[cells] = statistics.median(seconds(OURS, arguments, cells) for _ in range(3))
         rows.append(Row(f"plan {cells:,} cells (peer: the limit)", ours[cells], LIMITS[cells], "s", bar=1.0))
+    # Hydra's own time per job, and ours for as many jobs.
     seeds = [f"seed=range(1,{HYDRA_JOBS + 1})"]
     few = statistics.median(seconds(OURS, seeds, HYDRA_JOBS) for _ in range(3))
     hydra_all = seconds(HYDRA, seeds, HYDRA_JOBS)
     hydra_one = seconds(HYDRA, ["seed=1"], 1)
     rows.append(Row(f"{HYDRA_JOBS} jobs in all, against Hydra's multirun", few, hydra_all, "s"))
+    # The cost of one more job is the slope between few and many jobs, without the start.
     per_job = (ours[1_000] - few) / (1_000 - HYDRA_JOBS)
     rows.append(
         Row(

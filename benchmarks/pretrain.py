@@ -263,6 +263,7 @@ def tracking(step: float) -> list[Row]:
         root = Path(folder)
         (root / "off").mkdir()
         (root / "online").mkdir()
+        # The server stops at the end of this block, with the run still open.
         with wandb_server() as (address, _):
             os.environ |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
             online = ledgers.enter_context(
@@ -277,6 +278,7 @@ def tracking(step: float) -> list[Row]:
             spent["online"] += seconds_of(partial(online.log, numbered))
             spent["off"] += seconds_of(partial(off.log, numbered))
             time.sleep(0.02)
+    # The mean extra time per row, spread over the steps between two rows.
     cost = (spent["online"] - spent["off"]) / count / EVERY
     return [Row("nano: W&B with a dead server / a step", cost, step, "s", 0.01)]
 
@@ -321,12 +323,13 @@ def preparation() -> list[Row]:
     """`prepare` in two processes against two processes that only tokenize the same documents."""
     texts = [document.text for document in docstrings("sympy")] * 4
     with tempfile.TemporaryDirectory() as folder:
+        # Four files of documents, and a first preparation, which trains the tokenizer.
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         for i in range(4):
             Path(folder, f"{i}.jsonl").write_text("".join(lines[i::4]))
         data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{folder}/shards")
         data.sources = {"web": SourceConfig("jsonl", f"{folder}/*.jsonl")}
-        prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])  # trains the tokenizer
+        prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])
         files = [f"{folder}/{i}.jsonl" for i in range(4)]
         tokenizer = f"{folder}/shards/tokenizer/tokenizer.json"
 

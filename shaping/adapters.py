@@ -70,6 +70,7 @@ def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
     # Replacing the layer's forward cannot be traced by a compiler; the functions called here can.
     @torch.compiler.disable(recursive=False)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Only calls that compute a training loss are fused; all others run the original model.
         per_token = kwargs.pop("fused_lm_head", False)  # TRL's SFTTrainer needs one loss per token
         targets = kwargs.get("shift_labels")
         if targets is None and kwargs.get("labels") is not None:
@@ -77,6 +78,7 @@ def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
         if targets is None or not (self.training or per_token):
             return original.__call__(self, *args, **kwargs)
 
+        # The output layer returns the loss as "logits", and loss_function returns these as the loss.
         fused = _FusedOutputLayer(
             _output_layer(self), targets, objective, items=kwargs.get("num_items_in_batch"), per_token=per_token
         )
@@ -89,6 +91,7 @@ def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
         return fused.without_logits(output)
 
     attributes = {"__call__": call, "__module__": original.__module__, "__doc__": original.__doc__}
+    # A subclass with the original's name: __call__ is looked up on the class, and saving writes the original's name.
     model.__class__ = type(original.__name__, (original,), attributes)
     model.loss_function = loss_function  # type: ignore[assignment]
 

@@ -74,6 +74,7 @@ def forward(
 
         losses[rows] = -(w * log_p + c)[:, 0]
         state[rows] = torch.cat([log_p, w, c + w], -1)
+        # Last, because it overwrites the log-probabilities.
         if len(statistics):
             head_mass = head_probs.sum(-1, keepdim=True).clamp(max=1)
             entropy, rank = _entropy_and_rank(scores, log_probs, target_ids)
@@ -112,6 +113,7 @@ def _entropy_and_rank(scores: Tensor, log_probs: Tensor, target_ids: Tensor) -> 
 
     The same as in `shaping.statistics`, but comparisons write floats to one buffer: boolean masks are slow to sum.
     """
+    # The sum of p log p, where log_probs becomes the product and the buffer is free again afterwards.
     buffer = log_probs.exp()
     entropy = -log_probs.mul_(buffer).sum(-1, keepdim=True)
     if bool(entropy.isnan().any()):  # a token with logit -inf gives 0 * -inf

@@ -19,6 +19,7 @@ def token_rewards(log_probs: Tensor, targets: Tensor, objective: Objective, *, f
     and one in the tail `lam_tail`.
     """
     log_probs = log_probs.detach()
+    # Every token as a wrong token, then the true token's reward in its place.
     head = head_mask(log_probs, objective.top_k)
     rewards = torch.full_like(log_probs, objective.lam_tail).masked_fill_(head, objective.lam_head)
     log_p = log_probs.gather(-1, targets[:, None])

@@ -88,15 +88,18 @@ def shaped_cross_entropy(
         raise ValueError(f"weight {list(weight.shape)}: its shape must be that of targets, {list(targets.shape)}")
     shape = targets.shape
     logits, targets = logits.reshape(-1, vocabulary), targets.reshape(-1).long()
-    # Plain cross-entropy without extras is PyTorch's own call.
+    # Plain cross-entropy without weight and statistics is PyTorch's own call.
     if objective.is_cross_entropy and weight is None and not return_stats:
         loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
         return loss.reshape(shape) if reduction == "none" else loss
+
+    # Losses [N], 0 where ignored, and statistics [N, 5].
     settings = _settings(
         objective, logits, floor=floor, ignore_index=ignore_index, backend=backend, statistics=return_stats
     )
     losses, statistics = LossOfLogits.apply(logits, targets, settings)
     kept = targets != ignore_index
+
     if weight is None:  # nll_loss over one column reduces in exactly the order of F.cross_entropy
         loss = F.nll_loss(-losses[:, None], torch.where(kept, 0, -100), reduction=reduction)
     else:
@@ -106,6 +109,7 @@ def shaped_cross_entropy(
             loss = loss.sum()
         if reduction == "mean":
             loss = loss / (weight * kept).sum()
+    # Back to the targets' shape, and to the type that F.cross_entropy returns.
     loss = loss.reshape(shape) if reduction == "none" else loss
     loss = loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
     return (loss, _token_statistics(statistics, kept, shape)) if return_stats else loss
@@ -172,12 +176,14 @@ def linear_shaped_cross_entropy(
     _check_output_layer(lm_head_weight, bias, width=width)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: it must be 1 or more")
+
     shape = targets.shape
     hidden_states, targets = hidden_states.reshape(-1, width), targets.reshape(-1).long()
     settings = _settings(
         objective, hidden_states, floor=floor, ignore_index=ignore_index, backend=backend, statistics=return_stats
     )
     settings = settings._replace(chunk_size=chunk_size or max(LEAST_ROWS, CHUNK_BYTES // (4 * vocabulary)))
+    # Losses [N] for "none", else their sum, so that the gradients can be taken in the forward pass.
     losses, statistics = LossOfHiddenStates.apply(
         hidden_states, lm_head_weight, bias, targets, settings, reduction != "none", torch.is_grad_enabled()
     )
@@ -203,6 +209,7 @@ def _settings(
 ) -> LossSettings:
     """Plain values for the operators; chooses the backend and the type of products for `inputs`."""
     device = inputs.device.type
+    # Autocast does not convert the arguments of custom operators, so its type is passed to them.
     product = inputs.dtype
     if torch.is_autocast_enabled(device) and product != torch.float64:
         product = torch.get_autocast_dtype(device)

@@ -91,6 +91,7 @@ class LossOfHiddenStates(torch.autograd.Function):
         differentiable: bool,
     ) -> tuple[Tensor, Tensor]:
         """Losses, or their sum, and statistics."""
+        # Without gradients, or for losses that stay apart, this is the forward pass only.
         ctx.wanted = [differentiable and needed for needed in ctx.needs_input_grad[:3]]
         losses, statistics, *gradients = torch.ops.shaping.hidden_states_passes(
             hidden_states,
@@ -101,6 +102,7 @@ class LossOfHiddenStates(torch.autograd.Function):
             wanted=ctx.wanted if summed else [False] * 3,
             **settings._asdict(),
         )
+        # The backward pass needs either the gradients or all inputs, and no statistics.
         ctx.summed, ctx.settings = summed, settings._replace(statistics=False)
         if summed:
             ctx.save_for_backward(*gradients)
@@ -126,6 +128,7 @@ class LossOfHiddenStates(torch.autograd.Function):
                 wanted=ctx.wanted,
                 **ctx.settings._asdict(),
             )
+        # Gradients that are not wanted are empty tensors: operators cannot return None.
         of_inputs = (g if wanted else None for g, wanted in zip(gradients, ctx.wanted, strict=True))
         return *of_inputs, None, None, None, None
 
@@ -147,6 +150,7 @@ def logits_forward(logits: Tensor, targets: Tensor, **settings: Any) -> tuple[Te
     """Losses [N], statistics [N, 5] or [0, 5], and the state and head that `logits_backward` needs."""
     options = LossSettings(**settings)
     losses, statistics, state, head = _forward_results(logits, options)
+    # Ignored rows are computed with target 0, and their losses are then set to 0.
     kept = targets != options.ignore_index
     options.kernels.forward(
         logits,
@@ -189,6 +193,7 @@ def logits_backward(
 ) -> Tensor:
     """The gradient [N, V] of the sum of losses multiplied by `scale` [N]; `state` and `head` from `logits_forward`."""
     options = LossSettings(**settings)
+    # A factor of 0 makes the gradient of ignored rows 0.
     kept = targets != options.ignore_index
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     options.kernels.backward(
@@ -232,6 +237,8 @@ def hidden_states_passes(
     objective, kernels = options.objective, options.kernels
     losses, statistics = _losses_and_statistics(hidden_states, options)
     hidden_gradient, weight_gradient, bias_gradient = _gradient_sums(hidden_states, weight, bias, wanted=wanted)
+
+    # Ignored rows have target 0 and a factor of 0.
     kept = targets != options.ignore_index
     targets = targets.where(kept, 0)
     scale = kept.to(losses.dtype) if scale is None else scale * kept
@@ -245,11 +252,13 @@ def hidden_states_passes(
         hidden = hidden_states[chunk].to(options.product)
         count = len(hidden)
         logits = _logits(hidden, matrix, bias, out=buffer[:count])
+        # Losses and statistics of the chunk's rows; then the gradients of its logits, which replace them in the buffer.
         saved = {"state": state[:count], "head": head[:count]}
         results = {"losses": losses[chunk], "statistics": statistics[chunk], **saved}
         kernels.forward(logits, targets[chunk], objective, floor=options.floor, **results)
-        if any(wanted):  # the gradient of the logits replaces them in the buffer
+        if any(wanted):
             kernels.backward(logits, targets[chunk], objective, scale=scale[chunk], out=logits, **saved)
+        # From the gradient of the logits [n, V] to those of the inputs.
         if wanted[0]:
             _add_product(hidden_gradient[chunk], logits, matrix)
         if wanted[1]:
