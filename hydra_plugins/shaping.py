@@ -81,7 +81,7 @@ class SlurmLauncher(Launcher):
 
 
 def _set_log_level(config: DictConfig) -> None:
-    """Have this process and its workers log at DEBUG with `hydra.verbose`, which is true or names loggers, or with `--debug`."""
+    """With `hydra.verbose` (true or names of loggers) or `--debug`, have this process and its workers log at DEBUG."""
     from pipelines.logs import LEVEL_VARIABLE, is_debugging, set_up_logging
 
     if config.hydra.verbose:
