@@ -73,7 +73,7 @@ def test_figures_and_page_show_the_names(store: Store, tmp_path: Path) -> None:
     assert "<c>" not in page
     assert "our baseline" in (folder / "figures" / "rl-nano.svg").read_text()
     assert len(list((folder / "tables").glob("grpo-*.csv"))) == len(KNOBS)
-    reproduce(options, Console(quiet=True))  # the names of its own files do not keep it from replacing them
+    reproduce(options, Console(quiet=True))  # results with such file names can be replaced
 
 
 def test_equal_names_with_other_parameters_are_separate_settings(tmp_path: Path) -> None:
