@@ -72,6 +72,7 @@ def setting_colours(settings: Iterable[str]) -> dict[str, str]:
     """
     colours: dict[str, str] = {}
     for name in setting_order(settings):
+        # A hash that is the same in every process, unlike Python's.
         start = zlib.crc32(name.encode())
         candidates = [OTHER_COLOURS[(start + shift) % len(OTHER_COLOURS)] for shift in range(len(OTHER_COLOURS))]
         free = (colour for colour in candidates if colour not in colours.values())
@@ -90,6 +91,7 @@ def values(frame: pd.DataFrame) -> Spec:
     """Returns a frame as Vega-Lite data: five significant digits, missing numbers left out."""
     rows = []
     for record in frame.to_dict("records"):
+        # JSON has no NaN, and numpy's numbers are not JSON.
         row = {str(k): v.item() if hasattr(v, "item") else v for k, v in record.items() if not _is_missing(v)}
         rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
     return {"values": rows}
@@ -119,6 +121,7 @@ def line_panel(
 
     `frame` is one of `over_seeds`, with the columns `objective` and `x`.
     """
+    # The axes are shared by the band and the line.
     x_axis = {"field": x.column, "type": "quantitative", "title": x.title, "axis": {"format": "~s", "tickCount": 5}}
     scale: Spec = {"type": "log"} if log else {"zero": False}
     y_axis: Spec = {
@@ -128,10 +131,12 @@ def line_panel(
         "axis": {"tickCount": 5, **({"format": "~s"} if log else {})},
     }
     shade = colour(frame["objective"], settings=settings)
+    # The band is drawn first, below the line, and only if there is more than one seed.
     layers: list[Spec] = []
     if (frame["seeds"] > 1).any():
         band = {"x": x_axis, "y": {**y_axis, "field": "low"}, "y2": {"field": "high"}, "color": shade}
         layers.append({"mark": {"type": "area", "opacity": 0.15}, "encoding": band})
+    # Points are too many to tell apart in curves over RL steps, so they are optional.
     line = {"type": "line", "strokeWidth": 2, **({"point": {"size": 28}} if points else {})}
     under_pointer = [
         {"field": "objective", "type": "nominal"},
@@ -162,6 +167,7 @@ def scatter_panel(frame: pd.DataFrame, x: Axis, y: Axis, *, settings: Iterable[s
     }
     layers = [points]
     if diagonal:
+        # The line's ends are data of their layer, not of the panel.
         low = float(min(frame[x.column].min(), frame[y.column].min()))
         high = float(max(frame[x.column].max(), frame[y.column].max()))
         ends = [{"x": low, "y": low}, {"x": high, "y": high}]

@@ -71,8 +71,10 @@ def parse(text: str, claim: str) -> list[Parsed]:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise UserError(f"claim {claim}: {text!r} cannot be read ({error.msg})") from error
+    # The tree is checked node by node, so that only what the language has is left.
     if not isinstance(tree, ast.Compare) or not all(isinstance(op, ast.Lt | ast.Gt) for op in tree.ops):
         raise UserError(f"claim {claim}: {text!r} must be a comparison with < or >")
+    # A chain `a < b < c` gives one difference for each pair of neighbours.
     sides = [tree.left, *tree.comparators]
     comparisons = []
     for left, op, right in zip(sides, tree.ops, sides[1:], strict=False):
@@ -110,6 +112,7 @@ def _term(node: ast.Call, claim: str) -> Term:
     assert isinstance(node.func, ast.Name)
     function = node.func.id
     arguments, keywords = ARGUMENTS[function], KEYWORDS[function]
+    # Arguments must be constants: their number and names are checked first, then their values.
     parts = [*node.args, *(keyword.value for keyword in node.keywords)]
     if len(node.args) != len(arguments) or not all(isinstance(part, ast.Constant) for part in parts):
         raise UserError(f'claim {claim}: {ast.unparse(node)!r}: write {function}({", ".join(arguments)}, key="word")')

@@ -97,6 +97,7 @@ class StudySource:
         for seed, curve in rows.groupby("seed"):
             numbers = curve[column].dropna().to_numpy(float)
             if len(numbers) >= 2:
+                # Few steps are averaged at either end, since a single step is noisy.
                 ends = max(1, min(CURVE_ENDS, len(numbers) // 2))
                 measures[int(str(seed))] = measure(float(numbers[:ends].mean()), float(numbers[-ends:].mean()))
         if not measures:
@@ -135,6 +136,7 @@ class StudySource:
         """What was measured at the term's checkpoint."""
         key = (model, objective, options.stage)
         measured = [q for q in self.grid.rows if q[:3] == key and q.variant == options.variant]
+        # The planned checkpoints decide which is first and last, so that a gap does not shift them.
         planned = sorted(checkpoint.step for checkpoint in self.grid.evaluations if checkpoint[:3] == key)
         steps = planned or sorted({quantity.step for quantity in measured})
         if not steps:
@@ -183,6 +185,7 @@ class StudySource:
             n = counts.pop() if len(counts) == 1 else 0  # 0: problems differ in how often they were sampled
             self._items[key] = None
             if n >= int(size):
+                # Pass@k and Avg@n follow from how many of a problem's samples are right.
                 right = np.array([sum(samples) for samples in outcomes.values()])
                 self._items[key] = right / n if name == "avg" else pass_at_k(right, n, int(size))
         return self._items[key]
@@ -230,6 +233,7 @@ class PaperSource:
     def quantity(self, term: Term, model: str) -> Sampled:
         """One number without an error."""
         options = _Options(**dict(term.options))
+        # A claim may give the metric without its size: `pass` also matches pass@64.
         rows = reference()
         rows = rows[
             (rows["model"] == model)

@@ -78,6 +78,7 @@ def read_claims(path: str | Path | None = None) -> list[Claim]:
     Raises `UserError` with the file and what is wrong in it.
     """
     name = str(path or "claims.yaml")
+    # Read the file; a file of the package works from a wheel too.
     try:
         text = Path(path).read_text() if path else files("analysis").joinpath("claims.yaml").read_text()
         content = yaml.safe_load(text)
@@ -88,6 +89,7 @@ def read_claims(path: str | Path | None = None) -> list[Claim]:
     rows = content.get("claims") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"claims={name}: it has no list `claims`; analysis/claims.yaml shows the form")
+    # Check each entry now, so that a mistake in the last claim is reported before the first is judged.
     claims = []
     for row in rows:
         if not isinstance(row, dict) or not {"name", "statement", "holds"} <= set(row):
@@ -150,6 +152,7 @@ def _comparisons(claim: Claim, source: Source) -> list[Comparison]:
     judged = []
     for text in claim.holds:
         for parsed in parse(text, claim.name):
+            # Terms without a model are judged once for each model that all of them have.
             models: list[str] = [""]
             if any(term.model is None for term in parsed.terms):
                 models = _common_models(source, parsed.terms)
@@ -181,6 +184,7 @@ def _resolve_model(source: Source, term: Term, model: str) -> str:
 
 def _compare(claim: Claim, parsed: Parsed, *, model: str, source: Source) -> Comparison:
     """One comparison, judged for one model; `model` is empty if every term names its own."""
+    # Resolve models and get each term's values; a term without numbers leaves the comparison undecided.
     shown = model
     try:
         models = {term: _resolve_model(source, term, model) for term in parsed.terms}
@@ -226,6 +230,7 @@ def _estimated_comparison(parsed: Parsed, model: str, estimate: Estimate, *, by_
     if estimate.n == 1:
         evidence += "; the interval is only over problems, and one seed decides nothing"
         return Comparison(parsed.text, model, UNDECIDED, evidence, parsed.greater, estimate)
+    # The verdict comes from the bootstrap; the sign-flip test and the seeds needed are evidence only.
     is_significant = estimate.p is not None and estimate.p < ALPHA
     is_as_claimed = (estimate.value > 0) == parsed.greater
     verdict = UNDECIDED if not is_significant else SUPPORTED if is_as_claimed else CONTRADICTED

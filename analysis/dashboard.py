@@ -107,6 +107,7 @@ def main() -> None:
 
 def build(options: Options) -> dict[str, str]:
     """Save or update everything; returns name -> URL. Raises `StageFailure` if W&B does not accept it."""
+    # Everything that needs no network comes first, so that mistakes in the store are found before anything is sent.
     store = Store.open(options.store)
     study = read_stored(store, options.scale)
     tables = build_tables(study, options.store)
@@ -117,7 +118,9 @@ def build(options: Options) -> dict[str, str]:
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name}: it is not installed; pip install 'shaping[dashboard]'") from error
+    # W&B's error reports would leave the machine.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # The record of what was saved is kept per project and scale.
     path = store.root / "wandb" / "dashboard.json"
     record = read_json(path) if path.exists() else {}
     try:
@@ -159,6 +162,7 @@ def log_tables(options: Options, entity: str, *, results: Results, store: Store)
     (store.root / "wandb").mkdir(exist_ok=True)
     runs = results.study.runs
     progress = runs["status"].value_counts().to_dict()
+    # The fixed id and `resume` make a second call update the same run.
     with wandb.init(
         project=options.project,
         entity=entity,
@@ -169,6 +173,7 @@ def log_tables(options: Options, entity: str, *, results: Results, store: Store)
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=30),
     ) as run:
+        # The artifacts that the tables were computed from become inputs of the run.
         for artifact in _sent_evaluations(store, options):
             run.use_artifact(artifact)
         for name, (columns, rows) in {
@@ -184,6 +189,7 @@ def _sent_evaluations(store: Store, options: Options) -> list[str]:
     """The evaluations that `shaping-sweeps sync --artifacts` sent to this project; the tables come from them."""
     path = store.root / "wandb" / "artifacts.json"
     record = read_json(path) if path.exists() else {}
+    # Artifacts may have been sent with or without naming the entity.
     artifacts = {**record.get(f"/{options.project}", {}), **record.get(f"{options.entity or ''}/{options.project}", {})}
     return [artifact for name, artifact in sorted(artifacts.items()) if name.startswith("evaluate-")]
 
@@ -193,6 +199,7 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
+    # One view per entry of PANELS, then the progress of all stage runs.
     workspaces = {}
     for name, sections in PANELS.items():
         workspaces[name] = ws.Workspace(
@@ -260,6 +267,7 @@ def _save_report(entity: str, options: Options, *, results: Results, url: str | 
     """Save the Report, or update the one at `url`; returns its URL."""
     import wandb_workspaces.reports.v2 as wr
 
+    # The report has the verdicts first, then the curves, then the tables.
     runset = wr.Runset(entity=entity, project=options.project, name="runs", groupby=["config.objective"])
     blocks: list[Any] = [
         wr.H1("What it shows"),

@@ -26,12 +26,14 @@ def parameter_maps(data: FigureData) -> Drawn:
     facts = data.facts.dropna(subset=["beta", "lam_head", "lam_tail"])
     if facts["beta"].nunique() < 2 and facts["lam_tail"].nunique() < 2:
         raise NotMeasured("only one setting of the knobs")
+    # One row of the map per combination of lambda and k.
     facts = facts.assign(
         knobs=[
             f"{head:g} / {tail:g}" + ("" if pd.isna(k) else f", k = {int(k)}")
             for head, tail, k in zip(facts["lam_head"], facts["lam_tail"], facts["top_k"], strict=True)
         ]
     )
+    # One panel per measured quantity.
     panels, parts = [], []
     for column, title in {
         "entropy": "entropy after pre-training (nats)",
@@ -52,6 +54,7 @@ def _map_panel(drawn: pd.DataFrame, title: str) -> Spec:
     x = {"field": "beta", "type": "ordinal", "title": "beta", "axis": {"labelAngle": 0}}
     y = {"field": "knobs", "type": "ordinal", "title": "lambda head / tail"}
     under_pointer = tooltip("objective", "beta", "knobs", numbers=("mean", "low", "high"), number_format=".4g")
+    # The tiles show the value; a point marks that the position was measured.
     scale = {"scheme": "viridis"}
     fill = {"field": "mean", "type": "quantitative", "title": None, "scale": scale, "legend": {"orient": "right"}}
     point = {"type": "point", "filled": True, "size": 40, "color": "white", "stroke": "black"}
@@ -70,6 +73,7 @@ def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[fl
     count = len(x)
     if count < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan, np.nan, count
+    # Pearson's correlation of ranks is Spearman's rho; rounding may push it past 1.
     ranks = [pd.Series(numbers).rank() for numbers in (x, y)]
     rho = min(1.0, max(-1.0, float(ranks[0].corr(ranks[1]))))
     statistic = abs(rho) * np.sqrt((count - 2) / ((1 - rho) * (1 + rho))) if abs(rho) < 1 else np.inf
@@ -104,6 +108,7 @@ def predictors(data: FigureData) -> Drawn:
     correlations = pd.DataFrame(_correlations(data, results))
     if correlations.empty:
         raise NotMeasured("no base-model metric that varies over cells")
+    # Correct over all metrics and stages, then put the strongest first.
     correlations["p_holm"] = holm(correlations["p"].to_numpy(float))
     correlations["significant"] = np.where(correlations["p_holm"] < 0.05, "significant (Holm)", "not significant")
     order = correlations["rho"].abs().sort_values(ascending=False, kind="stable").index
@@ -128,6 +133,7 @@ def _correlations(data: FigureData, results: pd.DataFrame) -> Iterator[dict[str,
         rows = data.measured(stage)
         if rows.empty:
             continue
+        # Only the metrics at the last checkpoint are candidates.
         last = last_values(rows, ["benchmark", "metric", "objective", "seed"]).reset_index().merge(results)
         for (benchmark, metric), part in last.groupby(["benchmark", "metric"], sort=False):
             rho, p, n = rank_correlation(part["value"].to_numpy(), part["rl_pass"].to_numpy())
@@ -163,6 +169,7 @@ def theory(data: FigureData) -> Drawn:
         raise NotMeasured("no evaluation variant theory:SETTING of ce, the prediction from ce's own distribution")
     panels, parts = [], []
     for metric, title in {"entropy": "entropy (nats)", "head_mass": "head mass", "tail_mass": "tail mass"}.items():
+        # One point per setting and seed that has both the prediction and the measurement.
         of_metric = rows[rows["metric"] == metric]
         records = []
         for variant in variants:
@@ -193,6 +200,7 @@ def temperature_control(data: FigureData) -> Drawn:
     records = []
     for variant in variants:
         objective = variant.split(":", 1)[1]
+        # A control is compared with its setting at the same steps.
         control = rows[rows["variant"] == variant]
         shaped = rows[
             (rows["objective"] == objective) & (rows["variant"] == "") & rows["step"].isin(control["step"].unique())
@@ -241,10 +249,12 @@ def forking_tokens(data: FigureData) -> Drawn:
     frame = pd.DataFrame(_forking_rows(data))
     if frame.empty:
         raise NotMeasured("no RL run kept forking.jsonl")
+    # The last kept step of each run.
     last = frame[frame["step"] == frame.groupby(["objective", "seed"])["step"].transform("max")]
     tokens = last[last["by"] == "token"]
     if tokens.empty:
         raise NotMeasured("no forking.jsonl of the RL runs lists tokens")
+    # Shares rather than counts, since runs sample different numbers of tokens.
     totals = tokens.groupby(["objective", "seed"])["count"].transform("sum")
     tokens = tokens.assign(share=tokens["count"] / totals, token=[repr(token) for token in tokens["token"]])
     common = tokens.groupby("token")["count"].sum().sort_values(ascending=False, kind="stable").index[:FORKING_TOKENS]
@@ -275,9 +285,11 @@ def _forking_rows(data: FigureData) -> Iterator[dict[str, object]]:
 
 def scaling(data: FigureData) -> Drawn:
     """Scores over model sizes, by setting."""
+    # Sizes come from pre-training, which counts the parameters.
     sizes = data.study.runs.dropna(subset=["parameters"]).groupby("model")["parameters"].max()
     if len(sizes) < 2:
         raise NotMeasured(f"models of {len(sizes)} size(s) with counted parameters; it needs two")
+    # The last score of each model, stage, setting and seed.
     records = []
     for model in sizes.index:
         for stage, metric in (("pretrain", None), ("midtrain", None), ("grpo", "pass")):

@@ -89,6 +89,7 @@ def averages(rows: pd.DataFrame, at: str, metric_name: str | None = None) -> pd.
     `metric_name` is `avg` or `pass`, with its largest n or k, of the mathematics benchmarks; None is the score that the
     base models' tables average.
     """
+    # Choose one metric per benchmark.
     chosen = []
     for (group, benchmark), part in rows.groupby(["group", "benchmark"], observed=True, sort=False):
         metrics = part["metric"].unique()
@@ -100,6 +101,7 @@ def averages(rows: pd.DataFrame, at: str, metric_name: str | None = None) -> pd.
             chosen.append(part[part["metric"] == metric].assign(benchmark=str(benchmark)))
     if not chosen:
         return pd.DataFrame(columns=["objective", "seed", at, "value"])
+    # An average over fewer benchmarks would not be comparable, so it is dropped.
     grouped = pd.concat(chosen).groupby(["objective", "seed", at], observed=True, sort=False)["value"]
     means = grouped.agg(["mean", "count"])
     complete = means.loc[means["count"] == len(chosen), "mean"] * 100
@@ -110,6 +112,7 @@ def last_values(rows: pd.DataFrame, key: list[str]) -> pd.Series:
     """Returns the value at the last step of each `key`."""
     if rows.empty:
         return pd.Series(dtype=float)
+    # Categories would make pandas list combinations that do not exist.
     plain = rows.astype({name: object for name in key if name != "seed"})
     column = "step" if "step" in plain else "tokens"
     return plain.sort_values(column, kind="stable").groupby(key, sort=False)["value"].last()

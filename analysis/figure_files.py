@@ -50,6 +50,7 @@ class Artist:
     def _draw(self, spec: Spec) -> Images:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        # One request is answered before the next is sent, so the pipes cannot fill up.
         try:
             pickle.dump(spec, self._process.stdin)
             self._process.stdin.flush()
@@ -102,6 +103,7 @@ class FigureFiles:
         """Draw a chart in the background, unless the previous results have it."""
         name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
         spec = static_spec(chart)
+        # Reuse the previous files if the description, the program and the bytes are all the same.
         images = _read_images(self._previous, name)
         if images is not None and self._digests.get(name) == _digest(spec, images):
             self._images[name] = spec, images

@@ -31,6 +31,7 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
 
     `on_chart` is called with each chart as soon as it exists, so that drawing can start.
     """
+    # Facts about cells are computed once for all figures.
     facts = cell_facts(study)
     models = [str(model) for model in study.runs["model"].unique()]
     tasks = [(figure, model) for model in models for figure in FIGURES if figure.is_per_model]
@@ -38,6 +39,7 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
     figures = Figures()
     for figure, model in tasks:
         title = f"{figure.title}, {model}" if model else figure.title
+        # A figure that lacks its data is listed with the reason and does not stop the others.
         try:
             drawn = figure.draw(FigureData(study, model, facts))
         except NotMeasured as error:
@@ -49,6 +51,7 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
         chart = Chart(name, number, title, drawn.caption, tuple(drawn.panels), drawn.data)
         on_chart(chart)
         figures.charts.append(chart)
+    # Stable: the figures without a number stay in the order of the list.
     figures.charts.sort(key=lambda chart: (chart.number is None, chart.number or 0))
     return figures
 

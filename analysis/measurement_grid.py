@@ -122,6 +122,7 @@ def _benchmarks(
     rows: dict[Quantity, int], groups: dict[str, str], first: NDArray[np.int64]
 ) -> dict[tuple[str, str], Benchmarks]:
     """`MeasurementGrid.benchmarks`, in the order in which they were measured."""
+    # Sorting by the first measurement gives the order in which they were measured.
     benchmarks: dict[tuple[str, str], Benchmarks] = defaultdict(dict)
     for quantity in sorted(rows, key=lambda quantity: first[rows[quantity]]):
         if quantity.variant == "":
@@ -134,6 +135,7 @@ def _benchmarks(
 
 def _combined(codes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """One integer for each combination of codes."""
+    # Mixed radix: each code is a digit.
     total = np.zeros(len(codes[0]), np.int64)
     for code in codes:
         total = total * (int(code.max(initial=0)) + 1) + code

@@ -25,6 +25,7 @@ def pretraining(data: FigureData) -> Drawn:
         raise NotMeasured("no perplexity or entropy of held-out text in pre-training")
     drawn = over_seeds(rows.astype({"tokens": float}), ["metric", "objective", "tokens"])
     axis = Axis("tokens", "pre-training tokens")
+    # Perplexity falls over orders of magnitude, so its axis is logarithmic.
     panels = [
         line_panel(drawn[drawn["metric"] == metric], axis, title, settings=data.settings, log=metric == "perplexity")
         for metric, title in (("perplexity", "perplexity"), ("entropy", "entropy (nats)"))
@@ -68,6 +69,7 @@ def rl_curves(data: FigureData) -> Drawn:
     rows = data.study.curves
     rows = rows[(rows["model"] == data.model) & (rows["stage"] == "grpo")]
     columns = {"reward": "reward", "entropy": "entropy (nats)", "response_length": "response length (tokens)"}
+    # Pass@k of the training groups, at the largest k that a ledger has.
     if largest := largest_metric((name for name in map(str, rows.columns) if rows[name].notna().any()), "pass"):
         columns[largest] = f"{largest} of the training groups"
     columns["held_out_reward"] = "reward on held-out problems"
@@ -75,6 +77,7 @@ def rl_curves(data: FigureData) -> Drawn:
     for column, title in columns.items():
         if column not in rows or rows[column].isna().all():
             continue
+        # Average over seeds first, then smooth each setting's curve.
         drawn = over_seeds(rows[rows[column].notna()], ["objective", "step"], column).sort_values(["objective", "step"])
         is_held_out = column == "held_out_reward"  # measured at few steps: shown as points, not smoothed
         if not is_held_out:

@@ -97,9 +97,11 @@ def _vega_script() -> str:
     """The script that draws Vega-Lite in a page, cached in the user's cache folder since making it takes seconds."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
     path = folder / f"vega-embed-{DRAWN_BY.replace(' ', '-')}.js"
+    # Most pages use the cached bundle.
     with contextlib.suppress(OSError):
         return path.read_text()
     script = browser_script()
+    # A read-only home folder only costs the time to make the bundle again.
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as temporary:
@@ -179,6 +181,7 @@ def _cell(cell: Any, usual: int, indices: Mapping[str, int]) -> dict[str, Any]:
     """A cell for the template: its text, the value to sort by, its stage runs, and a note for the pointer."""
     if not isinstance(cell, Entry):
         return {"text": str(cell), "value": cell if _is_number(cell) else "", "runs": "", "best": False, "note": ""}
+    # The note explains a missing number, or one from fewer seeds than usual.
     waits_for = ", ".join(cell.waits_for[:4])
     note = ""
     if cell.value is None:
@@ -216,6 +219,7 @@ def _lineage(study: Study, indices: Mapping[str, int]) -> dict[str, Any]:
     runs = []
     status = study.status
     for signature, spec in study.specs.items():
+        # The configuration that was used, and the environment if it was run.
         shown = dict(spec["config"])
         if spec.get("environment"):
             shown["environment"] = spec["environment"]

@@ -108,6 +108,7 @@ def main() -> None:
     console = Console(highlight=False, soft_wrap=True)
     with exit_codes("reproduce-paper-tables"):
         set_up(arguments)
+        # Flags first, since they are not of the form key=value.
         options = parse([argument for argument in arguments if argument not in FLAGS])
         if "--missing" in arguments:
             show_missing(options, console)
@@ -145,6 +146,7 @@ class _Source:
 def _read(options: Options) -> _Source:
     """The study of the options' sweep, or of everything in the store."""
     store = Store.open(options.store)
+    # Without a list of seeds, those of the store are planned, so that the tables have no empty seeds.
     stored = read_stored(store, options.scale, options.seeds)
     seeds = options.seeds or sorted(stored.runs["seed"].unique().tolist())
     if options.sweep is None:
@@ -320,6 +322,7 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
     claims = {name: [dataclasses.asdict(verdict) for verdict in judged] for name, judged in verdicts.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Everything is written to a temporary folder first, so that a failure leaves the previous results.
         with replacing(folder, durable=False) as temporary:
             (temporary / "tables").mkdir(parents=True)
             (temporary / "figures").mkdir()

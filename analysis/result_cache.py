@@ -133,6 +133,7 @@ def _without(table: pa.Table, signatures: Iterable[str]) -> pa.Table:
     """The rows of `table` that belong to none of `signatures`."""
     if not len(table):
         return table
+    # Dictionary encoding: look up each distinct signature once instead of each row.
     column = table["signature"].combine_chunks()
     dropped = np.isin(np.array(column.dictionary.to_pylist(), dtype=object), list(signatures))
     return table.filter(pa.array(~dropped[column.indices.to_numpy()]))
@@ -212,6 +213,7 @@ def _save_cache(store: Store, results: StoredResults) -> None:
         environment = number(run.spec["environment"]) if "environment" in run.spec else None
         rows.append([run.stage, run.signature, run.stamp, spec, config, environment, run.seconds, run.metrics])
     head = orjson.dumps({"layout": CACHE_VERSION, "parts": [orjson.Fragment(part) for part in parts], "runs": rows})
+    # The table's metadata holds the stage runs, so that both are replaced together.
     table = results.table.replace_schema_metadata({b"runs": head})
     path = _cache_path(store)
     with contextlib.suppress(OSError):

@@ -110,6 +110,7 @@ class Study:
         unfinished: dict[str, None] = {}  # an ordered set
 
         def add(signature: str) -> None:
+            # An unfinished parent is listed before its children; finished ones are skipped.
             if status[signature] != "done":
                 run = self.plan.runs[signature]
                 for parent in run.needs:
@@ -232,6 +233,7 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
     for stage in STAGES:
         folder = store.root / stage
         for signature in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            # Finished stage runs come from the cache; of others only the spec is read.
             if signature in results.runs:
                 spec = results.runs[signature].spec
             elif (folder / signature / "spec.json").exists():
@@ -278,6 +280,7 @@ def _runs(plan: Plan, store: Store | None, finished: Mapping[str, FinishedRun]) 
     for run in plan.runs.values():
         result = finished.get(run.signature)
         status = "done" if result else store.run(run.stage, run.signature).status if store else "missing"
+        # Every column that describes the cell; results are empty until the stage run is done.
         rows.append(
             {
                 "stage_run": run.signature,
@@ -298,6 +301,7 @@ def _runs(plan: Plan, store: Store | None, finished: Mapping[str, FinishedRun]) 
 
 def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
     """The `SETTING` columns; the objective is that of the pre-training run at the start of the chain."""
+    # Follow the parents to the pre-training run; an incomplete store may lack some.
     first = run
     while first.parent and first.parent[1] in plan.runs:
         first = plan.runs[first.parent[1]]

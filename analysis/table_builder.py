@@ -99,6 +99,7 @@ def _provenance(study: Study, store: str) -> str:
     specs = list(study.specs.values())
     if not specs:
         return "Nothing is planned."
+    # Data and seeds as planned, code versions as recorded by the finished stage runs.
     data = specs[0]["config"].get("data", {})
     parts = []
     if data:
@@ -146,6 +147,7 @@ class _Builder:
     """(model, variant) -> (objective, step) of the RL evaluations that were measured with it."""
 
     def __post_init__(self) -> None:
+        # Index the planned evaluations, so that tables have rows for those that were not run yet.
         runs = self.study.runs[self.study.runs["stage"] == "evaluate"]
         for model, stage, objective, checkpoint, tokens in zip(
             *(runs[name].tolist() for name in ("model", "measures", "objective", "checkpoint", "tokens")), strict=True
@@ -153,6 +155,7 @@ class _Builder:
             step = checkpoint_step(checkpoint)
             steps = self.planned.setdefault((model, stage, objective), {})
             steps[step] = step if tokens is None or tokens is pd.NA else tokens
+        # Index the controls by the setting that they imitate.
         for quantity in self.grid.rows:
             if quantity.variant and quantity.stage == "grpo":
                 measured = self.controls.setdefault((quantity.model, quantity.variant), set())
@@ -163,6 +166,7 @@ class _Builder:
         role = counterpart(model, _pretrain_config(self.study, model).get("model", {}))
         runs = self.study.runs[self.study.runs["model"] == model]
         present, stages = runs["objective"].unique().tolist(), set(runs["stage"].unique())
+        # The paper's tables that this model takes part in, with the settings it has.
         drafts = []
         for number, paper_table in TABLES.items():
             settings = [name for name in paper_table.settings if name in present]
@@ -226,6 +230,7 @@ class _Builder:
         benchmarks: Benchmarks = self.grid.benchmarks.get((model, "grpo"), {})
         columns = join_columns(build(benchmarks) for build in RL_COLUMNS)
         paper_rows = reported(number, objective)
+        # Step 0 is the mid-trained model, which is evaluated before RL.
         steps = [0, *(step for step, _ in self.checkpoints(model, "grpo", objective))]
         records, index = [], []
         for step in steps:

@@ -59,6 +59,7 @@ ARCHITECTURE_COLUMNS: dict[str, Callable[[Architecture], Any]] = {
 
 def score_columns(benchmarks: Benchmarks, stage: str) -> Columns:
     """One score per benchmark, in the paper's groups and order."""
+    # The order of GROUPS is the order of the columns.
     columns: Columns = {}
     for group in GROUPS:
         names = [name for name, benchmark in benchmarks.items() if benchmark.group == group]
