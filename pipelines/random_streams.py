@@ -1,22 +1,51 @@
 """The independent streams of random numbers in a stage run.
 
-A generator is seeded with a list such as `[seed, Stream.QUESTION_ORDER, ...]`, so that the streams of one seed share no
-numbers. Never change a value: it changes results, and so needs a new version of the stages that use it.
+Every sampler and every shuffle is seeded by `stream_seed`, so no two streams share numbers, nor do two seeds, steps or
+rounds of one stream. Two generators do not come from here: generated tasks and the corpus use Python's `random`, and
+initial weights torch's generator, seeded with the run's seed; nothing else draws from them.
+
+numpy's seeds must not be joined by hand: a seed of fewer than four numbers is filled up with zeros, so `[6]`, `[6, 0]`
+and `[6, 0, 0]` are one seed.
 """
 
-from enum import IntEnum
+import hashlib
+import json
+from enum import StrEnum
+
+import numpy as np
 
 
-class Stream(IntEnum):
-    """What the random numbers are used for."""
+class Stream(StrEnum):
+    """What the random numbers are used for, with the path after the stream in `stream_seed`.
 
-    QUESTION_ORDER = 4
-    """Order in which RL draws the questions of a data set."""
-    DIVERGENCE = 5
-    """Choice of the responses that measure the divergence from the start model."""
-    HELD_OUT = 6
-    """Responses to held-out questions during RL."""
-    PASS_RATE = 7
-    """Responses that measure the start model's pass rate before RL."""
-    TRAINING_ROWS = 8
-    """Order of the training rows, the same in pre-training and mid-training."""
+    Never change a value: it changes results, and so needs a new version of the stages that use it.
+    """
+
+    PRETRAIN_ROWS = "rows of pretrain"
+    """Order of the rows of pre-training: run seed."""
+    MIDTRAIN_ROWS = "rows of midtrain"
+    """Order of the rows of mid-training: run seed."""
+    QUESTION_ORDER = "question order"
+    """Order in which RL draws the questions of a data set: run seed, data set, pass."""
+    ROLLOUTS = "rollouts"
+    """Responses that RL learns from: run seed, step, round."""
+    DIVERGENCE = "divergence"
+    """Choice of the responses that measure the divergence from the start model: run seed, step."""
+    HELD_OUT = "held out"
+    """Responses to held-out questions during RL: no path, so that all runs and steps are compared on equal numbers."""
+    PASS_RATE = "pass rate"
+    """Responses that measure the start model's pass rate before RL: run seed, data set."""
+    BENCHMARK = "benchmark"
+    """Sampled answers of an evaluation: name of the benchmark, so that all models are compared on equal numbers."""
+    GENERATION = "generation"
+    """Texts that lm-eval asks for: its settings and contexts."""
+
+
+def stream_seed(stream: Stream, *path: int | str) -> list[int]:
+    """Returns the seed of one stream at a path, such as (run seed, step): four 32-bit numbers, for numpy's generators.
+
+    It is a hash, so different streams or paths have different seeds whatever the numbers. More numbers may be appended
+    to it: four fill numpy's pool of entropy, and those after them are told apart from missing ones.
+    """
+    digest = hashlib.sha256(json.dumps([stream, *path]).encode()).digest()
+    return np.frombuffer(digest[:16], "<u4").tolist()

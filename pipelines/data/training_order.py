@@ -34,12 +34,21 @@ def schedule(
 ) -> list[tuple[str, int]]:
     """Returns (source, row of the source) for each of `rows` training rows, written out."""
     rng = np.random.default_rng(seed)
-    names = [name for name, weight in mixture.items() if weight > 0]
-    weights = np.array([mixture[name] for name in names])
+    names, weights = _shares(mixture)
     # Draw the source of every row, then take the rows of each source in turn.
-    sources = rng.choice(len(names), size=rows, p=weights / weights.sum())
+    sources = rng.choice(len(names), size=rows, p=weights)
     passes: dict[str, Iterator[int]] = {name: _passes(sizes[name], rng) for name in names}
     return [(names[source], next(passes[names[source]])) for source in sources]
+
+
+def _shares(mixture: Mapping[str, float]) -> tuple[list[str], NDArray[np.float64]]:
+    """The sources with a weight, and their shares, which sum to 1.
+
+    They are sorted: the order of a mapping's keys is not part of a signature, so it must not change the rows.
+    """
+    names = sorted(name for name, weight in mixture.items() if weight > 0)
+    weights = np.array([mixture[name] for name in names])
+    return names, weights / weights.sum()
 
 
 def _passes(size: int, rng: np.random.Generator) -> Iterator[int]:
@@ -56,10 +65,9 @@ class Mixture(Sequence[tuple[str, int]]):
 
     def __init__(self, seed: list[int], rows: int, *, mixture: Mapping[str, float], sizes: Mapping[str, int]) -> None:
         self._seed, self._count, self._sizes = seed, rows, sizes
-        self._names = [name for name, weight in mixture.items() if weight > 0]
-        weights = np.array([mixture[name] for name in self._names])
+        self._names, weights = _shares(mixture)
         # A uniform number between two edges selects the source between them.
-        self._edges = np.cumsum(weights / weights.sum())[:-1]
+        self._edges = np.cumsum(weights)[:-1]
         counts = [np.bincount(self._sources(block), minlength=len(self._names)) for block in range((rows - 1) // BLOCK)]
         # Rows of each source before each block, [blocks, sources].
         self._before = np.cumsum([np.zeros(len(self._names), np.int64), *counts], axis=0)

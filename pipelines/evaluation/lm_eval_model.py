@@ -11,7 +11,6 @@ The extra `evaluation` installs lm-eval.
 import hashlib
 import json
 import tempfile
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS, BenchmarkCache, Rows
 from pipelines.rollouts import Rollouts, Sampling, generate, likelihoods
+from pipelines.random_streams import Stream, stream_seed
 
 BATCH_TOKENS = 16_384
 RANGE_REQUESTS = 2048
@@ -148,13 +148,15 @@ class RolloutLM(TemplateLM):
         sampling = Sampling(temperature, float(settings.get("top_p", 1.0)), int(settings["max_gen_toks"]))
         # Greedy texts are generated once and repeated.
         samples = n if sampling.temperature else 1
-        seed = zlib.crc32(json.dumps(kwargs, sort_keys=True, default=str).encode())
+        # With the contexts in it, tasks of equal settings do not share their random numbers.
+        seed = stream_seed(Stream.GENERATION, json.dumps(kwargs, sort_keys=True, default=str), *contexts)
+        prompts = [self.prompt(context, sampling.max_new_tokens) for context in contexts]
         order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))  # longest first
 
         def compute(items: range) -> Rows:
             chosen = order[items.start : items.stop]
-            prompts = [self.prompt(contexts[i], sampling.max_new_tokens) for i in chosen]
-            rollouts = self.sample(prompts, sampling, n=samples, seed=(seed,), until=until, first=items.start)
+            token_ids = [prompts[i] for i in chosen]
+            rollouts = self.sample(token_ids, sampling, n=samples, seed=seed, until=until, first=items.start)
             texts = self.decode(rollouts, until)
             return [
                 {"request": i, "texts": texts[index * samples : (index + 1) * samples]}

@@ -8,8 +8,7 @@ import json
 import logging
 import re
 import tempfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -31,6 +30,7 @@ from pipelines.evaluation.sampled_answers import judged_responses
 from pipelines.evaluation.samples import Sample, measure, sample_rows
 from pipelines.files import sha256_of
 from pipelines.rollouts import Sampling
+from pipelines.random_streams import Stream, stream_seed
 from pipelines.tasks.answer_extraction import final_answer
 from pipelines.verifiers import VERIFIERS, Judge
 from pipelines.verifiers.judge import Item
@@ -227,11 +227,11 @@ def _sampled(
     ranges = context.cache.ranges(len(items), most=RANGE_TOKENS // (n * limit))
     with Judge() as judge:
 
-        def compute(chosen: range) -> list[Sample]:
-            some = prompts[chosen.start : chosen.stop]
-            token_ids = [lm.prompt(prompt, limit) for prompt in some]
-            seed = (zlib.crc32(name.encode()),)
-            rollouts = lm.sample(token_ids, sampling, n=n, seed=seed, until=until, first=chosen.start)
+        def compute(part: range) -> list[Sample]:
+            some = prompts[part.start : part.stop]
+            token_ids = encoded[part.start : part.stop]
+            seed = stream_seed(Stream.BENCHMARK, name)
+            rollouts = lm.sample(token_ids, sampling, n=n, seed=seed, until=until, first=part.start)
             texts = lm.decode(rollouts, until)
             # The judge receives `n` answers for each prompt.
             judged = [_judged(benchmark, *items[chosen.start + i // n], text=text) for i, text in enumerate(texts)]

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
-from pipelines.random_streams import Stream
+from pipelines.data.tokenizer import encode
+from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Engine, Sampling
 from pipelines.verifiers import Judge
 
@@ -86,7 +87,7 @@ class Questions:
         key = (set_index, turn // len(questions))
         if key not in self._orders:
             self._orders = {other: order for other, order in self._orders.items() if other[0] != set_index}
-            generator = np.random.default_rng([self._seed, Stream.QUESTION_ORDER, *key])
+            generator = np.random.default_rng(stream_seed(Stream.QUESTION_ORDER, self._seed, *key))
             self._orders[key] = generator.permutation(len(questions)).tolist()
         self.drawn += 1
         return questions[self._orders[key][turn % len(questions)]]
@@ -122,7 +123,8 @@ class Collector:
             # Ask as many prompts as should give the missing groups if the share of mixed ones stays the same.
             count = min(config.prompts, math.ceil(missing / max(mixed_share, LEAST_SHARE)))
             questions = [self._questions.draw() for _ in range(count)]
-            groups = self.sample(questions, step=step, seed=(self._seed, step, round_), failures=result.failures)
+            seed = stream_seed(Stream.ROLLOUTS, self._seed, step, round_)
+            groups = self.sample(questions, step=step, seed=seed, failures=result.failures)
             result.sampled += groups
             result.rounds += 1
             usable += [group for group in groups if group.mixed or not config.dynamic_sampling]

@@ -21,7 +21,7 @@ from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
 from pipelines.grpo.update import Updater
-from pipelines.random_streams import Stream
+from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import load_engine
 from pipelines.stage_context import StageContext
 from pipelines.training.optimizer import adamw
@@ -161,7 +161,7 @@ class _Run:
         if inspect:
             rows = forking_tokens(self.model, collected.kept, config, tokenizer=context.corpus.tokenizer, step=step)
             self._append("forking.jsonl", rows)
-        seed = (context.seed, step, Stream.DIVERGENCE)
+        seed = stream_seed(Stream.DIVERGENCE, context.seed, step)
         divergence = divergence_from(self.reference, collected.sampled, config, seed=seed)
         scored = time.time()
         # Update the weights, and give the engine the new ones.
@@ -206,7 +206,7 @@ class _Run:
     def _held_out_row(self) -> dict[str, float]:
         """Mean reward and pass@k on the held-out questions, sampled with the same random numbers each time."""
         began = time.time()
-        groups = self.collector.sample(self.held_out, step=self.step, seed=(0, Stream.HELD_OUT))
+        groups = self.collector.sample(self.held_out, step=self.step, seed=stream_seed(Stream.HELD_OUT))
         score = float(np.mean([group.rewards.mean().item() for group in groups]))
         self.totals["held_out"].append([self.step, score])
         rows = [
@@ -230,8 +230,9 @@ class _Run:
         """For each task, the indices of the questions whose pass rate under the start model is within the bounds."""
         low, high = self.config.pass_rate_low, self.config.pass_rate_high
         kept = []
-        for task, questions in zip(self.config.tasks, self.questions, strict=True):
-            groups = self.collector.sample(questions, step=1, seed=(self.context.seed, 0, Stream.PASS_RATE))
+        for index, (task, questions) in enumerate(zip(self.config.tasks, self.questions, strict=True)):
+            seed = stream_seed(Stream.PASS_RATE, self.context.seed, index)
+            groups = self.collector.sample(questions, step=1, seed=seed)
             rates = [float(group.rewards.mean()) for group in groups]
             inside = [i for i, rate in enumerate(rates) if low <= rate <= high]
             if not inside:

@@ -54,7 +54,7 @@ class Engine(Protocol):
     ) -> Rollouts:
         """Sample `n` responses to each of `prompts` (token ids, none empty).
 
-        `seed` is a path of non-negative integers, such as (run seed, step, round). Equal paths give equal samples.
+        `seed` is one of `pipelines.random_streams.stream_seed`. Equal seeds give equal samples.
         """
         ...
 

@@ -45,7 +45,7 @@ class VLLMEngine:
                 model=folder,
                 skip_tokenizer_init=True,
                 dtype=str(model.dtype).removeprefix("torch."),
-                max_model_len=longest(),
+                max_model_len=min(longest(), model.config.max_position_embeddings),
                 gpu_memory_utilization=MEMORY_SHARE,
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",  # those of the tempered distribution
@@ -55,7 +55,8 @@ class VLLMEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
     ) -> Rollouts:
         """See `Engine.generate`. Equal seeds give equal samples only as far as vLLM guarantees it."""
-        prompt_seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts)).tolist()
+        # 63 bits for each prompt: of 32-bit seeds, some of a long run would be equal.
+        prompt_seeds = (np.random.SeedSequence(list(seed)).generate_state(len(prompts), np.uint64) >> 1).tolist()
         parameters = [
             self._vllm.SamplingParams(
                 n=n,

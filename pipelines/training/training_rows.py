@@ -9,11 +9,14 @@ from pipelines.configuration.budgets import TrainConfig
 from pipelines.data.corpus import Corpus
 from pipelines.data.training_order import training_order
 from pipelines.errors import StageFailure
-from pipelines.random_streams import Stream
+from pipelines.random_streams import Stream, stream_seed
+
+STREAMS = {"pretrain": Stream.PRETRAIN_ROWS, "midtrain": Stream.MIDTRAIN_ROWS}
+"""Stage -> the stream that orders its rows."""
 
 
 class TrainingRows(Dataset[Tensor]):
-    """Rows [length + 1] int64 in their final order, which depends on the seed only: the loader must not shuffle.
+    """Rows [length + 1] int64 in their final order, which depends on stage and seed only: the loader must not shuffle.
 
     So two objectives with the same seed see the same tokens in the same order, whatever the number of ranks.
     """
@@ -30,7 +33,11 @@ class TrainingRows(Dataset[Tensor]):
         # The order is computed for the whole budget, so that a resumed run only skips rows.
         count = budget.steps * (budget.batch_tokens // budget.sequence_length)
         self._order = training_order(
-            [seed, Stream.TRAINING_ROWS], count, mixture=budget.mixture, sizes=sizes, sharded=corpus.sharded
+            stream_seed(STREAMS[budget.key], seed),
+            count,
+            mixture=budget.mixture,
+            sizes=sizes,
+            sharded=corpus.sharded,
         )
 
     def __len__(self) -> int:

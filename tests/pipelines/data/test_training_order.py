@@ -58,6 +58,21 @@ def test_any_index_can_be_read_first() -> None:
         order[rows]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_order_of_a_mixtures_keys_does_not_matter(sharded: bool) -> None:
+    """Signatures sort keys, so two spellings of one mixture are one stage run."""
+    mixture = {"b": 1.0, "c": 0.5, "a": 3.0, "d": 0.0}
+    orders = [
+        training_order(
+            [1, 2, 3, 4], 500, mixture={key: mixture[key] for key in keys}, sizes=SIZES | {"d": 9}, sharded=sharded
+        )
+        for keys in ("abcd", "dcba", "bcad")
+    ]
+    first, *others = [[order[i] for i in range(500)] for order in orders]
+    assert others == [first, first]
+    assert {name for name, _ in first} == {"a", "b", "c"}
+
+
 def test_only_the_order_of_shards_is_computed_on_access() -> None:
     assert isinstance(training_order([1], 10, mixture=WEIGHTS, sizes=SIZES, sharded=False), list)
     assert isinstance(training_order([1], 10, mixture=WEIGHTS, sizes=SIZES, sharded=True), Mixture)
