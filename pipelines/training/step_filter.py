@@ -16,7 +16,11 @@ HISTORY = 128
 
 
 class StepFilter:
-    """Compares each step's loss and gradient norm with those of the last `HISTORY` steps that were not skipped."""
+    """Compares each step's loss and gradient norm with those of the last `HISTORY` steps.
+
+    As in OLMo, steps that are skipped as spikes are among these. So after a lasting shift of the loss a few steps are
+    skipped, until the shift is part of what is compared with; otherwise every later step would be.
+    """
 
     def __init__(self, budget: TrainConfig, state: Mapping[str, Any] | None = None) -> None:
         """`state` is what `state_dict` returned in the attempt that is resumed."""
@@ -44,16 +48,19 @@ class StepFilter:
             return None if math.isfinite(gradient_norm) else f"the gradient's norm is {gradient_norm}"
         loss = mean_over_ranks(torch.stack(self._losses).mean().item())
         self._losses = []
+        earlier_steps = list(self._history)
+        # A value that is not finite would leave no mean to compare with.
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            self._history.append((loss, gradient_norm))
         for name, value, earlier in (
-            ("loss", loss, [pair[0] for pair in self._history]),
-            ("gradient's norm", gradient_norm, [pair[1] for pair in self._history]),
+            ("loss", loss, [pair[0] for pair in earlier_steps]),
+            ("gradient's norm", gradient_norm, [pair[1] for pair in earlier_steps]),
         ):
             if not math.isfinite(value):
                 return f"the {name} is {value}"
             # A spike is only called one once the history is full.
             if len(earlier) == HISTORY and value > np.mean(earlier) + self._spike_sigmas * np.std(earlier):
                 return f"the {name} of {value:.3g} is a spike over {np.mean(earlier):.3g}"
-        self._history.append((loss, gradient_norm))
         return None
 
     def state_dict(self) -> dict[str, Any]:
