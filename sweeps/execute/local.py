@@ -9,21 +9,18 @@ import heapq
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.execute.display import Display
 from sweeps.execute.fork_server import LocalWorker, start_worker
 from sweeps.execute.machine import Machine
-from sweeps.execute.worker import Task, perform
+from sweeps.execute.worker import DONE_ELSEWHERE, perform_locally
 from sweeps.plan.cost import memory
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
@@ -34,8 +31,6 @@ FULL_DISK_BYTES = 2**20
 """With less free space than this a disk counts as full."""
 GRACE_SECONDS = 10.0
 """How long a worker that was asked to stop may take to save its state."""
-DONE_ELSEWHERE = 3
-"""Exit code of a worker whose stage run another command finished meanwhile."""
 
 
 @dataclass
@@ -105,12 +100,6 @@ def execute(
 
 def _is_done(store: Store, run: StageRun) -> bool:
     return (store.run(run.stage, run.signature).folder / "result.json").exists()
-
-
-def _perform(log: Path, *, root: Path, spec: dict[str, Any], tracking: TrackingConfig) -> None:
-    """What a worker does."""
-    if not perform(root, spec, tracking, task=Task(job=str(os.getpid()), log=log)):
-        sys.exit(DONE_ELSEWHERE)
 
 
 class _Execution:
@@ -197,7 +186,7 @@ class _Execution:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         self.waiting.remove(run.signature)
         worker = start_worker(
-            partial(_perform, root=self.store.root, spec=run.spec, tracking=self.tracking),
+            partial(perform_locally, root=self.store.root, spec=run.spec, tracking=self.tracking),
             self.jobs_folder,
             environment=environment,
             tracked=self.tracking.mode != "off",

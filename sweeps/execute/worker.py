@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ RESUMED = {"resume", "checkpoints", "ledger.jsonl"}
 
 WAIT_SECONDS = 1.0
 """Between two looks at a stage run that another worker holds."""
+
+DONE_ELSEWHERE = 3
+"""Exit code of a local worker whose stage run another command finished meanwhile."""
 
 logger = logging.getLogger("sweeps")
 
@@ -79,6 +83,15 @@ def perform(root: str | Path, spec: dict[str, Any], tracking: TrackingConfig, *,
         with lease:
             _Attempt(work, lease).run()
         return True
+
+
+def perform_locally(log: Path, *, root: Path, spec: dict[str, Any], tracking: TrackingConfig) -> None:
+    """Run one stage run as the only task of a local worker, and exit with `DONE_ELSEWHERE` if it was not done here.
+
+    This is in a module that the fork server preloads, since a worker imports the module of the function that it runs.
+    """
+    if not perform(root, spec, tracking, task=Task(job=str(os.getpid()), log=log)):
+        sys.exit(DONE_ELSEWHERE)
 
 
 class _Signals:
