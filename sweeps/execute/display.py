@@ -66,7 +66,7 @@ class Display:
 
     def refresh(self, running: list[str]) -> None:
         """Show the progress of the running stage runs; called several times a second."""
-        self._running = running
+        self._running = running  # for the live table, which is drawn by another thread
         if not self._live:
             self._print_rl_steps()
         if not self._live and time.time() - self._last_line > PLAIN_INTERVAL:
@@ -126,6 +126,7 @@ class Display:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("stage", "cell", "step", "", "now", "left"):
             table.add_column(column, no_wrap=True)
+        # One row per running stage run.
         for run in self._current():
             stored = self._store.run(run.stage, run.signature)
             row = stored.last_row()
@@ -138,6 +139,7 @@ class Display:
                 Text(_metrics(row)),
                 self._time_left(stored, run),
             )
+        # Above them, the progress of the whole plan.
         finished = len(self._outcome.done) + len(self._outcome.skipped)
         header = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         header.add_row(
@@ -162,6 +164,7 @@ def title(run: StageRun) -> str:
 
 def plan_table(plan: Plan, done: set[str]) -> Table:
     """Number of stage runs by stage: all that the cells need, distinct ones, done ones and missing ones."""
+    # A stage run that several cells share counts once for each of them in `needed`, and once in `distinct`.
     needed = Counter(plan.runs[s].stage for signatures in plan.cells.values() for s in signatures)
     distinct = Counter(run.stage for run in plan.runs.values())
     finished = Counter(plan.runs[s].stage for s in done)

@@ -96,6 +96,7 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
     os.setsid()  # Ctrl-C in the terminal reaches only the command, which then asks its workers to stop
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     os.environ.update(environment)
+    # From here on, everything that is written to standard output and error goes to the worker's files.
     log = _log(folder, os.getpid())
     for path, descriptor in ((log.with_suffix(".out"), 1), (log, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -48,6 +48,7 @@ def launch_on_slurm(
 
     Raises `UserError` before anything is written, and for what Slurm refuses after everything else was submitted.
     """
+    # All mistakes are reported before the first write.
     _check(options)
     for cell in cells:
         check_ranks(cell, {stage: ranks(options, stage) for stage in TOKEN_STAGES})
@@ -55,6 +56,7 @@ def launch_on_slurm(
     record(store, graph, jobs, name=cells[0].sweep.name, launcher="slurm", options=asdict(options))
     submission = submit(graph.part(only) if only else graph, store, cells[0].tracking, options=options)
     _print(graph, store, submission)
+    # One line for each message of Slurm, with the first three stage runs that it is about.
     if submission.refused:
         lines = [
             f"{message}; not submitted: {', '.join(title(graph.runs[s]) for s in signatures[:3])}"
@@ -80,6 +82,7 @@ def check_ranks(cell: Cell, counts: Mapping[str, int]) -> None:
 
 def _check(options: SlurmLauncherConfig) -> None:
     """Raise `UserError` for impossible options, or on a machine without Slurm."""
+    # The options of all jobs, then those of single stages.
     for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES)):
         for name in ("nodes", "tasks", "cpus", "time", "mem_gb"):
             value = getattr(part, name)

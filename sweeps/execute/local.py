@@ -71,6 +71,7 @@ def execute(
     At most `workers` stage runs run at a time; 0: as many as the machine has GPUs, or cores if it has no GPU. On Ctrl-C
     raises `KeyboardInterrupt` after the workers have stopped.
     """
+    # What is done already needs no worker; if that is everything, the fork server is not started.
     outcome = Outcome(skipped=[s for s, run in plan.runs.items() if _is_done(store, run)])
     display.start(plan, store, outcome)
     if len(outcome.skipped) == len(plan.runs):
@@ -152,6 +153,7 @@ class _Execution:
         while self.waiting or self.running:
             self._start_ready()
             self.display.refresh(list(self.running))
+            # A sentinel becomes ready when its worker ends.
             wait([running.worker.process.sentinel for running in self.running.values()], timeout=REFRESH_SECONDS)
             for signature, running in list(self.running.items()):
                 if running.worker.process.exitcode is not None:
@@ -197,11 +199,13 @@ class _Execution:
 
     def _end(self, signature: str, running: _Running) -> None:
         """Count a stage run whose worker has ended as done or failed; a failure blocks what depends on it."""
+        # Give back what it occupied.
         del self.running[signature]
         self.free_memory += running.memory
         if running.gpu is not None:
             self.free_gpus.append(running.gpu)
 
+        # The store decides, not the exit code: a worker may die after it has published the result.
         stored = self.store.run(running.run.stage, signature)
         if result := stored.result:
             if running.worker.process.exitcode == DONE_ELSEWHERE:
@@ -211,6 +215,7 @@ class _Execution:
                 self.outcome.stage_seconds += result["seconds"]
             self._free_children(signature)
         else:
+            # The worker has recorded its error, unless it was killed.
             attempts = stored.state.get("attempts") or [{}]
             error = attempts[-1].get("error") or self._unrecorded_error(running.worker.process.exitcode)
             self.outcome.failed[signature] = f"{error}; log: {running.worker.log}"

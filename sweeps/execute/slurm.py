@@ -283,6 +283,7 @@ class _Submitter:
 
     def submit(self, batch: _Batch) -> None:
         """Submit one array and record its jobs; if Slurm refuses it, only note that."""
+        # A task is a pickled call of `run_task` for its stage run.
         executor = _ArrayExecutor(self.folder)
         executor.parameters = _parameters(self.options, batch)
         requeues = self.options.requeues
@@ -302,6 +303,7 @@ class _Submitter:
     def _record(self, run: StageRun, job: str) -> None:
         """Write into the store that a stage run is queued as a job."""
         stored = self.store.run(run.stage, run.signature)
+        # With the spec, `status` and `show` know the stage run before its job starts.
         stored.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored.folder / "spec.json", run.spec)
         paths = JobPaths(self.folder, job, 0)

@@ -77,6 +77,7 @@ def perform(root: str | Path, spec: dict[str, Any], tracking: TrackingConfig, *,
         if task.rank:
             work.follow()
             return False
+        # The lease ensures that no other worker writes to the stage run.
         lease = work.claim()
         if lease is None:
             return False
@@ -214,6 +215,7 @@ class _Attempt:
         }
         if self.task.slurm_job:
             self.record["job"] = self.task.slurm_job
+        # The state of before the lease may be out of date.
         state = work.stored.reread().state
         self.attempts = [*state.get("attempts", []), self.record]
         self.job = state.get("job")
@@ -269,6 +271,7 @@ class _Attempt:
         files["spec.json"] = self.folder / "spec.json"
         for path in files.values():
             flush(path)
+        hashes = {name: sha256(path) for name, path in files.items()}
         self.record["ended"] = time.time()
         result = {
             "format": FORMAT,
@@ -277,7 +280,7 @@ class _Attempt:
             "seconds": sum(a.get("ended", a["started"]) - a["started"] for a in self.attempts),
             "ranks": self.task.tasks,
             **outcome,
-            "files": {name: sha256(path) for name, path in files.items()},
+            "files": hashes,
         }
         write_json(work / "result.json", result)
 
@@ -285,6 +288,8 @@ class _Attempt:
         """Write down how the attempt ended: failed, interrupted, or requeued because its time was up."""
         self.record["ended"] = time.time()
         self.record["traceback"] = traceback.format_exc()
+        # Only an error of the stage itself is a failure. A stage that was asked to stop can be retried; if its job was
+        # near its time limit (SIGUSR2), Slurm runs the requeued job again.
         if not isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
             self._end("failed", f"{type(error).__name__}: {error}")
         elif not self.task.slurm_job or signal.SIGUSR2 not in self.work.signals.received:
@@ -297,6 +302,7 @@ class _Attempt:
             self._end("failed", reason)
             raise StageFailure(reason) from error
         else:
+            # The job's next run must find the folder free.
             self._end("queued", "its time was up")
             self.lease.release()
             subprocess.run(["scontrol", "requeue", self.task.slurm_job], check=True, timeout=60)

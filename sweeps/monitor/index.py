@@ -63,6 +63,7 @@ def summaries(store: Store) -> dict[str, Summary]:
             with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
                 modified = folder.stat().st_mtime_ns
                 key = f"{stage}/{folder.name}"
+                # A folder that has not changed since it was indexed is not opened.
                 entry = indexed.get(key)
                 if entry and entry[0] == modified:
                     summary = Summary(**entry[1])
@@ -73,8 +74,10 @@ def summaries(store: Store) -> dict[str, Summary]:
                     changed = True
                     entry = [modified, asdict(summary)]
                 by_signature[summary.signature] = summary
+                # A change of this moment might be followed by another one with the same modification time.
                 if now - modified / 1e9 > SETTLED_SECONDS:
                     entries[key] = entry
+    # Also written when stage runs were deleted.
     if changed or len(entries) != len(indexed):
         with contextlib.suppress(UserError, StageFailure):  # a read-only store, or a full disk
             write_json(path, {"format": FORMAT, "runs": entries})

@@ -95,6 +95,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
             job, name, reason = [*line.split("|"), "", ""][:3]
             if job in wanted:
                 states[job] = JobState(name, reason)
+        # squeue forgets a job a few minutes after its end.
         missing = wanted - set(states)
         if missing:
             states |= _accounted(missing)

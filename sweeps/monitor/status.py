@@ -139,6 +139,7 @@ def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
     """The rows that all filters select: `key=glob,glob`, `CELL`, `CELL:stage` (globs), or the start of a signature."""
     selected = candidates
     for text in filters:
+        # `objective=ce,precision`; a cell's name may contain `=` too, but only after a slash.
         if "=" in text and "/" not in text.split("=")[0]:
             key, _, wanted = text.lstrip("+").partition("=")
             if key not in KEYS:
@@ -149,6 +150,7 @@ def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
                         raise UserError(f"status={word}: unknown status; {nearest(word, ORDER)}")
             selected = [row for row in selected if _matches(row, key, wanted.split(","))]
         else:
+            # `nano/*/seed1:evaluate@step-000128`, or a signature.
             cell, _, stage = text.partition(":")
             stage, _, checkpoint = stage.partition("@")
             selected = [

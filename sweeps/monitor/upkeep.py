@@ -18,11 +18,13 @@ from sweeps.store.stage_runs import Store, StoredRun
 
 def faults(run: StoredRun) -> Iterator[str]:
     """What is wrong with a stage run's files, one sentence per fault."""
+    # Are the files readable?
     try:
         spec, result = run.spec, run.result
     except UserError as error:
         yield str(error)
         return
+    # Does the spec still have the signature that it is stored under?
     try:
         expected = signature_of(spec)
     except (KeyError, TypeError) as error:
@@ -32,6 +34,7 @@ def faults(run: StoredRun) -> Iterator[str]:
         yield f"{run.folder}/spec.json: its content has the signature {expected}, its folder is named {run.signature}"
     if result is None:
         return
+    # Is every published file unchanged?
     for name, digest in result.get("files", {}).items():
         path = run.folder / name
         if not path.is_file():

@@ -77,6 +77,7 @@ def send_runs(store: Store, *, project: str | None, entity: str | None, report: 
             text=True,
             check=False,
         )
+        # The client's exit code does not say which runs arrived; its marks do.
         arrived = [folder for folder in batch if is_sent(folder)]
         synced.runs += [folder.name for folder in arrived]
         synced.failed += [folder.name for folder in batch if folder not in arrived]
@@ -130,6 +131,7 @@ def send_artifacts(
     names = []
     for run in _finished(store):
         name = f"{run.stage}-{run.signature}"
+        # The list is written after each artifact, so that an interrupted call resumes.
         if name not in listed:
             _send_artifact(store, run, listed, project=project, entity=entity, checkpoints=checkpoints)
             names.append(name)

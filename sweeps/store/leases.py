@@ -94,6 +94,7 @@ class Holder:
         """Whether its writer may still write."""
         if self.released:
             return False
+        # On the same machine the process itself is looked for; elsewhere only heartbeats tell.
         if self.owner and self.owner.boot == _boot() and self.owner.host == socket.gethostname():
             return _start_time(self.owner.pid) == self.owner.began
         if self.owner and self.owner.job and self.owner.job == Owner.myself().job:
@@ -103,6 +104,7 @@ class Holder:
 
 def holder(folder: Path, now: float | None = None) -> Holder | None:
     """The newest lease on `folder`, or None if there has never been one. `now` is the file server's time, if known."""
+    # The newest lease has the highest number.
     leases = folder / "leases"
     try:
         names = os.listdir(leases)
@@ -219,6 +221,7 @@ def claim(folder: Path) -> Lease | None:
         finally:
             temporary.unlink(missing_ok=True)
         if is_ours:
+            # From here on earlier holders have no folder to write to.
             lease = Lease(folder, number)
             _take_over(folder, lease.work)
             return lease

@@ -128,6 +128,7 @@ class StoredRun:
         if not attempts:
             return None
         started = attempts[-1]["started"]
+        # The pace is measured between the first and the last step of this attempt that the end of the ledger has.
         newest = (row for row in self.newest_rows() if "step" in row)
         rows = [row for row in newest if row.get("time", 0.0) >= started]  # the others are of earlier attempts
         if len(rows) == 1 and len(attempts) == 1:
