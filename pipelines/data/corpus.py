@@ -28,8 +28,8 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.signed_content import signed_content
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
-from pipelines.data.tokenizer import END_OF_TEXT, train_tokenizer
-from pipelines.errors import StageFailure
+from pipelines.data.tokenizer import END_OF_TEXT, encode, train_tokenizer, with_document_start
+from pipelines.errors import StageFailure, require_option
 from pipelines.files import read_json, remove_leftovers, replacing, sha256, sha256_of
 from pipelines.garbage_collection import no_collection
 from pipelines.tasks.families import SPLITS, Problem, generate, split_of
@@ -91,6 +91,10 @@ class Corpus:
         for source in sources:
             if source == "text":
                 yield from (document.training_text for document in self.documents("train"))
+            if self._shards and source in self._shards.sources:
+                yield from map(self.tokenizer.backend_tokenizer.decode, self._shards.document_tokens(source, "train"))
+                continue
+            require_option("source", source, ["text", *self.manifest["content"]["tasks"]])
             else:
                 yield from (problem.prompt + problem.worked for problem in self.problems(source, "train"))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def prepare_shards(
     write_json(settings_path, settings, key="data.shards")
     preparation = Preparation(folder, validation, ngrams, tokenizer["end_of_text"], tokenizer["vocabulary"])
     records = _prepare_parts(parts, preparation, processes=processes, progress=progress)
-    return _write_index(folder, records, tokenizer)
+    return _write_index(folder, records, tokenizer, searched=ngrams is not None)
 
 
 def _prepare_parts(
@@ -122,16 +123,20 @@ def _record_path(folder: Path, part: Part) -> Path:
     return folder / part.source / f"{part.name}.json"
 
 
-def _write_index(folder: Path, records: dict[Part, dict[str, Any]], tokenizer: dict[str, Any]) -> Path:
+def _write_index(
+    folder: Path, records: dict[Part, dict[str, Any]], tokenizer: dict[str, Any], *, searched: bool
+) -> Path:
     # source -> split -> its shards in the order of the parts
     sources: dict[str, dict[str, list[Any]]] = {}
     for part, record in records.items():
         splits = sources.setdefault(part.source, {split: [] for split in SPLITS})
         for split, shard in record["shards"].items():
             splits[split].append(shard)
-    totals = {
+    totals: dict[str, int | None] = {
         key: sum(record[key] for record in records.values()) for key in ("documents", "characters", "contaminated")
     }
+    # Without evaluation sets nothing was searched, which is not the same as 0 documents.
+    totals |= {} if searched else {"contaminated": None}
     index = {"format": FORMAT, **tokenizer, **totals, "sources": sources}
     path = folder / "index.json"
     # Signatures of stage runs contain the hash of this file, so the order of its keys must not change.
@@ -281,9 +286,10 @@ def _first_documents(parts: list[Part]) -> Iterator[str]:
     sources = {part.source for part in parts}
     for source in sorted(sources):
         remaining = TRAINED_ON // len(sources)
-        for part in (part for part in parts if part.source == source):
-            for text in documents_of(part):
-                if remaining <= 0:
-                    break
-                remaining -= len(text)
-                yield text
+        of_source = (part for part in parts if part.source == source)
+        # One chain of all parts: those after the last document that is needed are never opened.
+        for text in chain.from_iterable(map(documents_of, of_source)):
+            yield text
+            remaining -= len(text)
+            if remaining <= 0:
+                break

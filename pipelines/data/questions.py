@@ -7,7 +7,7 @@ Questions are split by hash, so held-out ones are never trained on.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,8 @@ def _lines(path: Path) -> list[Any]:
     return list(path.read_text().splitlines())
 
 
-def contamination(questions: Iterable[Question], corpus: Corpus, families: Sequence[str]) -> float:
-    """Returns the share of `questions` that are in the training data of mid-training.
+def contamination(questions: Sequence[Question], corpus: Corpus, families: Sequence[str]) -> float | None:
+    """Returns the share of `questions` that are in the training data; None if that was not measured.
 
     A question is in it if it equals a training question of `families` or occurs in the training text, ignoring case and
     white space. Questions of fewer than `SHORTEST` characters are only compared with questions.
@@ -126,8 +126,13 @@ def contamination(questions: Iterable[Question], corpus: Corpus, families: Seque
     training_text = "\n".join(_normalised(document.text) for document in corpus.documents("train"))
     searched = [_normalised(question.question) for question in questions]
     matches = sum(q in training_questions or (len(q) >= SHORTEST and q in training_text) for q in searched)
-    return matches / max(1, len(searched))
+    return matches / len(searched)
 
 
 def _normalised(text: str) -> str:
     return re.sub(r"\s+", "", text).lower()
+
+    It is not measured without questions, nor with token shards: they are too large to be searched for text at the end
+    of a stage run. `shaping-sweeps contamination` streams them.
+    if corpus.sharded or not questions:
+        return None

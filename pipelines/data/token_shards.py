@@ -10,9 +10,10 @@ header: a file of tokens only can be mapped by numpy, cut by `dd` and hashed by 
 chunks (litdata, MosaicML's) save disk space and cost a copy; tokens in 16 bits compress little.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SPLITS = ("train", "validation")
 FIX = "copy the shards again, or delete their folder and run shaping-data prepare"
 VERIFIED_BYTES = 1 << 28
 """Shards of at most this size in total are hashed whenever they are opened."""
+OPEN_FILES = 128
+"""Token files that are mapped at a time. Each takes a file descriptor, of which a process usually has 1,024."""
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
@@ -47,27 +50,32 @@ class ShardRows:
     Consecutive rows overlap by one token, and no row crosses from one shard to the next.
     """
 
-    shards: list[NDArray[Any]]
-    """Tokens of each shard."""
+    files: list[Path]
+    """The token file of each shard."""
+    tokens: list[int]
+    """Number of tokens of each shard."""
     length: int
+    open: Callable[[Path], NDArray[Any]]
+    """Returns the tokens of a file."""
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         """Number of rows up to the end of each shard."""
-        return np.cumsum([(len(shard) - 1) // self.length for shard in self.shards], dtype=np.int64)
+        return np.cumsum([(tokens - 1) // self.length for tokens in self.tokens], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int | NDArray[np.int64]) -> NDArray[Any]:
-        """Returns row `index`, shape [length + 1], as a view of the file; or copies of n rows, [n, length + 1]."""
+        """Returns a copy of row `index`, shape [length + 1], or of n rows, [n, length + 1]."""
         if isinstance(index, np.ndarray):
             return np.stack([self[int(i)] for i in index])
         # The shard that contains the row, and the row's first token in it.
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first_row = int(self._ends[shard - 1]) if shard else 0
         start = (index - first_row) * self.length
-        return self.shards[shard][start : start + self.length + 1]
+        # A view would keep the file open.
+        return np.array(self.open(self.files[shard])[start : start + self.length + 1])
 
 
 class TokenShards:
@@ -86,6 +94,7 @@ class TokenShards:
         if self.index.get("format") != FORMAT:
             raise StageFailure(f"{path}: format {self.index.get('format')}, but this version reads {FORMAT}; {FIX}")
         self.type = token_type(self.index["vocabulary"])
+        self._open = lru_cache(OPEN_FILES)(self._map)
         # Sizes are cheap to check and reveal an interrupted copy.
         total_bytes = 0
         for file, shard in self._files():
@@ -115,10 +124,22 @@ class TokenShards:
     def rows(self, source: str, split: str, length: int) -> ShardRows:
         """Returns the rows of one source and split; every split other than `train` is the validation split."""
         split = "train" if split == "train" else "validation"
-        names = [shard["name"] for shard in self.index["sources"][source].get(split, [])]
-        maps = [np.memmap(self._file(source, split, name), self.type, "r") for name in names]
-        # A shard of fewer tokens than a row has no rows.
-        return ShardRows([tokens for tokens in maps if len(tokens) > length], length)
+        shards = self.index["sources"][source].get(split, [])
+        files = [self._file(source, split, shard["name"]) for shard in shards]
+        return ShardRows(files, [shard["tokens"] for shard in shards], length, self._open)
+
+    def _map(self, file: Path) -> NDArray[Any]:
+        return np.memmap(file, self.type, "r")
+
+    def document_tokens(self, source: str, split: str) -> Iterator[list[int]]:
+        """Yields the tokens of each document of one source and split, without the end-of-text token before it."""
+        for shard in self.index["sources"][source].get(split, []):
+            tokens = self._map(self._file(source, split, shard["name"]))
+            starts = self.documents(source, split, shard["name"]).astype(np.int64)
+            # The last entry is the number of tokens, of which the last one ends the last document.
+            starts[-1] -= 1
+            for start, stop in pairwise(starts):
+                yield tokens[start + 1 : stop].tolist()
 
     def documents(self, source: str, split: str, name: str) -> NDArray[np.uint64]:
         """Returns the index of the first token of each document of a shard, ascending, and the number of its tokens."""

@@ -326,3 +326,7 @@ def _response_tokens(collected: Collected) -> tuple[int, int]:
         sum(int(group.lengths.sum()) for group in groups) for groups in (collected.sampled, collected.kept)
     )
     return sampled, kept
+        if result["contamination"] is None:
+            self.context.log(
+                "contamination is not measured with token shards; shaping-sweeps contamination searches them"
+            )

@@ -72,9 +72,11 @@ def show(folder: Folder) -> None:
     """Print the content of a folder of token shards."""
     shards = TokenShards(folder)
     index = shards.index
+    count = index["contaminated"]
+    dropped = "not searched for evaluation sets" if count is None else f"{count:,} dropped as contaminated"
     print(
-        f"{index['documents']:,} documents, {index['characters']:,} characters, {index['contaminated']:,} dropped as "
-        f"contaminated; vocabulary {index['vocabulary']:,}, {shards.type.name}"
+        f"{index['documents']:,} documents, {index['characters']:,} characters, {dropped}; "
+        f"vocabulary {index['vocabulary']:,}, {shards.type.name}"
     )
     print(f"{'source':20}{'split':12}{'shards':>8}{'documents':>14}{'tokens':>18}")
     for source, splits in index["sources"].items():

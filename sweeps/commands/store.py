@@ -149,30 +149,46 @@ def contamination(
     n: Annotated[int, typer.Option("-n", help="Length in words of the n-grams that are compared.")] = 13,
     as_json: AsJson = False,
 ) -> None:
-    """Count, for each benchmark of a command line's cells, the items that share an n-gram with the training data.
+    """Count, for each benchmark and RL data set, the items that share an n-gram with the training data of all cells.
 
-    Prepares the data if the store does not have them, and loads torch. Benchmarks without a local data set are listed.
+    Token shards are decoded as they are read. Prepares the data if the store does not have them, and loads torch.
+    Benchmarks without a local data set are listed.
     """
     from pipelines.configuration import TOKEN_STAGES
     from pipelines.data.contamination import overlap
     from pipelines.data.corpus import prepare
+    from pipelines.data.questions import load_questions
     from pipelines.evaluation.evaluate import evaluation_texts
     from sweeps.compose.cells import compose_cells
 
     if n < 5:
         raise UserError(f"-n={n}: it must be 5 or more, because any text shares shorter n-grams by chance")
-    cell = compose_cells(list(overrides or []))[0]
+    cells = compose_cells(list(overrides or []))
+    cell = cells[0]
+    for other in cells:
+        if (other.data, other.evaluation, other.grpo.tasks) != (cell.data, cell.evaluation, cell.grpo.tasks):
+            raise UserError(
+                "contamination: the cells differ in data, evaluation or grpo.tasks; run it for one of each at a time"
+            )
     corpus = prepare(cell.data, Store.create(cell.store).cache)
     texts, missing = evaluation_texts(cell.evaluation, corpus)
-    # All sources that any token stage trains on.
-    sources = {s for stage in TOKEN_STAGES for s, weight in getattr(cell, stage).mixture.items() if weight > 0}
+    for task in cell.grpo.tasks:
+        try:
+            texts[f"grpo {task}"] = [
+                question.question for split in ("rl", "validation") for question in load_questions(task, split, corpus)
+            ]
+        except UserError as error:  # the paper's data have a placeholder without questions
+            missing[f"grpo {task}"] = str(error)
+    # All sources that any token stage of any cell trains on.
+    mixtures = [getattr(cell, stage).mixture for cell in cells for stage in TOKEN_STAGES]
+    sources = {source for mixture in mixtures for source, weight in mixture.items() if weight > 0}
     report = overlap(texts, corpus.training_texts(sorted(sources)), n)
     if as_json:
         print(json.dumps({"n": n, "benchmarks": report, "missing": missing}, indent=1))
         return
     print(f"{'benchmark':20}{'items':>8}{'too short':>11}{'contaminated':>14}")
     for name, counts in report.items():
-        share = "" if counts["contaminated"] is None else f"{counts['contaminated']:.1%}"
+        share = "not measured" if counts["contaminated"] is None else f"{counts['contaminated']:.1%}"
         print(f"{name:20}{counts['items']:>8}{counts['short']:>11}{share:>14}")
     for name, reason in missing.items():
         print(f"{name} is missing: {reason}")

@@ -4,11 +4,12 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import prepare
 from pipelines.data.docstrings import docstrings
-from pipelines.data.preparation import is_held_out, prepare_shards
-from pipelines.data.sources import documents_of, parts_of
+from pipelines.data.preparation import _first_documents, is_held_out, prepare_shards
+from pipelines.data.sources import Part, documents_of, parts_of
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
 from pipelines.models.causal_lm import build_model
@@ -210,3 +211,56 @@ def test_training_on_shards(prepared: tuple[DataConfig, Path], tmp_path: Path) -
     assert held_out[np.array([0, 1])].shape == (2, 17)
     index = Path(str(data.shards)) / "index.json"
     assert fingerprint(str(data.shards)) == hashlib.sha256(index.read_bytes()).hexdigest()
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    """1,100 shards in a process that may open 200 files: every row is read, in random order and many at once."""
+    names, dtype = [f"{i:05d}" for i in range(1100)], np.dtype("<u2")
+    (tmp_path / "web" / "train").mkdir(parents=True)
+    whole = np.random.default_rng(0).integers(0, 300, (len(names), 35)).astype(dtype)
+    for name, tokens in zip(names, whole, strict=True):
+        tokens.tofile(tmp_path / "web" / "train" / f"{name}.tokens")
+    shards = [{"name": name, "tokens": 35, "documents": 1, "sha256": {}} for name in names]
+    index = {"format": 1, "vocabulary": 300, "sources": {"web": {"train": shards, "validation": []}}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 200, limits[1]))
+    try:
+        rows = TokenShards(tmp_path).rows("web", "train", 16)
+        assert len(rows) == 2 * len(names)
+        kept = [rows[int(i)] for i in np.random.default_rng(1).permutation(len(rows))]
+        many = rows[np.arange(len(rows))]
+        assert len(os.listdir("/proc/self/fd")) <= opened + 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    expected = np.concatenate([tokens[start : start + 17] for tokens in whole for start in (0, 16)]).reshape(-1, 17)
+    np.testing.assert_array_equal(many, expected)
+    np.testing.assert_array_equal(np.stack(kept), expected[np.random.default_rng(1).permutation(len(rows))])
+
+
+def test_a_tokenizer_is_trained_on_no_more_parts_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each source gives its share of the characters; parts after that are not opened."""
+    opened: list[tuple[str, int]] = []
+
+    def documents(part: Part) -> Iterator[str]:
+        opened.append((part.source, part.start))
+        yield from ["x" * 40, "y" * 40]
+
+    monkeypatch.setattr("pipelines.data.preparation.documents_of", documents)
+    monkeypatch.setattr("pipelines.data.preparation.TRAINED_ON", 400)
+    parts = [Part(source, str(i), "hub", "", "text", start=i) for source in "ab" for i in range(50)]
+    assert [len(text) for text in _first_documents(parts)] == [40] * 10
+    assert opened == [(source, i) for source in "ab" for i in range(3)]
+
+
+def test_shards_that_were_not_searched_do_not_say_that_nothing_was_dropped(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS[:20])
+    (tmp_path / "evaluation.jsonl").write_text(json.dumps({"question": "a question that none of these texts has"}))
+    counts = []
+    for name, files in (("without", []), ("with", [str(tmp_path / "evaluation.jsonl")])):
+        data = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(tmp_path / name))
+        data.sources = {"web": SourceConfig("jsonl", str(tmp_path / "a.jsonl"))}
+        prepare_shards(data, processes=1, validation=0.2, evaluation_files=files)
+        counts.append(TokenShards(tmp_path / name).index["contaminated"])
+    assert counts == [None, 0]

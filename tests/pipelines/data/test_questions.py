@@ -80,6 +80,7 @@ def test_contamination_counts_questions_in_the_training_data(corpus: Corpus) -> 
     questions = [Question("t", p.question.lower() + " ", p.answer, "marked") for p in seen] + unseen
     assert contamination(questions, corpus, ["boolean"]) == 0.75
     assert contamination(unseen, corpus, ["boolean"]) == 0
+    assert contamination([], corpus, ["boolean"]) is None  # nothing was measured
 
 
 def test_reasoning_gym_is_a_family_like_any_other() -> None:
