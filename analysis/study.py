@@ -32,7 +32,7 @@ from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
-from pipelines.garbage_collection import no_collection
+from pipelines.python_gc import no_collection
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 

@@ -39,7 +39,7 @@ from analysis.table_columns import (
 )
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
 from pipelines.configuration import TOKEN_STAGES
-from pipelines.garbage_collection import no_collection
+from pipelines.python_gc import no_collection
 
 NORMAL_QUANTILE = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""

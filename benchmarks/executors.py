@@ -73,7 +73,7 @@ def status_rows(folder: Path, size: int, limit: float) -> list[Row]:
     folder.mkdir()
     write_store(folder, size)
     time.sleep(2.1)  # recent changes are read every time; this measures a store that does not change
-    building, *later = (spent("sweeps.commands.sweeps", "status", cwd=folder)[0] for _ in range(4))
+    building, *later = (spent("sweeps.commands.shaping_sweeps", "status", cwd=folder)[0] for _ in range(4))
     return [
         Row(f"status over {size:,} stage runs", statistics.median(later), limit, "s", bar=1.0),
         Row(f"status over {size:,} stage runs, building the index", building, limit, "s"),
@@ -85,7 +85,7 @@ def slurm_row(folder: Path, count: int) -> Row:
     folder.mkdir()
     seconds, output = spent("sweeps.commands.run", "-m", *TINY, "hydra/launcher=slurm", cwd=folder)
     assert f"{count} stage runs submitted" in output
-    spent("sweeps.commands.sweeps", "cancel", "*", cwd=folder)
+    spent("sweeps.commands.shaping_sweeps", "cancel", "*", cwd=folder)
     return Row(f"Slurm: submission of {count} stage runs", seconds, 30.0, "s", bar=1.0)
 
 

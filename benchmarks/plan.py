@@ -38,7 +38,7 @@ print(len(graph.cells), resource.getrusage(resource.RUSAGE_SELF).ru_utime - befo
 HYDRA = """
 import resource, sys
 import hydra
-from sweeps.compose import launchers
+from sweeps.compose import launcher_options
 count = 0
 def task(config):
     global count

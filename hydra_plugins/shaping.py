@@ -69,7 +69,7 @@ class SlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose, plan and submit; raises `UserError` before anything is written, and for what Slurm refuses."""
         from sweeps.compose.cells import compose_jobs
-        from sweeps.compose.launchers import SlurmLauncherConfig
+        from sweeps.compose.launcher_options import SlurmLauncherConfig
         from sweeps.execute.launch import launch_on_slurm
 
         # Hydra passes the options as plain or OmegaConf values; merging them checks their types.

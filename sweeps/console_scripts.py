@@ -10,7 +10,7 @@ from pathlib import Path
 MODULES = {
     "shaping-run": "sweeps.commands.run",
     "shaping-torchrun": "sweeps.commands.torchrun",
-    "shaping-sweeps": "sweeps.commands.sweeps",
+    "shaping-sweeps": "sweeps.commands.shaping_sweeps",
     "shaping-data": "sweeps.commands.data",
     "reproduce-paper-tables": "analysis.reproduce",
     "shaping-dashboard": "analysis.dashboard",

@@ -22,7 +22,7 @@ from pipelines.models.sizes import parameters
 from pipelines.tasks.families import FAMILIES, Family, Problem
 from pipelines.training import next_token
 from shaping.statistics import TokenStatistics
-from sweeps.compose import launchers
+from sweeps.compose import launcher_options
 from sweeps.compose.cells import compose_cells, initialized_hydra
 from sweeps.execute.slurm import scripts
 from sweeps.plan.planner import plan
@@ -122,14 +122,14 @@ def test_a_metric_in_the_ledger_is_one_entry(tmp_path: Path, monkeypatch: pytest
 
 def test_a_launcher_option_is_one_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = make_dataclass(
-        "StageResources", [("reservation", str | None, field(default=None))], bases=(launchers.StageResources,)
+        "StageResources", [("reservation", str | None, field(default=None))], bases=(launcher_options.StageResources,)
     )
     slurm = make_dataclass(
         "SlurmLauncherConfig",
         [("reservation", str | None, field(default=None)), ("grpo", resources, field(default_factory=resources))],
-        bases=(launchers.SlurmLauncherConfig,),
+        bases=(launcher_options.SlurmLauncherConfig,),
     )
-    monkeypatch.setattr(launchers, "StageResources", resources)
+    monkeypatch.setattr(launcher_options, "StageResources", resources)
     options = slurm(**{stage: resources() for stage in ("pretrain", "midtrain", "evaluate")}, reservation="weekend")
     options.grpo.reservation = "night"
     printed = list(scripts(plan(compose_cells([])), options, tmp_path))

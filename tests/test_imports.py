@@ -10,7 +10,7 @@ import pytest
     "module",
     [
         "sweeps.commands.run",
-        "sweeps.commands.sweeps",
+        "sweeps.commands.shaping_sweeps",
         "sweeps.execute.local",
         "sweeps.commands.data",
         "sweeps.commands.torchrun",

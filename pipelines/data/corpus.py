@@ -24,18 +24,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipelines.configuration.data import DataConfig
+from pipelines.configuration import DATA_VERSION
+from pipelines.configuration.data import DataConfig, text_versions
 from pipelines.configuration.signed_content import signed_content
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
 from pipelines.data.tokenizer import END_OF_TEXT, encode, train_tokenizer, with_document_start
 from pipelines.errors import StageFailure, require_option
 from pipelines.files import read_json, remove_leftovers, replacing, sha256, sha256_of
-from pipelines.garbage_collection import no_collection
+from pipelines.python_gc import no_collection
 from pipelines.tasks.families import SPLITS, Problem, generate, split_of
-
-DATA_VERSION = 1
-"""Raise it when the code here builds something else from the same configuration."""
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -64,10 +62,11 @@ class Corpus:
         if self._shards:
             tokenizer = AutoTokenizer.from_pretrained(self._shards.folder / "tokenizer", local_files_only=True)
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
-            return tokenizer
-        return PreTrainedTokenizerFast(
+            return with_document_start(tokenizer)
+        tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(self.folder / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         )
+        return with_document_start(tokenizer)
 
     @cached_property
     def _problems(self) -> list[dict[str, Any]]:
@@ -87,20 +86,23 @@ class Corpus:
         return [document for document in self._documents if document.split == split]
 
     def training_texts(self, sources: list[str]) -> Iterator[str]:
-        """Yields the training documents of `sources`: `text`, or task families."""
+        """Yields the training documents of `sources`: `text`, task families, or sources of the token shards.
+
+        Raises `UserError` for any other source, which would seem to contain nothing.
+        """
         for source in sources:
-            if source == "text":
-                yield from (document.training_text for document in self.documents("train"))
             if self._shards and source in self._shards.sources:
                 yield from map(self.tokenizer.backend_tokenizer.decode, self._shards.document_tokens(source, "train"))
                 continue
             require_option("source", source, ["text", *self.manifest["content"]["tasks"]])
+            if source == "text":
+                yield from (document.training_text for document in self.documents("train"))
             else:
                 yield from (problem.prompt + problem.worked for problem in self.problems(source, "train"))
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of `text` after the end-of-text token that begins every document."""
-        return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]
+        return encode(self.tokenizer, text)
 
     @property
     def sharded(self) -> bool:
@@ -177,7 +179,7 @@ def _content(config: DataConfig, shards: TokenShards | None) -> dict[str, Any]:
         "version": DATA_VERSION,
         "name": None,
         "shards": shards and shards.index["tokenizer"],
-        "text_versions": {name: importlib.metadata.version(name) for name in config.text},
+        "text_versions": text_versions(config),
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
     # These two determine only the shards, whose tokenizer is in `shards`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.errors import UserError, nearest
-from sweeps.commands.application import AsJson, Filters, StorePath, app
+from sweeps.commands.shared_arguments import AsJson, Filters, StorePath, app
 from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
-from sweeps.commands.application import run
+from sweeps.commands.shared_arguments import run
 
 app = typer.Typer(
     help="Token shards: documents as memory-mapped tokens, prepared once for all cells.",

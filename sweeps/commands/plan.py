@@ -9,8 +9,8 @@ import typer
 from pipelines.configuration import TOKEN_STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.errors import UserError, nearest
-from sweeps.commands.application import AsJson, Overrides, app, console
-from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig
+from sweeps.commands.shared_arguments import AsJson, Overrides, app, console
+from sweeps.compose.launcher_options import LocalLauncherConfig, SlurmLauncherConfig
 from sweeps.execute.display import title
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store, store_path

@@ -4,8 +4,8 @@ import shlex
 from dataclasses import replace
 
 from pipelines.errors import UserError
-from sweeps.commands.application import Filters, StorePath, app
-from sweeps.compose.launchers import SlurmLauncherConfig
+from sweeps.commands.shared_arguments import Filters, StorePath, app
+from sweeps.compose.launcher_options import SlurmLauncherConfig
 from sweeps.monitor.launched_sweeps import SweepRecord
 from sweeps.monitor.status import Row, rows
 from sweeps.store.stage_runs import Store

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.errors import StageFailure, UserError
-from sweeps.commands.application import AsJson, Filters, Overrides, StorePath, app, console
+from sweeps.commands.shared_arguments import AsJson, Filters, Overrides, StorePath, app, console
 from sweeps.execute.display import amount
 from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store, StoredRun

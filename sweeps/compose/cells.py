@@ -16,7 +16,10 @@ from sweeps.compose.composer import Composer, NeedsHydra
 from sweeps.compose.config_files import initialized_hydra
 from sweeps.compose.error_messages import sentence
 from sweeps.compose.expansion import expand
-from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig  # registers all typed options with Hydra
+from sweeps.compose.launcher_options import (  # registers all typed options with Hydra
+    LocalLauncherConfig,
+    SlurmLauncherConfig,
+)
 
 
 def compose_cell(overrides: Sequence[str]) -> Cell:

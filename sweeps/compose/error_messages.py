@@ -16,7 +16,7 @@ from omegaconf.errors import (
 
 from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
-from sweeps.compose.launchers import LAUNCHERS
+from sweeps.compose.launcher_options import LAUNCHERS
 
 TYPE_NAMES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
 """OmegaConf's names of types -> what a value must be."""

@@ -12,7 +12,7 @@ from pipelines.configuration import STAGES, TOKEN_STAGES, TRAINING_STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
-from sweeps.compose.launchers import SlurmLauncherConfig, resources
+from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.display import Display, plan_table, title
 from sweeps.execute.local import execute
 from sweeps.execute.slurm import Submission, submit

@@ -31,7 +31,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.files import write_json
 from pipelines.logs import LEVEL_VARIABLE
-from sweeps.compose.launchers import SlurmLauncherConfig, resources
+from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.slurm_job import run_task
 from sweeps.monitor.slurm_queue import job_states, slurm, slurm_message
 from sweeps.plan.graph import Plan, StageRun

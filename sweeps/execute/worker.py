@@ -26,8 +26,8 @@ from typing import Any
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.files import flush, sha256, write_json
-from pipelines.garbage_collection import no_collection
 from pipelines.logs import set_up_logging
+from pipelines.python_gc import no_collection
 from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store, StoredRun

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.configuration import STAGES, TOKEN_STAGES
 from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
-from sweeps.compose.launchers import LocalLauncherConfig, SlurmLauncherConfig, resources
+from sweeps.compose.launcher_options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan.graph import Plan, StageRun
 
 CHOICES = 4

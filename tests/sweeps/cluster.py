@@ -64,7 +64,7 @@ class Cluster:
 
     def sweeps(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return in_process(
-            "sweeps.commands.sweeps", *arguments, cwd=folder, environment={**self.environment, **environment}
+            "sweeps.commands.shaping_sweeps", *arguments, cwd=folder, environment={**self.environment, **environment}
         )
 
     def status(self, folder: Path, *filters: str) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def share(questions: list[str], documents: list[str]) -> float | None:
 
 def report(folder: Path, *overrides: str) -> dict[str, Any]:
     arguments = ["contamination", "--json", "data.text=[networkx]", "data.tasks_per_family=400", *overrides]
-    result = in_process("sweeps.commands.sweeps", *arguments, cwd=folder, environment={})
+    result = in_process("sweeps.commands.shaping_sweeps", *arguments, cwd=folder, environment={})
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -99,6 +99,6 @@ def test_the_sources_of_all_cells_are_searched(web: tuple[Path, DataConfig, list
     assert one["Chain-3"]["contaminated"] < both["Chain-3"]["contaminated"]
     assert one["Chain-5"] == both["Chain-5"]
     arguments = ["contamination", "data.tasks_per_family=300,400"]
-    refused = in_process("sweeps.commands.sweeps", *arguments, cwd=folder, environment={})
+    refused = in_process("sweeps.commands.shaping_sweeps", *arguments, cwd=folder, environment={})
     assert refused.returncode != 0
     assert "the cells differ in data" in refused.stderr

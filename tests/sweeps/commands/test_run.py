@@ -241,7 +241,7 @@ def test_help_lists_the_options_and_cfg_shows_the_cell(tmp_path: Path, shaping_r
 
 def test_the_plan_as_json(study: Path, shaping_run: Command) -> None:
     finished = shaping_run(
-        "plan", "objective=ce,diversity", *SMALL, "--json", cwd=study, module="sweeps.commands.sweeps"
+        "plan", "objective=ce,diversity", *SMALL, "--json", cwd=study, module="sweeps.commands.shaping_sweeps"
     )
     plan = json.loads(finished.stdout)
     statuses = [run["status"] for run in plan["stage_runs"]]
@@ -250,8 +250,8 @@ def test_the_plan_as_json(study: Path, shaping_run: Command) -> None:
 
 def test_show_prints_one_stage_run(study: Path, shaping_run: Command) -> None:
     signature = next(study.glob("store/grpo/*")).name
-    finished = shaping_run("show", signature[:10], cwd=study, module="sweeps.commands.sweeps")
+    finished = shaping_run("show", signature[:10], cwd=study, module="sweeps.commands.shaping_sweeps")
     assert json.loads(finished.stdout)["signature"] == signature
-    missing = shaping_run("show", "zzz", cwd=study, module="sweeps.commands.sweeps")
+    missing = shaping_run("show", "zzz", cwd=study, module="sweeps.commands.shaping_sweeps")
     assert missing.returncode == 2
     assert "zzz: no signature begins so" in missing.stderr

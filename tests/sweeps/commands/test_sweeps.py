@@ -42,9 +42,9 @@ def run(*arguments: str, cwd: Path, **environment: str) -> Result:
 def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
     """Run `shaping-sweeps` without training."""
     if arguments[0] == "retry":
-        result = process("sweeps.commands.sweeps", *arguments, cwd=cwd, **environment)
+        result = process("sweeps.commands.shaping_sweeps", *arguments, cwd=cwd, **environment)
     else:
-        result = in_process("sweeps.commands.sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
+        result = in_process("sweeps.commands.shaping_sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
     assert "Traceback" not in result.stderr, result.stderr
     return result
 
@@ -160,7 +160,7 @@ def test_retry_names_the_command_of_what_torchrun_launched(folder: Path) -> None
     for path in (folder / "store" / "sweeps").glob("*.json"):
         sweep = json.loads(path.read_text()) | {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
         path.write_text(json.dumps(sweep))
-    refused = in_process("sweeps.commands.sweeps", "retry", cwd=folder, environment=FAKE)
+    refused = in_process("sweeps.commands.shaping_sweeps", "retry", cwd=folder, environment=FAKE)
     assert refused.returncode == 2
     assert "with 8 ranks; start it again: torchrun ... --no-python shaping-torchrun seed=7,8" in refused.stderr
 
@@ -193,7 +193,7 @@ def test_logs_follow_a_worker_that_is_cancelled_and_resumes_when_retried(tmp_pat
     (row,) = rows(tmp_path, "stage=pretrain")
     assert (row["status"], row["step"] is not None, row["rate"]) == ("running", True, 100.0)
     following = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.commands.sweeps", "logs", "-f", "nano/ce/seed1:pretrain"],
+        [sys.executable, "-m", "sweeps.commands.shaping_sweeps", "logs", "-f", "nano/ce/seed1:pretrain"],
         cwd=tmp_path, env=FAKE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     stopped = sweeps("cancel", "*:pretrain", cwd=tmp_path)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.shaping import LocalLauncher
 from pipelines.logs import DEBUG_VARIABLE, LEVEL_VARIABLE
 from sweeps.compose.cells import compose_cells
-from sweeps.compose.launchers import PLUGIN_MODULE, SlurmLauncherConfig
+from sweeps.compose.launcher_options import PLUGIN_MODULE, SlurmLauncherConfig
 from sweeps.execute.slurm import scripts
 from sweeps.plan.planner import plan
 

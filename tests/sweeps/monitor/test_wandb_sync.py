@@ -47,7 +47,7 @@ def environment(address: str, home: Path) -> dict[str, str]:
 
 
 def sync(store: Path, address: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "sweeps.commands.sweeps", "sync", "--store", str(store), *flags]
+    line = [sys.executable, "-m", "sweeps.commands.shaping_sweeps", "sync", "--store", str(store), *flags]
     return subprocess.run(
         line, env=environment(address, store), capture_output=True, text=True, timeout=200, check=False
     )

@@ -16,7 +16,7 @@ from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
 from sweeps.compose.cells import compose_cell
-from sweeps.compose.launchers import LAUNCHERS
+from sweeps.compose.launcher_options import LAUNCHERS
 from sweeps.plan.planner import plan
 from sweeps.plan.signatures import signature_of
 
@@ -105,7 +105,7 @@ OTHER_VALUES: dict[str, Any] = {
     "grpo.warmup_steps": 1,
     "grpo.pass_rate_low": 0.1,
     "grpo.pass_rate_high": 0.9,
-    "grpo.extended_from_step": 5,
+    "grpo.extended_from_step": 800,
     "evaluation.stage_max_new_tokens": dict.fromkeys(("pretrain", "midtrain", "grpo"), 7),
     "objective.top_k": 5,
     "evaluation.benchmarks.*.kind": "text",
@@ -116,6 +116,8 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.metric": "acc",
     "evaluation.benchmarks.*.verifier": "math",
     "evaluation.benchmarks.*.max_new_tokens": 7,
+    "evaluation.max_new_tokens": 20,
+    "evaluation.text_length": 32,
     "evaluation.controls": {},
     "evaluation.pass_k": [2],
     "sweep.points": [{"seed": 1}],

@@ -18,7 +18,7 @@ from rich.text import Text
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from sweeps.commands.application import AsJson, Filters, StorePath, app, complete_cells, console
+from sweeps.commands.shared_arguments import AsJson, Filters, StorePath, app, complete_cells, console
 from sweeps.execute.display import clock
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
 from sweeps.store.leases import Owner, holder
