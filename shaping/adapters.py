@@ -169,7 +169,7 @@ class ShapedLossMixin:
         self.log_dict(  # type: ignore[attr-defined]
             {
                 f"{stage}/loss": loss.detach(),
-                f"{stage}/cross_entropy": -statistics.target_probability[kept].log().mean(),
+                f"{stage}/cross_entropy": -statistics.target_log_probability[kept].mean(),
                 f"{stage}/entropy": statistics.entropy[kept].mean(),
                 f"{stage}/head_mass": statistics.head_mass[kept].mean(),
             }

@@ -46,7 +46,8 @@ def forward(
     head: Tensor,
     statistics: Tensor,
 ) -> None:
-    """Fill `losses` [N], `state`, `head` and, unless it is empty, `statistics` [N, 5] (the fields of TokenStatistics).
+    """Fill `losses` [N], `state`, `head` and, unless it is empty, `statistics` [N, 5]: entropy, head and tail
+    mass, and the target's log-probability and rank.
 
     For logits [N, V] and targets [N] int64 in 0..V-1.
     """
@@ -78,7 +79,7 @@ def forward(
         if len(statistics):
             head_mass = head_probs.sum(-1, keepdim=True).clamp(max=1)
             entropy, rank = _entropy_and_rank(scores, log_probs, target_ids)
-            statistics[rows] = torch.cat([entropy, head_mass, 1 - head_mass, log_p.exp(), rank], -1)
+            statistics[rows] = torch.cat([entropy, head_mass, 1 - head_mass, log_p, rank], -1)
 
 
 def backward(

@@ -53,10 +53,11 @@ def policy_gradient_variance(logits: Tensor, targets: Tensor, objective: Objecti
     One sample a gives the gradient r(a) (onehot(a) - pi), so E|g|^2 = sum_a pi_a r_a^2 (1 - 2 pi_a + |pi|^2). Samples
     are independent, so the variance of their mean is that of one sample divided by their number.
     """
-    log_probs = logits.detach().log_softmax(-1)
+    # In float64: the reward 1/p of a target with p below 1e-38 is not a float32 number.
+    log_probs = logits.detach().double().log_softmax(-1)
     probs = log_probs.exp()
     rewards = token_rewards(log_probs, targets, objective)
     squared_norm = 1 - 2 * probs + (probs**2).sum(-1, keepdim=True)  # of onehot(a) - pi, for each a
     second_moment = (probs * rewards**2 * squared_norm).sum(-1)
     mean = probs * rewards - probs * (probs * rewards).sum(-1, keepdim=True)
-    return (second_moment - (mean**2).sum(-1)) / num_samples
+    return ((second_moment - (mean**2).sum(-1)) / num_samples).to(logits.dtype)

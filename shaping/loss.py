@@ -247,8 +247,9 @@ def _chosen_backend(backend: str, inputs: Tensor) -> str:
 
 def _token_statistics(rows: Tensor, kept: Tensor, shape: torch.Size) -> TokenStatistics:
     """The columns of rows [N, 5] in the targets' shape, with NaN and 0 where `kept` [N] is False."""
-    entropy, head_mass, tail_mass, probability, rank = rows.unbind(-1)
-    columns = (entropy, head_mass, tail_mass, probability.masked_fill(~kept, torch.nan), (rank * kept).long())
+    entropy, head_mass, tail_mass, log_probability, rank = rows.unbind(-1)
+    log_probability = log_probability.masked_fill(~kept, torch.nan)
+    columns = (entropy, head_mass, tail_mass, log_probability.exp(), (rank * kept).long(), log_probability)
     return TokenStatistics(*(column.reshape(shape) for column in columns))
 
 

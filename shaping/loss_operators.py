@@ -260,9 +260,9 @@ def hidden_states_passes(
             kernels.backward(logits, targets[chunk], objective, scale=scale[chunk], out=logits, **saved)
         # From the gradient of the logits [n, V] to those of the inputs.
         if wanted[0]:
-            _add_product(hidden_gradient[chunk], logits, matrix)
+            add_product(hidden_gradient[chunk], logits, matrix)
         if wanted[1]:
-            _add_product(weight_gradient, logits.t(), hidden)
+            add_product(weight_gradient, logits.t(), hidden)
         if wanted[2]:
             bias_gradient += logits.sum(0, dtype=bias_gradient.dtype)
     losses.masked_fill_(~kept, 0.0)
@@ -304,10 +304,15 @@ def _rounded(
     bias: Tensor | None,
     product: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients in the types of their inputs; the weight's in the type it was multiplied in, as autocast does."""
-    if bias is not None:
+    """The gradients in the types of their inputs; the weight's in the type it was multiplied in, as autocast does.
+
+    Sums that float16 may not hold stay float32: autograd converts them, after the division of a mean by its count.
+    """
+    if bias is not None and bias.dtype != torch.float16:
         bias_gradient = bias_gradient.to(bias.dtype)
-    return hidden_gradient, weight_gradient.to(product), bias_gradient
+    if product != torch.float16:
+        weight_gradient = weight_gradient.to(product)
+    return hidden_gradient, weight_gradient, bias_gradient
 
 
 def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor) -> Tensor:
@@ -316,9 +321,12 @@ def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor)
     return torch.addmm(bias.to(matrix.dtype), hidden, matrix.t(), out=out)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, with no copy of the product where the types agree."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:
-        total += a @ b
+        return
+    product = a @ b
+    if a.dtype == torch.float16 and not bool(product.isfinite().all()):  # beyond 65,504
+        product = a.to(total.dtype) @ b.to(total.dtype)
+    total += product

@@ -15,13 +15,18 @@ BLOCK = 8
 
 class TokenStatistics(NamedTuple):
     """One number per token, in the targets' shape: entropy in nats, mass of the head and of the tail, and the target's
-    probability and rank (1 is the likeliest). Where the target is ignored, its probability is NaN and its rank 0."""
+    probability, rank (1 is the likeliest) and log-probability in nats.
+
+    Where the target is ignored, its probability and log-probability are NaN and its rank 0. Below 1e-45 a probability
+    is 0 in float32: take cross-entropy from the log-probability.
+    """
 
     entropy: Tensor
     head_mass: Tensor
     tail_mass: Tensor
     target_probability: Tensor
     target_rank: Tensor
+    target_log_probability: Tensor
 
 
 def to_working_type(logits: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def forward(
     head: Tensor,
     statistics: Tensor,
 ) -> None:
-    """Fill `losses` [N], `state`, `head` and, unless it is empty, `statistics` [N, 5] (the fields of TokenStatistics).
+    """Fill `losses` [N], `state`, `head` and, unless it is empty, `statistics` [N, 5]: entropy, head and tail
+    mass, and the target's log-probability and rank.
 
     For logits [N, V] and targets [N] int64 in 0..V-1.
     """
@@ -128,7 +129,9 @@ def _forward(
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     target = tl.load(targets + row)
-    target_logit = tl.load(logits + target).to(tl.float32)
+    # A target outside the vocabulary has a logit of NaN, and so a loss of NaN: nothing beyond the row is read.
+    is_token = (target >= 0) & (target < vocabulary)
+    target_logit = tl.load(logits + target, mask=is_token, other=float("nan")).to(tl.float32)
 
     # The true token's log-probability and weight. 1 - p is a sum over the other tokens, exact also where p is near 1.
     largest, others, weighted, before_target = _sums_over_others(
@@ -159,7 +162,7 @@ def _forward(
             tl.store(statistics + 5 * row, tl.log(total) - weighted / total)
             tl.store(statistics + 5 * row + 1, head_mass)
             tl.store(statistics + 5 * row + 2, 1.0 - head_mass)
-            tl.store(statistics + 5 * row + 3, p)
+            tl.store(statistics + 5 * row + 3, log_p)
             tl.store(statistics + 5 * row + 4, (before_target + 1).to(tl.float32))
     tl.store(losses + row, -(w * log_p + c))
     tl.store(state + 3 * row, normaliser)

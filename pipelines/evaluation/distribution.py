@@ -82,7 +82,7 @@ def token_table(
         likeliest = logits.float().softmax(-1).topk(max(heads), -1).values
         masses = likeliest.cumsum(-1)
         columns = [
-            -stats.target_probability.log(),
+            -stats.target_log_probability,
             stats.entropy,
             stats.target_rank,
             likeliest[:, 0],

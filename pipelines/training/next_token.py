@@ -38,7 +38,7 @@ LEDGER_ROWS = 100
 Budget = PretrainConfig | MidtrainConfig
 
 LEDGER_STATISTICS: dict[str, Callable[[TokenStatistics], Tensor]] = {
-    "cross_entropy": lambda statistics: -statistics.target_probability.log().mean(),
+    "cross_entropy": lambda statistics: -statistics.target_log_probability.mean(),
     "entropy": lambda statistics: statistics.entropy.mean(),
     "head_mass": lambda statistics: statistics.head_mass.mean(),
 }

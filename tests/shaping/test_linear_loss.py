@@ -156,6 +156,35 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
         assert (a.double() - b).norm() < 0.01 * b.norm()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("rows", "size"), [(8192, 10.0), (70_000, 1.0), (512, 300.0)])
+def test_float16_sums_beyond_its_range(reduction: str, rows: int, size: float) -> None:
+    """Gradients whose sum over rows exceeds 65,504, but not their mean; a sum that exceeds it is infinite."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, bias = torch.full((rows, 4), size), torch.zeros(32)
+    weight = 0.01 * torch.randn(32, 4, generator=generator)
+    targets = torch.zeros(rows, dtype=torch.int64)
+    gradients = []
+    for dtype in (torch.float64, torch.float16):
+        inputs = [tensor.half().to(dtype).requires_grad_() for tensor in (hidden, weight, bias)]
+        loss = linear_shaped_cross_entropy(
+            inputs[0],
+            inputs[1],
+            targets,
+            Objective(-0.25),
+            bias=inputs[2],
+            reduction=reduction,  # type: ignore[call-overload]
+        )
+        (loss.sum() / rows if reduction == "sum" else loss.mean()).backward()
+        gradients.append([tensor.grad for tensor in inputs])
+        assert [tensor.grad.dtype for tensor in inputs if tensor.grad is not None] == [dtype] * 3
+    for expected, actual in zip(*gradients, strict=True):
+        assert actual.isfinite().all()
+        # Losses that stay apart have gradients of 1/N each, which are near the smallest float16 numbers.
+        rtol, atol = (0.05, 1e-2) if reduction == "none" else (5e-3, 2e-3)
+        torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol)
+
+
 def test_autocast_multiplies_in_its_type_and_returns_float32_gradients() -> None:
     hidden, weight, bias, targets = problem(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

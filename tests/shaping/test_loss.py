@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shaping import NAMED, Objective, TokenStatistics, shaped_cross_entropy
+from shaping import NAMED, Objective, TokenStatistics, policy_gradient_variance, shaped_cross_entropy
 from shaping.loss import FLOOR
 
 SETTINGS = [
@@ -275,6 +275,33 @@ def test_transposed_logits_and_int32_targets() -> None:
     torch.testing.assert_close(ours, shaped_cross_entropy(logits.contiguous(), targets.long(), objective))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("gap", [50.0, 104.0, 500.0, 30_000.0])
+def test_the_log_probability_of_a_target_does_not_underflow(gap: float, backend: str) -> None:
+    """Its probability is 0 in float32 from 104 nats on; cross-entropy must stay finite."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="Triton is available only on Linux")
+    logits = torch.zeros(3, 130)
+    logits[:, 7] = -gap
+    logits[1, 90] = gap
+    targets = torch.tensor([7, 7, 90])
+    loss, stats = shaped_cross_entropy(
+        logits,
+        targets,
+        Objective(1e-30),
+        reduction="none",
+        return_stats=True,
+        backend=backend,  # type: ignore[call-overload]
+    )
+    expected = logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(stats.target_log_probability.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(-loss.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(stats.target_probability.double(), expected.exp(), rtol=1e-5, atol=1e-38)
+    variance = policy_gradient_variance(logits[:1].clamp(min=-600), targets[:1], Objective(), num_samples=4)
+    assert not variance.isnan().any()
+
+
 def test_statistics_are_returned_with_the_loss() -> None:
     torch.manual_seed(7)
     logits, targets = torch.randn(3, 8), torch.tensor([2, -100, 7])
@@ -288,6 +315,7 @@ def test_statistics_are_returned_with_the_loss() -> None:
     torch.testing.assert_close(stats.head_mass.double(), head, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(stats.head_mass + stats.tail_mass, torch.ones(3))
     assert stats.target_probability[1].isnan()
+    assert stats.target_log_probability[1].isnan()
     assert stats.target_rank.tolist() == [
         int((logits[0] >= logits[0, 2]).sum()),
         0,

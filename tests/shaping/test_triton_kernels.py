@@ -14,6 +14,7 @@ import torch
 from shaping import NAMED, Objective, linear_shaped_cross_entropy, shaped_cross_entropy
 
 pytest.importorskip("triton", reason="Triton is available only on Linux")
+from shaping import triton_kernels
 
 SETTINGS = [
     *NAMED.values(),
@@ -86,6 +87,32 @@ def test_transposed_logits() -> None:
         for backend in ("torch", "triton")
     ]
     torch.testing.assert_close(*gradients, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", [-101, -1, 40, 41, 4000, 2**40, -(2**40)])
+@pytest.mark.parametrize("objective", [Objective(0.5), SETTINGS[5]], ids=str)
+def test_a_target_outside_the_vocabulary_reads_no_foreign_memory(
+    objective: Objective, target: int, dtype: torch.dtype
+) -> None:
+    """Its loss and gradient are NaN, also where the next row's memory holds a plausible logit; others are as before."""
+    rows = torch.zeros(3, 40, dtype=dtype)
+    results = []
+    for middle in (target, 5):
+        targets = torch.tensor([1, middle, 2])
+        state, head = triton_kernels.state(rows, objective)
+        losses, statistics, gradient = torch.zeros(3), torch.zeros(3, 5), torch.zeros_like(rows)
+        options = {"state": state, "head": head}
+        triton_kernels.forward(rows, targets, objective, floor=1e-6, losses=losses, statistics=statistics, **options)
+        triton_kernels.backward(rows, targets, objective, scale=torch.ones(3), out=gradient, **options)
+        results.append((losses, gradient, statistics))
+    (losses, gradient, statistics), valid = results
+    assert losses[1].isnan()
+    assert gradient[1].isnan().all()
+    assert statistics[1, 3].isnan()
+    for ours, theirs in zip(results[0], valid, strict=True):
+        assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
 
 
 def test_it_raises_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
