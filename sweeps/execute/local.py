@@ -12,15 +12,17 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.execute.display import Display
-from sweeps.execute.fork_server import LocalWorker, start_worker
+from sweeps.execute.local_executor import ForkedExecutor
 from sweeps.execute.machine import Machine
-from sweeps.execute.worker import DONE_ELSEWHERE, perform_locally
+from sweeps.execute.worker import run_submitted
 from sweeps.plan.cost import memory
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
@@ -52,7 +54,8 @@ class _Running:
     """A stage run in progress, and what it occupies of the machine."""
 
     run: StageRun
-    worker: LocalWorker
+    job: LocalJob[bool]
+    process: BaseProcess
     memory: int
     gpu: str | None
 
@@ -91,7 +94,7 @@ def execute(
         execution.run()
     except KeyboardInterrupt:
         display.stopping(list(execution.running))
-        stop([running.worker for running in execution.running.values()])
+        stop([running.process for running in execution.running.values()])
         raise
     finally:
         outcome.seconds = time.time() - started
@@ -121,8 +124,9 @@ class _Execution:
         self.workers = workers or len(machine.gpus) or machine.cores
         self.free_memory, self.free_gpus = machine.memory, list(machine.gpus)
         self.has_gpus = bool(machine.gpus)
-        # One folder per command, since logs are named by process ids, which the kernel uses again.
-        self.jobs_folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # One folder per command, since submitit names jobs by process ids, which the kernel uses again.
+        folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.executor = ForkedExecutor(folder, tracked=tracking.mode != "off")
         self.running: dict[str, _Running] = {}
         self.elsewhere: set[str] = set()
         """Stage runs that could start but that another command holds."""
@@ -154,9 +158,9 @@ class _Execution:
             self._start_ready()
             self.display.refresh(list(self.running))
             # A sentinel becomes ready when its worker ends.
-            wait([running.worker.process.sentinel for running in self.running.values()], timeout=REFRESH_SECONDS)
+            wait([running.process.sentinel for running in self.running.values()], timeout=REFRESH_SECONDS)
             for signature, running in list(self.running.items()):
-                if running.worker.process.exitcode is not None:
+                if running.job.done():
                     self._end(signature, running)
             self._check_elsewhere()
 
@@ -187,13 +191,10 @@ class _Execution:
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         self.waiting.remove(run.signature)
-        worker = start_worker(
-            partial(perform_locally, root=self.store.root, spec=run.spec, tracking=self.tracking),
-            self.jobs_folder,
-            environment=environment,
-            tracked=self.tracking.mode != "off",
-        )
-        self.running[run.signature] = _Running(run, worker, needed, gpu)
+        self.executor.environment = environment
+        job = self.executor.submit(run_submitted, str(self.store.root), run.spec, self.tracking)
+        assert isinstance(job, LocalJob)
+        self.running[run.signature] = _Running(run, job, self.executor.processes[job.job_id], needed, gpu)
         self.free_memory -= needed
         self.display.started(run)
 
@@ -208,22 +209,30 @@ class _Execution:
         # The store decides, not the exit code: a worker may die after it has published the result.
         stored = self.store.run(running.run.stage, signature)
         if result := stored.result:
-            if running.worker.process.exitcode == DONE_ELSEWHERE:
-                self.outcome.skipped.append(signature)
-            else:
+            if self._was_done_here(running.job):
                 self.outcome.done.append(signature)
                 self.outcome.stage_seconds += result["seconds"]
+            else:
+                self.outcome.skipped.append(signature)
             self._free_children(signature)
         else:
             # The worker has recorded its error, unless it was killed.
             attempts = stored.state.get("attempts") or [{}]
-            error = attempts[-1].get("error") or self._unrecorded_error(running.worker.process.exitcode)
-            self.outcome.failed[signature] = f"{error}; log: {running.worker.log}"
+            error = attempts[-1].get("error") or self._unrecorded_error(running.process.exitcode)
+            self.outcome.failed[signature] = f"{error}; log: {running.job.paths.stderr}"
             for descendant in self.plan.descendants(signature):
                 if descendant.signature in self.waiting:
                     self.waiting.remove(descendant.signature)
                     self.outcome.blocked.append(descendant.signature)
         self.display.ended(running.run, self.outcome)
+
+    @staticmethod
+    def _was_done_here(job: LocalJob[bool]) -> bool:
+        """Whether the worker did the stage run itself, and not another command meanwhile."""
+        try:
+            return job.result()
+        except Exception:  # the stage run is published; only submitit's record of the result could not be written
+            return True
 
     def _unrecorded_error(self, exit_code: int | None) -> str:
         """Why a worker ended without recording an error; on a full disk it cannot record one."""
@@ -259,9 +268,9 @@ def cause(exit_code: int | None) -> str:
     return f"exit code {exit_code}"
 
 
-def stop(workers: Iterable[LocalWorker]) -> None:
+def stop(processes: Iterable[BaseProcess]) -> None:
     """Ask workers to stop, wait a little, then kill the rest. A second Ctrl-C kills them at once."""
-    pending = [worker.process for worker in workers]
+    pending = list(processes)
     for process in pending:
         process.terminate()
     deadline = time.time() + GRACE_SECONDS

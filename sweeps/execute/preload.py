@@ -4,8 +4,11 @@ import atexit
 import gc
 import os
 
-from sweeps.execute import fork_server, worker  # noqa: F401
+from submitit.core.plugins import get_job_environments
+
+from sweeps.execute import local_executor, worker  # noqa: F401
 
 gc.disable()  # what is imported stays, and collections take a sixth of the time of importing; workers enable it again
+get_job_environments()  # asks every installed package for plugins of submitit and remembers the answer
 worker.package_versions()  # reads the metadata of the packages and remembers it
 atexit.register(os._exit, 0)  # unloading the libraries at the end would keep a core busy for two seconds

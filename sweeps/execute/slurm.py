@@ -32,7 +32,7 @@ from pipelines.errors import StageFailure
 from pipelines.files import write_json
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
-from sweeps.execute.slurm_job import run_task
+from sweeps.execute.worker import run_submitted
 from sweeps.monitor.slurm_queue import job_states, slurm, slurm_message
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
@@ -283,14 +283,16 @@ class _Submitter:
 
     def submit(self, batch: _Batch) -> None:
         """Submit one array and record its jobs; if Slurm refuses it, only note that."""
-        # A task is a pickled call of `run_task` for its stage run.
+        # A task is a pickled call of `run_submitted` for its stage run.
         executor = _ArrayExecutor(self.folder)
         executor.parameters = _parameters(self.options, batch)
         requeues = self.options.requeues
         tasks = {}
         for number, signature in batch.tasks.items():
             spec = self.plan.runs[signature].spec
-            tasks[number] = DelayedSubmission(run_task, str(self.store.root), spec, self.tracking, requeues=requeues)
+            tasks[number] = DelayedSubmission(
+                run_submitted, str(self.store.root), spec, self.tracking, requeues=requeues
+            )
             tasks[number].set_timeout(executor.parameters["time"], requeues)
         try:
             array = executor.submit_tasks(tasks)

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from submitit import JobEnvironment
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
@@ -42,9 +43,6 @@ RESUMED = {"resume", "checkpoints", "ledger.jsonl"}
 
 WAIT_SECONDS = 1.0
 """Between two looks at a stage run that another worker holds."""
-
-DONE_ELSEWHERE = 3
-"""Exit code of a local worker whose stage run another command finished meanwhile."""
 
 logger = logging.getLogger("sweeps")
 
@@ -86,13 +84,18 @@ def perform(root: str | Path, spec: dict[str, Any], tracking: TrackingConfig, *,
         return True
 
 
-def perform_locally(log: Path, *, root: Path, spec: dict[str, Any], tracking: TrackingConfig) -> None:
-    """Run one stage run as the only task of a local worker, and exit with `DONE_ELSEWHERE` if it was not done here.
-
-    This is in a module that the fork server preloads, since a worker imports the module of the function that it runs.
-    """
-    if not perform(root, spec, tracking, task=Task(job=str(os.getpid()), log=log)):
-        sys.exit(DONE_ELSEWHERE)
+def run_submitted(root: str, spec: dict[str, Any], tracking: TrackingConfig, *, requeues: int = 0) -> bool:
+    """What a job of submitit calls, on this machine and on Slurm: `perform` as the task that submitit says this is."""
+    job = JobEnvironment()
+    task = Task(
+        job=f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}",
+        log=Path(job.paths.stderr),
+        rank=job.global_rank,
+        tasks=job.num_tasks,
+        nodes=job.num_nodes,
+        slurm_job=job.job_id if job.cluster == "slurm" else None,
+    )
+    return perform(root, spec, tracking, task=task, requeues=requeues)
 
 
 class _Signals:
