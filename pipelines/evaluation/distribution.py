@@ -24,6 +24,8 @@ from pipelines.evaluation.metrics import Estimate, estimate, interval_of, mean_a
 from shaping.loss import token_statistics
 
 BATCH_TOKENS = 16_384
+BATCH_LOGITS = 1 << 28
+"""Logits of a batch: 1 GiB of float32. A row's logits are never divided."""
 BINS = 15
 """Bins of confidence of the calibration error."""
 HEADS = (1, 4, 16, 64, 256)
@@ -106,7 +108,7 @@ def token_table(
 
 def _batches(model: PreTrainedModel, rows: NDArray[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (tokens [B, length + 1], logits [B, length, V]) for batches of the rows."""
-    size = max(1, BATCH_TOKENS // (rows.shape[1] - 1))
+    size = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (rows.shape[1] - 1))
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             batch = torch.from_numpy(rows[start : start + size].astype(np.int64)).to(model.device)

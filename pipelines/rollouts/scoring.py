@@ -9,9 +9,14 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from pipelines.rollouts import qwen3
+from shaping.loss_operators import add_product
 
 CHUNK = 1 << 20
-"""Logits in memory at a time; 4 MiB of float32 fit into a core's cache."""
+"""Logits of a chunk on a CPU; 4 MiB of float32 fit into a core's cache."""
+DEVICE_SHARE = 1 / 64
+"""Share of a GPU's memory for the float32 logits of a chunk; a few tensors of this size exist at a time."""
+LEAST_ROWS = 64
+"""The smallest chunk, as in the fused loss: every chunk reads the whole output layer."""
 
 
 class Scores(NamedTuple):
@@ -91,7 +96,7 @@ def likelihoods(
         targets = torch.tensor([token for response in chosen[1] for token in response], device=hidden.device)
         log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
         likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, weight):
             logits = (hidden[rows] @ weight.T).float()
             log_probs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - logits.logsumexp(-1)
             likeliest[rows] = logits.argmax(-1) == targets[rows]
@@ -137,7 +142,7 @@ class _TokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         log_probs, entropies, steepness, normalisers = hidden.new_empty(4, len(hidden), dtype=torch.float32)
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, weight):
             logits = (hidden[rows] @ weight.T).float().div_(temperature)
             normaliser = logits.logsumexp(-1)
             normalisers[rows] = normaliser
@@ -157,21 +162,31 @@ class _TokenScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, targets, normalisers = ctx.saved_tensors
-        for_hidden, for_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in _chunks(len(hidden), len(weight)):
+        # The sum over chunks is in float32: in bfloat16 the last chunks would be lost in its rounding.
+        for_hidden = torch.empty_like(hidden)
+        for_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for rows in _chunks(hidden, weight):
             slope = upstream[rows, None] / ctx.temperature
             gradient = (hidden[rows] @ weight.T).float().div_(ctx.temperature).sub_(normalisers[rows, None]).exp_()
             gradient.mul_(-slope).scatter_add_(-1, targets[rows, None], slope)
             gradient = gradient.to(hidden.dtype)
             torch.mm(gradient, weight, out=for_hidden[rows])
-            for_weight.addmm_(gradient.T, hidden[rows])
-        return for_hidden, for_weight, None, None
+            add_product(for_weight, gradient.T, hidden[rows])
+        return for_hidden, for_weight.to(weight.dtype), None, None
 
 
-def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of `rows` rows, each with at most `CHUNK` logits."""
-    size = max(1, CHUNK // vocabulary)
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Slices of the rows of `hidden` [N, d], whose logits under `weight` [V, d] are computed at a time."""
+    size = chunk_rows(len(weight), hidden.device)
+    return (slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size))
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows whose logits are computed at a time on this device."""
+    logits = CHUNK
+    if device.type == "cuda":
+        logits = int(DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory) // 4
+    return max(LEAST_ROWS, logits // vocabulary)
 
 
 def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

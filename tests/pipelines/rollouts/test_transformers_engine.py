@@ -229,6 +229,7 @@ def test_scores_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch)
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
     monkeypatch.setattr("pipelines.rollouts.scoring.CHUNK", 120)  # three rows of forty
+    monkeypatch.setattr("pipelines.rollouts.scoring.LEAST_ROWS", 1)
     parts = score(model, RAGGED, RAGGED)
     parts.log_probs.sum().backward()
     for one, other in zip(whole, parts, strict=True):
