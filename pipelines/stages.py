@@ -18,8 +18,9 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
-from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.evaluation import LOCAL_FILES, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
+from pipelines.configuration.local_files import content_name, path_of
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
@@ -76,7 +77,7 @@ def run_stage(
     # The corpus is built on the first use of its configuration and read from the cache afterwards.
     corpus = prepare(_data_config(spec), root / "cache")
     torch.manual_seed(config["seed"])
-    compute = {key: value for key, value in spec["compute"].items() if key != "shards"}
+    compute = {key: value for key, value in spec["compute"].items() if key not in ("shards", "files")}
     # Rank 0 writes to the store and to W&B; the others write the same files to a folder that is deleted.
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary) if rank else None
@@ -104,7 +105,7 @@ def run_stage(
 
 def _data_config(spec: dict[str, Any]) -> DataConfig:
     """The data of a stage run. Raises `StageFailure` if its token shards have changed since it was planned."""
-    content = dict(spec["config"]["data"])
+    content = {key: value for key, value in spec["config"]["data"].items() if key != "version"}
     planned = content.pop("shards", None)  # the fingerprint of the shards, in place of their folder
     folder = spec["compute"]["shards"]
     if planned != (folder and fingerprint(folder)):
@@ -126,6 +127,7 @@ def _pretrain(context: StageContext) -> Outcome:
         budget.rope_base,
         seed=context.seed,
         vocabulary=config["data"]["vocab_size"] if corpus.sharded else None,
+        length=budget.sequence_length,
     )
     objective = _objective(config, corpus)
     metrics = train(model, objective, budget, context=context, balance_rate=shape.balance_rate)
@@ -135,7 +137,7 @@ def _pretrain(context: StageContext) -> Outcome:
 def _midtrain(context: StageContext) -> Outcome:
     config = context.config
     budget = MidtrainConfig(**config["midtrain"])
-    model = load_model(context.source, budget.rope_base, context.corpus.tokenizer)
+    model = load_model(context.source, budget.rope_base, context.corpus.tokenizer, length=budget.sequence_length)
     objective = _objective(config, context.corpus)
     metrics = train(model, objective, budget, context=context, balance_rate=config.get("balance_rate", 0.0))
     return {"metrics": metrics, "measurements": []}
@@ -143,14 +145,17 @@ def _midtrain(context: StageContext) -> Outcome:
 
 def _grpo(context: StageContext) -> Outcome:
     model = load_model(context.source)
-    metrics = train_grpo(model, GRPOConfig(**context.config["grpo"]), context)
+    content = {key: value for key, value in context.config["grpo"].items() if key != "judged"}
+    files = context.spec["compute"].get("files", {})
+    tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]
+    metrics = train_grpo(model, GRPOConfig(**content | {"tasks": tasks}), context)
     return {"metrics": metrics, "measurements": []}
 
 
 def _evaluate(context: StageContext) -> Outcome:
     config = dict(context.config["evaluation"])
-    rows = {name: {k: v for k, v in b.items() if k != "dataset_sha256"} for name, b in config.pop("benchmarks").items()}
-    benchmarks = {name: BenchmarkConfig(**row, stages=[]) for name, row in rows.items()}
+    files = context.spec["compute"].get("files", {})
+    benchmarks = {name: _benchmark(name, content, files) for name, content in config.pop("benchmarks").items()}
     # What cached rows depend on, besides the benchmark itself.
     variant = context.config.get("variant")
     identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
@@ -168,12 +173,30 @@ def _evaluate(context: StageContext) -> Outcome:
     return evaluate(replace(evaluation, control=_control(evaluation, variant)) if variant else evaluation)
 
 
+def _benchmark(name: str, content: dict[str, Any], files: dict[str, str]) -> BenchmarkConfig:
+    """The benchmark of a signed configuration. Raises `StageFailure` if a file of it has changed since the plan."""
+    key = f"evaluation.benchmarks.{name}.dataset"
+    row = {field: value for field, value in content.items() if field not in ("examples", "definition", "judged")}
+    # Not every data set is a local file.
+    if str(row["dataset"]).endswith(LOCAL_FILES):
+        row["dataset"] = path_of(row["dataset"], files, key)
+    benchmark = BenchmarkConfig(**row, stages=[])
+    examples = benchmark.examples and content_name(benchmark.examples)
+    if examples != content.get("examples"):
+        raise StageFailure(
+            f"{key}={benchmark.dataset}: its file of worked examples has changed since this stage run was planned; "
+            "launch it again to plan it with the current file"
+        )
+    return benchmark
+
+
 def _control(evaluation: EvaluationContext, variant: dict[str, Any]) -> Control:
     """The control that the variant names; its temperature is computed once and cached with the evaluation's rows."""
     context, config = evaluation.stage, evaluation.config
     if "objective" in variant:
         return Control(variant["name"], objective=_objective(variant, context.corpus))
-    text = next(b for b in config.benchmarks.values() if b.kind == "text")
+    # The first by name: the order of keys in a configuration may not change a result.
+    text = next(benchmark for _, benchmark in sorted(config.benchmarks.items()) if benchmark.kind == "text")
     rows = held_out_rows(context.corpus, text, config.text_length).tokens
 
     def compute(_: range) -> list[dict[str, Any]]:
@@ -182,14 +205,14 @@ def _control(evaluation: EvaluationContext, variant: dict[str, Any]) -> Control:
         entropy, _slope = mean_entropy(on_device(reference, context.ranks.rank), rows)
         return [{"temperature": matched_temperature(evaluation.model, rows, entropy)}]
 
-    key = {"temperature": variant, "items": text.items, "text_length": config.text_length}
+    key = {"temperature": variant, "task": text.task, "items": text.items, "text_length": config.text_length}
     (row,) = evaluation.cache.rows("temperature", key, ranges=[range(1)], compute=compute)
     return Control(variant["name"], temperature=row["temperature"])
 
 
 def _objective(config: dict[str, Any], corpus: Corpus) -> Objective:
     parameters = config["objective"]
-    return Objective(**{**parameters, "top_k": parameters["top_k"] or min(100, len(corpus.tokenizer))})
+    return Objective(**{**parameters, "top_k": parameters["top_k"] or corpus.top_k})
 
 
 def _log_model(model: PreTrainedModel) -> None:

@@ -11,5 +11,9 @@ TRAINING_STAGES = (*TOKEN_STAGES, "grpo")
 STAGES = (*TRAINING_STAGES, "evaluate")
 """All stages; `evaluate` measures a checkpoint of any other stage."""
 
-STAGE_VERSIONS = {"pretrain": 1, "midtrain": 1, "grpo": 2, "evaluate": 2}
+STAGE_VERSIONS = {"pretrain": 2, "midtrain": 2, "grpo": 3, "evaluate": 3}
 """Version of what a stage computes. Raise it when results change; stage runs of an older version are not reused."""
+
+DATA_VERSION = 2
+"""Version of the corpus that the code builds from a `data` configuration. Raise it when the corpus changes; it is in
+all signatures and in the name of the corpus in the cache."""

@@ -59,6 +59,7 @@ class Cell:
         self._check_head()
         self._check_token_stages()
         self._check_questions()
+        self._check_lengths()
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind not in HARNESS:  # lm-eval knows its own tasks
                 self._check_benchmark(name, benchmark)
@@ -93,6 +94,24 @@ class Cell:
                 require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
             else:
                 require_option("grpo.tasks", task, self.data.tasks)
+
+    def _check_lengths(self) -> None:
+        """Check that rows and answers are not longer than the rows that the model of their stage was trained on."""
+        for stage in TRAINING_STAGES[: TRAINING_STAGES.index(self.until) + 1]:
+            trained = self.pretrain if stage == "pretrain" else self.midtrain
+            longest = {}
+            if stage == "grpo":
+                longest["grpo.max_new_tokens"] = self.grpo.max_new_tokens
+                if self.grpo.response_limit(self.grpo.steps) != self.grpo.max_new_tokens:
+                    longest["grpo.extended_max_new_tokens"] = self.grpo.extended_max_new_tokens
+            for key, length in (longest | self.evaluation.longest(stage)).items():
+                require(
+                    length <= trained.sequence_length,
+                    key,
+                    length,
+                    fix=f"models after {stage} are trained on {trained.key}.sequence_length={trained.sequence_length}; "
+                    "lower this, or raise that",
+                )
 
     def _check_benchmark(self, name: str, benchmark: BenchmarkConfig) -> None:
         """Check that the corpus or a local file has what the benchmark measures."""

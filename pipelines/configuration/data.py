@@ -1,5 +1,6 @@
 """Training data: text, generated tasks, token shards, and the tokenizer."""
 
+import importlib.metadata
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -74,12 +75,10 @@ class DataConfig:
 
     def _check_text(self) -> None:
         for package in self.text:
-            require(
-                find_spec(package) is not None,
-                "data.text",
-                package,
-                fix="no such package is installed; pip install it",
-            )
+            spec = find_spec(package)
+            require(spec is not None, "data.text", package, fix="no such package is installed; pip install it")
+            assert spec is not None
+            require(spec.origin is not None, "data.text", package, fix="it is a namespace package; name one with files")
             require(
                 any(distributions(name=package)),
                 "data.text",
@@ -108,3 +107,12 @@ class DataConfig:
             self.top_k,
             fix=f"a head is part of the vocabulary: at most data.vocab_size={self.vocab_size}",
         )
+
+
+def text_versions(data: DataConfig) -> dict[str, str]:
+    """Returns the versions of the packages that make the corpus; another version makes another one.
+
+    These are the packages whose docstrings are the text, and reasoning-gym if a task is one of its families.
+    """
+    packages = [*data.text, *(["reasoning_gym"] if any(map(reasoning_gym.is_gym, data.tasks)) else [])]
+    return {name: importlib.metadata.version(name) for name in packages}

@@ -7,6 +7,8 @@ from omegaconf import MISSING
 
 from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import require, require_option, require_positive
+from pipelines.files import sha256
+from pipelines.verifiers.content import installed_version
 from pipelines.verifiers.registry import VERIFIERS
 
 HARNESS = ("harness", "harness_choice")
@@ -17,6 +19,8 @@ CHOICE_TASKS = {
     "continuation": "pipelines.evaluation.multiple_choice:continuation_items",
 }
 """Multiple-choice tasks -> `module:function` (corpus, count) that builds their items, imported when it is used."""
+TASK_FILES = Path(__file__).parents[1] / "evaluation" / "lm_eval_task_files"
+"""Our task files for lm-eval, which take precedence over its own."""
 LOCAL_FILES = (".jsonl", ".parquet")
 """Suffixes by which a data set is a local file."""
 CONTROLS = ("matched", "theory")
@@ -37,7 +41,8 @@ class BenchmarkConfig:
     stages: list[str] = field(default_factory=lambda: list(TRAINING_STAGES))
     """Stages whose milestone checkpoints are measured."""
     items: int = MISSING
-    """Largest number of items; the first ones are used."""
+    """Largest number of items. If there are more, they are drawn evenly: from all of a file, and from each task of a
+    group in proportion to its size."""
     samples: int = 1
     """Samples per item (`sampled` and `harness`); 1 in `harness`: one greedy answer that lm-eval scores."""
     dataset: str | None = None
@@ -79,6 +84,26 @@ class BenchmarkConfig:
         """Whether the items are in a local file."""
         return self.dataset is not None and self.dataset.endswith(LOCAL_FILES)
 
+    @property
+    def examples(self) -> Path | None:
+        """FILE.train.jsonl next to a local FILE.jsonl, with the worked examples of a task of lm-eval; None without."""
+        if not self.local or self.kind not in HARNESS:
+            return None
+        file = Path(str(self.dataset))
+        examples = file.with_suffix(f".train{file.suffix}")
+        return examples if examples.is_file() else None
+
+    @property
+    def task_file(self) -> Path:
+        """Our task file for lm-eval; it does not exist for lm-eval's own tasks."""
+        return TASK_FILES / f"{self.task}.yaml"
+
+    @property
+    def definition(self) -> dict[str, str | None]:
+        """Where lm-eval's task is defined: the version of lm-eval, and the sha256 of our task file."""
+        file = sha256(self.task_file) if self.task_file.is_file() else None
+        return {"lm_eval": installed_version("lm_eval"), "file": file}
+
 
 @dataclass
 class EvaluationConfig:
@@ -116,6 +141,21 @@ class EvaluationConfig:
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, fix="it must be 1 or more")
         self._check_controls()
+
+    def longest(self, stage: str) -> dict[str, int]:
+        """Configuration key -> tokens of the longest rows and answers that checkpoints of `stage` are measured with."""
+        longest: dict[str, int] = {}
+        for name, benchmark in self.benchmarks.items():
+            if stage in benchmark.stages and benchmark.kind == "text":
+                longest["evaluation.text_length"] = self.text_length
+            elif stage in benchmark.stages and benchmark.kind in ("sampled", "harness"):
+                if benchmark.max_new_tokens is not None:
+                    longest[f"evaluation.benchmarks.{name}.max_new_tokens"] = benchmark.max_new_tokens
+                elif stage in self.stage_max_new_tokens:
+                    longest[f"evaluation.stage_max_new_tokens.{stage}"] = self.stage_max_new_tokens[stage]
+                else:
+                    longest["evaluation.max_new_tokens"] = self.max_new_tokens
+        return longest
 
     def _check_controls(self) -> None:
         measures_text = any(benchmark.kind == "text" for benchmark in self.benchmarks.values())

@@ -105,6 +105,11 @@ class Corpus:
         return encode(self.tokenizer, text)
 
     @property
+    def top_k(self) -> int:
+        """Size of the head for this vocabulary, in tokens."""
+        return self.manifest["content"]["top_k"]
+
+    @property
     def sharded(self) -> bool:
         """Whether there are token shards. They may have too many rows to write their order out."""
         return self._shards is not None

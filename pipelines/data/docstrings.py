@@ -37,10 +37,14 @@ def docstrings(package: str) -> list[Document]:
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    root = Path(spec.origin).parent
+    origin = Path(spec.origin)
+    # Only the names below the package count: where it is installed changes nothing. A module is a single file, next to
+    # which other packages are installed.
+    root = origin.parent if spec.submodule_search_locations else origin
+    files = sorted(root.rglob("*.py")) if spec.submodule_search_locations else [origin]
     documents: dict[str, Document] = {}  # by text: the first module that has it
-    for path in sorted(root.rglob("*.py")):
-        if "tests" in path.parts:
+    for path in files:
+        if "tests" in path.relative_to(root).parts:
             continue
         # PACKAGE/sub/__init__.py -> PACKAGE.sub
         module = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")

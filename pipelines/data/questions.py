@@ -14,9 +14,11 @@ from typing import Any
 
 from pipelines.configuration.grpo import QUESTION_FILE
 from pipelines.data.corpus import Corpus
+from pipelines.data.selection import evenly
 from pipelines.errors import UserError, require_option
 from pipelines.tasks.families import Problem, split_of
 from pipelines.tasks.formats import FORMATS
+from pipelines.tasks.judging import QUESTION_FORMAT
 
 SHORTEST = 30
 """Questions with fewer characters are not searched in text, which contains them by chance."""
@@ -39,26 +41,36 @@ class Question:
         """The text that the model is given."""
         return FORMATS[self.format].prompt.format(question=self.question)
 
-    def judged(self, response: str) -> tuple[str, str | None, str]:
-        """Returns the item for `Judge.rewards`: verifier, answer in the response (None if there is none), reference."""
+    def judged(self, response: str, *, complete: bool = True) -> tuple[str, str | None, str]:
+        """Returns the item for `Judge.rewards`: verifier, answer in the response (None if there is none), reference.
+
+        A response that is not `complete`, because the length limit cut it, has no answer.
+        """
         form = FORMATS[self.format]
-        answer = form.extract(response)
+        answer = form.extract(response) if complete else None
         return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
 
 def load_items(corpus: Corpus, task: str, *, count: int, dataset: str | None = None) -> list[Question]:
-    """Returns the first `count` questions of a benchmark, in a fixed order.
+    """Returns at most `count` questions of a benchmark, in a fixed order.
 
-    They come from the test split of the family `task`, or from the file `dataset`, whose lines have the format `task`
-    unless they name another. Raises `UserError` for an invalid line, or if there are no questions.
+    They are the first ones of the test split of the family `task`, which is in random order, or drawn evenly from the
+    file `dataset`, whose lines have the format `task` unless they name another. Raises `UserError` for an invalid line,
+    or if there are no questions.
     """
     if dataset is not None:
-        questions = _read(Path(dataset), task)[:count]
+        questions = _read(Path(dataset), task)
+        questions = [questions[i] for i in evenly(len(questions), count)]
     else:
         questions = [_question(task, problem) for problem in corpus.problems(task, "test", count)]
     if not questions:
         raise UserError(f"{dataset or task}: it has no questions to measure; give it more")
     return questions
+
+
+def available_items(corpus: Corpus, task: str, dataset: str | None = None) -> int:
+    """Returns how many questions a benchmark has; see `load_items`."""
+    return len(corpus.problems(task, "test") if dataset is None else _read(Path(dataset), task))
 
 
 def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
@@ -67,7 +79,9 @@ def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
     Raises `UserError` for an invalid line of a file, or if there are no questions.
     """
     if task.endswith(QUESTION_FILE):
-        questions = [question for question in _read(Path(task), "boxed") if _file_split(question.question) == split]
+        questions = [
+            question for question in _read(Path(task), QUESTION_FORMAT) if _file_split(question.question) == split
+        ]
     else:
         questions = [_question(task, problem) for problem in corpus.problems(task, split)]
     if not questions:
@@ -119,7 +133,12 @@ def contamination(questions: Sequence[Question], corpus: Corpus, families: Seque
 
     A question is in it if it equals a training question of `families` or occurs in the training text, ignoring case and
     white space. Questions of fewer than `SHORTEST` characters are only compared with questions.
+
+    It is not measured without questions, nor with token shards: they are too large to be searched for text at the end
+    of a stage run. `shaping-sweeps contamination` streams them.
     """
+    if corpus.sharded or not questions:
+        return None
     training_questions = {
         _normalised(problem.question) for family in families for problem in corpus.problems(family, "train")
     }
@@ -131,8 +150,3 @@ def contamination(questions: Sequence[Question], corpus: Corpus, families: Seque
 
 def _normalised(text: str) -> str:
     return re.sub(r"\s+", "", text).lower()
-
-    It is not measured without questions, nor with token shards: they are too large to be searched for text at the end
-    of a stage run. `shaping-sweeps contamination` streams them.
-    if corpus.sharded or not questions:
-        return None

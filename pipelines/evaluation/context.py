@@ -51,10 +51,25 @@ class EvaluationContext:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How much of a benchmark was measured, and how much of it did not fit into the model."""
+
+    items: int
+    """Items that were measured."""
+    available: int | None
+    """Items that the benchmark has; None where they are not counted."""
+    cut_prompts: int = 0
+    """Prompts whose beginning was cut off because the model has no positions for it."""
+    cut_answers: int = 0
+    """Sampled answers that were cut, by the limit on their length or by the model's positions."""
+
+
+@dataclass(frozen=True)
 class BenchmarkResult:
     """The result of one benchmark."""
 
     metrics: dict[str, Estimate]
+    coverage: Coverage
     samples: list[Sample] = field(default_factory=list)
     """Sampled answers, as in `pipelines.evaluation.samples` but without the benchmark's name."""
     detail: dict[str, Any] = field(default_factory=dict)

@@ -1,25 +1,25 @@
 """Evaluation of a checkpoint: held-out text, multiple choice, sampled answers, and tasks of lm-eval.
 
-Items are the first ones of the test split, the same for every checkpoint, and the seeds of samples depend only on the
-benchmark, so two checkpoints differ by their models only. Results are stored by benchmark and range of items
-(`pipelines.evaluation.benchmark_cache`), so nothing is measured twice.
+Items are the same for every checkpoint, and the seeds of samples depend only on the benchmark, so two checkpoints
+differ by their models only. Results are stored by benchmark and range of items, so nothing is measured twice
+(`pipelines.evaluation.benchmark_cache`).
 """
 
 import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
-from pipelines.configuration.signed_content import signed_content
 from pipelines.data.corpus import Corpus
 from pipelines.data.questions import load_items
 from pipelines.errors import MissingData
 from pipelines.evaluation.benchmark_cache import Rows
-from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
+from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.held_out_text import held_out_rows, measure_text
 from pipelines.evaluation.metrics import Estimate
 from pipelines.evaluation.multiple_choice import choice_items, measure_choice
@@ -36,13 +36,14 @@ SHOWN = 4
 def evaluate(context: EvaluationContext) -> dict[str, Any]:
     """Measure the checkpoint on every benchmark; writes the sampled answers and `distribution.json`.
 
-    Returns `{"metrics": benchmark/metric -> value, "measurements": [...], "missing": benchmark -> reason}`; fractions
-    are between 0 and 1, entropy is in nats, response length in tokens. A benchmark whose data set is not available is
-    missing; the others are measured.
+    Returns `{"metrics": benchmark/metric -> value, "measurements": [...], "coverage": benchmark -> Coverage, "missing":
+    benchmark -> reason}`; fractions are between 0 and 1, entropy is in nats, response length in tokens. A benchmark
+    whose data set is not available is missing; the others are measured.
     """
     measurements: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    coverage: dict[str, dict[str, Any]] = {}
     samples: list[Sample] = []
     stage, control = context.stage, context.control
     benchmarks = context.config.benchmarks
@@ -66,8 +67,11 @@ def evaluate(context: EvaluationContext) -> dict[str, Any]:
         samples += [{"benchmark": name, **sample} for sample in result.samples]
         if result.detail:
             details[name] = result.detail
+        coverage[name] = asdict(result.coverage)
+        _log_coverage(name, result.coverage)
         values = {f"{name}/{metric}": estimate.value for metric, estimate in result.metrics.items()}
-        stage.ledger.log({"step": step, "benchmark": name, **values, "seconds": time.time() - started})
+        row = {"step": step, "benchmark": name, **values, **coverage[name]}
+        stage.ledger.log(row | {"seconds": time.time() - started})
 
     # Files next to the result: all samples, and statistics that are not a single number.
     write_rows(stage.output / SAMPLES, samples)
@@ -76,7 +80,15 @@ def evaluate(context: EvaluationContext) -> dict[str, Any]:
             temporary.write_text(json.dumps(details) + "\n")
     stage.ledger.samples("samples", list(_shown(samples)))
     metrics = {f"{m['benchmark']}/{m['metric']}": m["value"] for m in measurements}
-    return {"metrics": metrics, "measurements": measurements} | ({"missing": missing} if missing else {})
+    outcome = {"metrics": metrics, "measurements": measurements, "coverage": coverage}
+    return outcome | ({"missing": missing} if missing else {})
+
+
+def _log_coverage(name: str, coverage: Coverage) -> None:
+    """Log how many of a benchmark's items were measured, and what was cut."""
+    of = "" if coverage.available is None else f" of {coverage.available}"
+    cut = (coverage.cut_prompts, coverage.cut_answers)
+    logger.info("%s: measured %d%s items; %d prompts and %d answers were cut", name, coverage.items, of, *cut)
 
 
 def _shown(samples: list[Sample]) -> Iterator[Sample]:
@@ -98,18 +110,18 @@ def _measure(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
         return measure_samples(context, name, benchmark)
 
     # Text and multiple choice are quick: one stored row holds the whole result.
-    key = signed_content(benchmark) | {"group": "", "stages": []}
+    key: dict[str, Any] = {"kind": benchmark.kind, "task": benchmark.task, "items": benchmark.items}
     if benchmark.kind == "text":
         key |= {"text_length": context.config.text_length}
     measure = measure_text if benchmark.kind == "text" else measure_choice
 
     def compute(_: range) -> Rows:
         result = measure(context, benchmark)
-        return [{"found": result.metrics, "detail": result.detail}]
+        return [{"found": result.metrics, "detail": result.detail, "coverage": asdict(result.coverage)}]
 
     (row,) = context.cache.rows(name, key, ranges=[range(benchmark.items)], compute=compute)
     metrics = {metric: Estimate(*values) for metric, values in row["found"].items()}
-    return BenchmarkResult(metrics, detail=row["detail"])
+    return BenchmarkResult(metrics, Coverage(**row["coverage"]), detail=row["detail"])
 
 
 def evaluation_texts(config: EvaluationConfig, corpus: Corpus) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.data.corpus import Corpus
+from pipelines.data.selection import evenly
 from pipelines.data.token_shards import ShardRows
 from pipelines.errors import StageFailure
 from pipelines.evaluation import distribution
-from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
+from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.metrics import Estimate, mean_and_error
 from shaping.objective import Objective
 from shaping.statistics import entropy, head_tail_mass
@@ -32,6 +33,8 @@ class HeldOutRows(NamedTuple):
     """The domain of each token [rows, length + 1], an index into `domain_names`."""
     domain_names: list[str]
     """Packages of the documents, or the source of token shards."""
+    available: int
+    """All rows of the test split."""
 
 
 def held_out_rows(corpus: Corpus, benchmark: BenchmarkConfig, length: int) -> HeldOutRows:
@@ -45,25 +48,26 @@ def held_out_rows(corpus: Corpus, benchmark: BenchmarkConfig, length: int) -> He
             f"evaluation.text_length={length}: the held-out text of {benchmark.task} has fewer tokens; use a smaller "
             "value, or add packages to data.text"
         )
-    chosen = _spread(len(rows), benchmark.items)
+    chosen = evenly(len(rows), benchmark.items)
     # Token shards do not record documents: their domain is the source. In other text it is the document's package.
     if isinstance(rows, ShardRows):
         tokens = rows[chosen]
-        return HeldOutRows(tokens, np.zeros(tokens.shape, dtype=np.int64), [benchmark.task])
+        return HeldOutRows(tokens, np.zeros(tokens.shape, dtype=np.int64), [benchmark.task], len(rows))
     rows, documents = corpus.rows_with_documents(benchmark.task, "test", length)
     packages = [document.module.split(".")[0] for document in corpus.documents("test")]
     names = list(dict.fromkeys(packages))
     package_indices = np.array([names.index(package) for package in packages])
-    return HeldOutRows(rows[chosen], package_indices[documents[chosen]], names)
+    return HeldOutRows(rows[chosen], package_indices[documents[chosen]], names, len(rows))
 
 
 def measure_text(context: EvaluationContext, benchmark: BenchmarkConfig) -> BenchmarkResult:
     """Measure perplexity, entropy and the other metrics of `distribution.headline`."""
     control, corpus = context.control, context.corpus
     rows = held_out_rows(corpus, benchmark, context.config.text_length)
+    coverage = Coverage(len(rows.tokens), rows.available)
     # A theory control has entropy and masses only.
     if control.objective is not None:
-        return BenchmarkResult(_stationary_metrics(context, rows.tokens, control.objective))
+        return BenchmarkResult(_stationary_metrics(context, rows.tokens, control.objective), coverage)
     # A matched control, like the model itself, has all metrics.
     transform = distribution.tempered(control.temperature) if control.name else distribution.unchanged
     table = distribution.token_table(context.model, rows.tokens, context.top_k, transform=transform)
@@ -74,7 +78,7 @@ def measure_text(context: EvaluationContext, benchmark: BenchmarkConfig) -> Benc
     detail = distribution.detail(
         table, corpus, byte_lengths, domains=rows.domains[:, 1:], domain_names=rows.domain_names
     )
-    return BenchmarkResult(metrics, detail=detail)
+    return BenchmarkResult(metrics, coverage, detail=detail)
 
 
 def _stationary_metrics(context: EvaluationContext, tokens: NDArray[Any], objective: Objective) -> dict[str, Estimate]:
@@ -87,7 +91,7 @@ def _stationary_metrics(context: EvaluationContext, tokens: NDArray[Any], object
     table = distribution.token_table(model, tokens, top_k)
 
     # The model's distributions q [T, V] at T tokens spread evenly over the text, and the stationary ones p [T, V].
-    rows, positions = np.divmod(_spread(len(tokens) * length, THEORY_TOKENS), length)
+    rows, positions = np.divmod(evenly(len(tokens) * length, THEORY_TOKENS), length)
     inputs = torch.from_numpy(tokens[rows, :-1].astype(np.int64)).to(model.device)
     logits = torch.cat([model(input_ids=batch).logits for batch in inputs.split(THEORY_BATCH)])
     q = logits[torch.arange(len(positions)), torch.from_numpy(positions)].double().cpu().softmax(-1)
@@ -108,8 +112,3 @@ def _stationary_metrics(context: EvaluationContext, tokens: NDArray[Any], object
     head = metrics["head_mass"]
     metrics["tail_mass"] = Estimate(1 - head.value, head.stderr, head.n)
     return metrics
-
-
-def _spread(size: int, count: int) -> NDArray[np.int64]:
-    """At most `count` indices, spread evenly over `size`."""
-    return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))

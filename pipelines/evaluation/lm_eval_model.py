@@ -8,6 +8,7 @@ that was killed resumes, and several processes share the requests.
 The extra `evaluation` installs lm-eval.
 """
 
+import bisect
 import hashlib
 import json
 import tempfile
@@ -23,9 +24,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipelines.data.tokenizer import encode, fitting, fitting_pair
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS, BenchmarkCache, Rows
-from pipelines.rollouts import Rollouts, Sampling, generate, likelihoods
 from pipelines.random_streams import Stream, stream_seed
+from pipelines.rollouts import Rollouts, Sampling, generate, likelihoods
 
 BATCH_TOKENS = 16_384
 RANGE_REQUESTS = 2048
@@ -38,26 +40,32 @@ class RolloutLM(TemplateLM):
     """lm-eval's model interface on a `transformers` model in this process."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: BenchmarkCache | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: BenchmarkCache | None = None,
+        *,
+        cut_answers: bool = True,
     ) -> None:
-        """Without a `cache`, answers are stored in a temporary folder that is deleted with this object."""
+        """Without a `cache`, answers are stored in a temporary folder that is deleted with this object.
+
+        `cut_answers` says whether a text that the length limit cut is returned, as by lm-eval's own models; if not, it
+        is "".
+        """
         super().__init__()
         self._model = model.eval()
         self.tokenizer: Any = tokenizer
         self._folder = tempfile.TemporaryDirectory()
+        self._cut_answers = cut_answers
         self._cache = cache or BenchmarkCache(Path(self._folder.name), {})
         self.max_length = int(model.config.max_position_embeddings)
+        self.cut_prompts = 0
+        """Requests whose context was cut because the model has no positions for it."""
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The token that ends a text and begins every document; the context of a text that has none."""
         return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-        """The context of a text that has none."""
-        begin = self.tokenizer.bos_token_id
-        return self.eot_token_id if begin is None else int(begin)
 
     @property
     def tokenizer_name(self) -> str:
@@ -65,22 +73,22 @@ class RolloutLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; by default with the special tokens that the tokenizer adds."""
-        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **special))
+        """Token ids, by default after the token that begins every document, as the model was trained."""
+        if add_special_tokens is False:
+            return list(self.tokenizer.encode(string, add_special_tokens=False))
+        return encode(self.tokenizer, string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """For each request, the log-probability of its continuation, and whether that is the greedy one.
 
-        A context that is too long loses its beginning.
+        A context that is too long loses its beginning, except for the token that begins every document.
         """
-        # The model sees `max_length` tokens, and the last one of the continuation is only predicted.
-        pairs = [
-            ((context + continuation)[-self.max_length - 1 : -len(continuation)], continuation)
-            for _, context, continuation in requests
-        ]
+        pairs = [fitting_pair(context, continuation, length=self.max_length) for _, context, continuation in requests]
+        self.cut_prompts += sum(
+            len(pair[0]) < len(context) for pair, (_, context, _) in zip(pairs, requests, strict=True)
+        )
         # In the order of their contexts, requests of one range share the longest beginnings.
         order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
 
@@ -107,7 +115,7 @@ class RolloutLM(TemplateLM):
         request_indices: list[int] = []
         for index, request in enumerate(requests):
             rolling = get_rolling_token_windows(
-                token_list=self.tok_encode(*request.args),
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),  # lm-eval adds the first
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -157,21 +165,31 @@ class RolloutLM(TemplateLM):
             chosen = order[items.start : items.stop]
             token_ids = [prompts[i] for i in chosen]
             rollouts = self.sample(token_ids, sampling, n=samples, seed=seed, until=until, first=items.start)
-            texts = self.decode(rollouts, until)
+            texts, stopped = self.decode(rollouts, until), rollouts.stopped.tolist()
+            parts = [slice(index * samples, (index + 1) * samples) for index in range(len(chosen))]
             return [
-                {"request": i, "texts": texts[index * samples : (index + 1) * samples]}
-                for index, i in enumerate(chosen)
+                {"request": i, "texts": texts[part], "stopped": stopped[part]}
+                for i, part in zip(chosen, parts, strict=True)
             ]
 
-        key = _key("generation", [contexts, kwargs, samples])
+        key = _key("generation", [prompts, kwargs, samples])
         ranges = self._cache.ranges(len(contexts), most=RANGE_TOKENS // (samples * sampling.max_new_tokens))
         rows = self._cache.rows("generation", key, ranges=ranges, compute=compute)
-        answers = {row["request"]: row["texts"] for row in rows}
+        answers = {
+            row["request"]: [
+                text if stopped or self._cut_answers else ""
+                for text, stopped in zip(row["texts"], row["stopped"], strict=True)
+            ]
+            for row in rows
+        }
         return [answers[i] * (n // samples) for i in range(len(contexts))]
 
     def prompt(self, context: str, limit: int) -> list[int]:
-        """Token ids of a context; it loses its beginning if an answer of `limit` tokens would not fit after it."""
-        return self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
+        """Token ids of a context; it is cut, and counted, if an answer of `limit` tokens would not fit after it."""
+        whole = self.tok_encode(context)
+        prompt = fitting(whole, length=self.max_length, limit=limit)
+        self.cut_prompts += len(prompt) < len(whole)
+        return prompt
 
     def sample(
         self,
@@ -185,11 +203,24 @@ class RolloutLM(TemplateLM):
     ) -> Rollouts:
         """`n` responses to each prompt; one that contains a stop string ends early. For `first` see `generate`."""
 
-        def ended(responses: list[list[int]]) -> list[bool]:
+        def ended(responses: list[list[int]]) -> list[int | None]:
             texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-            return [any(stop in text for stop in until) for text in texts]
+            return [
+                self._length_to_stop(response, until) if any(stop in text for stop in until) else None
+                for response, text in zip(responses, texts, strict=True)
+            ]
 
+        until = [stop for stop in until if stop]
         return generate(self._model, prompts, sampling, n=n, seed=seed, first=first, ended=ended if until else None)
+
+    def _length_to_stop(self, response: list[int], until: Sequence[str]) -> int:
+        """Tokens of a response up to the one that completes its first stop string, by bisection."""
+
+        def stops(length: int) -> bool:
+            text = self.tokenizer.decode(response[:length], skip_special_tokens=True)
+            return any(stop in text for stop in until)
+
+        return bisect.bisect_left(range(len(response)), True, lo=1, key=stops)
 
     def decode(self, rollouts: Rollouts, until: Sequence[str]) -> list[str]:
         """The texts of the responses, each up to its first stop string."""

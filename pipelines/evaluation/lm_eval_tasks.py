@@ -20,36 +20,44 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
 
-from pipelines.configuration.evaluation import BenchmarkConfig
+from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
+from pipelines.data.selection import evenly
 from pipelines.errors import MissingData, UserError
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
-from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
+from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.lm_eval_model import RolloutLM
 from pipelines.evaluation.metrics import RIGHT, estimate
 from pipelines.evaluation.sampled_answers import judged_responses
-from pipelines.evaluation.samples import Sample, measure, sample_rows
+from pipelines.evaluation.samples import Sample, cut_answers, measure, sample_rows
 from pipelines.files import sha256_of
-from pipelines.rollouts import Sampling
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.tasks.answer_extraction import final_answer
+from pipelines.rollouts import Sampling
+from pipelines.tasks.answer_extraction import final_answer, last_program
 from pipelines.verifiers import VERIFIERS, Judge
+from pipelines.verifiers.content import verifier_content
 from pipelines.verifiers.judge import Item
 
-OUR_TASKS = Path(__file__).parent / "lm_eval_task_files"
 LM_EVAL_TASKS = Path(lm_eval.__file__).parent / "tasks"
 
 
 def run_task(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) -> BenchmarkResult:
     """Measure a benchmark: sampled answers if it has several samples per item, else the accuracy by lm-eval."""
-    tasks = load_tasks(name, benchmark)
+    tasks, chosen, available = chosen_docs(load_tasks(name, benchmark), benchmark.items)
+    lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache, cut_answers=False)
     if benchmark.samples > 1:
-        samples = _sampled(context, name, benchmark, tasks=tasks)
-        return BenchmarkResult(measure(samples, context.config.pass_k), samples)
+        samples = _sampled(context, name, benchmark, tasks=tasks, chosen=chosen, lm=lm)
+        items = len({sample["item"] for sample in samples})
+        coverage = Coverage(items, available, lm.cut_prompts, cut_answers(samples))
+        return BenchmarkResult(measure(samples, context.config.pass_k), coverage, samples)
 
-    # lm-eval asks `lm`, whose answers come from the cache where they are stored, and scores them.
-    lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache)
-    limit = _items_per_task(benchmark, tasks)
-    results = lm_eval.evaluate(lm, {"tasks": tasks, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0)
+    # lm-eval asks `lm`, whose answers come from the cache where they are stored, and scores them. The longest answer is
+    # the benchmark's, as where answers are sampled, not that of lm-eval's task.
+    for task in tasks.values():
+        if task.OUTPUT_TYPE == "generate_until":
+            settings = {"max_gen_toks": benchmark.max_new_tokens or context.config.max_new_tokens}
+            task.set_config("generation_kwargs", {**(task.config.generation_kwargs or {}), **settings})
+    loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
+    results = lm_eval.evaluate(lm, loaded, samples=chosen, bootstrap_iters=0)
     assert results is not None
     # A task with several filters has one row for each item and filter; keep those of the benchmark's metric.
     rows = [row for task in tasks for row in results["samples"][task]]
@@ -61,20 +69,34 @@ def run_task(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
             f"evaluation.benchmarks.{name}.metric={benchmark.metric}: unknown metric of this task; it is one of: "
             f"{', '.join(metrics)}"
         )
-    return BenchmarkResult({"accuracy": estimate(np.array([float(row[metric]) for row in scored]))})
+    coverage = Coverage(len(scored), available, lm.cut_prompts)
+    return BenchmarkResult({"accuracy": estimate(np.array([float(row[metric]) for row in scored]))}, coverage)
 
 
 def item_texts(name: str, benchmark: BenchmarkConfig) -> list[str]:
     """Question and answer of each item of a benchmark, without worked examples."""
-    tasks = load_tasks(name, benchmark)
-    limit = _items_per_task(benchmark, tasks)
-    docs = [(task, doc) for task in tasks.values() for _, doc in task.doc_iterator(limit=limit)]
+    tasks, chosen, _ = chosen_docs(load_tasks(name, benchmark), benchmark.items)
+    docs = [(task, doc) for key, task in tasks.items() for _, doc in task.doc_iterator(samples=chosen.get(key))]
     return [f"{task.doc_to_text(doc)} {task.doc_to_target(doc)}" for task, doc in docs]
 
 
-def _items_per_task(benchmark: BenchmarkConfig, tasks: Mapping[str, Any]) -> int:
-    """The subtasks of a group have equal shares of the items."""
-    return max(1, benchmark.items // len(tasks))
+def chosen_docs(tasks: Mapping[str, Any], items: int) -> tuple[dict[str, Any], dict[str, list[int]], int]:
+    """The tasks that are measured, the indices of the documents of those that are measured in part, and all documents.
+
+    At most `items` documents are drawn evenly from those of all tasks, one after another, so each task of a group has
+    the same share as in the whole group.
+    """
+    sizes = [len(task.eval_docs) for task in tasks.values()]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    drawn = evenly(sum(sizes), items)
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    indices = {
+        name: (part - (end - size)).tolist()
+        for name, part, size, end in zip(tasks, parts, sizes, ends.tolist(), strict=True)
+    }
+    measured = {name: task for name, task in tasks.items() if indices[name]}
+    part = {name: indices[name] for name, task in measured.items() if len(indices[name]) < len(task.eval_docs)}
+    return measured, part, sum(sizes)
 
 
 def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
@@ -117,7 +139,7 @@ def _task_manager(task: str) -> TaskManager:
 
     It indexes one folder, which takes a second at most; all folders of lm-eval take 20 s.
     """
-    folder = OUR_TASKS if (OUR_TASKS / f"{task}.yaml").exists() else _folder_of(task)
+    folder = TASK_FILES if (TASK_FILES / f"{task}.yaml").exists() else _folder_of(task)
     if folder is not None:
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         if _is_complete(task, manager):
@@ -171,16 +193,15 @@ def _with_local_file(name: str, benchmark: BenchmarkConfig, manager: TaskManager
             "data set; name one of them as the task"
         )
     # A task file that includes the definition and overrides where its items come from.
-    file = Path(str(benchmark.dataset)).absolute()
-    examples = file.with_suffix(f".train{file.suffix}")
-    examples_split = "train" if examples.exists() else None
-    files = {"test": str(file)} | ({"train": str(examples)} if examples_split else {})
-    overrides = {
+    file, examples = Path(str(benchmark.dataset)).absolute(), benchmark.examples
+    examples_split = "train" if examples else None
+    files = {"test": str(file)} | ({"train": str(examples.absolute())} if examples else {})
+    overrides: dict[str, Any] = {
         "include": str(definition),
         "task": task,
         "dataset_path": "json" if file.suffix == ".jsonl" else "parquet",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
+        "dataset_kwargs": {"data_files": files, "keep_in_memory": True},
         "test_split": "test",
         "validation_split": None,
         "training_split": examples_split,
@@ -189,6 +210,8 @@ def _with_local_file(name: str, benchmark: BenchmarkConfig, manager: TaskManager
 
     def load() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
+            # The library's own cache knows a file by its path and time only.
+            overrides["dataset_kwargs"] |= {"cache_dir": folder}
             (Path(folder) / f"{task}.yaml").write_text(json.dumps(overrides))  # JSON is YAML
             return dict(TaskManager(include_path=folder, include_defaults=False).load(task)["tasks"])
 
@@ -200,29 +223,33 @@ def _with_local_file(name: str, benchmark: BenchmarkConfig, manager: TaskManager
 
 
 def _sampled(
-    context: EvaluationContext, name: str, benchmark: BenchmarkConfig, *, tasks: Mapping[str, Any]
+    context: EvaluationContext,
+    name: str,
+    benchmark: BenchmarkConfig,
+    *,
+    tasks: Mapping[str, Any],
+    chosen: Mapping[str, list[int]],
+    lm: RolloutLM,
 ) -> list[Sample]:
     """Samples of the prompts of generation tasks, judged by the benchmark's verifier or by lm-eval."""
     # One request for each item, in the order of the tasks; `until` and the settings are those of the first.
     items: list[tuple[Any, Instance]] = []
-    for task in tasks.values():
-        task.build_all_requests(limit=_items_per_task(benchmark, tasks), rank=0, world_size=1)
+    for key, task in tasks.items():
+        task.build_all_requests(samples=chosen.get(key), rank=0, world_size=1)
         items += [(task, instance) for instance in task.instances]
     prompts = [instance.args[0] for _, instance in items]
     until = handle_stop_sequences(items[0][1].args[1].get("until"), eos=None)
     config, n = context.config, benchmark.samples
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature, config.top_p, limit)
-    lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache)
-
-    key = {
+    encoded = [lm.prompt(prompt, limit) for prompt in prompts]
+    cache_key = {
         "name": name,
-        "contexts": sha256_of(prompts),
+        "prompts": sha256_of(prompts),
         "samples": n,
         "sampling": asdict(sampling),
         "until": until,
-        "verifier": benchmark.verifier,
-        "metric": benchmark.metric,
+        "judged": _judging(benchmark, items),
     }
     ranges = context.cache.ranges(len(items), most=RANGE_TOKENS // (n * limit))
     with Judge() as judge:
@@ -234,11 +261,21 @@ def _sampled(
             rollouts = lm.sample(token_ids, sampling, n=n, seed=seed, until=until, first=part.start)
             texts = lm.decode(rollouts, until)
             # The judge receives `n` answers for each prompt.
-            judged = [_judged(benchmark, *items[chosen.start + i // n], text=text) for i, text in enumerate(texts)]
+            judged = [_judged(benchmark, *items[part.start + i // n], text=text) for i, text in enumerate(texts)]
             responses = judged_responses(rollouts, texts, judged)
-            return sample_rows([(prompt, prompt) for prompt in some], responses, judge, first_item=chosen.start)
+            return sample_rows([(prompt, prompt) for prompt in some], responses, judge, first_item=part.start)
 
-        return context.cache.rows(name, key, ranges=ranges, compute=compute)
+        return context.cache.rows(name, cache_key, ranges=ranges, compute=compute)
+
+
+def _judging(benchmark: BenchmarkConfig, items: Sequence[tuple[Any, Instance]]) -> dict[str, Any]:
+    """Everything that the verdicts on answers to `items` depend on, besides the answers."""
+    if benchmark.verifier is not None:
+        references = [str(task.doc_to_target(instance.doc)) for task, instance in items]
+        return {"verifier": verifier_content(benchmark.verifier), "references": sha256_of(references)}
+    # lm-eval's own scoring may read every field of a document.
+    docs = json.dumps([instance.doc for _, instance in items], sort_keys=True, default=str)
+    return {"task": benchmark.task, "definition": benchmark.definition, "metric": benchmark.metric, "docs": sha256_of(docs)}
 
 
 def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: str) -> Item:
@@ -250,8 +287,7 @@ def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: 
     if benchmark.verifier is not None:
         verifier = VERIFIERS[benchmark.verifier]
         if verifier.compares_answers:
-            final = final_answer(text)
-            answer = final and verifier.benchmark_answer.replace("{answer}", final)
+            answer = final_answer(text)
         else:
             answer = _program(instance.args[0], text)
         return benchmark.verifier, answer, str(task.doc_to_target(instance.doc))
@@ -270,5 +306,4 @@ def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: 
 
 def _program(prompt: str, text: str) -> str:
     """The program in an answer: its code block if there is one, else the prompt's beginning of it with the answer."""
-    body = text.split("```python\n", 1)[-1].split("```", 1)[0]
-    return body if "```python\n" in text or "[BEGIN]" in prompt else prompt + text
+    return last_program(text) or (text.split("```", 1)[0] if "[BEGIN]" in prompt else prompt + text)

@@ -9,15 +9,17 @@ import numpy as np
 
 from pipelines.configuration.evaluation import CHOICE_TASKS, BenchmarkConfig
 from pipelines.data.corpus import Corpus
+from pipelines.data.tokenizer import fitting_pair
 from pipelines.errors import StageFailure
-from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
+from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.metrics import estimate
 from pipelines.rollouts import likelihoods
 
 BATCH_TOKENS = 16_384
 CHOICES = 4
 CHOICE_TOKENS = 32
-"""Tokens of a continuation in the task `continuation`; its contexts, and the texts of `module`, have twice as many."""
+"""Tokens of a context and of a continuation in the task `continuation`, and of a text in the task `module`. Context and
+continuation fit into the 64 tokens of a row that a nano model is pre-trained on."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of the continuation that is scored after it."""
@@ -35,7 +37,10 @@ def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> Be
     """Measure how often the right pair is the one whose continuation is the likeliest."""
     items = choice_items(context.corpus, benchmark)
     # All pairs are scored in one list, so that batches are full; `log_probs` [pairs] are in the order of the items.
-    contexts, continuations = zip(*(pair for item in items for pair in item), strict=True)
+    pairs = [pair for item in items for pair in item]
+    length = context.model.config.max_position_embeddings
+    contexts, continuations = zip(*(fitting_pair(*pair, length=length) for pair in pairs), strict=True)
+    cut = sum(len(context) < len(pair[0]) for context, pair in zip(contexts, pairs, strict=True))
     log_probs = np.empty(len(contexts))
     for batch, scores in likelihoods(context.model, contexts, continuations, batch_tokens=BATCH_TOKENS):
         by_pair = scores.log_probs.split([len(continuations[i]) for i in batch])
@@ -43,7 +48,8 @@ def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> Be
     # [items, CHOICES], the right pair first.
     by_item = log_probs.reshape(-1, CHOICES)
     right = by_item[:, 0] > by_item[:, 1:].max(1)
-    return BenchmarkResult({"accuracy": estimate(right.astype(np.float64))})
+    available = len(items) if len(items) < benchmark.items else None
+    return BenchmarkResult({"accuracy": estimate(right.astype(np.float64))}, Coverage(len(items), available, cut))
 
 
 def module_items(corpus: Corpus, count: int) -> list[Item]:
@@ -59,17 +65,17 @@ def module_items(corpus: Corpus, count: int) -> list[Item]:
         while len(modules) < CHOICES:
             modules.setdefault(documents[rng.integers(len(documents))].module, None)
         # The beginning of the docstring, without the token that begins a text.
-        text = corpus.encode("\n" + document.text[: 8 * CHOICE_TOKENS])[1 : 2 * CHOICE_TOKENS + 1]
+        text = corpus.encode("\n" + document.text[: 8 * CHOICE_TOKENS])[1 : CHOICE_TOKENS + 1]
         items.append([(corpus.encode(f"# {module}"), text) for module in modules])
     return items
 
 
 def continuation_items(corpus: Corpus, count: int) -> list[Item]:
     """Commonsense: which continuation belongs to the beginning of a docstring that was never trained on?"""
-    tokens = [ids.tolist() for ids in corpus.document_tokens("test") if len(ids) >= 3 * CHOICE_TOKENS]
-    _require_choices(len(tokens), f"held-out docstrings of {3 * CHOICE_TOKENS} tokens")
+    start, stop = CHOICE_TOKENS, 2 * CHOICE_TOKENS
+    tokens = [ids.tolist() for ids in corpus.document_tokens("test") if len(ids) >= stop]
+    _require_choices(len(tokens), f"held-out docstrings of {stop} tokens")
     rng = np.random.default_rng(0)
-    start, stop = 2 * CHOICE_TOKENS, 3 * CHOICE_TOKENS
     items = []
     for index in rng.permutation(len(tokens))[:count]:
         others = [i for i in rng.permutation(len(tokens)) if i != index][: CHOICES - 1]

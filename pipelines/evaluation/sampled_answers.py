@@ -1,15 +1,18 @@
 """Benchmarks of kind `sampled`: questions of a task family or a file, whose sampled answers a verifier judges."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipelines.configuration.evaluation import BenchmarkConfig
-from pipelines.data.questions import Question, load_items
+from pipelines.data.questions import available_items, load_items
+from pipelines.data.tokenizer import fitting
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
-from pipelines.evaluation.context import BenchmarkResult, EvaluationContext
-from pipelines.evaluation.samples import Responses, Sample, measure, sample_rows
+from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
+from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure, sample_rows
+from pipelines.files import sha256_of
+from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Rollouts, Sampling, generate
+from pipelines.tasks.judging import judging
 from pipelines.verifiers import Judge
 from pipelines.verifiers.judge import Item
 
@@ -21,11 +24,16 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     # A matched control also changes the temperature of samples.
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature * context.control.temperature, config.top_p, limit)
+    length = context.model.config.max_position_embeddings
+    encoded = [context.corpus.encode(question.prompt) for question in questions]
+    prompts = [fitting(prompt, length=length, limit=limit) for prompt in encoded]
+    # The content of the questions and how they are judged, whether they come from a family or a file.
+    formats = sorted({question.format for question in questions})
     key = {
         "name": name,
-        "task": benchmark.task,
+        "questions": sha256_of([(q.prompt, q.reference, q.format) for q in questions]),
+        "judged": {form: judging(form) for form in formats},
         "samples": benchmark.samples,
-        "dataset": benchmark.dataset,
         "sampling": asdict(sampling),
     }
     ranges = context.cache.ranges(len(questions), most=RANGE_TOKENS // (benchmark.samples * limit))
@@ -33,35 +41,36 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
 
         def compute(items: range) -> list[Sample]:
             chosen = questions[items.start : items.stop]
-            prompts = [context.corpus.encode(question.prompt) for question in chosen]
+            token_ids = prompts[items.start : items.stop]
             # The seed depends on the benchmark only, and `first` makes samples independent of the ranges.
-            seed = (zlib.crc32(name.encode()),)
-            rollouts = generate(context.model, prompts, sampling, n=benchmark.samples, seed=seed, first=items.start)
+            seed = stream_seed(Stream.BENCHMARK, name)
+            rollouts = generate(context.model, token_ids, sampling, n=benchmark.samples, seed=seed, first=items.start)
             texts = context.corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
-            responses = judged_responses(rollouts, texts, _judged(chosen, texts, rollouts))
+            judged = [chosen[i // benchmark.samples].judged(text) for i, text in enumerate(texts)]
+            responses = judged_responses(rollouts, texts, judged)
             pairs = [(question.prompt, question.question) for question in chosen]
             return sample_rows(pairs, responses, judge, first_item=items.start)
 
         samples = context.cache.rows(name, key, ranges=ranges, compute=compute)
-    return BenchmarkResult(measure(samples, config.pass_k), samples)
-
-
-def _judged(questions: Sequence[Question], texts: Sequence[str], rollouts: Rollouts) -> list[Item]:
-    """What the judge receives for each response; one that reached the limit has no answer."""
-    n = len(texts) // len(questions)
-    judged: list[Item] = []
-    for i, (text, stopped) in enumerate(zip(texts, rollouts.stopped.tolist(), strict=True)):
-        verifier, answer, reference = questions[i // n].judged(text)
-        judged.append((verifier, answer if stopped else None, reference))
-    return judged
+    cut = sum(len(prompt) < len(whole) for prompt, whole in zip(prompts, encoded, strict=True))
+    available = available_items(context.corpus, benchmark.task, benchmark.dataset)
+    coverage = Coverage(len(questions), available, cut, cut_answers(samples))
+    return BenchmarkResult(measure(samples, config.pass_k), coverage, samples)
 
 
 def judged_responses(rollouts: Rollouts, texts: Sequence[str], judged: Sequence[Item]) -> Responses:
-    """The `Responses` of `rollouts`, with their texts and what the judge receives for each."""
+    """The `Responses` of `rollouts`, with their texts and what the judge receives for each.
+
+    A response that the length limit cut has no answer, as in RL.
+    """
+    stopped = rollouts.stopped.tolist()
     return Responses(
         texts,
-        judged,
+        [
+            (verifier, answer if end else None, ref)
+            for (verifier, answer, ref), end in zip(judged, stopped, strict=True)
+        ],
         log_probs=rollouts.log_probs.double().sum(1).tolist(),
         lengths=rollouts.lengths.tolist(),
-        stopped=rollouts.stopped.tolist(),
+        stopped=stopped,
     )

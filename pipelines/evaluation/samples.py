@@ -100,6 +100,11 @@ def sample_rows(
     ]
 
 
+def cut_answers(samples: Iterable[Sample]) -> int:
+    """How many of the samples reached the limit on their length, or the end of the model's positions."""
+    return sum(sample["finish"] == "length" for sample in samples)
+
+
 def measure(samples: Iterable[Sample], pass_k: Sequence[int]) -> dict[str, Estimate]:
     """The metrics of one benchmark from its samples, which may be in any order."""
     by_item: dict[int, list[Sample]] = defaultdict(list)

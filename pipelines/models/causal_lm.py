@@ -30,8 +30,14 @@ from pipelines.files import remove_leftovers, replacing
 logging.disable_progress_bar()
 
 
-def model_config(config: ModelConfig, vocabulary: int, rope_base: float, *, end: int | None = None) -> PreTrainedConfig:
-    """The transformers configuration for `config`; `end` is the token that starts, ends and pads documents."""
+def model_config(
+    config: ModelConfig, vocabulary: int, rope_base: float, *, end: int | None = None, length: int | None = None
+) -> PreTrainedConfig:
+    """The transformers configuration for `config`.
+
+    `end` is the token that starts, ends and pads documents. `length` are the tokens of a training row, which become the
+    model's position limit; None keeps transformers' default.
+    """
     shared: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": config.d_model,
@@ -46,7 +52,7 @@ def model_config(config: ModelConfig, vocabulary: int, rope_base: float, *, end:
         "eos_token_id": end,
         "pad_token_id": end,
         "use_cache": False,
-    }
+    } | ({} if length is None else {"max_position_embeddings": length})
     if not config.experts:
         return Qwen3Config(**shared)
     return MiniMaxM2Config(
@@ -64,10 +70,12 @@ def build_model(
     *,
     seed: int,
     vocabulary: int | None = None,
+    length: int | None = None,
 ) -> PreTrainedModel:
     """A newly initialised model in float32; the same seed gives the same weights.
 
-    `vocabulary` is by default the tokenizer's size. Raises `StageFailure` if it is smaller.
+    `vocabulary` is by default the tokenizer's size. Raises `StageFailure` if it is smaller. For `length` see
+    `model_config`.
     """
     if vocabulary is not None and vocabulary < len(tokenizer):
         raise StageFailure(
@@ -77,7 +85,8 @@ def build_model(
     # The global generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, end=tokenizer.eos_token_id))
+        end = tokenizer.eos_token_id
+        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, end=end, length=length))
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -89,9 +98,13 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def load_model(
-    checkpoint: Path, rope_base: float | None = None, tokenizer: PreTrainedTokenizerFast | None = None
+    checkpoint: Path,
+    rope_base: float | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    length: int | None = None,
 ) -> PreTrainedModel:
-    """The model of a checkpoint folder, in float32, with another RoPE base if one is given.
+    """The model of a checkpoint folder, in float32, with another RoPE base and position limit if they are given.
 
     Raises `StageFailure` if the folder has no complete checkpoint, or if its vocabulary is smaller than `tokenizer`'s.
     """
@@ -100,6 +113,8 @@ def load_model(
         # The RoPE base has to be set before the model computes its rotary frequencies.
         if rope_base is not None:
             config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
+        if length is not None:
+            config.max_position_embeddings = length
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint, config=config, dtype=torch.float32, local_files_only=True
         )

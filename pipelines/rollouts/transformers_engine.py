@@ -57,8 +57,9 @@ class TransformersEngine:
         self._model = model
 
 
-Ended = Callable[[list[list[int]]], list[bool]]
-"""For each response so far (token ids), whether it needs no more tokens, such as after a stop string."""
+Ended = Callable[[list[list[int]]], list[int | None]]
+"""For each response so far (token ids), its length where it ends without an end token, such as with the token that
+completes a stop string; None if it has not ended. More tokens must not change the length."""
 
 
 def generate(
@@ -77,13 +78,21 @@ def generate(
     `seed` is a path of non-negative integers, such as (run seed, step, round). Each sample draws from its own stream of
     random numbers, so it depends neither on `rows`, the most sequences that run together (None: as many as fit in
     memory), nor on the rest of the batch. `first` is the number of the first prompt if the prompts are part of a longer
-    list. `ended` is called every `STOP_EVERY` tokens; the tokens after the end that it sees are arbitrary.
+    list. `ended` is called every `STOP_EVERY` tokens and at the end; a response is cut to the
+    length that it returns and has stopped there, whatever was sampled after it. A response
+    ends as if at the limit where prompt and response fill the model's `max_position_embeddings`.
 
-    Raises `ValueError` for models without full attention in every layer, whose caches are not one plain buffer.
+    Raises `ValueError` for models without full attention in every layer, whose caches are not one plain buffer, and for
+    a prompt that leaves no position for a response.
     """
     layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(f"rollouts keep one buffer per layer and need full attention, not {sorted(layer_types)}")
+    positions = model.config.max_position_embeddings
+    if (longest := max(map(len, prompts))) >= positions:
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room for an answer: the model has {positions} positions"
+        )
     count = len(prompts) * n
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     end = model.config.eos_token_id
@@ -105,8 +114,9 @@ def generate(
             uniforms = _uniforms(seed, (batch + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             prefill, logits = _prefill(model, [prompts[i] for i in used], source.to(model.device))
             tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
-            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), end=end)
+            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), end=end, ended=ended)
     model.train(training)
+    _cut(result, positions - torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(n), end=end)
     return result
 
 
@@ -138,20 +148,37 @@ def _uniforms(seed: Sequence[int], rows: list[int], columns: int) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def _store(result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, end: int) -> None:
+def _store(
+    result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, end: int, ended: Ended | None
+) -> None:
     """Write the sampled `tokens` and `log_probs`, [B, steps] each, to the rows `batch` of `result`.
 
-    What was sampled after the first end token becomes padding.
+    What was sampled after the first end token, or after the length that `ended` returns, becomes padding.
     """
     steps = tokens.shape[1]
     ends = tokens == end
     stopped = ends.any(1)
     lengths = torch.where(stopped, ends.int().argmax(1) + 1, steps)
+    if ended:
+        # Only what precedes the end token can contain an end of another kind.
+        responses = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        stops = [steps + 1 if length is None else length for length in ended(responses)]
+        lengths = lengths.minimum(torch.tensor(stops))
+        stopped |= torch.tensor(stops) <= steps
     real = torch.arange(steps) < lengths[:, None]
     result.tokens[batch, :steps] = tokens.where(real, end)
     result.log_probs[batch, :steps] = log_probs.where(real, 0.0)
     result.lengths[batch] = lengths
     result.stopped[batch] = stopped
+
+
+def _cut(result: Rollouts, room: Tensor, *, end: int) -> None:
+    """Cut each response to `room` [N] tokens. The tokens that are kept do not depend on the cut."""
+    beyond = torch.arange(result.tokens.shape[1]) >= room[:, None]
+    result.tokens[beyond] = end
+    result.log_probs[beyond] = 0.0
+    result.stopped[result.lengths > room] = False
+    result.lengths.clamp_(max=room)
 
 
 def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], source: Tensor) -> tuple[Prefill, Tensor]:
@@ -210,7 +237,8 @@ def _decode(
         log_probs[rows, step] = log_prob
         done |= drawn == end
         if ended and (step + 1) % STOP_EVERY == 0:
-            done |= torch.tensor(ended(tokens[rows, : step + 1].tolist()), device=device)
+            lengths = ended(tokens[rows, : step + 1].tolist())
+            done |= torch.tensor([length is not None for length in lengths], device=device)
         running = len(rows) - int(done.sum())
         if running == 0 or step + 1 == limit:
             return tokens[:, : step + 1], log_probs[:, : step + 1]

@@ -24,17 +24,23 @@ class Verifier:
     compares_answers: bool = True
     """Whether the reference is an answer too. If not (tests of a program), there are no majority votes, and a benchmark
     passes the whole program instead of the final answer."""
-    benchmark_answer: str = "{answer}"
-    """What the function receives for `{answer}`, the final answer of a response to a benchmark."""
+    packages: tuple[str, ...] = ()
+    """Installed packages whose version can change its verdicts."""
+    version: int = 1
+    """Raise it when the function gives other verdicts: stored answers are then judged again."""
+    longest: int | None = 1 << 16
+    """Characters of the longest answer that is verified; None: no limit. A longer one has reward 0 and is counted as a
+    failure."""
 
 
 VERIFIERS: dict[str, Verifier] = {
-    "exact": Verifier("operator:eq", in_process=True),
-    "math": Verifier(  # an answer takes 1.5 ms
-        "pipelines.verifiers.mathematics:equivalent", processor_seconds=0.5, benchmark_answer="\\boxed{{answer}}"
+    "exact": Verifier("operator:eq", in_process=True, longest=None),
+    # An answer takes 0.1 to 5 ms; the parsers' time grows faster than linearly with its length.
+    "math": Verifier(
+        "pipelines.verifiers.mathematics:equivalent",
+        processor_seconds=0.5,
+        packages=("math-verify", "latex2sympy2-extended", "sympy"),
+        longest=4096,
     ),
     "code": Verifier("pipelines.verifiers.code:passes", compares_answers=False),
 }
-
-LONGEST_ANSWER = 4096
-"""Characters. A longer answer has reward 0 and is not verified: the parsers' time grows faster than linearly."""

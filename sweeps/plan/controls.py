@@ -9,15 +9,17 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.configuration import TRAINING_STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.objective import ObjectiveConfig
-from pipelines.configuration.signed_content import signed_content
 from sweeps.plan.graph import StageRun
 from sweeps.plan.names import Variant, checkpoint_name, knobs_name, objective_name, shown
 from sweeps.plan.signatures import (
     SharedContents,
     control_content,
     data_content,
+    evaluation_content,
+    grpo_content,
     midtrain_content,
     model_content,
     nameless_content,
@@ -73,8 +75,9 @@ def _all_but_objective(cell: Cell, contents: SharedContents) -> str:
         contents(data_content, cell.data),
         contents(nameless_content, cell.pretrain),
         contents(midtrain_content, cell.midtrain),
-        contents(nameless_content, cell.grpo),
-        contents(signed_content, cell.evaluation),
+        contents(grpo_content, cell.grpo),
+        *(contents(evaluation_content, cell.evaluation, stage) for stage in TRAINING_STAGES),
+        cell.evaluation.controls,
     ]
     return json.dumps([*parts, cell.midtrain.objective, cell.seed], sort_keys=True)
 

@@ -25,7 +25,8 @@ class StageRun:
     labels: dict[str, Any] = field(compare=False)
     """Names for people: model, objective, seed, scale, sweep, tokens; not in the signature."""
     compute: dict[str, Any] = field(default_factory=dict, compare=False)
-    """How it is computed (`ComputeConfig`) and the folder of its token shards; not in the signature."""
+    """How it is computed (`ComputeConfig`), the folder of its token shards and the paths of its local files (`files`);
+    not in the signature."""
 
     @property
     def control(self) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.configuration import STAGE_VERSIONS, TRAINING_STAGES
 from pipelines.configuration.cell import Cell
+from pipelines.configuration.data import text_versions
 from sweeps.plan.controls import control_runs
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.names import ACTS_FROM, Variant, cell_name, checkpoint_name, objective_name, shown, variants
@@ -14,13 +15,14 @@ from sweeps.plan.signatures import (
     SharedContents,
     data_content,
     evaluation_content,
+    grpo_content,
+    local_files,
     midtrain_content,
     midtrain_objective_content,
     model_content,
     nameless_content,
     objective_content,
     stage_signature,
-    text_versions,
 )
 
 
@@ -60,7 +62,7 @@ class _Chain:
             "sweep": cell.sweep.name,
             **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
         }
-        self._compute = asdict(cell.compute) | {"shards": cell.data.shards}
+        self._compute = asdict(cell.compute) | {"shards": cell.data.shards, "files": local_files(cell)}
         # What every stage of the chain reads.
         self._common: Content = {
             "seed": cell.seed,
@@ -122,7 +124,7 @@ class _Chain:
             }
             # Mid-training continues to balance the experts.
             return content | ({"balance_rate": cell.model.balance_rate} if cell.model.experts else {})
-        return {"grpo": contents(nameless_content, cell.grpo)}
+        return {"grpo": contents(grpo_content, cell.grpo)}
 
     def _variant_label(self, stage: str, *more: str) -> dict[str, str]:
         """Returns the label with the variant's keys that affect `stage`, and those of `more` parts."""

@@ -1,20 +1,27 @@
 """What goes into a stage run's signature: its stage and version, its parent, and what of a cell can change its result.
 
-Names, labels, paths, tracking, launcher options and the number of workers are not in it.
+Names, labels, paths, tracking, launcher options and the number of workers are not in it. Local files are in it by their
+content (`pipelines.configuration.local_files`).
 """
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from pipelines.configuration import DATA_VERSION
 from pipelines.configuration.budgets import MidtrainConfig
+from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.evaluation import LOCAL_FILES, EvaluationConfig
+from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
+from pipelines.configuration.local_files import content_name
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.signed_content import signed_content
 from pipelines.data.token_shards import fingerprint
-from pipelines.files import sha256, sha256_of
+from pipelines.files import sha256_of
+from pipelines.tasks.judging import QUESTION_FORMAT, judging
+from pipelines.verifiers.content import verifier_content
 
 Content = dict[str, Any]
 """A part of a configuration as plain values, less what cannot change a result."""
@@ -102,12 +109,15 @@ def data_content(data: DataConfig) -> Content:
     del content["sources"], content["tokenizer"]
     if shards is not None:
         content["shards"] = fingerprint(shards)
-    return content
+    return content | {"version": DATA_VERSION}
 
 
-def text_versions(data: DataConfig) -> Content:
-    """Returns the versions of the packages whose docstrings are the text: another version has another text."""
-    return {name: importlib.metadata.version(name) for name in data.text}
+def grpo_content(grpo: GRPOConfig) -> Content:
+    """Returns RL's configuration; a file of questions is identified by its content, and by how it is judged."""
+    content = nameless_content(grpo)
+    files = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
+    content["tasks"] = [content_name(task) if task in files else task for task in grpo.tasks]
+    return content | ({"judged": judging(QUESTION_FORMAT)} if files else {})
 
 
 def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
@@ -121,11 +131,32 @@ def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
     content["benchmarks"] = {
         name: benchmark for name, benchmark in content["benchmarks"].items() if stage in benchmark.pop("stages")
     }
-    # A local file may change under the same name.
-    for benchmark in content["benchmarks"].values():
-        if str(benchmark["dataset"]).endswith(LOCAL_FILES):
-            benchmark["dataset_sha256"] = sha256(benchmark["dataset"])
+    for name, benchmark in content["benchmarks"].items():
+        benchmark |= _benchmark_content(evaluation.benchmarks[name])
     return content
+
+
+def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
+    """Returns what a benchmark depends on by content: its files, the definition of its task, and its verifier."""
+    content: Content = {}
+    if benchmark.local:
+        content["dataset"] = content_name(str(benchmark.dataset))
+        if benchmark.examples:
+            content["examples"] = content_name(benchmark.examples)
+    if benchmark.kind in HARNESS:
+        content["definition"] = benchmark.definition
+        if benchmark.verifier:
+            content["judged"] = verifier_content(benchmark.verifier)
+    elif benchmark.local:
+        content["judged"] = judging(benchmark.task)
+    return content
+
+
+def local_files(cell: Cell) -> dict[str, str]:
+    """Returns content name -> absolute path of each local file that a stage run of the cell reads."""
+    datasets = [str(benchmark.dataset) for benchmark in cell.evaluation.benchmarks.values() if benchmark.local]
+    tasks = [task for task in cell.grpo.tasks if task.endswith(QUESTION_FILE)]
+    return {content_name(path): str(Path(path).absolute()) for path in (*datasets, *tasks)}
 
 
 def control_content(evaluation: EvaluationConfig, stage: str, control: str) -> Content:

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.configuration.tracking import TrackingConfig
+from pipelines.data.corpus import prepare
+from pipelines.models.causal_lm import build_model, save_checkpoint
 from pipelines.stages import run_stage
 from sweeps.compose.cells import compose_cell
 from sweeps.plan.planner import plan
@@ -40,3 +43,28 @@ def test_a_spec_gives_the_same_numbers_again_and_logs_them(tmp_path: Path) -> No
     assert rows[0]["loss"] < outcomes[0]["loss"] + 0.2
     assert metrics["tokens"] == 4096
     assert [path.name for path in (midtrain / "checkpoints").iterdir()] == [f"step-{metrics['steps']:06d}"]
+
+
+@pytest.mark.parametrize(("stage", "key"), [("pretrain", "pretrain"), ("midtrain", "midtrain")])
+def test_the_position_limit_of_a_model_is_the_length_of_its_training_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, key: str
+) -> None:
+    cell = compose_cell(SMALL)
+    spec = {run.stage: run for run in plan([cell]).runs.values()}[stage].spec
+    # The parent's checkpoint of mid-training, which has the limit of pre-training.
+    corpus = prepare(cell.data, tmp_path / "cache")
+    model = build_model(cell.model, corpus.tokenizer, 1e4, seed=0, length=cell.pretrain.sequence_length)
+    (tmp_path / "parent" / "checkpoints").mkdir(parents=True)
+    if spec["checkpoint"]:
+        save_checkpoint(model, corpus.tokenizer, tmp_path / "parent" / "checkpoints" / spec["checkpoint"])
+    limits = []
+
+    def train(model: Any, *_: Any, **__: Any) -> dict[str, float]:
+        limits.append(model.config.max_position_embeddings)
+        return {}
+
+    monkeypatch.setattr("pipelines.stages.train", train)
+    (tmp_path / "run").mkdir()
+    run_stage(spec, folder=tmp_path / "run", root=tmp_path, tracking=OFF, parent=tmp_path / "parent")
+    assert limits == [getattr(cell, key).sequence_length]
+    assert cell.pretrain.sequence_length < cell.midtrain.sequence_length

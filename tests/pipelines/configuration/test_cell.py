@@ -56,6 +56,15 @@ from sweeps.compose.cells import compose_cell
         ("grpo.tasks=[no.jsonl]", "grpo.tasks=no.jsonl: no such file"),
         ("evaluation.benchmarks.Chain-3.dataset=gsm8k", "dataset=gsm8k: questions of a `sampled` benchmark come from"),
         ("evaluation.controls={matched: [evaluate]}", "evaluation.controls.matched=evaluate: it is one of: pretrain"),
+        (
+            "evaluation.max_new_tokens=65",
+            r"evaluation.max_new_tokens=65: models after pretrain are trained on pretrain",
+        ),
+        ("evaluation.text_length=65", r"text_length=65: .* trained on pretrain.sequence_length=64; lower this"),
+        ("+evaluation.stage_max_new_tokens.grpo=129", r"stage_max_new_tokens.grpo=129: .*midtrain.sequence_length=128"),
+        ("evaluation.benchmarks.Python.max_new_tokens=99", r"Python.max_new_tokens=99: .*pretrain.sequence_length=64"),
+        ("grpo.max_new_tokens=129", r"grpo.max_new_tokens=129: .* trained on midtrain.sequence_length=128"),
+        ("grpo.extended_from_step=9", r"grpo.extended_max_new_tokens=16384: .*midtrain.sequence_length=128"),
         ("sweep=nano", r"write \+sweep=NAME"),
     ],
 )
@@ -63,6 +72,20 @@ def test_mistakes_are_found_at_composition(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         compose_cell([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluation.max_new_tokens=64", "+evaluation.stage_max_new_tokens.grpo=128", "grpo.max_new_tokens=128"],
+)
+def test_lengths_up_to_that_of_the_training_rows_are_possible(override: str) -> None:
+    compose_cell([override])
+
+
+def test_longer_rows_allow_longer_answers() -> None:
+    compose_cell(["evaluation.max_new_tokens=65", "pretrain.sequence_length=128"])
+    # Only the stages that the cell has count.
+    compose_cell(["grpo.max_new_tokens=129", "until=midtrain"])
 
 
 def test_a_source_is_named() -> None:

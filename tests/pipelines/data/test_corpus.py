@@ -150,6 +150,34 @@ def test_docstrings_are_those_of_ast() -> None:
     assert docstrings("networkx") == list(expected.values())
 
 
+def test_docstrings_do_not_depend_on_where_a_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the folders above it nor on its neighbours; only folders `tests` inside of it are left out."""
+    modules = {"__init__": "a", "graph/__init__": "b", "graph/tests/test_graph": "c", "tests/__init__": "d"}
+    found = []
+    for above in ("plain", "tests", "tests/site-packages"):
+        folder = tmp_path / above / "lib"
+        for name, letter in modules.items():
+            path = folder / "graphlike" / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'"""{letter * 300}"""\n')
+        (folder / "single.py").write_text(f'"""{"s" * 300}"""\n')
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            found.append((docstrings("graphlike"), docstrings("single")))
+    assert (
+        found
+        == [
+            (
+                [Document("graphlike", "a" * 300), Document("graphlike.graph", "b" * 300)],
+                [Document("single", "s" * 300)],
+            )
+        ]
+        * 3
+    )
+
+
 def _prepare(folder: Path) -> str:
     return str(prepare(config(text=[], tasks_per_family=50), folder).folder)
 
@@ -194,7 +222,7 @@ def test_the_name_of_a_folder_never_changes(tmp_path: Path, monkeypatch: pytest.
     """Data sets that are in caches already must be found."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
     folder = prepare(config(text=[], tasks_per_family=5), tmp_path).folder
-    assert folder.name == "a48198626ac97f4b"
+    assert folder.name == "ef627466bad7c60e"
 
 
 def test_another_configuration_is_another_folder(tmp_path: Path) -> None:

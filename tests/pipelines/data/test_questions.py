@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.configuration.data import DataConfig
 from pipelines.data.corpus import Corpus, prepare
-from pipelines.data.questions import Question, contamination, load_questions
+from pipelines.data.questions import Question, available_items, contamination, load_items, load_questions
 from pipelines.errors import UserError
 from pipelines.tasks.families import generate
 from pipelines.tasks.formats import FORMATS
@@ -34,15 +34,26 @@ def test_the_corpus_and_rl_write_the_same_prompt(corpus: Corpus) -> None:
         ("marked", "1+1=2 #### 2", "2"),
         ("marked", "#### 1 or\n#### 2\nmore", "2"),
         ("marked", "two", None),
-        ("boxed", r"so \boxed{7}", r"so \boxed{7}"),
-        ("boxed", r"<think>\boxed{1}</think> it is \boxed{2}.", r"it is \boxed{2}."),
-        ("boxed", "it is 2", None),
+        ("boxed", r"so \boxed{7}", "7"),
+        ("boxed", r"guess \boxed{4}. No: \boxed{5}", "5"),
+        ("boxed", "Let us think. " * 400 + "\\boxed{5}", "5"),
+        ("boxed", r"<think>\boxed{1}</think> it is \boxed{2}.", "2"),
+        ("boxed", "it is 2", "2"),
+        ("boxed", "I do not know", None),
+        ("marked", "#### ", None),
+        ("python", "```python\nx = 1\n```\nBetter:\n```python\nx = 2", "x = 2"),
         ("python", "a\n```python\nx = 1\n```\nb\n```python\nx = 2\n```", "x = 2"),
         ("python", "x = 1", None),
     ],
 )
 def test_answers_are_extracted_by_the_format(form: str, response: str, answer: str | None) -> None:
     assert FORMATS[form].extract(response) == answer
+
+
+def test_a_response_that_the_limit_cut_has_no_answer() -> None:
+    question = Question("t", "?", "5", "boxed")
+    assert question.judged(r"... 15, and n=5") == ("math", "5", "5")
+    assert question.judged(r"... 15, and n=5", complete=False) == ("math", None, "5")
 
 
 def test_programs_are_right_when_hidden_tests_pass(tmp_path: Path) -> None:
@@ -72,6 +83,19 @@ def test_a_file_of_problems_is_split_and_checked(corpus: Corpus, tmp_path: Path)
     path.write_text('{"question": "1", "answer": "1", "format": "box"}')
     with pytest.raises(UserError, match=r"format=box: did you mean 'boxed'"):
         load_questions(str(path), "rl", corpus)
+
+
+def test_a_limit_draws_evenly_from_a_file_and_takes_the_first_of_a_family(corpus: Corpus, tmp_path: Path) -> None:
+    """A file may be sorted; a family is in random order."""
+    path = tmp_path / "sorted.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}", "answer": f"{i // 10}"}) + "\n" for i in range(100)))
+    drawn = load_items(corpus, "boxed", count=10, dataset=str(path))
+    assert [question.reference for question in drawn] == [str(i) for i in range(10)]
+    assert len(load_items(corpus, "boxed", count=1000, dataset=str(path))) == 100
+    assert available_items(corpus, "boxed", str(path)) == 100
+    family = load_items(corpus, "boolean", count=1000)
+    assert available_items(corpus, "boolean") == len(family) > 10
+    assert load_items(corpus, "boolean", count=10) == family[:10]
 
 
 def test_contamination_counts_questions_in_the_training_data(corpus: Corpus) -> None:

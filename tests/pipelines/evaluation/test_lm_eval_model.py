@@ -137,20 +137,26 @@ def backends(model: Any, corpus: Corpus, tmp_path_factory: pytest.TempPathFactor
     return {
         "ours": RolloutLM(model, corpus.tokenizer),
         "hf": HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4),
+        "hf without start": HFLM(
+            pretrained=str(folder), device="cpu", dtype="float32", batch_size=4, add_bos_token=False
+        ),
     }
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_scores_as_in_the_hf_backend(name: str, tasks: TaskManager, backends: dict[str, Any]) -> None:
     outcomes = {}
-    for backend, lm in backends.items():
+    # The windows of whole texts begin with the start of a document; hf would put a second one before it.
+    theirs_name = "hf without start" if name == "rolling" else "hf"
+    for backend in ("ours", theirs_name):
+        lm = backends[backend]
         loaded = tasks.load(name)
         loaded["tasks"][name].set_fewshot_seed(seed=1)
         results = lm_eval.evaluate(lm, loaded, bootstrap_iters=0)
         samples = sorted(results["samples"][name], key=lambda row: row["doc_id"])
         outcomes[backend] = (results["results"][name], [row["resps"] for row in samples])
-    numbers = [{k: v for k, v in outcomes[backend][0].items() if isinstance(v, float)} for backend in backends]
-    ours, theirs = ([flat(response) for response in outcomes[backend][1]] for backend in backends)
+    numbers = [{k: v for k, v in result.items() if isinstance(v, float)} for result, _ in outcomes.values()]
+    ours, theirs = ([flat(response) for response in responses] for _, responses in outcomes.values())
     assert len(ours) == ITEMS
     if isinstance(ours[0][0], str):
         assert ours == theirs  # greedy texts
@@ -168,7 +174,7 @@ def flat(response: Any) -> list[Any]:
 
 
 def test_log_likelihoods_equal_a_forward_pass_for_shared_empty_and_long_contexts(model: Any, corpus: Corpus) -> None:
-    """With a model that sees 40 tokens, so that the longest context loses its beginning."""
+    """With a model that sees 40 tokens, so that the longest context loses its beginning, but not the document's start."""
     lm = RolloutLM(model, corpus.tokenizer)
     shared = "The same examples come first. " * 4
     pairs = [(f"{shared}{i} nodes and", f" {i} edges") for i in range(5)] + [("", "a graph"), ("x" * 200, " end")]
@@ -178,12 +184,14 @@ def test_log_likelihoods_equal_a_forward_pass_for_shared_empty_and_long_contexts
         if context:
             before, after = lm._encode_pair(context, continuation)
         else:
-            before, after = [lm.prefix_token_id], lm.tok_encode(continuation)
-        ids = torch.tensor([(before + after)[-41:]])
+            before, after = [lm.prefix_token_id], lm.tok_encode(continuation, add_special_tokens=False)
+        assert before[0] == corpus.tokenizer.eos_token_id
+        ids = torch.tensor([before[:1] + (before[1:] + after)[-40:]])
         with torch.no_grad():
             logits = model(ids[:, :-1]).logits[0, -len(after) :].double().log_softmax(-1)
         assert log_prob == pytest.approx(float(logits[range(len(after)), after].sum()), abs=1e-4)
         assert greedy == (logits.argmax(-1).tolist() == after)
+    assert lm.cut_prompts == 6  # the shared examples have 100 tokens, the other long context 200
 
 
 def test_equal_requests_get_different_samples_and_equal_greedy_texts(model: Any, corpus: Corpus) -> None:

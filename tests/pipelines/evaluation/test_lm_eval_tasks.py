@@ -1,24 +1,41 @@
 """Benchmarks that are tasks of lm-eval, on local files."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from lm_eval.tasks import TaskManager
 
-from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
+from pipelines import rollouts
+from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
+from pipelines.data.questions import Question
 from pipelines.errors import MissingData, UserError
 from pipelines.evaluation.context import BenchmarkResult
 from pipelines.evaluation.lm_eval_model import RolloutLM
-from pipelines.evaluation.lm_eval_tasks import LM_EVAL_TASKS, OUR_TASKS, _folder_of, _task_manager, load_tasks, run_task
+from pipelines.evaluation.lm_eval_tasks import (
+    LM_EVAL_TASKS,
+    _folder_of,
+    _task_manager,
+    chosen_docs,
+    load_tasks,
+    run_task,
+)
 from pipelines.models.causal_lm import build_model
+from pipelines.rollouts import Rollouts, Sampling
+from pipelines.tasks.judging import QUESTION_FORMAT
 from tests.pipelines.evaluation.contexts import evaluation_context
 
 CONFIG = EvaluationConfig("t", 0.7, 0.95, 24, {}, 24, [2], {})
@@ -40,6 +57,18 @@ def run(corpus: Corpus, model: Any, tmp_path: Path) -> Any:
     return run
 
 
+def answer_with(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
+    """Let the model answer with `texts`, each of which it ended itself."""
+    sample = RolloutLM.sample
+
+    def stopped(*args: Any, **kwargs: Any) -> Rollouts:
+        rollouts = sample(*args, **kwargs)
+        return replace(rollouts, stopped=torch.ones_like(rollouts.stopped))
+
+    monkeypatch.setattr(RolloutLM, "sample", stopped)
+    monkeypatch.setattr(RolloutLM, "decode", lambda *_: list(texts))
+
+
 def mathematics_file(folder: Path) -> str:
     path = folder / "amc.jsonl"
     rows = [{"question": f"What is {i}+{i}?", "answer": str(2 * i)} for i in range(5)]
@@ -55,14 +84,14 @@ def test_a_benchmark_runs_on_a_local_file(run: Any, tmp_path: Path) -> None:
     )
     assert set(result.metrics) == {"avg@3", "cons@3", "pass@2", "response_length", "sampling_error"}
     assert len(result.samples) == 4 * 3
-    assert result.samples[0]["question"].startswith("Question: What is 0+0?\nPlease reason step by step")
+    assert result.samples[0]["question"].startswith("What is 0+0?\nPlease reason step by step")
     assert result.metrics["avg@3"].value == sum(sample["reward"] for sample in result.samples) / 12
 
 
 def test_without_a_verifier_lm_eval_scores_each_sample(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RolloutLM, "decode", lambda *_: ["0", "1", "0", "2", "4", "4"])
+    answer_with(monkeypatch, "0", "1", "0", "4", "8", "8")  # of items 0, 2 and 4
     dataset = mathematics_file(tmp_path)
     result = run("AMC23", BenchmarkConfig("harness", "math", "amc23", items=3, samples=2, dataset=dataset, shots=0))
     assert [sample["reward"] for sample in result.samples] == [1, 0, 0, 1, 1, 1]
@@ -90,7 +119,7 @@ def test_code_is_run_with_its_tests(run: Any, tmp_path: Path, monkeypatch: pytes
         "entry_point": "add",
     }
     (tmp_path / "h.jsonl").write_text(json.dumps(doc) + "\n")
-    monkeypatch.setattr(RolloutLM, "decode", lambda *_: ["    return a + b", "    return a - b"])
+    answer_with(monkeypatch, "    return a + b", "    return a - b")
     dataset = str(tmp_path / "h.jsonl")
     result = run(
         "HumanEval+",
@@ -107,7 +136,7 @@ def test_an_unreachable_data_set_and_an_unknown_task_are_refused(monkeypatch: py
     with pytest.raises(MissingData, match=r"math-ai/amc23 is neither on .* reachable \(ConnectionError: down\)"):
         load_tasks("AMC23", benchmark)
     assert _folder_of("amc") is None
-    small = TaskManager(include_path=str(OUR_TASKS), include_defaults=False)
+    small = TaskManager(include_path=str(TASK_FILES), include_defaults=False)
     monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks.TaskManager", lambda: small)  # all tasks take 20 s
     with pytest.raises(UserError, match=r"evaluation\.benchmarks\.X\.task=amc: unknown task of lm-eval"):
         load_tasks("X", BenchmarkConfig("harness", "math", "amc", items=4))
@@ -157,15 +186,130 @@ def test_a_group_with_tasks_in_other_folders_needs_all_folders(tmp_path: Path, m
 
 
 def test_our_task_files_are_read(tmp_path: Path) -> None:
-    names = sorted(path.stem for path in OUR_TASKS.glob("*.yaml"))
-    assert names == ["amc23", "humaneval_plus", "mbpp_plus", "minerva_math_272", "olympiad_bench"]
-    item = {"question": "1+1?", "answer": "2", "final_answer": ["2", "II"], "prompt": "p", "test_list": ["a", "b"],
-           "test": "assert 1", "entry_point": "f"}  # fmt: skip
+    names = sorted(path.stem for path in TASK_FILES.glob("*.yaml"))
+    mathematics = ["aime24", "aime25", "amc23", "hendrycks_math500", "minerva_math_272", "olympiad_bench"]
+    assert names == sorted([*mathematics, "humaneval_plus", "mbpp_plus"])
+    item = dict.fromkeys(("question", "problem", "Problem"), "1+1?") | dict.fromkeys(("answer", "Answer"), "2")
+    item |= {
+        "final_answer": ["2", "II"],
+        "prompt": "p",
+        "test_list": ["a", "b"],
+        "test": "assert 1",
+        "entry_point": "f",
+    }
     (tmp_path / "d.jsonl").write_text(json.dumps(item) + "\n")
-    targets = {}
+    targets, prompts = {}, {}
     for name in names:
         benchmark = BenchmarkConfig("harness", "math", name, items=1, dataset=str(tmp_path / "d.jsonl"))
         (task,) = load_tasks(name, benchmark).values()
         targets[name] = task.doc_to_target(item)
-    assert targets["olympiad_bench"] == targets["amc23"] == "2"
+        task.build_all_requests(rank=0, world_size=1)
+        prompts[name] = task.instances[0].args[0]
+    assert {targets[name] for name in mathematics} == {"2"}
+    # Mathematics is asked in the words of RL.
+    assert {prompts[name] for name in mathematics} == {Question("t", "1+1?", "2", QUESTION_FORMAT).prompt}
+    table = yaml.safe_load((Path(__file__).parents[3] / "conf" / "evaluation" / "paper.yaml").read_text())["benchmarks"]
+    assert {row["task"] for row in table.values() if "grpo" in row.get("stages", ["grpo"])} == set(mathematics)
     assert targets["humaneval_plus"] == "assert 1\ncheck(f)"
+
+
+SUBJECTS = {"mathematics": 7, "history": 3, "law": 1, "physics": 12}
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A group of tasks of unequal sizes, as MMLU is; multiple choice."""
+    for subject, size in SUBJECTS.items():
+        rows = [{"question": f"{subject} {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(size)]
+        (tmp_path / f"{subject}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{subject}.yaml").write_text(
+            f"task: {subject}\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+            f"dataset_kwargs: {{data_files: {{test: {tmp_path / subject}.jsonl}}}}\n"
+            'doc_to_text: "{{question}}"\ndoc_to_target: "{{answer}}"\ndoc_to_choice: "{{choices}}"\n'
+            "num_fewshot: 0\nmetric_list:\n  - {metric: acc}\nmetadata: {version: 1.0}\n"
+        )
+    (tmp_path / "subjects.yaml").write_text(f"group: subjects\ntask: [{', '.join(SUBJECTS)}]\n")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks._task_manager", lambda task: manager)
+    return "subjects"
+
+
+@pytest.mark.parametrize("items", [1, 2, 5, 11, 22, 23, 1000])
+def test_a_limit_draws_evenly_from_a_group_and_says_so(run: Any, group: str, items: int) -> None:
+    benchmark = BenchmarkConfig("harness_choice", "knowledge", group, items=items, metric="acc")
+    result = run("MMLU", benchmark)
+    assert (result.coverage.items, result.coverage.available) == (min(items, 23), 23)
+    assert result.metrics["accuracy"].n == min(items, 23)
+    tasks = load_tasks("MMLU", benchmark)
+    measured, part, _ = chosen_docs(tasks, items)
+    for subject, size in SUBJECTS.items():
+        count = len(part.get(subject, range(size))) if subject in measured else 0
+        assert abs(count - size * min(1, items / 23)) < 1
+
+
+@given(sizes=st.lists(st.integers(1, 600), min_size=1, max_size=60), share=st.floats(0.001, 2))
+def test_every_task_of_a_group_has_its_share(sizes: list[int], share: float) -> None:
+    tasks = {str(i): SimpleNamespace(eval_docs=range(size)) for i, size in enumerate(sizes)}
+    items = max(1, int(share * sum(sizes)))
+    measured, part, available = chosen_docs(tasks, items)
+    chosen = {name: part.get(name, list(range(len(task.eval_docs)))) for name, task in measured.items()}
+    assert available == sum(sizes)
+    assert sum(map(len, chosen.values())) == min(items, sum(sizes))
+    for name, task in tasks.items():
+        indices = chosen.get(name, [])
+        assert indices == sorted(set(indices))
+        assert not indices or 0 <= indices[0] <= indices[-1] < len(task.eval_docs)
+        assert abs(len(indices) - len(task.eval_docs) * min(1, items / sum(sizes))) < 2
+
+
+def test_the_longest_answer_is_that_of_the_benchmark(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of lm-eval's task, which is 16,384 here, also for one greedy answer."""
+    limits = []
+
+    def generate(model: Any, prompts: Any, sampling: Sampling, **rest: Any) -> Any:
+        limits.append(sampling.max_new_tokens)
+        return rollouts.generate(model, prompts, sampling, **rest)
+
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_model.generate", generate)
+    benchmark = BenchmarkConfig("harness", "math", "amc23", items=2, dataset=mathematics_file(tmp_path))
+    for samples in (1, 2):
+        run("AMC23", replace(benchmark, samples=samples, max_new_tokens=7))
+        run("AMC23", replace(benchmark, samples=samples))
+    assert limits == [7, 24, 7, 24]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("verifier", [None, "math"])
+def test_answers_are_stored_by_the_content_of_a_file(
+    corpus: Corpus, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, verifier: str | None
+) -> None:
+    """An edited file is measured again, whatever its time says; a copy of a file is not."""
+    calls = []
+
+    def generate(model: Any, prompts: Any, sampling: Sampling, *, n: int, **rest: Any) -> Rollouts:
+        """Every answer is 0."""
+        calls.append(len(prompts))
+        tokens = torch.tensor([[corpus.encode("0")[1], corpus.tokenizer.eos_token_id]]).repeat(n * len(prompts), 1)
+        count = torch.ones(len(tokens), dtype=torch.int64)
+        return Rollouts(tokens, torch.zeros(tokens.shape), lengths=2 * count, stopped=count > 0)
+
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_model.generate", generate)
+    path = Path(mathematics_file(tmp_path))
+    benchmark = BenchmarkConfig(
+        "harness", "math", "amc23", items=9, samples=samples, dataset=str(path), verifier=verifier, shots=0
+    )
+    metric = "accuracy" if samples == 1 else f"avg@{samples}"
+    assert run("A", benchmark).metrics[metric].value == 1 / 5
+    copy = tmp_path / "folder" / "copy.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    assert run("A", replace(benchmark, dataset=str(copy))).metrics[metric].value == 1 / 5
+    assert calls == [5]
+    # A corrected reference answer, and then another question; the time of the file stays.
+    times = path.stat()
+    text = path.read_text().replace('"answer": "2"', '"answer": "0"')
+    for old, new, right, generated in (("x", "x", 2, [5, 5] if samples > 1 else [5]), ("3+3", "8+8", 2, None)):
+        path.write_text(text := text.replace(old, new))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert run("A", benchmark).metrics[metric].value == right / 5
+        assert calls == generated if generated else len(calls) > 1

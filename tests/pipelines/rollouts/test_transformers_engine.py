@@ -263,3 +263,22 @@ def test_the_number_of_rows_depends_on_the_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engine, "CPU_BYTES", 5 * row_bytes + 1)
     assert engine._rows_in_memory(model, 100) == 5
     assert engine._rows_in_memory(model, 10**9) == 1
+
+
+def test_a_response_ends_where_the_positions_of_the_model_end() -> None:
+    """It is the beginning of what a longer model samples, and it has not stopped."""
+    model, sampling = tiny(scale=3.0), Sampling(1.0, 1.0, 30)
+    whole = generate(model, RAGGED, sampling, n=6, seed=(4,))
+    model.config.max_position_embeddings = 20
+    cut = generate(model, RAGGED, sampling, n=6, seed=(4,))
+    rooms = [20 - len(prompt) for prompt in RAGGED for _ in range(6)]
+    assert cut.responses() == [r[:room] for r, room in zip(whole.responses(), rooms, strict=True)]
+    lengths, stopped = whole.lengths.tolist(), whole.stopped.tolist()
+    assert cut.stopped.tolist() == [s and n <= room for n, s, room in zip(lengths, stopped, rooms, strict=True)]
+    assert 0 < sum(n > room for n, room in zip(lengths, rooms, strict=True)) < len(rooms)
+    for row, room in enumerate(rooms):
+        assert torch.equal(cut.log_probs[row, :room], whole.log_probs[row, :room])
+        assert not cut.log_probs[row, room:].any()
+        assert (cut.tokens[row, room:] == END).all()
+    with pytest.raises(ValueError, match="a prompt of 20 tokens leaves no room for an answer"):
+        generate(model, [[1] * 20], sampling, n=1, seed=(4,))
