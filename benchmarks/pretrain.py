@@ -59,6 +59,7 @@ class Corpus:
     """Rows of random tokens that replace a corpus."""
 
     sharded = False
+    top_k = 100
     tokenizer = SimpleNamespace(eos_token_id=0)
 
     def __init__(self, vocabulary: int, rows: int, length: int) -> None:

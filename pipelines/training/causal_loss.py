@@ -1,5 +1,8 @@
 """The training loss: a causal language model and its objective in one module."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +21,23 @@ class CausalLoss(nn.Module):
     more memory than a chunk of the fused loss are never held as a whole.
     """
 
-    def __init__(self, model: PreTrainedModel, objective: Objective, document_token: int | None = None) -> None:
-        """With `document_token`, which starts every document, tokens attend to their own document only."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        document_token: int | None = None,
+        *,
+        top_k: int | None = None,
+    ) -> None:
+        """With `document_token`, which starts every document, tokens attend to their own document only.
+
+        `top_k` is the size of the head in the statistics, by default the objective's.
+        """
         super().__init__()
-        self.model, self.objective, self._document_token = model, objective, document_token
+        self.model, self._document_token = model, document_token
+        self._top_k = top_k or objective.top_k
+        # An objective that rewards head and tail alike can measure any head in its own pass.
+        self.objective = objective if objective.uses_head else replace(objective, top_k=self._top_k)
 
     def forward(self, batch: Tensor, statistics: bool = False) -> tuple[Tensor, TokenStatistics | None]:
         """Loss and, if requested, statistics of a batch [B, length + 1]."""
@@ -34,15 +50,19 @@ class CausalLoss(nn.Module):
         # Small enough: logits [B, length, V] as a whole.
         if inputs.numel() * model.config.vocab_size * 4 <= CHUNK_BYTES:
             logits = model(input_ids=inputs, **positions).logits
-            if not statistics:
-                return shaped_cross_entropy(logits, targets, self.objective), None
-            return shaped_cross_entropy(logits, targets, self.objective, return_stats=True)
+            loss: Callable[..., Any] = partial(shaped_cross_entropy, logits, targets)
         # Otherwise hidden states [B, length, D] go through the output layer chunk by chunk.
-        hidden = model.model(input_ids=inputs, **positions).last_hidden_state
-        weight = model.lm_head.weight
+        else:
+            hidden = model.model(input_ids=inputs, **positions).last_hidden_state
+            loss = partial(linear_shaped_cross_entropy, hidden, model.lm_head.weight, targets)
         if not statistics:
-            return linear_shaped_cross_entropy(hidden, weight, targets, self.objective), None
-        return linear_shaped_cross_entropy(hidden, weight, targets, self.objective, return_stats=True)
+            return loss(self.objective), None
+        if self.objective.top_k == self._top_k:
+            return loss(self.objective, return_stats=True)
+        # The statistics' head is not the objective's: another pass measures it.
+        with torch.no_grad():
+            _, measured = loss(Objective(top_k=self._top_k), return_stats=True)
+        return loss(self.objective), measured
 
 
 def positions_in_documents(tokens: Tensor, document_token: int) -> Tensor:

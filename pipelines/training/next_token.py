@@ -64,7 +64,8 @@ class NextToken(L.LightningModule):
         documents = budget.attention == "document"
         document_token = context.corpus.tokenizer.eos_token_id if documents else None
         parallel.prepare(model, context.compute, precision=budget.precision, documents=documents)
-        self.loss = CausalLoss(model.train(), objective, document_token)
+        # The data's head for all objectives, so that their ledgers can be compared.
+        self.loss = CausalLoss(model.train(), objective, document_token, top_k=context.corpus.top_k)
         self.budget, self.context, self._accumulation = budget, context, accumulation
         self._ranks = context.ranks.tasks
         self._sharded = parallel.is_sharded(context.compute, self._ranks)

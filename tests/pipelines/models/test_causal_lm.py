@@ -1,6 +1,7 @@
 """The study's models on meta tensors, which take no memory, and one-layer copies that train; checkpoints that load
 unchanged, and mid-training with another RoPE base."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from pipelines.rollouts.transformers_engine import TransformersEngine
 from pipelines.training.causal_loss import CausalLoss, positions_in_documents
 from pipelines.training.optimizer import adamw
 from pipelines.training.parallel import prepare as set_up
-from shaping import Objective
+from shaping import NAMED, Objective, shaped_cross_entropy
 from sweeps.compose.cells import compose_cell
 
 VOCABULARY = 151_936
@@ -190,6 +191,34 @@ def test_the_fused_loss_takes_over_for_large_logits(
             assert stats is not None
             results.append((loss.detach(), stats.entropy, [p.grad for p in model.parameters()]))
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("objective", [*NAMED.values(), Objective(-0.25, 0.1, -0.1, 8)], ids=str)
+def test_statistics_have_one_head_for_all_objectives(
+    tokenizer: PreTrainedTokenizerFast, objective: Objective, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mass of the 5 likeliest tokens, whatever the objective's head; loss and gradients do not change."""
+    monkeypatch.setattr("pipelines.training.causal_loss.CHUNK_BYTES", 0 if fused else 2**25)
+    batch = torch.randint(0, len(tokenizer), (2, 17))
+    objective = replace(objective, top_k=min(objective.top_k, 20))
+    model = build_model(DENSE, tokenizer, 1e4, seed=3).train()
+    losses, gradients = [], []
+    for statistics in (False, True):
+        model.zero_grad()
+        loss, measured = CausalLoss(model, objective, top_k=5)(batch, statistics)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    expected = shaped_cross_entropy(model(batch[:, :-1]).logits, batch[:, 1:], objective)
+    torch.testing.assert_close(losses[0], expected.detach(), rtol=1e-5, atol=0)
+    probabilities = model(batch[:, :-1]).logits.detach().double().softmax(-1)
+    assert measured is not None
+    torch.testing.assert_close(
+        measured.head_mass.double(), probabilities.sort(-1, descending=True).values[..., :5].sum(-1), rtol=1e-5, atol=0
+    )
 
 
 def test_a_mixture_samples_and_is_scored(tokenizer: PreTrainedTokenizerFast) -> None:
