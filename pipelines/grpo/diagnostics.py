@@ -37,7 +37,7 @@ def collected_row(collected: Collected) -> dict[str, float]:
     return {
         "reward": rewards.mean().item(),
         "reward_std": rewards.std(1).mean().item(),
-        "reward_spread": rewards.mean(1).std().item() if len(groups) > 1 else 0.0,
+        "reward_spread": rewards.mean(1).std().item() if len(groups) > 1 else float("nan"),
         "entropy": sampled_entropy(groups),
         "prompt_length": float(np.mean([len(group.prompt) for group in groups])),
         "response_length": lengths.mean().item(),
@@ -80,7 +80,7 @@ def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
     x = (lengths - lengths.mean(1, keepdim=True)).double().flatten()
     y = (rewards - rewards.mean(1, keepdim=True)).double().flatten()
     scale = x.norm() * y.norm()
-    return (x @ y / scale).item() if scale > 0 else 0.0
+    return (x @ y / scale).item() if scale > 0 else float("nan")
 
 
 def entropy_fall(history: Sequence[dict[str, float]], window: int = 5) -> float:

@@ -25,9 +25,11 @@ class Speed:
         self._started = self._last_step = self._last_micro_batch = time.perf_counter()
 
     @property
-    def overall(self) -> float:
-        """Tokens per second since the start, including everything between steps."""
-        return self._steps * self._tokens / (time.perf_counter() - self._started)
+    def overall(self) -> dict[str, float]:
+        """Tokens per second since the start, including everything between steps; nothing before the first step."""
+        if not self._steps:
+            return {}
+        return {"tokens_per_second": self._steps * self._tokens / (time.perf_counter() - self._started)}
 
     def begin(self) -> None:
         """A micro-batch is loaded: the time since `end` was spent waiting for it."""

@@ -72,7 +72,7 @@ def train(
         "steps": budget.steps,
         "tokens": budget.steps * budget.batch_tokens,
         "skipped": module.step_filter.skipped,
-        "tokens_per_second": module.speed.overall,
+        **module.speed.overall,
     }
 
 

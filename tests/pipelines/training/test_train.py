@@ -253,10 +253,13 @@ def test_a_state_saved_after_the_last_step_needs_no_more_training(corpus: Corpus
         steps.append(1)
         return len(steps) == budget.steps
 
+    metrics = {}
     for _ in range(2):
         with contextlib.suppress(Interrupted):
-            run_training(corpus, tmp_path, budget, interrupted=interrupted)
+            metrics = run_training(corpus, tmp_path, budget, interrupted=interrupted)
     assert len(steps) == budget.steps
+    assert metrics["loss"] > 0
+    assert "tokens_per_second" not in metrics  # not 0: nothing was timed
 
 
 def test_a_checkpoint_may_be_saved_twice(corpus: Corpus, tmp_path: Path) -> None:
