@@ -4,8 +4,8 @@ Every sampler and every shuffle is seeded by `stream_seed`, so no two streams sh
 rounds of one stream. Two generators do not come from here: generated tasks and the corpus use Python's `random`, and
 initial weights torch's generator, seeded with the run's seed; nothing else draws from them.
 
-numpy's seeds must not be joined by hand: a seed of fewer than four numbers is filled up with zeros, so `[6]`, `[6, 0]`
-and `[6, 0, 0]` are one seed.
+A list of numbers is no safe seed: numpy fills one of fewer than four up with zeros, so `[6]`, `[6, 0]` and `[6, 0, 0]`
+are one seed.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ class Stream(StrEnum):
 def stream_seed(stream: Stream, *path: int | str) -> list[int]:
     """Returns the seed of one stream at a path, such as (run seed, step): four 32-bit numbers, for numpy's generators.
 
-    It is a hash, so different streams or paths have different seeds whatever the numbers. More numbers may be appended
-    to it: four fill numpy's pool of entropy, and those after them are told apart from missing ones.
+    It is a hash, so different streams or paths have different seeds whatever the numbers. More numbers may be appended:
+    numpy fills up no seed of four or more.
     """
     digest = hashlib.sha256(json.dumps([stream, *path]).encode()).digest()
     return np.frombuffer(digest[:16], "<u4").tolist()

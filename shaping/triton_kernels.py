@@ -130,8 +130,7 @@ def _forward(
     logits += row * vocabulary
     target = tl.load(targets + row)
     # A target outside the vocabulary has a logit of NaN, and so a loss of NaN: nothing beyond the row is read.
-    is_token = (target >= 0) & (target < vocabulary)
-    target_logit = tl.load(logits + target, mask=is_token, other=float("nan")).to(tl.float32)
+    target_logit = tl.load(logits + target, (target >= 0) & (target < vocabulary), float("nan")).to(tl.float32)
 
     # The true token's log-probability and weight. 1 - p is a sum over the other tokens, exact also where p is near 1.
     largest, others, weighted, before_target = _sums_over_others(
@@ -156,8 +155,7 @@ def _forward(
         if HEAD:
             c = lam_head * wrong_head_mass + lam_tail * tl.maximum(wrong_mass - wrong_head_mass, 0.0)
         if STATISTICS:
-            p = at_target / total
-            head_mass = tl.minimum(wrong_head_mass + tl.where(target_in_head, p, 0.0), 1.0)
+            head_mass = tl.minimum(wrong_head_mass + tl.where(target_in_head, at_target / total, 0.0), 1.0)
             weighted += at_target * (target_logit - largest)
             tl.store(statistics + 5 * row, tl.log(total) - weighted / total)
             tl.store(statistics + 5 * row + 1, head_mass)

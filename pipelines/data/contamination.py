@@ -37,15 +37,17 @@ def overlap(benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n:
     """Returns for each benchmark the share of its items that the training texts contain.
 
     `items`: number of items; `short`: number of items that are too short to look up; `contaminated`: share of the
-    others, or None if there are none; `examples`: up to three contaminated items. Items of `SHORTEST` to n - 1 words
-    are looked up as a whole.
+    others, or None if there are none or no training text; `examples`: up to three contaminated items. Items of
+    `SHORTEST` to n - 1 words are looked up as a whole.
     """
     items_of_size = _items_of_size(benchmarks, n)
     # For each n-gram size, all hashes to look for, sorted, and whether the training text contains them.
     pools = {size: np.unique(np.concatenate([item.hashes for item in items])) for size, items in items_of_size.items()}
     seen = {size: np.zeros(len(pool), bool) for size, pool in pools.items()}
     # One pass over the training text marks the hashes that it contains.
+    searched = False
     for chunk in _chunks(training):
+        searched = searched or any(word != _BOUNDARY for word in chunk)
         for size, pool in pools.items():
             seen[size][positions(ngram_hashes(chunk, size), pool)] = True
     # An item is contaminated if any of its n-grams was seen. Items that were not looked up have no entry.
@@ -54,7 +56,8 @@ def overlap(benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n:
         for size, items in items_of_size.items()
         for item in items
     }
-    return {name: _report(name, texts, contaminated) for name, texts in benchmarks.items()}
+    reports = {name: _report(name, texts, contaminated) for name, texts in benchmarks.items()}
+    return reports if searched else {name: report | {"contaminated": None} for name, report in reports.items()}
 
 
 def _items_of_size(benchmarks: Mapping[str, Sequence[str]], n: int) -> dict[int, list[_Item]]:

@@ -151,7 +151,7 @@ def contamination(
 ) -> None:
     """Count, for each benchmark and RL data set, the items that share an n-gram with the training data of all cells.
 
-    Token shards are decoded as they are read. Prepares the data if the store does not have them, and loads torch.
+    Token shards are decoded while they are read. Prepares the data if the store does not have them, and loads torch.
     Benchmarks without a local data set are listed.
     """
     from pipelines.configuration import TOKEN_STAGES
