@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,13 @@ assert loss.isfinite()
 """
     finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.slow
+def test_a_type_checker_finds_the_package_from_another_folder(tmp_path: Path) -> None:
+    """An editable install is a folder on the path, which type checkers follow; they do not follow import hooks."""
+    (tmp_path / "use.py").write_text("from shaping import Objective, __version__\nwrong: int = Objective(beta=0.5)\n")
+    mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "use.py"]
+    checked = subprocess.run(mypy, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert 'expression has type "Objective"' in checked.stdout
+    assert "Found 1 error in 1 file" in checked.stdout
