@@ -21,6 +21,7 @@ from pipelines.data.tokenizer import encode
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Engine, Sampling
 from pipelines.verifiers import Judge
+from pipelines.verifiers.judge import FAILURES
 
 LEAST_SHARE = 0.125
 """Lower bound on the share of mixed groups that sets the size of an extra round."""
@@ -67,7 +68,7 @@ class Collected:
     rounds: int = 0
     left_over: int = 0
     """Mixed groups that the step does not need."""
-    failures: dict[str, int] = field(default_factory=lambda: {"timeout": 0, "error": 0})
+    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """Samples whose verifier failed, by kind of failure; their reward is 0."""
 
 
@@ -145,19 +146,20 @@ class Collector:
     ) -> list[Group]:
         """One group per question, with rewards. Adds the verifiers' failures to the counts in `failures`."""
         n = self._config.samples
-        prompts = [self._encode(question.prompt) for question in questions]
+        prompts = [encode(self._tokenizer, question.prompt) for question in questions]
         sampling = Sampling(self._config.temperature, 1.0, self._config.response_limit(max(1, step)))
         # Row i * n + j of everything below is sample j of question i.
         rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed)
         responses = rollouts.responses()
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        verdicts = self._judge.rewards([questions[row // n].judged(text) for row, text in enumerate(texts)])
+        stopped = rollouts.stopped.tolist()
+        judged = [questions[row // n].judged(text, complete=stopped[row]) for row, text in enumerate(texts)]
+        verdicts = self._judge.rewards(judged)
         if failures is not None:
             for verdict in verdicts:
                 if verdict.failure:
                     failures[verdict.failure] += 1
-        # A response that the limit cut has reward 0.
-        rewards = torch.tensor([verdict.reward for verdict in verdicts]) * rollouts.stopped
+        rewards = torch.tensor([verdict.reward for verdict in verdicts])
         groups = []
         for i, question in enumerate(questions):
             first, last = i * n, (i + 1) * n
@@ -174,10 +176,6 @@ class Collector:
                 )
             )
         return groups
-
-    def _encode(self, text: str) -> list[int]:
-        """Token ids, after the end-of-text token with which every document begins."""
-        return [self._tokenizer.eos_token_id, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the questions and the waiting groups, as numbers, strings and tensors."""

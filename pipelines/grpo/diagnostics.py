@@ -57,6 +57,7 @@ def collected_row(collected: Collected) -> dict[str, float]:
         "rounds": collected.rounds,
         "verifier_timeouts": collected.failures["timeout"],
         "verifier_errors": collected.failures["error"],
+        "verifier_too_long": collected.failures["too_long"],
         **pass_row(groups),
     }
 
@@ -75,7 +76,7 @@ def sampled_entropy(groups: Sequence[Group]) -> float:
 
 
 def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
-    """Pearson's correlation of length and reward within groups, [G, n] each; 0 if either does not vary."""
+    """Pearson's correlation of length and reward within groups, [G, n] each; NaN if either does not vary."""
     # Deviations from the group's mean, so that hard questions with long responses do not count.
     x = (lengths - lengths.mean(1, keepdim=True)).double().flatten()
     y = (rewards - rewards.mean(1, keepdim=True)).double().flatten()

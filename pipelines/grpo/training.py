@@ -6,6 +6,7 @@ that was killed resumes bit for bit.
 """
 
 import copy
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question, contamination, load_questions
+from pipelines.data.tokenizer import fitting
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Questions
@@ -63,7 +65,9 @@ class _Run:
             weight_decay=config.weight_decay,
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        self.questions = [load_questions(task, "rl", context.corpus) for task in config.tasks]
+        self.too_long = 0
+        """Questions that are not asked because the model has no positions for their prompt and an answer."""
+        self.questions = self._load_questions("rl")
         """The training questions of each task."""
         self.kept_questions: list[list[int]] | None = None
         """The indices of those within the bounds on the pass rate, by task; None without bounds."""
@@ -77,9 +81,26 @@ class _Run:
         """Reward, entropy and length of every step."""
         self.totals: dict[str, Any] = {"skipped": 0, "verifier_failures": 0, "collapsed_at": None, "held_out": []}
 
+    def _load_questions(self, split: str) -> list[list[Question]]:
+        """The questions of each task, without those whose prompt would have to be cut. Counts these in `too_long`."""
+        tokenizer, length = self.context.corpus.tokenizer, self.model.config.max_position_embeddings
+        sets = []
+        for task in self.config.tasks:
+            questions = load_questions(task, split, self.context.corpus)
+            prompts = tokenizer([question.prompt for question in questions])["input_ids"]
+            fit = [fitting(prompt, length=length, limit=self.config.max_new_tokens) == prompt for prompt in prompts]
+            if not any(fit):
+                raise UserError(
+                    f"grpo.tasks={task}: no question of the split {split!r} fits into the model's {length} tokens with "
+                    "an answer; train on longer rows with midtrain.sequence_length"
+                )
+            sets.append(list(itertools.compress(questions, fit)))
+            self.too_long += fit.count(False)
+        return sets
+
     def _held_out_questions(self) -> list[Question]:
         """The first `grpo.held_out_problems` validation questions, one of each task in turn."""
-        sets = [load_questions(task, "validation", self.context.corpus) for task in self.config.tasks]
+        sets = self._load_questions("validation")
         longest = max(map(len, sets))
         in_turn = [questions[i] for i in range(longest) for questions in sets if i < len(questions)]
         return in_turn[: self.config.held_out_problems]
@@ -196,7 +217,7 @@ class _Run:
         """Add a step's row to the history and the totals; returns what has collapsed, if anything."""
         self.history.append({key: row[key] for key in ("reward", "entropy", "response_length")})
         self.totals["skipped"] += row["skipped"]
-        self.totals["verifier_failures"] += row["verifier_timeouts"] + row["verifier_errors"]
+        self.totals["verifier_failures"] += sum(collected.failures.values())
         collapse = None if self.config.collapse == "off" else collapsed(self.history, self.config)
         if collapse and self.totals["collapsed_at"] is None:
             self.totals |= {"collapsed_at": self.step, "collapsed": collapse}
@@ -301,6 +322,7 @@ class _Run:
             "skipped": totals["skipped"],
             "verifier_failures": totals["verifier_failures"],
             "questions": sum(map(len, self.questions)),
+            "questions_too_long": self.too_long,
             "contamination": contamination(
                 [question for questions in self.questions for question in questions], corpus, families
             ),
@@ -310,6 +332,10 @@ class _Run:
             result |= {"collapsed_at": totals["collapsed_at"], "collapsed": totals["collapsed"]}
         if totals["held_out"]:
             result |= {"held_out_before": totals["held_out"][0][1], "held_out_after": totals["held_out"][-1][1]}
+        if result["contamination"] is None:
+            self.context.log(
+                "contamination is not measured with token shards; shaping-sweeps contamination searches them"
+            )
         self.context.log(
             "GRPO: ended after step %d with reward %.3f and entropy %.3f nats (mean of the last %d steps)",
             self.step,
@@ -326,7 +352,3 @@ def _response_tokens(collected: Collected) -> tuple[int, int]:
         sum(int(group.lengths.sum()) for group in groups) for groups in (collected.sampled, collected.kept)
     )
     return sampled, kept
-        if result["contamination"] is None:
-            self.context.log(
-                "contamination is not measured with token shards; shaping-sweeps contamination searches them"
-            )

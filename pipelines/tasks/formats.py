@@ -1,8 +1,10 @@
 """How a question becomes a prompt, how the answer is extracted from a response, and which verifier judges it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipelines.tasks.answer_extraction import final_answer, last_program
 from pipelines.verifiers.registry import VERIFIERS
 
 
@@ -12,30 +14,33 @@ class Format:
 
     prompt: str
     """The prompt, with `{question}` for the question."""
-    answer: str
-    """A regular expression: the first group of its last match in the response is the answer."""
+    answer: str | Callable[[str], str | None]
+    """A regular expression, the first group of whose last match in the response is the answer, or a function of the
+    response that returns the answer, or None if there is none."""
     verifier: str
     """A name of `pipelines.verifiers.VERIFIERS`."""
     judged: str = "{answer}"
     """What the verifier receives, with `{answer}` for the answer."""
 
     def extract(self, response: str) -> str | None:
-        """The answer in a response, stripped, or None."""
+        """The answer in a response, stripped, or None; an empty answer is none."""
+        if callable(self.answer):
+            return self.answer(response)
         answer = None
         for match in re.finditer(self.answer, response):
             answer = match.group(1).strip()
-        return answer
+        return answer or None
 
+
+_AFTER_MARK = r"####([^\n#]*)(?=\n|$)"
 
 FORMATS: dict[str, Format] = {
-    "marked": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "exact"),
+    "marked": Format("Q: {question}\nA:", _AFTER_MARK, "exact"),
     "boxed": Format(
-        "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n",
-        r"(?s)(?:.*</think>)?(.*\\boxed.*)$",
-        "math",
+        "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n", final_answer, "math"
     ),
-    "python": Format("{question}\nWrite the program between ```python and ```.\n", r"(?s)```python\n(.*?)```", "code"),
-    "program": Format("Q: {question}\nA:", r"####([^\n#]*)(?=\n|$)", "code", "f = lambda x: {answer}"),
+    "python": Format("{question}\nWrite the program between ```python and ```.\n", last_program, "code"),
+    "program": Format("Q: {question}\nA:", _AFTER_MARK, "code", "f = lambda x: {answer}"),
 }
 """Name -> format. `marked` is the format of the tasks in the corpus. To add a format, add an entry."""
 

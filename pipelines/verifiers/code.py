@@ -11,6 +11,9 @@ not a pass. The tests see built-in functions and modules as they were before the
 by replacing `abs` or `numpy.allclose`. With Landlock (Linux 5.13) the program can read only Python's own folders and
 the system's libraries; without it, everything the user can read. There is no defence against code that searches its
 interpreter's frames for the word, or answers whose `__eq__` is always true. Linux on x86-64 or arm64.
+
+The sandbox is tried when this module is loaded: where it cannot be closed, every program would be wrong, so the import
+fails with the reason.
 """
 
 import builtins
@@ -27,6 +30,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from types import ModuleType
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # this process may have no threads, and a child cannot start any
@@ -85,14 +89,14 @@ def passes(answer: str, reference: str) -> float:
         os.waitpid(child, 0)
 
 
-def _read(reader: int, deadline: float) -> bytes:
-    """Everything written to the pipe until it closes, or nothing if it is still open at `deadline`."""
+def _read(reader: int, deadline: float, most: int = 64) -> bytes:
+    """At most `most` bytes written to the pipe until it closes, or nothing if it is still open at `deadline`."""
     received = b""
-    while len(received) < 64:
+    while len(received) < most:
         seconds_left = deadline - time.monotonic()
         if seconds_left <= 0 or not select.select([reader], [], [], seconds_left)[0]:
             return b""
-        part = os.read(reader, 64)
+        part = os.read(reader, most)
         if not part:
             break
         received += part
@@ -204,3 +208,53 @@ def _filter_system_calls() -> None:
     set_seccomp, filter_mode = 22, 2
     if _LIBC.prctl(set_seccomp, filter_mode, ctypes.byref(installed), 0, 0):
         raise OSError(ctypes.get_errno(), "the kernel refuses the seccomp filter")
+
+
+def check_sandbox() -> None:
+    """Try the sandbox in a child. Raises `ImportError` with the reason if programs cannot run in it, or can get out."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter_sandbox(writer)
+            problem = _way_out() or "none"
+        except BaseException as error:
+            problem = f"{type(error).__name__}: {error}"
+        os.write(writer, problem.encode()[:500])
+        os._exit(0)
+    os.close(writer)
+    try:
+        problem = _read(reader, time.monotonic() + SECONDS, 500).decode() or "its process died"
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if problem == "none" and not passes("value = 1", "assert value == 1"):
+        problem = "a right program does not pass its tests"
+    if problem != "none":
+        raise ImportError(f"programs cannot be confined on this machine: {problem}")
+
+
+def _way_out() -> str | None:
+    """In the child: what the sandbox should deny and does not, or None."""
+    attempts: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("start a process", lambda: os.fork() or os._exit(0)),
+        ("open a file for writing", lambda: os.open(os.devnull, os.O_WRONLY)),
+        ("send a signal", lambda: os.kill(os.getpid(), 0)),
+        ("open a socket", _open_socket),
+    )
+    for name, attempt in attempts:
+        try:
+            attempt()
+        except PermissionError:
+            continue
+        return f"a program can {name}"
+    return None
+
+
+def _open_socket() -> None:
+    if _LIBC.socket(1, 1, 0) < 0:
+        raise OSError(ctypes.get_errno(), "socket")
+
+
+check_sandbox()

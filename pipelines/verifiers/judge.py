@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from pipelines.errors import StageFailure
-from pipelines.verifiers.registry import LONGEST_ANSWER, VERIFIERS, Verifier
+from pipelines.verifiers.registry import VERIFIERS, Verifier
 
 LOAD_SECONDS = 120.0
 """Limit on the time in which a worker imports its function; sympy takes seconds on a busy machine."""
@@ -29,8 +29,12 @@ Item = tuple[str, str | None, str]
 """The verifier's name, the answer (None if the response has none) and the reference."""
 
 
+FAILURES = ("timeout", "error", "too_long")
+"""How verifying can fail: the verifier takes too long or raises, or the answer is longer than it reads."""
+
+
 class Verdict(NamedTuple):
-    """A reward between 0 and 1, and how the verifier failed, if it did: `timeout` or `error`."""
+    """A reward between 0 and 1, and how the verification failed, if it did: one of `FAILURES`."""
 
     reward: float
     failure: str | None = None
@@ -56,9 +60,13 @@ class Judge:
         by_verifier: dict[str, list[int]] = {}
         for index, item in enumerate(items):
             name, answer, _ = item
-            if answer is None or len(answer) > LONGEST_ANSWER or first.setdefault(item, index) != index:
+            if answer is None:
                 continue
-            by_verifier.setdefault(name, []).append(index)
+            longest = VERIFIERS[name].longest
+            if longest is not None and len(answer) > longest:
+                verdicts[index] = Verdict(0.0, "too_long")
+            elif first.setdefault(item, index) == index:
+                by_verifier.setdefault(name, []).append(index)
 
         for name, indices in by_verifier.items():
             if VERIFIERS[name].in_process:
