@@ -1,13 +1,16 @@
 """Training data: text, generated tasks, token shards, and the tokenizer."""
 
 import importlib.metadata
+import json
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from pathlib import Path
 
 from omegaconf import MISSING
 
 from pipelines.errors import require, require_fraction, require_option, require_positive
+from pipelines.files import sha256, sha256_of
 from pipelines.tasks import reasoning_gym
 from pipelines.tasks.families import FAMILIES
 
@@ -115,4 +118,16 @@ def text_versions(data: DataConfig) -> dict[str, str]:
     These are the packages whose docstrings are the text, and reasoning-gym if a task is one of its families.
     """
     packages = [*data.text, *(["reasoning_gym"] if any(map(reasoning_gym.is_gym, data.tasks)) else [])]
-    return {name: importlib.metadata.version(name) for name in packages}
+    return {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; of one that is installed to be edited, also the hash of its content."""
+    version = importlib.metadata.version(package)
+    url = importlib.metadata.distribution(package).read_text("direct_url.json")
+    spec = find_spec(package)
+    if url is None or spec is None or not json.loads(url).get("dir_info", {}).get("editable"):
+        return version
+    origin = Path(str(spec.origin))
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    return f"{version}+{sha256_of([sha256(file) for file in files])[:16]}"

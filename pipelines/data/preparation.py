@@ -80,7 +80,7 @@ def prepare_shards(
     ngrams = _write_evaluation_ngrams(folder, evaluation_files)
     # Shards of different settings must not be mixed in one folder.
     settings = {
-        "tokenizer": data.tokenizer or {"trained": data.vocab_size},
+        "tokenizer": _tokenizer_content(data),
         "validation": validation,
         "ngrams": None if ngrams is None else sha256(ngrams),
         "parts": [asdict(part) for part in parts],
@@ -99,12 +99,22 @@ def prepare_shards(
     return _write_index(folder, records, tokenizer, searched=ngrams is not None)
 
 
+def _tokenizer_content(data: DataConfig) -> Any:
+    """What the tokenizer is made of: its name on the Hub, the hash of its folder's file, or the size of a new one."""
+    if data.tokenizer is None:
+        return {"trained": data.vocab_size}
+    file = Path(data.tokenizer) / "tokenizer.json"
+    return {"sha256": sha256(file)} if file.is_file() else data.tokenizer
+
+
 def _prepare_parts(
     parts: list[Part], preparation: Preparation, *, processes: int, progress: Progress
 ) -> dict[Part, dict[str, Any]]:
     """Returns the record of every part, in the order of `parts`; those without one are prepared first."""
     paths = {part: _record_path(preparation.folder, part) for part in parts}
     records = {part: read_json(path) for part, path in paths.items() if path.exists()}
+    # A part of a file that has changed since is prepared again. Records of earlier versions do not have its stamp.
+    records = {part: record for part, record in records.items() if record.get("file", _stamp(part)) == _stamp(part)}
     # Spawned, not forked: the tokenizer's threads do not survive a fork.
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (preparation,)) as pool:
         futures = {pool.submit(_prepare_part, part): part for part in parts if part not in records}
@@ -117,6 +127,17 @@ def _prepare_parts(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {part: records[part] for part in parts}
+
+
+def _stamp(part: Part) -> list[int] | None:
+    """Size and time of the file of a part, by which a changed one is noticed; None for a part of the Hub.
+
+    Hashing it would take as long as preparing it.
+    """
+    if part.kind == "hub":
+        return None
+    status = os.stat(part.path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _record_path(folder: Path, part: Part) -> Path:
@@ -155,7 +176,8 @@ class _Worker:
     def prepare(self, part: Part) -> dict[str, Any]:
         """Write the shards of a part and then its record, which is returned."""
         folder, dtype = self.preparation.folder / part.source, token_type(self.preparation.vocabulary)
-        record: dict[str, Any] = {"part": asdict(part), "documents": 0, "characters": 0, "contaminated": 0}
+        record: dict[str, Any] = {"part": asdict(part), "file": _stamp(part)}
+        record |= {"documents": 0, "characters": 0, "contaminated": 0}
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(ShardWriter(folder / split / part.name, dtype, self.preparation.end_of_text))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.configuration.data import DataConfig
+from pipelines.configuration.data import DataConfig, text_versions
 from pipelines.data.corpus import Corpus, overlap, prepare, row_starts
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.training_order import schedule
@@ -176,6 +176,28 @@ def test_docstrings_do_not_depend_on_where_a_package_is_installed(
         ]
         * 3
     )
+
+
+def test_a_package_that_is_edited_in_place_is_known_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version stays; that of an installed package is enough."""
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "__init__.py").write_text("")
+    information = tmp_path / "edited-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: edited\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = config(text=["edited"], tasks=[])
+    assert text_versions(data) == {"edited": "1.0"}
+    (information / "direct_url.json").write_text('{"url": "file:///x", "dir_info": {"editable": true}}')
+    versions = [text_versions(data)["edited"]]
+    for content in ('"""a"""', '"""b"""', ""):
+        (tmp_path / "edited" / "__init__.py").write_text(content)
+        versions.append(text_versions(data)["edited"])
+    assert all(version.startswith("1.0+") for version in versions)
+    assert len(set(versions)) == 3
+    assert versions[0] == versions[-1]
 
 
 def _prepare(folder: Path) -> str:

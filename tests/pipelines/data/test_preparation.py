@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pipelines.data.preparation import _first_documents, is_held_out, prepare_sh
 from pipelines.data.sources import Part, documents_of, parts_of
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
+from pipelines.files import sha256
 from pipelines.models.causal_lm import build_model
 from pipelines.training.train import train
 from shaping import Objective
@@ -106,6 +108,38 @@ def test_parquet_and_data_sets(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "set" / "b.jsonl", TEXTS[:50])
     (part,) = parts_of("web", SourceConfig("hub", str(tmp_path / "set")))
     assert list(documents_of(part)) == TEXTS[:50]
+
+
+def test_a_changed_file_and_a_changed_tokenizer_are_noticed(tmp_path: Path) -> None:
+    for i in range(2):
+        write_jsonl(tmp_path / f"{i}.jsonl", TEXTS[:60])
+    data = DataConfig("t", [], ["chain3"], 100, 0.5, 0.5, 400, 8, shards=str(tmp_path / "shards"))
+    data.sources = {"web": SourceConfig("jsonl", str(tmp_path / "*.jsonl"))}
+    done: list[int] = []
+
+    def prepare() -> str:
+        index = prepare_shards(
+            data, processes=1, validation=0.1, evaluation_files=[], progress=lambda *_: done.append(1)
+        )
+        return sha256(index)
+
+    first = prepare()
+    assert prepare() == first
+    assert len(done) == 2
+    # A file of the same size with other texts: only its part is prepared again.
+    write_jsonl(tmp_path / "1.jsonl", [text.swapcase() for text in TEXTS[:60]])
+    assert prepare() != first
+    assert len(done) == 3
+    # A local tokenizer counts by its content.
+    shutil.copytree(tmp_path / "shards" / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "copy")
+    data.shards, data.tokenizer = str(tmp_path / "other"), str(tmp_path / "tokenizer")
+    before = prepare()
+    data.tokenizer = str(tmp_path / "copy")
+    assert prepare() == before
+    (tmp_path / "copy" / "tokenizer.json").write_text((tmp_path / "copy" / "tokenizer.json").read_text() + " ")
+    with pytest.raises(UserError, match="it was begun with another tokenizer"):
+        prepare()
 
 
 def test_a_killed_or_interrupted_command_is_resumed(tmp_path: Path) -> None:
