@@ -28,6 +28,10 @@ class Interrupted(Exception):
     """A stage stopped between two steps because it was asked to; the next attempt resumes from its trainer state."""
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP asked this command to stop; unlike a second Ctrl-C, it does not kill workers that save."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A phrase that lists the allowed words and suggests the one closest to `word`.
 

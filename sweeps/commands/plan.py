@@ -86,10 +86,11 @@ def show_plan(
 
 
 def _check_launcher(launcher: LocalLauncherConfig | SlurmLauncherConfig, cells: list[Cell], sbatch: bool) -> None:
-    """Raises `UserError` where ranks cannot share a batch, and where there are no scripts to print."""
+    """Raises `UserError` for impossible options, where ranks cannot share a batch, and if there are no scripts."""
     if isinstance(launcher, SlurmLauncherConfig):
-        from sweeps.execute.launch import check_ranks, ranks
+        from sweeps.execute.launch import check_options, check_ranks, ranks
 
+        check_options(launcher)
         for cell in cells:
             check_ranks(cell, {stage: ranks(launcher, stage) for stage in TOKEN_STAGES})
     elif sbatch:

@@ -1,14 +1,38 @@
-"""`shaping-sweeps retry`: launches again what failed or was stopped, in the way that its sweep was launched."""
+"""`shaping-sweeps retry | dismiss`: launch again what failed or was stopped, or give it up."""
 
 import shlex
 from dataclasses import replace
 
 from pipelines.errors import UserError
+from pipelines.files import write_json
 from sweeps.commands.shared_arguments import Filters, StorePath, app
 from sweeps.compose.launcher_options import SlurmLauncherConfig
 from sweeps.monitor.launched_sweeps import SweepRecord
 from sweeps.monitor.status import Row, rows
+from sweeps.store.leases import claim
 from sweeps.store.stage_runs import Store
+
+DISMISSIBLE = ("failed", "interrupted", "cancelled")
+"""Statuses of stage runs that ended without a result."""
+
+
+@app.command()
+def dismiss(filters: Filters = None, store: StorePath = "store") -> None:
+    """Give up what failed, was stopped or was cancelled, and what waits for it; launching its cell brings it back."""
+    if not filters:
+        raise UserError("dismiss: name what is not wanted any more, such as status=failed or 'nano/*/seed3:grpo'")
+    opened = Store.open(store)
+    selected = [row for row in rows(opened, filters) if row.status in DISMISSIBLE]
+    dismissed = 0
+    for row in selected:
+        folder = opened.run(row.stage, row.signature).folder
+        # With the lease no worker can be starting on it at this moment.
+        if lease := claim(folder):
+            with lease:
+                state = opened.run(row.stage, row.signature).state
+                write_json(folder / "state.json", state | {"status": "dismissed"})
+            dismissed += 1
+    print(f"{dismissed} stage runs dismissed; launching a cell that needs them runs them again")
 
 
 @app.command()

@@ -73,7 +73,7 @@ def _status_lines(selected: list[Row], every: bool) -> Iterator[str]:
     for stage in [s for s in STAGES if any(row.stage == s for row in selected)]:
         yield f"{stage:10}" + "".join(f"{counts[stage, word] or '':>13}" for word in statuses)
     # Then the stage runs that are neither done nor missing.
-    of_interest = [row for row in selected if row.status not in ("done", "missing")]
+    of_interest = [row for row in selected if row.status not in ("done", "missing", "dismissed")]
     listed = selected if every else of_interest[:LISTED]
     if listed:
         yield ""
@@ -98,6 +98,8 @@ def _row_lines(row: Row) -> Iterator[str]:
     yield "  ".join(parts)
     if row.error and row.status != "done":
         yield f"            {row.error}" + (f"; log: {row.log}" if row.log else "")
+    if row.note:
+        yield f"            {row.note}"
 
 
 @app.command()

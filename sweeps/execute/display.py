@@ -91,6 +91,12 @@ class Display:
             "run the same command again to resume."
         )
 
+    def stopped(self, running: list[str]) -> None:
+        """Report how many of the stopped stage runs have saved their state."""
+        runs = [self._store.run(self._plan.runs[s].stage, s) for s in running]
+        saved = sum((run.work / "resume").exists() or run.result is not None for run in runs)
+        self.console.print(f"Stopped; {saved} of {len(running)} stage runs have saved their progress.")
+
     def stop(self, outcome: "Outcome") -> None:
         """End the live view and print the summary."""
         if self._live:

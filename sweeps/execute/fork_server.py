@@ -2,12 +2,14 @@
 
 A fresh interpreter spends 10 to 20 s on imports, longer than a nano stage takes. Python's own fork server
 (`multiprocessing`, start method `forkserver`) imports the libraries once; it has one thread and no CUDA context, so it
-is safe to fork. Three things hold that it does not provide by itself:
+is safe to fork. Four things hold that it does not provide by itself:
 
 * Neither the server nor a worker runs the command's own file, or imports from the working directory: see
   `_server_settings`, which relies on how `multiprocessing` finds the main module.
 * No worker outlives its command, however that ends: see `_end_with_command`.
-* A worker has its own log files and session, and Ctrl-C in the terminal reaches only the command: see `_run`.
+* A worker has its own log files and session, and Ctrl-C in the terminal reaches only the command: see `_run`. The
+  server ignores the signals that stop a command (`sweeps.execute.preload`), since its end is the end of all workers.
+* The environment of a surrounding Slurm job does not reach the libraries: see `_server_settings`.
 """
 
 import contextlib
@@ -25,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipelines.processes import die_with_parent
+from sweeps.monitor.slurm_environment import without_surroundings
 
 PRELOAD = ["sweeps.execute.preload", "pipelines.stages"]
 """Imported once by the fork server; `pipelines.stages` brings torch, transformers and Lightning."""
@@ -32,8 +35,11 @@ PRELOAD = ["sweeps.execute.preload", "pipelines.stages"]
 PRELOAD_FOR_TRACKING = ["wandb.sdk.launch", "pandas", "requests"]
 """Also imported if stage runs log to W&B: `wandb.init` and a W&B table need two seconds to import these."""
 
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable with the number of threads of a process, which its children inherit."""
+
 SERVER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # libraries read it when they are first imported
+    THREADS: "1",  # libraries read it when they are first imported; the server must have one thread to be forked
     "MKL_NUM_THREADS": "1",
     "PYTHONSAFEPATH": "1",  # the server is started with `python -c`, which would import from the working directory
 }
@@ -78,6 +84,9 @@ def _server_settings() -> Iterator[None]:
     """
     main, environment = sys.modules["__main__"], os.environ.copy()
     sys.modules["__main__"] = ModuleType("__main__")
+    # A stage run on this machine is no rank of a surrounding job, for which Lightning would take it.
+    for name in set(environment) - set(without_surroundings(environment)):
+        del os.environ[name]
     os.environ.update(SERVER_ENVIRONMENT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -94,8 +103,11 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
     gc.freeze()  # the imported libraries stay; a collection that visits them would copy their memory
     gc.enable()  # the server has disabled it
     os.setsid()  # Ctrl-C in the terminal reaches only the command, which then asks its workers to stop
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores these
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.update(environment)
+    _set_threads()
     # From here on, everything that is written to standard output and error goes to the worker's files.
     log = _log(folder, os.getpid())
     for path, descriptor in ((log.with_suffix(".out"), 1), (log, 2)):
@@ -103,6 +115,14 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
         os.dup2(file, descriptor)
         os.close(file)
     work(log)
+
+
+def _set_threads() -> None:
+    """Give this worker as many threads as its environment sets; the server's own number is 1."""
+    threads = os.environ[THREADS]
+    os.environ["MKL_NUM_THREADS"] = threads
+    if torch := sys.modules.get("torch"):  # the server has imported it
+        torch.set_num_threads(int(threads))
 
 
 def _end_with_command() -> None:

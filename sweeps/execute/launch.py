@@ -15,7 +15,7 @@ from pipelines.errors import StageFailure, UserError, require
 from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.display import Display, plan_table, title
 from sweeps.execute.local import execute
-from sweeps.execute.slurm import Submission, submit
+from sweeps.execute.slurm import OWN_PARAMETERS, Submission, submit
 from sweeps.monitor.launched_sweeps import record
 from sweeps.monitor.slurm_queue import is_slurm_installed
 from sweeps.plan.graph import Plan
@@ -49,7 +49,18 @@ def launch_on_slurm(
     Raises `UserError` before anything is written, and for what Slurm refuses after everything else was submitted.
     """
     # All mistakes are reported before the first write.
-    _check(options)
+    check_options(options)
+    require(
+        ranks(options, "grpo") == 1,
+        "hydra.launcher.grpo.tasks",
+        f"{ranks(options, 'grpo')} on {resources(options, 'grpo')['nodes']} nodes",
+        fix="grpo runs in a single task, so more can be planned but not launched; set hydra.launcher.grpo.nodes=1 and "
+        "hydra.launcher.grpo.gpus=1",
+    )
+    if not is_slurm_installed():
+        raise UserError(
+            "hydra/launcher=slurm: sbatch is not installed on this machine; log in to a machine of the cluster"
+        )
     for cell in cells:
         check_ranks(cell, {stage: ranks(options, stage) for stage in TOKEN_STAGES})
     graph, store = prepared(cells)
@@ -80,30 +91,41 @@ def check_ranks(cell: Cell, counts: Mapping[str, int]) -> None:
             micro_batch(getattr(cell, stage), cell.compute, counts[stage])
 
 
-def _check(options: SlurmLauncherConfig) -> None:
-    """Raise `UserError` for impossible options, or on a machine without Slurm."""
+def check_options(options: SlurmLauncherConfig) -> None:
+    """Raise `UserError` for impossible options."""
     # The options of all jobs, then those of single stages.
     for prefix, part in (("", options), *((f"{s}.", getattr(options, s)) for s in STAGES)):
-        for name in ("nodes", "tasks", "cpus", "time", "mem_gb"):
+        for name in ("nodes", "tasks", "cpus", "time", "mem_gb", "mem_per_cpu_gb"):
             value = getattr(part, name)
             require(value is None or value > 0, f"hydra.launcher.{prefix}{name}", value, fix="it must be above 0")
         require(
             part.gpus is None or part.gpus >= 0, f"hydra.launcher.{prefix}gpus", part.gpus, fix="it must be 0 or more"
         )
-    require(
-        ranks(options, "grpo") == 1,
-        "hydra.launcher.grpo.tasks",
-        f"{ranks(options, 'grpo')} on {resources(options, 'grpo')['nodes']} nodes",
-        fix="grpo runs in a single task, so more can be planned but not launched; set hydra.launcher.grpo.nodes=1 and "
-        "hydra.launcher.grpo.gpus=1",
-    )
+        require(
+            part.mem_gb is None or part.mem_per_cpu_gb is None,
+            f"hydra.launcher.{prefix}mem_gb",
+            f"{part.mem_gb} and hydra.launcher.{prefix}mem_per_cpu_gb={part.mem_per_cpu_gb}",
+            fix="Slurm takes only one of them; leave one out",
+        )
+        for key in part.extra:
+            require(
+                key.replace("_", "-") not in OWN_PARAMETERS,
+                f"hydra.launcher.{prefix}extra.{key}",
+                part.extra[key],
+                fix=f"the launcher sets it from {OWN_PARAMETERS.get(key.replace('_', '-'))}; leave it out",
+            )
+    for stage in STAGES:
+        minutes = resources(options, stage)["time"]
+        require(
+            minutes * 60 > options.signal_seconds,
+            "hydra.launcher.time",
+            f"{minutes} and hydra.launcher.signal_seconds={options.signal_seconds}",
+            fix=f"a {stage} job would be asked to save its state before it starts; set hydra.launcher.signal_seconds "
+            f"below {minutes * 60}, or a longer time",
+        )
     for name in ("at_once", "requeues", "signal_seconds"):
         value = getattr(options, name)
         require(value >= 0, f"hydra.launcher.{name}", value, fix="it must be 0 or more")
-    if not is_slurm_installed():
-        raise UserError(
-            "hydra/launcher=slurm: sbatch is not installed on this machine; log in to a machine of the cluster"
-        )
 
 
 def prepared(cells: list[Cell]) -> tuple[Plan, Store]:

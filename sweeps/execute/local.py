@@ -5,6 +5,7 @@ is left with one long chain at the end. A failed stage run blocks only its desce
 running is waited for.
 """
 
+import contextlib
 import heapq
 import os
 import shutil
@@ -18,12 +19,14 @@ from multiprocessing.process import BaseProcess
 from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
+from pipelines.errors import Stopped
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.execute.display import Display
+from sweeps.execute.fork_server import THREADS
 from sweeps.execute.local_executor import ForkedExecutor
-from sweeps.execute.machine import Machine
+from sweeps.execute.machine import Machine, threads_wanted
 from sweeps.execute.worker import run_submitted
-from sweeps.plan.cost import memory
+from sweeps.plan.cost import memory, useful_threads
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 
@@ -31,7 +34,7 @@ REFRESH_SECONDS = 0.25
 """How often the display is updated and stage runs of other commands are checked; an ended worker is noticed at once."""
 FULL_DISK_BYTES = 2**20
 """With less free space than this a disk counts as full."""
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 60.0
 """How long a worker that was asked to stop may take to save its state."""
 
 
@@ -57,6 +60,7 @@ class _Running:
     job: LocalJob[bool]
     process: BaseProcess
     memory: int
+    threads: int
     gpu: str | None
 
 
@@ -71,8 +75,9 @@ def execute(
 ) -> Outcome:
     """Run what `plan` misses in `store`; returns when all of it is done, failed or blocked.
 
-    At most `workers` stage runs run at a time; 0: as many as the machine has GPUs, or cores if it has no GPU. On Ctrl-C
-    raises `KeyboardInterrupt` after the workers have stopped.
+    At most `workers` stage runs run at a time; 0: as many as the machine has GPUs, or cores if it has no GPU.
+    Fewer stage runs than cores get several threads each, as far as their models are large enough for them. On
+    Ctrl-C, SIGTERM and SIGHUP raises `KeyboardInterrupt` after the workers have stopped.
     """
     # What is done already needs no worker; if that is everything, the fork server is not started.
     outcome = Outcome(skipped=[s for s, run in plan.runs.items() if _is_done(store, run)])
@@ -92,13 +97,18 @@ def execute(
     started = time.time()
     try:
         execution.run()
-    except KeyboardInterrupt:
-        display.stopping(list(execution.running))
+    except BaseException:
+        # Whatever ends this command, a lost terminal for example, its workers save their states first.
+        with contextlib.suppress(OSError, SystemExit):
+            display.stopping(list(execution.running))
         stop([running.process for running in execution.running.values()])
+        with contextlib.suppress(OSError, SystemExit):
+            display.stopped(list(execution.running))
         raise
     finally:
         outcome.seconds = time.time() - started
-        display.stop(outcome)
+        with contextlib.suppress(OSError, SystemExit):
+            display.stop(outcome)
     return outcome
 
 
@@ -121,8 +131,9 @@ class _Execution:
         outcome: Outcome,
     ) -> None:
         self.plan, self.store, self.tracking, self.display, self.outcome = plan, store, tracking, display, outcome
-        self.workers = workers or len(machine.gpus) or machine.cores
-        self.free_memory, self.free_gpus = machine.memory, list(machine.gpus)
+        self.threads_wanted = threads_wanted()
+        self.workers = workers or len(machine.gpus) or max(1, machine.cores // (self.threads_wanted or 1))
+        self.free_cores, self.free_memory, self.free_gpus = machine.cores, machine.memory, list(machine.gpus)
         self.has_gpus = bool(machine.gpus)
         # One folder per command, since submitit names jobs by process ids, which the kernel uses again.
         folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -190,18 +201,34 @@ class _Execution:
         environment = {name: os.environ[name] for name in (LEVEL_VARIABLE,) if name in os.environ}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
+        threads = self._threads(run)
+        environment[THREADS] = str(threads)
         self.waiting.remove(run.signature)
         self.executor.environment = environment
         job = self.executor.submit(run_submitted, str(self.store.root), run.spec, self.tracking)
         assert isinstance(job, LocalJob)
-        self.running[run.signature] = _Running(run, job, self.executor.processes[job.job_id], needed, gpu)
+        self.running[run.signature] = _Running(run, job, self.executor.processes[job.job_id], needed, threads, gpu)
+        self.free_cores -= threads
         self.free_memory -= needed
         self.display.started(run)
+
+    def _threads(self, run: StageRun) -> int:
+        """Threads of a worker: what the user's environment sets, else its share of the cores that are free.
+
+        A stage run that resumes keeps its number, on which the last bits of sums may depend.
+        """
+        stored = self.store.run(run.stage, run.signature).reread()
+        attempts = stored.state.get("attempts") or [{}]
+        if self.threads_wanted or ((stored.work / "resume").exists() and "threads" in attempts[-1]):
+            return self.threads_wanted or int(attempts[-1]["threads"])
+        can_start = min(1 + len(self.ready), self.workers - len(self.running))
+        return max(1, min(self.free_cores // can_start, useful_threads(self.plan, run)))
 
     def _end(self, signature: str, running: _Running) -> None:
         """Count a stage run whose worker has ended as done or failed; a failure blocks what depends on it."""
         # Give back what it occupied.
         del self.running[signature]
+        self.free_cores += running.threads
         self.free_memory += running.memory
         if running.gpu is not None:
             self.free_gpus.append(running.gpu)
@@ -271,14 +298,17 @@ def cause(exit_code: int | None) -> str:
 def stop(processes: Iterable[BaseProcess]) -> None:
     """Ask workers to stop, wait a little, then kill the rest. A second Ctrl-C kills them at once."""
     pending = list(processes)
-    for process in pending:
-        process.terminate()
     deadline = time.time() + GRACE_SECONDS
-    try:
-        while pending and time.time() < deadline:
+    while pending and time.time() < deadline:
+        try:
+            # Repeated, since a process that is just being forked ignores the signal.
+            for process in pending:
+                process.terminate()
             wait([process.sentinel for process in pending], timeout=REFRESH_SECONDS)
             pending = [process for process in pending if process.exitcode is None]
-    except KeyboardInterrupt:
-        pass
+        except Stopped:
+            continue
+        except KeyboardInterrupt:
+            break
     for process in pending:
         process.kill()

@@ -3,11 +3,15 @@
 import atexit
 import gc
 import os
+import signal
 
 from submitit.core.plugins import get_job_environments
 
 from sweeps.execute import local_executor, worker  # noqa: F401
 
+# A closed terminal, systemd and timeout signal the whole group; the server must outlive the workers' saving of states.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 gc.disable()  # what is imported stays, and collections take a sixth of the time of importing; workers enable it again
 get_job_environments()  # asks every installed package for plugins of submitit and remembers the answer
 worker.package_versions()  # reads the metadata of the packages and remembers it

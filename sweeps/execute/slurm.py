@@ -33,8 +33,10 @@ from pipelines.files import write_json
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.worker import run_submitted
-from sweeps.monitor.slurm_queue import job_states, slurm, slurm_message
+from sweeps.monitor.slurm_environment import submission_environment
+from sweeps.monitor.slurm_queue import SlurmUnreachable, job_states, slurm, slurm_failure
 from sweeps.plan.graph import Plan, StageRun
+from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease, claim
 from sweeps.store.stage_runs import FORMAT, Store
 
@@ -42,6 +44,26 @@ PATIENCE_SECONDS = 120.0
 """How long a submission waits for another one to the same store to end."""
 DEFAULT_ARRAY_LIMIT = 1001
 """Slurm's default of MaxArraySize."""
+ENDING_SECONDS = 60.0
+"""How long a submission waits for jobs that are ending, each of which may be requeued or over after that."""
+COMMENT_CELLS = 3
+"""How many stage runs the comment of an array names."""
+
+OWN_PARAMETERS = {
+    "array": "the plan",
+    "dependency": "the plan",
+    "hold": "the plan",
+    "output": "the store",
+    "error": "the store",
+    "open-mode": "the store",
+    "signal": "hydra.launcher.signal_seconds",
+    "time": "hydra.launcher.time",
+    "nodes": "hydra.launcher.nodes",
+    "ntasks": "hydra.launcher.tasks",
+    "ntasks-per-node": "hydra.launcher.tasks",
+    "cpus-per-task": "hydra.launcher.cpus",
+}
+"""Parameters of sbatch that the launcher needs as it sets them, and from what it sets them."""
 
 
 @dataclass
@@ -77,11 +99,13 @@ def submit(plan: Plan, store: Store, tracking: TrackingConfig, *, options: Slurm
         submission = _existing(plan, store)
         array_limit = _array_limit()
         submitter = _Submitter(plan, store, tracking, options=options, submission=submission)
-        for batch in _batches(plan, submission, array_limit):
-            submitter.submit(batch)
-        # Jobs are submitted on hold, so that none starts before its record is in the store.
-        if submission.arrays:
-            slurm(["scontrol", "release", ",".join(submission.arrays)])
+        try:
+            for batch in _batches(plan, submission, array_limit):
+                submitter.submit(batch)
+        finally:
+            # Jobs are submitted on hold, so that none starts before its record is in the store.
+            if submission.arrays:
+                slurm(["scontrol", "release", ",".join(submission.arrays)])
     return submission
 
 
@@ -97,16 +121,30 @@ def _submission_lease(store: Store) -> Lease:
 
 def _existing(plan: Plan, store: Store) -> Submission:
     """The stage runs of a plan that are done, and those that Slurm has jobs for."""
-    submission = Submission()
-    jobs: dict[str, str] = {}
-    for signature, run in plan.runs.items():
-        stored = store.run(run.stage, signature)
-        if (stored.folder / "result.json").exists():
-            submission.done.append(signature)
-        elif stored.state.get("status") in ("queued", "running") and (job := stored.state.get("job")):
-            jobs[signature] = job["id"]
-    states = job_states(jobs.values())
-    submission.attached = {s: job for s, job in jobs.items() if states[job].is_waiting or states[job].is_running}
+    deadline = time.time() + ENDING_SECONDS
+    while True:
+        submission = Submission()
+        jobs: dict[str, str] = {}
+        statuses: dict[str, str] = {}
+        for signature, run in plan.runs.items():
+            stored = store.run(run.stage, signature)
+            if (stored.folder / "result.json").exists():
+                submission.done.append(signature)
+            elif job := stored.state.get("job"):
+                jobs[signature], statuses[signature] = job["id"], stored.state["status"]
+        states = job_states(jobs.values())
+        # A job whose processes are being ended is about to be requeued, or over.
+        is_ending = any(states[job].is_ending for job in jobs.values())
+        if not is_ending or time.time() > deadline:
+            break
+        time.sleep(1.0)
+    # Slurm may have put a job back by itself, so what its worker recorded last does not matter. A job that still runs
+    # after its worker has recorded a failure is about to end.
+    submission.attached = {
+        signature: job
+        for signature, job in jobs.items()
+        if states[job].is_waiting or (states[job].is_running and statuses[signature] != "failed")
+    }
     return submission
 
 
@@ -179,12 +217,25 @@ def _levels(plan: Plan, waiting: Mapping[str, StageRun]) -> list[list[str]]:
     return levels
 
 
-def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
+def _job_names(plan: Plan, batch: _Batch) -> tuple[str, str]:
+    """Name and comment of a batch's array. The name selects its stage runs in `shaping-sweeps status` too."""
+    cells = list(dict.fromkeys(cell_of(plan.runs[signature].labels) for signature in batch.tasks.values()))
+    # What all cells have in common, part by part: `nano/*/seed1`.
+    parts = list(zip(*(cell.split("/") for cell in cells), strict=False))
+    common = "/".join(values[0] if len(set(values)) == 1 else "*" for values in parts)
+    if len({cell.count("/") for cell in cells}) > 1:
+        common += "*"
+    more = f" and {len(cells) - COMMENT_CELLS} more" if len(cells) > COMMENT_CELLS else ""
+    return f"{common}:{batch.stage}", f"shaping {batch.stage} of {', '.join(cells[:COMMENT_CELLS])}{more}"
+
+
+def _parameters(options: SlurmLauncherConfig, batch: _Batch, plan: Plan) -> dict[str, Any]:
     """submitit's parameters of a batch's array."""
     requested = resources(options, batch.stage)
+    extra = {str(key).replace("_", "-"): value for key, value in requested.pop("extra").items()}
+    name, comment = _job_names(plan, batch)
     numbers = ",".join(map(str, sorted(batch.tasks)))
     additional: dict[str, Any] = {
-        **{str(key).replace("_", "-"): value for key, value in requested.pop("extra").items()},
         "array": f"{numbers}%{options.at_once}" if options.at_once else numbers,
         "hold": True,
         "requeue": True,
@@ -194,25 +245,38 @@ def _parameters(options: SlurmLauncherConfig, batch: _Batch) -> dict[str, Any]:
     level = (
         [f"export {LEVEL_VARIABLE}={shlex.quote(os.environ[LEVEL_VARIABLE])}"] if LEVEL_VARIABLE in os.environ else []
     )
-    memory = requested.pop("mem_gb")
+    memory, memory_per_core = requested.pop("mem_gb"), requested.pop("mem_per_cpu_gb")
+    cores = requested.pop("cpus")
     parameters = {
-        "job_name": f"shaping-{batch.stage}",
+        "job_name": name,
+        "comment": comment,
         "nodes": requested.pop("nodes"),
         "time": requested.pop("time"),
         "ntasks_per_node": requested.pop("tasks"),
         "gpus_per_node": requested.pop("gpus") or None,
-        "cpus_per_task": requested.pop("cpus"),
+        "cpus_per_task": cores,
         "mem": None if memory is None else f"{round(memory * 1024)}M",
+        "mem_per_cpu": None if memory_per_core is None else f"{round(memory_per_core * 1024)}M",
         "dependency": batch.dependency,
         "signal_delay_s": options.signal_seconds,
         "setup": level + options.setup or None,
-        "srun_args": ["--kill-on-bad-exit=1"],  # if one of several tasks fails, the others are killed
-        "wckey": None,
+        "srun_args": [
+            "--kill-on-bad-exit=1",  # if one of several tasks fails, the others are killed
+            f"--cpus-per-task={cores}",  # since Slurm 22.05 srun does not take it from the job
+            "--export=ALL",  # what `setup` exports, also at a site that passes no environment to jobs
+            *options.srun,
+        ],
         "additional_parameters": additional,
     }
     # All other fields of `StageResources` are parameters of sbatch under their own name.
     additional |= {name.replace("_", "-"): value for name, value in requested.items() if value is not None}
-    return {key: value for key, value in parameters.items() if value is not None}
+    # `extra` overrides all of them, and leaves out what it sets to null.
+    for key, value in extra.items():
+        parameters.pop(key.replace("-", "_"), None)
+        additional[key] = value
+    parameters["additional_parameters"] = {key: value for key, value in additional.items() if value is not None}
+    # submitit sends its name as a wckey unless that is None, and many sites refuse any.
+    return {key: value for key, value in parameters.items() if value is not None} | {"wckey": None}
 
 
 def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[str]:
@@ -222,7 +286,9 @@ def scripts(plan: Plan, options: SlurmLauncherConfig, folder: Path) -> Iterator[
     """
     submission = Submission()
     for position, batch in enumerate(_batches(plan, submission, DEFAULT_ARRAY_LIMIT), 1):
-        yield _make_sbatch_string(_command(folder), folder, map_count=len(batch.tasks), **_parameters(options, batch))
+        yield _make_sbatch_string(
+            _command(folder), folder, map_count=len(batch.tasks), **_parameters(options, batch, plan)
+        )
         submission.submitted |= {signature: f"{position}_{task}" for task, signature in batch.tasks.items()}
 
 
@@ -249,21 +315,29 @@ class _ArrayExecutor(SlurmExecutor):
             task.dump(pickles[number])
         self.parameters["map_count"] = len(tasks)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # sbatch's message is part of the error below
+            with (
+                contextlib.redirect_stderr(io.StringIO()),  # sbatch's message is part of the error below
+                submission_environment(self._sbatch_parameters()),
+            ):
                 array = self._submit_command(self._submitit_command_str).job_id
         except utils.FailedJobError as error:
             for pickle in pickles.values():
                 pickle.unlink()
-            raise StageFailure(_reason(error)) from error
+            raise _refusal(error) from error
         for number, pickle in pickles.items():
             JobPaths(self.folder, f"{array}_{number}").move_temporary_file(pickle, "submitted_pickle")
         return array
 
+    def _sbatch_parameters(self) -> set[str]:
+        """Names of the parameters that the script gives to sbatch."""
+        additional = self.parameters["additional_parameters"]
+        return {name for name, value in {**self.parameters, **additional}.items() if value is not None}
 
-def _reason(error: BaseException) -> str:
-    """sbatch's message, taken from submitit's error."""
+
+def _refusal(error: BaseException) -> StageFailure:
+    """The exception with sbatch's message, taken from submitit's error."""
     lines = [line for line in str(error).splitlines() if "sbatch:" in line]
-    return slurm_message("\n".join(lines)) or str(error)
+    return slurm_failure("\n".join(lines), str(error))
 
 
 class _Submitter:
@@ -285,7 +359,7 @@ class _Submitter:
         """Submit one array and record its jobs; if Slurm refuses it, only note that."""
         # A task is a pickled call of `run_submitted` for its stage run.
         executor = _ArrayExecutor(self.folder)
-        executor.parameters = _parameters(self.options, batch)
+        executor.parameters = _parameters(self.options, batch, self.plan)
         requeues = self.options.requeues
         tasks = {}
         for number, signature in batch.tasks.items():
@@ -296,6 +370,8 @@ class _Submitter:
             tasks[number].set_timeout(executor.parameters["time"], requeues)
         try:
             array = executor.submit_tasks(tasks)
+        except SlurmUnreachable:
+            raise
         except StageFailure as refusal:
             self.submission.refused.setdefault(str(refusal), []).extend(batch.tasks.values())
             return

@@ -1,8 +1,9 @@
 """Runs one stage run in a worker process: claim its folder, do the work, publish the result.
 
 A local worker is forked from a process that has imported torch already; a Slurm job is a fresh process. Therefore this
-module imports nothing heavy itself. A worker that is asked to stop (SIGUSR2 before the time limit, SIGTERM, SIGINT)
-lets the stage save its trainer state between two steps. Under Slurm, SIGUSR2 also requeues the job, which then resumes.
+module imports nothing heavy itself. A worker that is asked to stop (SIGUSR2 before the time limit, SIGTERM, SIGHUP,
+SIGINT) lets the stage save its trainer state between two steps. Under Slurm, SIGUSR2 also requeues the job, which then
+resumes.
 """
 
 import contextlib
@@ -43,6 +44,9 @@ RESUMED = {"resume", "checkpoints", "ledger.jsonl"}
 
 WAIT_SECONDS = 1.0
 """Between two looks at a stage run that another worker holds."""
+
+TIME_WAS_UP = "its time was up"
+"""The error of an attempt that ended shortly before its job's time limit."""
 
 logger = logging.getLogger("sweeps")
 
@@ -117,7 +121,9 @@ class _Signals:
 def _noting_signals() -> Iterator[_Signals]:
     """Note the signals that ask to stop, rather than end at once, within this context."""
     signals = _Signals()
-    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, signals.note) for number in numbers}
     try:
         yield signals
@@ -216,6 +222,9 @@ class _Attempt:
             "started": time.time(),
             "log": str(self.task.log),
         }
+        # A local worker has a set number of threads, with which the stage run also resumes.
+        if not self.task.slurm_job and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+            self.record["threads"] = int(threads)
         if self.task.slurm_job:
             self.record["job"] = self.task.slurm_job
         # The state of before the lease may be out of date.
@@ -238,6 +247,8 @@ class _Attempt:
         try:
             if not (self.lease.work / "result.json").exists():
                 self._work()
+            if not self.lease.is_valid():
+                raise Interrupted("another worker has taken the stage run over")
             _publish(self.lease.work, self.folder)
             self.note("done")
             _remove_work(self.folder)
@@ -297,7 +308,10 @@ class _Attempt:
             self._end("failed", f"{type(error).__name__}: {error}")
         elif not self.task.slurm_job or signal.SIGUSR2 not in self.work.signals.received:
             self._end("interrupted", "stopped")
-        elif int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.work.requeues:
+        # Requeues by Slurm itself, after a preemption for example, do not count.
+        elif sum(a.get("error") == TIME_WAS_UP and a.get("job") == self.task.slurm_job for a in self.attempts) >= (
+            self.work.requeues
+        ):
             reason = (
                 f"its time was up and it was requeued {self.work.requeues} times already; raise "
                 "hydra.launcher.requeues or hydra.launcher.time and retry it: it resumes"
@@ -305,10 +319,19 @@ class _Attempt:
             self._end("failed", reason)
             raise StageFailure(reason) from error
         else:
-            # The job's next run must find the folder free.
-            self._end("queued", "its time was up")
-            self.lease.release()
-            subprocess.run(["scontrol", "requeue", self.task.slurm_job], check=True, timeout=60)
+            self._requeue(self.task.slurm_job)
+
+    def _requeue(self, job: str) -> None:
+        """Have Slurm run this job again, which resumes; a cluster that refuses that makes the attempt a failure."""
+        # The job's next run must find the folder free.
+        self._end("queued", TIME_WAS_UP)
+        self.lease.release()
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True, timeout=60, capture_output=True, text=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            message = " ".join(str(getattr(error, "stderr", None) or error).split())
+            self._end("failed", f"{TIME_WAS_UP} and Slurm did not requeue it ({message}); retry it: it resumes")
+            raise StageFailure(str(self.record["error"])) from error
 
     def _end(self, status: str, reason: str) -> None:
         self.record["error"] = reason

@@ -3,6 +3,7 @@
 Jobs are named as in Slurm: `12_3` for task 3 of array 12, or `12`.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import StageFailure
+from sweeps.monitor.slurm_environment import without_surroundings
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING")
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING")
@@ -24,8 +26,39 @@ EXPLANATIONS = {
     "CANCELLED": "it was cancelled",
     "FAILED": "its process exited with an error",
     "COMPLETED": "it ended without leaving a result",
-    "GONE": "Slurm no longer knows the job, and it keeps no accounting",
+    "GONE": "Slurm no longer knows the job, and has no accounting record of it",
 }
+
+REASONS = {
+    "Priority": "jobs of higher priority come first",
+    "Resources": "it waits for free nodes, cores, memory or GPUs",
+    "JobArrayTaskLimit": "as many tasks of its array as hydra.launcher.at_once allows are running",
+    "BeginTime": "Slurm holds a requeued job back for a moment",
+    "JobHeldUser": "it is held; scontrol release starts it",
+    "JobHeldAdmin": "an administrator holds it, or its start failed",
+    "PartitionDown": "its partition is closed",
+    "PartitionInactive": "its partition is closed",
+    "PartitionTimeLimit": "its partition allows less than hydra.launcher.time",
+    "PartitionNodeLimit": "its partition has or allows fewer nodes",
+    "ReqNodeNotAvail": "nodes that it needs are drained, down or reserved",
+    "Nodes required for job are DOWN": "nodes that it needs are drained, down or reserved",
+    "QOS": "a limit of its QOS (hydra.launcher.qos) is reached",
+    "Assoc": "a limit of its account (hydra.launcher.account) is reached",
+    "InvalidQOS": "its QOS (hydra.launcher.qos) is not valid any more",
+    "InvalidAccount": "its account (hydra.launcher.account) is not valid any more",
+}
+"""Why a job waits: the beginning of Slurm's reason -> what it means."""
+
+NO_ANSWER = re.compile(
+    "unable to contact|connect failure|connection refused|timed out|zero bytes|could not establish a configuration|"
+    "failed to fetch config|slurm_persist_conn|unable to establish|authentication error|munge",
+    re.IGNORECASE,
+)
+"""Messages of Slurm's commands that say that its daemons were not reached, rather than what these answered."""
+
+
+class SlurmUnreachable(StageFailure):
+    """Slurm does not answer, which says nothing about its jobs."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,20 @@ class JobState:
         return self.name in ACTIVE
 
     @property
+    def is_ending(self) -> bool:
+        """Whether its processes are being ended; it may be requeued then."""
+        return self.name == "COMPLETING"
+
+    @property
+    def waits_for(self) -> str | None:
+        """Why it does not start yet, unless that is a job that it depends on."""
+        if not self.is_waiting or self.reason in ("", "None", "Dependency"):
+            return None
+        meanings = (text for reason, text in REASONS.items() if self.reason.startswith(reason))
+        meaning = next(meanings, None)
+        return f"{self.reason}: {meaning}" if meaning else self.reason
+
+    @property
     def is_blocked(self) -> bool:
         """Whether it can never start, because a job that it depends on failed."""
         return self.reason == "DependencyNeverSatisfied"
@@ -63,17 +110,35 @@ def is_slurm_installed() -> bool:
 
 
 def slurm(command: Sequence[str]) -> str:
-    """The output of one of Slurm's commands; raises `StageFailure` with Slurm's message."""
+    """The output of one of Slurm's commands.
+
+    Raises `SlurmUnreachable` if Slurm does not answer, and `StageFailure` with its message if it refuses.
+    """
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        finished = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            # A user's SQUEUE_USERS or SCANCEL_STATE would hide jobs.
+            env=without_surroundings(os.environ),
+        )
     except FileNotFoundError as error:
         raise StageFailure(f"{command[0]}: the command does not exist; this machine has no Slurm") from error
     except subprocess.TimeoutExpired as error:
-        raise StageFailure(f"{command[0]}: Slurm did not answer in two minutes") from error
+        raise SlurmUnreachable(f"Slurm does not answer: {command[0]} took more than two minutes") from error
     if finished.returncode:
-        message = slurm_message(finished.stderr) or f"{command[0]} failed with exit code {finished.returncode}"
-        raise StageFailure(message)
+        raise slurm_failure(finished.stderr, f"{command[0]} failed with exit code {finished.returncode}")
     return finished.stdout
+
+
+def slurm_failure(stderr: str, otherwise: str) -> StageFailure:
+    """The exception for what a failed command of Slurm printed; `otherwise` is its message if that is nothing."""
+    message = slurm_message(stderr)
+    if NO_ANSWER.search(message):
+        return SlurmUnreachable(f"Slurm does not answer ({message.removeprefix('Slurm says: ')}); try again later")
+    return StageFailure(message or otherwise)
 
 
 def slurm_message(stderr: str) -> str:
@@ -85,7 +150,7 @@ def slurm_message(stderr: str) -> str:
 def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
     """The state of each of `jobs`; all are `GONE` on a machine without Slurm.
 
-    Raises `StageFailure` if Slurm does not answer, which says nothing about its jobs.
+    Raises `SlurmUnreachable` if Slurm does not answer.
     """
     wanted = set(jobs)
     states: dict[str, JobState] = {}
@@ -103,10 +168,15 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
 
 
 def _accounted(jobs: set[str]) -> dict[str, JobState]:
-    """States from the accounting database, of the jobs that it knows; empty without accounting."""
+    """States from the accounting database, of the jobs that it knows; empty without accounting.
+
+    squeue lists every job that is not over, so if the database does not answer they are `GONE`, for that reason.
+    """
     numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
     try:
         listing = slurm(["sacct", "-n", "-P", "-X", "-j", numbers, "--array", "-o", "JobID,State,Reason"])
+    except SlurmUnreachable as error:
+        return {job: JobState("GONE", str(error)) for job in jobs}
     except StageFailure:
         return {}
     states = {}

@@ -2,24 +2,38 @@
 
 import fnmatch
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.configuration import STAGES
-from pipelines.errors import StageFailure, UserError, nearest
+from pipelines.errors import UserError, nearest
 from sweeps.monitor.index import Summary, summaries
 from sweeps.monitor.launched_sweeps import SweepRecord, records
-from sweeps.monitor.slurm_queue import JobState, job_states
+from sweeps.monitor.slurm_queue import JobState, SlurmUnreachable, job_states
 from sweeps.plan.names import cell_of
 from sweeps.store.leases import holder, server_time
 from sweeps.store.stage_runs import Store, StoredRun
 
-ORDER = ("failed", "corrupt", "interrupted", "cancelled", "blocked", "running", "queued", "missing", "done")
+ORDER = (
+    "failed",
+    "corrupt",
+    "interrupted",
+    "cancelled",
+    "blocked",
+    "running",
+    "queued",
+    "missing",
+    "dismissed",
+    "done",
+)
 """The order in which statuses are shown."""
 
 TROUBLE = ("failed", "corrupt")
+OUT_OF_MEMORY = re.compile(r"slurmstepd.* oom.kill|Exceeded job memory limit", re.IGNORECASE)
+"""What Slurm writes into the log of a job that used more memory than its limit."""
 TAIL_LINES = 5
 TAIL_BYTES = 2**14
 """How much of the end of a log is read to find its last lines."""
@@ -34,7 +48,8 @@ class Row:
     cell: str
     status: str
     """`done`, `running`, `queued`, `missing` (never started), `failed`, `blocked` (an ancestor failed),
-    `interrupted` (stopped, or its worker died), `cancelled`, `corrupt`."""
+    `interrupted` (stopped, or its worker died), `cancelled`, `corrupt`, `dismissed` (it, or what it needs, is not
+    wanted any more)."""
     labels: dict[str, Any]
     parent: str | None
     checkpoint: str | None
@@ -49,6 +64,8 @@ class Row:
     error: str | None = None
     log: str | None = None
     job: str | None = None
+    note: str | None = None
+    """Why a queued one does not start yet, or why its status may be out of date."""
     sweeps: list[str] = field(default_factory=list)
     reference: str | None = None
     """The stage run that a control is matched to."""
@@ -180,39 +197,44 @@ def _updated(store: Store, merged: list[Row]) -> list[Row]:
     # Stage runs whose recorded status may be out of date.
     live = [row for row in merged if row.status in ("running", "interrupted", "queued")]
     now = server_time(store.root) if live else 0.0
-    states = _slurm_states(row.job for row in live if row.job)
-    checked = {row.signature: _checked(store, row, states=states, now=now) for row in live}
+    # What Slurm says about their jobs, or why it does not answer.
+    states: dict[str, JobState] = {}
+    silence: str | None = None
+    try:
+        states = job_states(row.job for row in live if row.job)
+    except SlurmUnreachable as error:
+        silence = str(error)
+    checked = {row.signature: _checked(store, row, states=states, silence=silence, now=now) for row in live}
     current = {row.signature: checked.get(row.signature, row) for row in merged}
 
-    # Missing ones are blocked if something that they need, directly or not, cannot be done.
-    stuck = {row.signature for row in current.values() if row.status in (*TROUBLE, "cancelled", "blocked")}
+    # Missing ones are blocked if something that they need, directly or not, cannot be done, or dismissed with it.
+    def waits_for(row: Row, *statuses: str) -> bool:
+        needs = [current[need] for need in row.needs if need in current]
+        return any(need.status in statuses or waits_for(need, *statuses) for need in needs)
 
-    def is_blocked(row: Row) -> bool:
-        return any(need in stuck or (need in current and is_blocked(current[need])) for need in row.needs)
+    def outlook(row: Row) -> str:
+        if waits_for(row, "dismissed"):
+            return "dismissed"
+        return "blocked" if row.status == "blocked" or waits_for(row, *TROUBLE, "cancelled", "blocked") else "missing"
 
     return [
-        replace(row, status="blocked") if row.status == "missing" and is_blocked(row) else row
-        for row in current.values()
+        replace(row, status=outlook(row)) if row.status in ("missing", "blocked") else row for row in current.values()
     ]
 
 
-def _slurm_states(jobs: Iterable[str]) -> dict[str, JobState] | None:
-    """The states of jobs; None if Slurm does not answer."""
-    try:
-        return job_states(jobs)
-    except StageFailure:
-        return None
-
-
-def _checked(store: Store, row: Row, *, states: dict[str, JobState] | None, now: float) -> Row:
+def _checked(store: Store, row: Row, *, states: dict[str, JobState], silence: str | None, now: float) -> Row:
     """The row of a stage run that is recorded as queued, running or interrupted, with its status now."""
     stored = store.run(row.stage, row.signature)
     lease = holder(stored.folder, now)
     if lease and lease.alive:
         return replace(row, status="running", error=None, **_progress(stored, row))
+    if row.job and silence:
+        return replace(row, note=f"as recorded, since {silence}")
     if row.status == "interrupted":
-        return row  # its worker recorded the end itself, so its job is over
-    if row.job and states is not None:
+        # Its worker recorded the end itself. Slurm may have requeued its job by itself, after a preemption for example.
+        came_back = row.job and (states[row.job].is_waiting or states[row.job].is_running)
+        return replace(row, **_status_from_slurm(row, states[row.job])) if row.job and came_back else row
+    if row.job:
         return replace(row, **_status_from_slurm(row, states[row.job]))
     if row.status == "running":
         return replace(row, status="interrupted", error="its worker died without an error message")
@@ -222,7 +244,7 @@ def _checked(store: Store, row: Row, *, states: dict[str, JobState] | None, now:
 def _status_from_slurm(row: Row, state: JobState) -> dict[str, Any]:
     """Status and error of a stage run whose job has no live worker."""
     if state.is_waiting:
-        return {"status": "queued", "error": None}
+        return {"status": "queued", "error": None, "note": state.waits_for}
     if state.is_running:
         return {"status": "running", "error": None}  # its worker is about to start or has just ended
     if state.is_blocked:
@@ -230,6 +252,9 @@ def _status_from_slurm(row: Row, state: JobState) -> dict[str, Any]:
     if state.name == "CANCELLED":
         return {"status": "cancelled", "error": None}
     lines = tail(Path(row.log)) if row.log else []
+    # A job whose step was killed for its memory has failed, for Slurm; only the log has the reason.
+    if state.name == "FAILED" and any(OUT_OF_MEMORY.search(line) for line in lines):
+        state = JobState("OUT_OF_MEMORY")
     end_of_log = f"; its log ends: {' | '.join(lines)}" if lines else ""
     return {"status": "failed", "error": f"{state}; job {row.job}{end_of_log}"}
 

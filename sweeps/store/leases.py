@@ -8,7 +8,8 @@ anyone may make the next.
 
 Fencing: the holder of lease n works in the folder `work-n`, and the holder of lease n+1 begins by renaming that to
 `work-n+1`. A writer that was suspended past the end of its lease finds its folder gone and fails; publishing moves
-files out of that folder, which fails too.
+files out of that folder, which fails too. A client of NFS may remember names in a folder for a minute, and so miss a
+newer lease; it looks again after it has changed the folder itself, which is what `server_time` does.
 """
 
 import contextlib
@@ -42,6 +43,8 @@ class Owner:
     job: str | None
     """Number of its Slurm job, if any."""
     user: str
+    restart: int = 0
+    """How often its Slurm job had been requeued."""
 
     @classmethod
     def myself(cls) -> "Owner":
@@ -52,7 +55,13 @@ class Owner:
             job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
         user = os.environ.get("USER") or str(os.getuid())
         return cls(
-            socket.gethostname(), boot=_boot(), pid=os.getpid(), began=_start_time(os.getpid()) or 0, job=job, user=user
+            socket.gethostname(),
+            boot=_boot(),
+            pid=os.getpid(),
+            began=_start_time(os.getpid()) or 0,
+            job=job,
+            user=user,
+            restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         )
 
 
@@ -97,8 +106,10 @@ class Holder:
         # On the same machine the process itself is looked for; elsewhere only heartbeats tell.
         if self.owner and self.owner.boot == _boot() and self.owner.host == socket.gethostname():
             return _start_time(self.owner.pid) == self.owner.began
-        if self.owner and self.owner.job and self.owner.job == Owner.myself().job:
-            return False  # it is an earlier run of this job, before it was requeued
+        # An earlier run of this job, before it was requeued, is over; another node of this run may still write.
+        this = Owner.myself()
+        if self.owner and self.owner.job and self.owner.job == this.job and self.owner.restart < this.restart:
+            return False
         return self.age < EXPIRY_SECONDS
 
 
@@ -140,6 +151,11 @@ def server_time(folder: Path) -> float:
             probe.unlink()
 
 
+def _clock() -> float:
+    """Seconds since the machine was started, including those in which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Lease:
     """The right to write to a folder, with a thread that sends heartbeats."""
 
@@ -147,6 +163,7 @@ class Lease:
         self.folder, self.number = folder, number
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._checked = _clock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
@@ -157,7 +174,12 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another process had taken the folder over at the last heartbeat; cheap, reads no file."""
+        """Whether another process had taken the folder over at the last heartbeat; cheap, reads no file.
+
+        After so long without a heartbeat that others may have taken it over, it looks: the process was suspended.
+        """
+        if _clock() - self._checked > EXPIRY_SECONDS - HEARTBEAT_SECONDS:
+            self._superseded()
         return self._lost.is_set()
 
     def is_valid(self) -> bool:
@@ -168,8 +190,11 @@ class Lease:
         return self.folder / "leases" / f"{number:06d}.json"
 
     def _superseded(self) -> bool:
-        if self._path(self.number + 1).exists():
-            self._lost.set()
+        with contextlib.suppress(OSError):  # a server that does not answer has not accepted a newer lease either
+            server_time(self.folder / "leases")
+            if self._path(self.number + 1).exists() or not self._path(self.number).exists():
+                self._lost.set()
+            self._checked = _clock()
         return self._lost.is_set()
 
     def _beat(self) -> None:
@@ -202,29 +227,40 @@ def claim(folder: Path) -> Lease | None:
     Raises `OSError` if the folder is not writable.
     """
     leases = folder / "leases"
-    leases.mkdir(parents=True, exist_ok=True)
     while True:
+        leases.mkdir(parents=True, exist_ok=True)
         newest = holder(folder)
         if newest and newest.alive:
             return None
         number = newest.number + 1 if newest else 1
-        # The content is complete before the link gives it the name that counts.
-        temporary = leases / f".{uuid.uuid4().hex}"
-        try:
-            with temporary.open("w") as file:
-                json.dump(asdict(Owner.myself()), file)
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, leases / f"{number:06d}.json")
-            is_ours = temporary.stat().st_nlink == 2  # reliable even if the answer to `link` was lost on NFS
-        finally:
-            temporary.unlink(missing_ok=True)
-        if is_ours:
+        # The holder of the lease before removes the folder once the work is published, perhaps at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            if not _link(leases, number):
+                continue
             # From here on earlier holders have no folder to write to.
             lease = Lease(folder, number)
-            _take_over(folder, lease.work)
+            try:
+                _take_over(folder, lease.work)
+            except BaseException:
+                lease.release()
+                raise
             return lease
+
+
+def _link(leases: Path, number: int) -> bool:
+    """Make the lease of that number; returns whether it is ours and not that of a faster claimant."""
+    # The content is complete before the link gives it the name that counts.
+    temporary = leases / f".{uuid.uuid4().hex}"
+    try:
+        with temporary.open("w") as file:
+            json.dump(asdict(Owner.myself()), file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, leases / f"{number:06d}.json")
+        return temporary.stat().st_nlink == 2  # reliable even if the answer to `link` was lost on NFS
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _take_over(folder: Path, work: Path) -> None:

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# A one-node Slurm on this machine for tests, from Debian's packages, reachable only from this machine.
+# A Slurm of two nodes on this machine for tests, from Debian's packages, reachable only from this machine. Each node is
+# a slurmd. Tasks are bound to their cores (task/affinity) and, where the kernel lets this user make control groups
+# (version 1), to the memory of their job.
 #   tests/slurm/cluster.sh install                 installs the packages (needs root)
 #   tests/slurm/cluster.sh up FOLDER [accounting]  starts a cluster with all its files in FOLDER; with slurmdbd on MariaDB
 #   tests/slurm/cluster.sh down FOLDER             stops the cluster in FOLDER
@@ -7,6 +9,7 @@
 set -euo pipefail
 
 die() { echo "cluster.sh: $*" >&2; exit 1; }
+NODES=(node1 node2)
 running() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
 install() {
@@ -24,6 +27,14 @@ start_munge() {
   chmod 400 /etc/munge/munge.key
   chmod 755 /run/munge
   runuser -u munge -- munged
+}
+
+# Whether jobs can be held to their memory: controllers of version 1, in which this user may make a group.
+has_control_groups() {
+  for controller in memory freezer; do
+    mkdir "/sys/fs/cgroup/$controller/shaping-test-$$" 2>/dev/null || return 1
+    rmdir "/sys/fs/cgroup/$controller/shaping-test-$$"
+  done
 }
 
 start_database() {
@@ -70,7 +81,16 @@ up() {
   done
   host=$(hostname -s)
   port=$((20000 + $(cksum <<<"$folder" | cut -d' ' -f1) % 1000 * 10))
-  mkdir -p "$folder"/{controller,node,log}
+  mkdir -p "$folder"/{controller,node1,node2,log}
+  cpus=$(nproc)
+  [ "$cpus" -le 2 ] || cpus=2
+  tracking=proctrack/linuxproc tasks=task/affinity
+  if has_control_groups; then
+    tracking=proctrack/cgroup tasks=task/cgroup,task/affinity
+    printf '%s\n' CgroupPlugin=cgroup/v1 CgroupAutomount=no ConstrainRAMSpace=yes ConstrainCores=no > "$folder/cgroup.conf"
+  else
+    echo "CgroupAutomount=no" > "$folder/cgroup.conf"
+  fi
   storage="AccountingStorageType=accounting_storage/none"
   [ -z "$accounting" ] || storage="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -80,47 +100,51 @@ AccountingStoragePort=$((port + 2))"
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
-SlurmdPort=$((port + 1))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=cred_expire=5
 MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=$tracking
+TaskPlugin=$tasks
+TaskPluginParam=autobind=cores
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/%n.pid
 SlurmctldLogFile=$folder/log/slurmctld.log
-SlurmdLogFile=$folder/log/slurmd.log
+SlurmdLogFile=$folder/log/%n.log
 StateSaveLocation=$folder/controller
-SlurmdSpoolDir=$folder/node
+SlurmdSpoolDir=$folder/%n
+SlurmdTimeout=10
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=1500
 SlurmdParameters=config_overrides
 MaxArraySize=101
 EnforcePartLimits=ALL
 KillWait=5
 $storage
-NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=2000 State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
-PartitionName=short Nodes=$host MaxTime=1 State=UP
+NodeName=${NODES[0]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+NodeName=${NODES[1]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 4)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=ALL MaxTime=1 State=UP
 CONF
-  echo "CgroupAutomount=no" > "$folder/cgroup.conf"
   export SLURM_CONF="$folder/slurm.conf"
   start_munge
   [ -z "$accounting" ] || running "$folder/slurmdbd.pid" || start_database
   running "$folder/slurmctld.pid" || slurmctld -f "$SLURM_CONF"
-  running "$folder/slurmd.pid" || slurmd -f "$SLURM_CONF"
+  for node in "${NODES[@]}"; do
+    running "$folder/$node.pid" || slurmd -N "$node" -f "$SLURM_CONF"
+  done
   for _ in $(seq 150); do
-    case "$(sinfo -h -p main -o %T 2>/dev/null)" in idle|mixed|allocated) return ;; esac
+    [ "$(sinfo -h -N -p main -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$')" = "${#NODES[@]}" ] && return
     sleep 0.2
   done
   tail -5 "$folder"/log/*.log >&2
-  die "the node did not become idle"
+  die "the nodes did not become idle"
 }
 
 # Jobs are cancelled first, since a step retries for ever to report its end to the controller.
@@ -130,7 +154,7 @@ down() {
     squeue -h -o %A | sort -u | xargs -r scancel || true
     for _ in $(seq 50); do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.3; done
   fi
-  for pid in slurmd.pid slurmctld.pid slurmdbd.pid database/pid; do
+  for pid in node1.pid node2.pid slurmctld.pid slurmdbd.pid database/pid; do
     running "$folder/$pid" && kill "$(cat "$folder/$pid")" 2>/dev/null || true
   done
   for process in /proc/[0-9]*; do  # steps that are still running

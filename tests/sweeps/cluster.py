@@ -1,4 +1,4 @@
-"""A real Slurm of one node for tests, and this project's commands on it."""
+"""A real Slurm of two nodes for tests, and this project's commands on it."""
 
 import json
 import os
@@ -36,6 +36,7 @@ class Cluster:
     """A running Slurm and the two commands of this project on it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self.environment.pop("SHAPING_DEBUG", None)
         self.environment["PYTHONPATH"] = f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"

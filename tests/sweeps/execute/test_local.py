@@ -1,4 +1,4 @@
-"""A tiny cell through the real local executor: its log, and a working directory whose packages have our names."""
+"""A tiny cell through the real local executor: its log, a working directory with our names, a surrounding allocation."""
 
 import logging
 import os
@@ -16,19 +16,26 @@ from tests.conftest import SMALL
 pytestmark = pytest.mark.slow
 
 DECOYS = ("analysis", "conf", "pipelines", "sweeps")
+ALLOCATION = {
+    **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "work", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"},
+    **{"SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODELIST": "a[1-2]", "SLURM_PROCID": "1"},
+    **{"SLURM_LOCALID": "1", "SLURM_NODEID": "0", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"},
+    **{"MASTER_ADDR": "a1", "MASTER_PORT": "1", "PMI_RANK": "1", "OMPI_COMM_WORLD_RANK": "1"},
+}
+"""What srun sets in a task of an interactive allocation, and torchrun and MPI in a rank."""
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|DEBUG) ")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The store of a cell that was run in a folder with packages of our names, each of which raises at import."""
+    """The store of a cell that was run within an allocation, in a folder whose packages of our names raise at import."""
     folder = tmp_path_factory.mktemp("decoys")
     for name in DECOYS:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(
             f"raise AssertionError('{name} of the working directory was imported')"
         )
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SHAPING_LOG_LEVEL", "SHAPING_DEBUG")}
+    environment = ALLOCATION | {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SHAPING_LOG_LEVEL", "SHAPING_DEBUG")}
     finished = subprocess.run(
         [Path(sys.executable).with_name("shaping-run"), *SMALL, "until=pretrain", "pretrain.milestones=1"],
         cwd=folder,
@@ -53,6 +60,10 @@ def check_log(lines: list[str], run: StoredRun) -> None:
 
 def test_packages_of_the_working_directory_are_not_imported(store: Store) -> None:
     assert {run.status for run in store.runs()} == {"done"}
+
+
+def test_inside_an_allocation_a_stage_run_trains_as_anywhere_else(store: Store) -> None:
+    assert [run.result["ranks"] for run in store.runs() if run.result] == [1, 1]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "evaluate"])

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, with and without an accounting database: graphs, failures, time limits, cancelling.
+"""A real Slurm of two nodes, with and without an accounting database: graphs, failures, time limits, cancelling.
 
 The stages do nothing (`tests/sweeps/fake`), so all the time is Slurm's; `test_slurm_training.py` trains.
 """

@@ -7,6 +7,9 @@ anything imports it, and torch is not loaded. Environment variables control what
     FAKE_FAIL      a string; stage runs whose spec contains it fail
     FAKE_DIE       a string; stage runs whose spec contains it kill their own process
     FAKE_BYTES     size of its checkpoint (by default that of the signature)
+    FAKE_MEMORY    bytes of memory that it fills first
+
+The metric `cores` is the number of cores that it may use.
 """
 
 import json
@@ -30,12 +33,18 @@ def run_stage(spec, *, folder, parent, reference, interrupted, **_):
         assert (parent / "result.json").exists(), "started before its parent was done"
     if reference is not None:
         assert (reference / "result.json").exists(), "started before its reference was done"
+    memory = bytearray(int(os.environ.get("FAKE_MEMORY", 0)))
+    for page in range(0, len(memory), 4096):
+        memory[page] = 1
     seconds_before = work(folder, interrupted)
     if spec["stage"] != "evaluate":
         checkpoint = folder / "checkpoints" / "step-000001"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "weights").write_text(spec["signature"] + " " * int(os.environ.get("FAKE_BYTES", 0)))
-    return {"metrics": {"resumed": seconds_before}, "measurements": []}
+    return {
+        "metrics": {"resumed": seconds_before, "cores": len(os.sched_getaffinity(0))},
+        "measurements": [],
+    }
 
 
 def work(folder, interrupted):

@@ -1,13 +1,19 @@
 """Leases: one writer at a time, dead writers are detected, and late ones cannot do harm."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +108,8 @@ def test_a_requeued_job_takes_over_its_earlier_lease(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLURM_JOB_ID", "15")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert claim(tmp_path) is None, "another node of the same allocation holds it"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     next_lease = claim(tmp_path)
     assert next_lease is not None
     next_lease.release()
@@ -148,3 +156,121 @@ def test_an_unreadable_lease_is_judged_by_its_age(tmp_path: Path) -> None:
     next_lease = claim(tmp_path)
     assert next_lease is not None
     next_lease.release()
+
+
+class NFSClient:
+    """This process as a client of NFS that remembers what a folder holds until it has changed the folder itself.
+
+    The real one remembers for a minute. Calls also take up to `delay` seconds, before or after they reach the server.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, delay: float = 0.0) -> None:
+        self.names: dict[str, list[str]] = {}
+        self.delay, self.rng = delay, random.Random(os.getpid())
+        self.listdir = os.listdir
+        monkeypatch.setattr(os, "listdir", self.listed)
+        monkeypatch.setattr(Path, "exists", lambda path, **_: self.exists(path))
+        for owner, name, arguments in (
+            (os, "link", (1,)), (Path, "unlink", (0,)), (Path, "touch", (0,)), (Path, "mkdir", (0,)), (Path, "rename", (0, 1)),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self.changing(getattr(owner, name), arguments))
+
+    def wait(self) -> None:
+        time.sleep(self.rng.uniform(0, self.delay))
+
+    def listed(self, folder: "str | Path") -> list[str]:
+        self.wait()
+        if str(folder) not in self.names:
+            self.names[str(folder)] = self.listdir(folder)
+        return self.names[str(folder)]
+
+    def exists(self, path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return path.name in self.listed(path.parent)
+        return False
+
+    def changing(self, function: Callable[..., Any], arguments: tuple[int, ...]) -> Callable[..., Any]:
+        """`function`, after which the folders of these arguments are no longer remembered."""
+
+        def call(*values: Any, **keywords: Any) -> Any:
+            self.wait()
+            try:
+                return function(*values, **keywords)
+            finally:
+                for position in arguments:
+                    self.names.pop(str(Path(values[position]).parent), None)
+                self.wait()
+
+        return call
+
+
+def test_a_client_of_nfs_notices_a_newer_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It remembers that there was none."""
+    with monkeypatch.context() as patch:
+        NFSClient(patch)
+        lease = claim(tmp_path)
+        assert lease is not None
+        assert lease.is_valid()
+        assert not (tmp_path / "leases" / "000002.json").exists()
+        subprocess.run([sys.executable, "-c", f"open('{tmp_path}/leases/000002.json', 'w')"], check=True)
+        assert not (tmp_path / "leases" / "000002.json").exists(), "the client remembers"
+        assert not lease.is_valid()
+        lease.release()
+
+
+def test_a_suspended_holder_looks_before_it_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was suspended for so long that another machine has taken over, and its heartbeat has not run yet."""
+    lease = claim(tmp_path)
+    assert lease is not None
+    lease_elsewhere(tmp_path, 2)
+    assert not lease.lost  # no heartbeat has been sent since
+    now = leases._clock()
+    monkeypatch.setattr(leases, "_clock", lambda: now + leases.EXPIRY_SECONDS)
+    assert lease.lost
+    lease.release()
+
+
+def _contend(folder: Path, machine: int, until: float) -> None:
+    """Claims, writes and releases until `until`, on a slow file server, as a process of another machine."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(leases, "HEARTBEAT_SECONDS", 0.1)
+    patch.setattr(leases, "EXPIRY_SECONDS", 1.0)
+    patch.setattr(leases, "_boot", lambda: f"machine {machine}")
+    NFSClient(patch, delay=0.03)
+    rng = random.Random(machine)
+    while time.time() < until:
+        if lease := claim(folder):
+            for _ in range(rng.randrange(1, 20)):
+                if lease.lost:
+                    break
+                with contextlib.suppress(FileNotFoundError), (lease.work / "rows").open("a") as file:
+                    file.write(f"{lease.number} {machine}\n")
+                time.sleep(0.02)
+            lease.release()
+        time.sleep(rng.uniform(0, 0.05))
+
+
+@pytest.mark.slow
+def test_a_slow_file_server_and_suspended_holders_do_not_make_two_writers(tmp_path: Path) -> None:
+    """Four machines write under leases while they are suspended for longer than a lease lasts."""
+    context, rng = multiprocessing.get_context("fork"), random.Random(1)
+    until = time.time() + 12
+    processes = [context.Process(target=_contend, args=(tmp_path, machine, until)) for machine in range(4)]
+    for process in processes:
+        process.start()
+    while time.time() < until - 3:
+        process = rng.choice(processes)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(rng.uniform(0.5, 2.0))
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(rng.uniform(0.0, 0.3))
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    (work,) = tmp_path.glob("work-*")
+    rows = [tuple(map(int, line.split())) for line in (work / "rows").read_text().splitlines()]
+    numbers = [number for number, _ in rows]
+    assert len(set(numbers)) > 10
+    assert numbers == sorted(numbers), "a holder wrote after the next one had begun"
+    assert len(set(rows)) == len(set(numbers)), "two machines had one lease"
