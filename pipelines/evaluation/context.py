@@ -62,6 +62,8 @@ class Coverage:
     """Prompts whose beginning was cut off because the model has no positions for it."""
     cut_answers: int = 0
     """Sampled answers that were cut, by the limit on their length or by the model's positions."""
+    unverified: int = 0
+    """Sampled answers whose verifier failed or that were too long for it; their reward is 0."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationCo
 from pipelines.evaluation.lm_eval_model import RolloutLM
 from pipelines.evaluation.metrics import RIGHT, estimate
 from pipelines.evaluation.sampled_answers import judged_responses
-from pipelines.evaluation.samples import Sample, cut_answers, measure, sample_rows
+from pipelines.evaluation.samples import Sample, cut_answers, measure, sample_rows, unverified
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Sampling
@@ -47,7 +47,7 @@ def run_task(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
     if benchmark.samples > 1:
         samples = _sampled(context, name, benchmark, tasks=tasks, chosen=chosen, lm=lm)
         items = len({sample["item"] for sample in samples})
-        coverage = Coverage(items, available, lm.cut_prompts, cut_answers(samples))
+        coverage = Coverage(items, available, lm.cut_prompts, cut_answers(samples), unverified(samples))
         return BenchmarkResult(measure(samples, context.config.pass_k), coverage, samples)
 
     # lm-eval asks `lm`, whose answers come from the cache where they are stored, and scores them. The longest answer is

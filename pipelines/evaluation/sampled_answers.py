@@ -8,7 +8,7 @@ from pipelines.data.questions import available_items, load_items
 from pipelines.data.tokenizer import fitting
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
-from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure, sample_rows
+from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure, sample_rows, unverified
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Rollouts, Sampling, generate
@@ -54,7 +54,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
         samples = context.cache.rows(name, key, ranges=ranges, compute=compute)
     cut = sum(len(prompt) < len(whole) for prompt, whole in zip(prompts, encoded, strict=True))
     available = available_items(context.corpus, benchmark.task, benchmark.dataset)
-    coverage = Coverage(len(questions), available, cut, cut_answers(samples))
+    coverage = Coverage(len(questions), available, cut, cut_answers(samples), unverified(samples))
     return BenchmarkResult(measure(samples, config.pass_k), coverage, samples)
 
 

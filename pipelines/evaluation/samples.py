@@ -4,7 +4,8 @@ They are stored as compressed JSON lines, one row for each sample: `benchmark`, 
 `prompt` (hash of the model's input), `question`, `response`, `answer` (extracted from the response; null if there is
 none), `vote` (a number that is the same for the equal answers of an item, where the verifier decides what is equal;
 null if the answer does not vote), `reward`, `log_prob` (of the whole response, in nats), `length` (tokens) and `finish`
-(`stop`, or `length` if it reached the limit).
+(`stop`, or `length` if it reached the limit). Where the answer could not be verified, `failure` says why: one of
+`pipelines.verifiers.judge.FAILURES`.
 """
 
 import gzip
@@ -96,6 +97,7 @@ def sample_rows(
             "length": responses.lengths[i],
             "finish": "stop" if responses.stopped[i] else "length",
         }
+        | ({"failure": verdicts[i].failure} if verdicts[i].failure else {})
         for i, text in enumerate(responses.texts)
     ]
 
@@ -103,6 +105,11 @@ def sample_rows(
 def cut_answers(samples: Iterable[Sample]) -> int:
     """How many of the samples reached the limit on their length, or the end of the model's positions."""
     return sum(sample["finish"] == "length" for sample in samples)
+
+
+def unverified(samples: Iterable[Sample]) -> int:
+    """How many of the samples have reward 0 because their answer could not be verified."""
+    return sum("failure" in sample for sample in samples)
 
 
 def measure(samples: Iterable[Sample], pass_k: Sequence[int]) -> dict[str, Estimate]:

@@ -158,7 +158,7 @@ class Collector:
         if failures is not None:
             for verdict in verdicts:
                 if verdict.failure:
-                    failures[verdict.failure] += 1
+                    failures[verdict.failure] = failures.get(verdict.failure, 0) + 1
         rewards = torch.tensor([verdict.reward for verdict in verdicts])
         groups = []
         for i, question in enumerate(questions):

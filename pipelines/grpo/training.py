@@ -217,7 +217,7 @@ class _Run:
         """Add a step's row to the history and the totals; returns what has collapsed, if anything."""
         self.history.append({key: row[key] for key in ("reward", "entropy", "response_length")})
         self.totals["skipped"] += row["skipped"]
-        self.totals["verifier_failures"] += sum(collected.failures.values())
+        self.totals["verifier_failures"] += row["verifier_timeouts"] + row["verifier_errors"] + row["verifier_too_long"]
         collapse = None if self.config.collapse == "off" else collapsed(self.history, self.config)
         if collapse and self.totals["collapsed_at"] is None:
             self.totals |= {"collapsed_at": self.step, "collapsed": collapse}

@@ -171,18 +171,24 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
     """`text` at the matches of `separator` outside all brackets."""
-    parts, depth, start, index = [], 0, 0, 0
+    return divided(text, separator)[0]
+
+
+def divided(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """The parts of `text` between the matches of `separator` outside all brackets, and these matches."""
+    parts, matches, depth, start, index = [], [], 0, 0, 0
     while index < len(text):
         character = text[index]
         match = separator.match(text, index) if depth == 0 else None
         if match and match.end() > index:
             parts.append(text[start:index].strip())
+            matches.append(match.group())
             start = index = match.end()
             continue
         # Half-open intervals pair brackets of two kinds, so any closing bracket closes any opening one.
         depth = max(0, depth + (character in _OPEN) - (character in _CLOSE))
         index += 2 if character == "\\" and text[index + 1 : index + 2] not in (*"{}",) else 1
-    return [*parts, text[start:].strip()]
+    return [*parts, text[start:].strip()], matches
 
 
 _SEPARATOR = re.compile(

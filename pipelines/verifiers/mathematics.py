@@ -2,8 +2,8 @@
 
 The structure of an answer is compared here: math-verify reads as much of a text as it understands, so that a part can
 pass for the whole, adds numbers that stand next to each other, and drops primes, indices and single letters at the end.
-It receives only formulas without structure, in parentheses, which its parser has to read to the end. What it accepts is
-checked with 60 digits, since it takes 1/2004! for 1/2006!.
+It receives only formulas without structure, which its parser has to read to the end. What it accepts is checked with 60
+digits, since it takes 1/2004! for 1/2006!.
 
 math-verify limits its own time by SIGALRM, which works only in a main thread and which an expression can outlast. Here
 that limit is off, and the judge kills the process instead.
@@ -20,7 +20,17 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
 
-from pipelines.verifiers.answer_text import Bracketed, bracketed, choice, is_text, listed, split, squashed, tidied
+from pipelines.verifiers.answer_text import (
+    Bracketed,
+    bracketed,
+    choice,
+    divided,
+    is_text,
+    listed,
+    split,
+    squashed,
+    tidied,
+)
 from pipelines.verifiers.quantities import Measured, measured, plain_number, words
 
 ROUNDED = Fraction(2, 1_000_000)
@@ -64,7 +74,7 @@ def _equal(answer: str, reference: str) -> bool:
         elements = listed(answer), listed(reference)
         if len(elements[1]) > 1 or len(elements[0]) > 1:
             return _equal_lists(answer, reference, elements=elements)
-    if any(map(_RELATION.search, (answer, reference))) or _MEMBER.search(answer + reference):
+    if len(split(answer, _RELATION) + split(reference, _RELATION)) > 2 or _MEMBER.search(answer + reference):
         return _equal_relations(answer, reference)
     brackets = bracketed(answer), bracketed(reference)
     if any(pair and (len(pair.elements) > 1 or pair.opening == "\\{") for pair in brackets):
@@ -197,14 +207,14 @@ def _right_side(text: str) -> str:
 
 def _equal_relations(answer: str, reference: str) -> bool:
     """Compare equations and inequalities. A value equals `name = value`, an interval its inequality."""
-    chains = [(split(text, _RELATION), _RELATION.findall(text)) for text in (answer, reference)]
+    chains = [divided(text, _RELATION) for text in (answer, reference)]
     inequality = [any(sign not in ("=", "\\approx") for sign in signs) for _, signs in chains]
     if any(inequality):
         intervals = [_interval(*chain) or text for chain, text in zip(chains, (answer, reference), strict=True)]
         names = {name for sides, signs in chains if signs for name in sides if re.fullmatch(r"[A-Za-z]", name)}
         if all(bracketed(_right_side(interval)) or _UNION.search(interval) for interval in intervals):
             return len(names) <= 1 and _equal(*map(_right_side, intervals))
-        return inequality[0] == inequality[1] and _verified(answer, reference, relation=True)
+        return inequality[0] == inequality[1] and _verified_relation(answer, reference)
     (given, signs), (expected, _) = chains
     if _MEMBER.search(answer + reference):
         given, expected = (
@@ -222,8 +232,8 @@ def _equal_relations(answer: str, reference: str) -> bool:
     if named[0] and named[1]:
         if squashed(given[0]) == squashed(expected[0]):
             return _equal(given[-1], expected[-1])
-        return re.search(r"[a-zA-Z]", expected[-1]) is not None and _verified(answer, reference, relation=True)
-    return len(given) > 1 and _verified(answer, reference, relation=True)
+        return re.search(r"[a-zA-Z]", expected[-1]) is not None and _verified_relation(answer, reference)
+    return len(given) > 1 and _verified_relation(answer, reference)
 
 
 _FLIPPED = {">": "<", "\\ge": "\\le", "<": "<", "\\le": "\\le"}
@@ -278,7 +288,7 @@ _READABLE = re.compile(
 )
 
 
-def _formula(text: str, *, relation: bool = False) -> Any:
+def _formula(text: str) -> Any:
     """The sympy expression of a text, which is read to its end. Raises an error of any type if that is not possible."""
     # Numbers next to each other would be added, primes and indices of numbers dropped.
     text = re.sub(r"\)\s*(?=[(\d])|(?<=\d)\s*(?=\()", lambda match: match.group() + r" \cdot ", text)
@@ -290,16 +300,19 @@ def _formula(text: str, *, relation: bool = False) -> Any:
     if "\\" in plain.replace("\\{", "") or re.search(r"[A-Za-z]{4}", plain):
         raise ValueError(f"{text!r} is no formula")
     config = ConversionConfig(lowercase_symbols=False)
-    if relation:
-        sides, signs = split(text, _RELATION), _RELATION.findall(text)
-        if len(sides) != 2:
-            raise ValueError(f"{text!r} is a chain of relations")
-        left, right = map(_formula, sides)
-        kinds = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge, "\\ne": sympy.Ne}
-        return kinds[signs[0]](left, right, evaluate=False)
-    expression = latex2sympy(f"({text})", is_real=True, normalization_config=None, conversion_config=config)
+    expression = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=config)
     imaginary = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
     return expression if "\\sum" in text else expression.subs(dict.fromkeys(imaginary, sympy.I))
+
+
+_KINDS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge, "\\ne": sympy.Ne}
+
+
+def _relation(text: str) -> Any:
+    """The sympy relation of a text with one sign. Raises an error of any type if it cannot be read."""
+    sides, (sign,) = divided(text, _RELATION)
+    left, right = map(_formula, sides)
+    return _KINDS[sign](left, right, evaluate=False)
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -309,27 +322,50 @@ def _mixed(match: re.Match[str]) -> str:
     return rf"({whole}{sign}\frac{{{over}}}{{{under}}})"
 
 
-@lru_cache(256)
-def _reference_formula(text: str, relation: bool) -> Any:
-    return _formula(text, relation=relation)
+_reference_formula, _reference_relation = lru_cache(256)(_formula), lru_cache(256)(_relation)
 
 
-def _verified(answer: str, reference: str, *, relation: bool = False) -> bool:
+def _verified(answer: str, reference: str) -> bool:
     """Whether math-verify accepts a formula, and numbers do not contradict it."""
     try:
-        expected = _reference_formula(reference, relation)
-        given = _formula(answer, relation=relation)
+        expected, given = _reference_formula(reference), _formula(answer)
     except Exception:  # the parser raises errors of many types
         return False
-    if not verify(expected, given, timeout_seconds=None):
+    return verify(expected, given, timeout_seconds=None) and _numerically_equal(given, expected)
+
+
+def _verified_relation(answer: str, reference: str) -> bool:
+    """Whether math-verify accepts an equation or inequality. It takes any two equations without solutions for equal."""
+    try:
+        expected, given = _reference_relation(reference), _relation(answer)
+    except Exception:
         return False
-    if relation:
-        return type(given) is type(expected) or {type(given), type(expected)} in _MIRRORED
-    return _numerically_equal(given, expected)
+    if isinstance(expected, sympy.Eq) and isinstance(given, sympy.Eq):
+        if _in_proportion(given.lhs - given.rhs, expected.lhs - expected.rhs):
+            return True
+        return verify(expected, given, timeout_seconds=None) and bool(sympy.solve(expected))
+    same_kind = type(given) is type(expected) or {type(given), type(expected)} in _MIRRORED
+    return same_kind and verify(expected, given, timeout_seconds=None)
 
 
 _MIRRORED = ({sympy.StrictLessThan, sympy.StrictGreaterThan}, {sympy.LessThan, sympy.GreaterThan})
 _DIGITS = 60
+
+
+def _values(expressions: Sequence[Any], shift: int) -> list[Any]:
+    """The values of expressions with `_DIGITS` digits at a point of positive variables, which `shift` moves."""
+    symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
+    point = {symbol: sympy.Rational(7 + 4 * i + 3 * shift, 5 + 2 * i) for i, symbol in enumerate(symbols)}
+    return [expression.subs(point).evalf(_DIGITS, maxn=10 * _DIGITS) for expression in expressions]
+
+
+def _in_proportion(first: Any, second: Any) -> bool:
+    """Whether two expressions have the same ratio at several points: setting them to 0 gives one equation."""
+    try:
+        ratios = [one / other for one, other in (_values((first, second), shift) for shift in range(4))]
+        return all(ratio != 0 and abs(ratio / ratios[0] - 1) < sympy.Float(10) ** (10 - _DIGITS) for ratio in ratios)
+    except Exception:
+        return False
 
 
 def _numerically_equal(first: Any, second: Any) -> bool:
@@ -341,9 +377,7 @@ def _numerically_equal(first: Any, second: Any) -> bool:
         first, second = first.doit(), second.doit()
         if first.is_Rational and second.is_Rational:
             return bool(first == second)
-        symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-        values = {symbol: sympy.Rational(7 + 4 * i, 5 + 2 * i) for i, symbol in enumerate(symbols)}
-        one, other = (expression.subs(values).evalf(_DIGITS, maxn=10 * _DIGITS) for expression in (first, second))
+        one, other = _values((first, second), 0)
         size = max(abs(one), abs(other))
         exact = not first.has(sympy.Float) and not second.has(sympy.Float)
         tolerance = sympy.Float(10, _DIGITS) ** (10 - _DIGITS) if exact else float(ROUNDED)

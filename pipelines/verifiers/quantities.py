@@ -181,8 +181,8 @@ def plain_number(text: str) -> Plain | None:
         over, under = (Fraction(part) for part in match.groups() if part is not None)
         return Plain(sign * over / under, decimal) if under else None
     if match := _MIXED.fullmatch(text):
-        whole, over, under = (int(part) for part in match.groups() if part is not None)
-        return Plain(sign * (whole + Fraction(over, under)), False) if over < under else None
+        whole, part, parts = (int(group) for group in match.groups() if group is not None)
+        return Plain(sign * (whole + Fraction(part, parts)), False) if part < parts else None
     if match := _POWER.fullmatch(text):
         return Plain(sign * Fraction(match[1] or 1) * Fraction(10) ** int(match[2]), decimal)
     if match := _REPEATING.fullmatch(text):

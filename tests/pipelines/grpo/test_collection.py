@@ -4,7 +4,9 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,10 +152,20 @@ def test_questions_come_in_shuffled_passes_and_resume_from_a_number() -> None:
     assert [later.draw().question for _ in range(13)] == drawn[11:]
 
 
+def test_a_response_that_the_limit_cut_has_reward_0_whatever_it_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Cut(Scripted):
+        def generate(self, *args: Any, **kwargs: Any) -> Rollouts:
+            rollouts = super().generate(*args, **kwargs)
+            return replace(rollouts, stopped=torch.arange(len(rollouts.lengths)) % 2 == 0)
+
+    (group,) = collector(config(samples=4), [1.0], tokenizer, engine=Cut()).sample(questions([1.0]), step=1, seed=(0,))
+    assert group.rewards.tolist() == [1, 0, 1, 0]
+
+
 def test_a_verifier_that_fails_costs_one_sample(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hang, an exception, NaN and the death of the process: reward 0, counted, and the others are judged."""
+    """A hang, an exception, NaN, a dead process, a long answer: reward 0, counted, and the others are judged."""
     (tmp_path / "failing.py").write_text(
         "import os, time\n"
         "def verify(answer, reference):\n"
@@ -167,16 +179,19 @@ def test_a_verifier_that_fails_costs_one_sample(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(VERIFIERS, "failing", Verifier("failing:verify", 1.0))
     monkeypatch.setitem(FORMATS, "failing", Format("{question}", r"#### (.*)", "failing"))
+    monkeypatch.setitem(VERIFIERS, "short", Verifier("failing:verify", 1.0, longest=0))
+    monkeypatch.setitem(FORMATS, "short", Format("{question}", r"#### (.*)", "short"))
     references = ("1", "hang", "raise", "nan", "die", "1")
     asked = [Question("t", "x 1.0", reference, "failing") for reference in references]
-    failures = {"timeout": 0, "error": 0}
+    asked.append(Question("t", "x 1.0", "1", "short"))
+    failures = {"timeout": 0, "error": 0, "too_long": 0}
     with Judge(2) as judge:
         stream = Questions([asked], 0)
         source = Collector(config(samples=2), Scripted(), judge, tokenizer=tokenizer, questions=stream, seed=0)
-        monkeypatch.setattr(source, "_encode", lambda text: [0, *map(ord, "Q: 1.0 A")])
+        monkeypatch.setattr("pipelines.grpo.collection.encode", lambda *_: [0, *map(ord, "Q: 1.0 A")])
         groups = source.sample(asked, step=1, seed=(0,), failures=failures)
-    assert [g.rewards.tolist() for g in groups] == [[1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1]]
-    assert failures == {"timeout": 2, "error": 6}
+    assert [g.rewards.tolist() for g in groups] == [[1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1], [0, 0]]
+    assert failures == {"timeout": 2, "error": 6, "too_long": 2}
 
 
 # Diagnostics

@@ -2,6 +2,10 @@
 
 import ctypes
 import os
+import platform
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,3 +139,45 @@ def test_a_program_that_never_ends_is_killed() -> None:
         verdicts = judge.rewards([("code", "while True: pass", TESTS), ("code", RIGHT, TESTS)])
     assert [verdict.reward for verdict in verdicts] == [0, 1]
     assert time.monotonic() - began < 60
+
+
+REFUSING_KERNEL = """
+import ctypes, struct
+from pipelines.errors import StageFailure
+from pipelines.verifiers import Judge
+
+libc = ctypes.CDLL(None)
+# seccomp: prctl(PR_SET_SECCOMP, ...) fails with EPERM, everything else is allowed
+lines = [(0x20, 0, 0, 0), (0x15, 0, 3, {prctl}), (0x20, 0, 0, 16), (0x15, 0, 1, 22)]
+lines += [(6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(lines), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+try:
+    with Judge(1) as judge:
+        print(judge.rewards([("code", "x = 1", "assert x == 1")]))
+except StageFailure as failure:
+    print(failure)
+"""
+
+
+def test_a_sandbox_that_the_kernel_refuses_fails_the_stage() -> None:
+    """The kernel refuses every filter: without the test at loading, each program would be wrong."""
+    script = REFUSING_KERNEL.format(prctl={"x86_64": 157, "aarch64": 167}[platform.machine()])
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "code:passes cannot be loaded: ImportError: programs cannot be confined on this machine" in result.stdout
+    assert "the kernel refuses the seccomp filter" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("code._filter_system_calls = lambda: None", "a program can start a process"),
+        ("code.MEMORY = 1 << 20", "died|MemoryError|right program does not pass"),
+        ("code._open_socket = lambda: None", "a program can open a socket"),
+    ],
+)
+def test_a_sandbox_with_a_hole_is_noticed(change: str, reason: str) -> None:
+    script = f"from pipelines.verifiers import code\n{change}\ncode.check_sandbox()"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert re.search(f"ImportError: programs cannot be confined on this machine: .*({reason})", result.stderr)

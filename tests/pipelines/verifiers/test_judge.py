@@ -67,8 +67,18 @@ def test_an_expression_that_hangs_costs_its_time_limit(limits: Verifier, monkeyp
         verdicts = judge.rewards([("math", r"\boxed{9^{9^{9^{9^9}}}}", "3"), ("math", "4", "4")])
     assert [tuple(verdict) for verdict in verdicts] == [(0.0, "timeout"), (1.0, None)]
     assert time.monotonic() - began < 60
-    with Judge() as judge:
-        assert judge.rewards([("math", "1" * 5000, "1")])[0].reward == 0  # longer than LONGEST_ANSWER
+
+
+def test_an_answer_longer_than_its_verifier_reads_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of more than 4,096 characters is run; strings of any length are compared."""
+    long, program = "1" * 70_000, "x = 1\n" + "# comment\n" * 1000
+    items = [("math", long, "1"), ("exact", long, long), ("code", program, "assert x == 1"), ("code", long, "")]
+    monkeypatch.setitem(VERIFIERS, "math", Verifier("no_such_module:verify", longest=4096))
+    with Judge(1) as judge:
+        verdicts = judge.rewards([*items, ("math", None, "1")])
+    assert [tuple(verdict) for verdict in verdicts] == [
+        (0.0, "too_long"), (1.0, None), (1.0, None), (0.0, "too_long"), (0.0, None)
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
