@@ -62,7 +62,8 @@ class _Chain:
             "sweep": cell.sweep.name,
             **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
         }
-        self._compute = asdict(cell.compute) | {"shards": cell.data.shards, "files": local_files(cell)}
+        files = contents(local_files, cell.grpo, cell.evaluation)
+        self._compute = asdict(cell.compute) | {"shards": cell.data.shards, "files": files}
         # What every stage of the chain reads.
         self._common: Content = {
             "seed": cell.seed,

@@ -10,7 +10,6 @@ from typing import Any
 
 from pipelines.configuration import DATA_VERSION
 from pipelines.configuration.budgets import MidtrainConfig
-from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
@@ -152,10 +151,10 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
     return content
 
 
-def local_files(cell: Cell) -> dict[str, str]:
-    """Returns content name -> absolute path of each local file that a stage run of the cell reads."""
-    datasets = [str(benchmark.dataset) for benchmark in cell.evaluation.benchmarks.values() if benchmark.local]
-    tasks = [task for task in cell.grpo.tasks if task.endswith(QUESTION_FILE)]
+def local_files(grpo: GRPOConfig, evaluation: EvaluationConfig) -> dict[str, str]:
+    """Returns content name -> absolute path of each local file that a stage run reads."""
+    datasets = [str(benchmark.dataset) for benchmark in evaluation.benchmarks.values() if benchmark.local]
+    tasks = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
     return {content_name(path): str(Path(path).absolute()) for path in (*datasets, *tasks)}
 
 

@@ -243,3 +243,17 @@ def test_the_response_limit_is_extended_once() -> None:
     config = settings(max_new_tokens=8192, extended_from_step=700, extended_max_new_tokens=16384)
     assert [config.response_limit(step) for step in (1, 699, 700, 1000)] == [8192, 8192, 16384, 16384]
     assert settings(extended_from_step=None).response_limit(10_000) == 6
+
+
+def test_questions_that_do_not_fit_into_the_model_are_not_asked_and_counted(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    lines = [{"question": f"{i}+1" + " and so on" * (100 if i % 10 == 0 else 0), "answer": str(i)} for i in range(200)]
+    path.write_text("".join(json.dumps(line | {"format": "marked"}) + "\n" for line in lines))
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0, length=64)
+    config = settings(steps=1, tasks=[str(path)], max_new_tokens=500, extended_from_step=None)
+    result = run(model, config, corpus=corpus, folder=tmp_path / "run")
+    assert result["questions_too_long"] == 20
+    assert rows(tmp_path / "run")[-1]["length_p90"] <= 64
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0, length=8)
+    with pytest.raises(UserError, match=r"no question of the split 'rl' fits into the model's 8 tokens with an answer"):
+        run(model, config, corpus=corpus, folder=tmp_path / "short")
