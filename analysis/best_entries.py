@@ -1,6 +1,7 @@
 """Marks the best of several settings, if its difference from each of the others is significant.
 
-Differences are taken seed by seed, and Holm's correction runs over all comparisons of a group of tables.
+Differences are taken seed by seed. Each setting of each row and column may be the best, so Holm's correction runs over
+all of these, whichever it turns out to be.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import ALPHA, Floats, holm, t_test
+from analysis.statistics import ALPHA, holm, one_sided_t_test
 from analysis.tables import DIFFERENCE, Column, Entry, Table
 
 Position = tuple[int, int, int]
@@ -54,21 +55,19 @@ def _competes(column: Column, cell: Any) -> bool:
 
 
 def _winners(tables: Sequence[Table], groups: list[list[Position]]) -> list[Position]:
-    """The best entry of each group that differs from each of the others, corrected over all groups."""
-    p_values: list[Floats] = []
-    winners: list[tuple[Position, slice]] = []  # with the slice of its p-values
-    count = 0
+    """The best entry of each group that is better than each of the others, corrected over all groups."""
+    p_values: list[float] = []
+    winners: list[tuple[Position, int]] = []  # with the index of its p-value
     for group in groups:
         entries: list[Any] = [tables[table].cells.iat[row, column] for table, row, column in group]
         table, _, column = group[0]
         sign = -1 if tables[table].columns[column][1] == "perplexity" else 1  # lower perplexity is better
         best = max(range(len(group)), key=lambda i: sign * entries[i].value)
-        by_seed = [np.array(entry.by_seed) for entry in entries]
-        differences = np.stack([by_seed[best] - other for i, other in enumerate(by_seed) if i != best])
-        p_values.append(t_test(differences))
-        winners.append((group[best], slice(count, count + len(differences))))
-        count += len(differences)
-    if not p_values:
-        return []
-    corrected = holm(np.concatenate(p_values))
-    return [position for position, comparisons in winners if (corrected[comparisons] < ALPHA).all()]
+        others = [entry for i, entry in enumerate(entries) if i != best]
+        differences = sign * np.stack([np.subtract(entries[best].by_seed, other.by_seed) for other in others])
+        resolution = np.hypot(entries[best].resolution, [other.resolution for other in others])
+        winners.append((group[best], len(p_values)))
+        # The best must beat each of the others, so its largest p-value counts; the others' p-values are 1.
+        p_values += [float(one_sided_t_test(differences, resolution).max()), *[1.0] * len(others)]
+    corrected = holm(np.array(p_values))
+    return [position for position, index in winners if corrected[index] < ALPHA]

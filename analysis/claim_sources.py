@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from analysis.claim_language import CURVES, Term
-from analysis.measurement_grid import Checkpoint, MeasurementGrid, Quantity, build_grid
+from analysis.measurement_grid import Checkpoint, MeasurementGrid, Quantity, build_grid, is_share_of_items
 from analysis.paper_tables import GROUPS
 from analysis.reference import reference
 from analysis.statistics import Floats, Sampled
@@ -36,7 +36,7 @@ CURVE_ENDS = 5
 
 DISTRIBUTION_METRICS = ("perplexity", "entropy", "head_mass", "tail_mass")
 TEXT_METRICS = (*DISTRIBUTION_METRICS, "bits_per_byte", "calibration_error")
-"""Metrics of held-out text, in their own units; all others are fractions that claims give in percent."""
+"""Metrics of held-out text."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class StudySource:
         quantities = self._at_checkpoint(term.objective, model, options)
         scores = self._scores(quantities, options)
         is_text = options.metric in TEXT_METRICS
-        factor = 1.0 if is_text else 100.0
+        factor = 100.0 if all(is_share_of_items(quantity.metric) for quantity in scores) else 1.0
 
         # values: [benchmarks, seeds]; keep the seeds without a gap.
         rows = [self.grid.rows[quantity] for quantity in scores]
@@ -130,7 +130,9 @@ class StudySource:
             if is_text and len(seeds) > 1:
                 errors = np.zeros_like(errors)
             parts.append((quantity.benchmark, _matrix(items, of_benchmark[complete], factor), errors))
-        return Sampled(seeds, values.mean(0)[complete] * factor, tuple(parts))
+        items = self.grid.resolutions[rows][:, complete] * factor
+        resolution = float(np.sqrt((items**2).sum(0).mean()) / len(rows))
+        return Sampled(seeds, values.mean(0)[complete] * factor, tuple(parts), resolution)
 
     def _at_checkpoint(self, objective: str, model: str, options: _Options) -> list[Quantity]:
         """What was measured at the term's checkpoint."""

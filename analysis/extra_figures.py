@@ -8,15 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import special
 
-from analysis.charts import LEGEND, Axis, colour, scatter_panel, tooltip, values
+from analysis.charts import LEGEND, Axis, colour, scatter_panel, setting_order, tooltip, values
 from analysis.figure_data import Drawn, Figure, FigureData, averages, last_values, measured, over_seeds
-from analysis.statistics import holm
+from analysis.statistics import ALPHA, FEWEST_POINTS, holm, rank_correlations
 from analysis.study import NotMeasured
 from analysis.vega_lite import Spec
-from pipelines.configuration import TOKEN_STAGES
+from pipelines.configuration import TOKEN_STAGES, TRAINING_STAGES
 
 OVER_SEEDS = ("mean", "low", "high", "seeds")
 
@@ -65,52 +63,56 @@ def _map_panel(drawn: pd.DataFrame, title: str) -> Spec:
     return {"title": title, "data": values(drawn), "layer": layers}
 
 
-def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, int]:
-    """Returns Spearman's rho, its two-sided p-value by Student's t, and the number of points of x and y [n].
-
-    NaN for fewer than four points, or if x or y does not vary.
-    """
-    count = len(x)
-    if count < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan, np.nan, count
-    # Pearson's correlation of ranks is Spearman's rho; rounding may push it past 1.
-    ranks = [pd.Series(numbers).rank() for numbers in (x, y)]
-    rho = min(1.0, max(-1.0, float(ranks[0].corr(ranks[1]))))
-    statistic = abs(rho) * np.sqrt((count - 2) / ((1 - rho) * (1 + rho))) if abs(rho) < 1 else np.inf
-    return rho, float(2 * special.stdtr(count - 2, -statistic)), count
-
-
 def entropy_collapse(data: FigureData) -> Drawn:
     """How much entropy RL loses, and how responses change, against the entropy that RL starts from."""
-    panels, sentences, parts = [], [], []
+    panels, parts = [], []
+    correlations: dict[str, tuple[float, float, int]] = {}
     titles = {"entropy_fall": "share of entropy lost in RL", "length_change": "last response length / first"}
     for column, title in titles.items():
         drawn = data.facts.dropna(subset=["prior_entropy", column])[["objective", "seed", "prior_entropy", column]]
         if drawn.empty:
             continue
-        rho, p, n = rank_correlation(drawn["prior_entropy"].to_numpy(), drawn[column].to_numpy())
-        result = "too few cells for a correlation" if np.isnan(rho) else f"Spearman {rho:+.2f} (p = {p:.2g}, {n} cells)"
-        sentences.append(f"{title}: {result}")
+        # Seeds of a setting are not independent of each other, so the settings are the points of the test.
+        means = drawn.groupby("objective")[["prior_entropy", column]].mean().to_numpy()
+        (rho,), (p,) = rank_correlations(means[:, :1].T, means[:, 1])
+        correlations[title] = (float(rho), float(p), len(means))
         x, y = Axis("prior_entropy", "text entropy before RL (nats)"), Axis(column, title)
         panels.append(scatter_panel(drawn, x, y, settings=data.settings))
         parts.append(drawn)
     if not panels:
         raise NotMeasured("no RL run with a measured entropy before it")
-    caption = f"Each point is a cell. {'; '.join(sentences)}. Cells of one setting are not independent of each other."
+    corrected = holm(np.array([p for _, p, _ in correlations.values()]))
+    sentences = [
+        f"{title}: too few settings for a correlation ({n} of {FEWEST_POINTS})"
+        if np.isnan(rho)
+        else f"{title}: Spearman {rho:+.2f} over the means of {n} settings (p = {p:.2g})"
+        for (title, (rho, _, n)), p in zip(correlations.items(), corrected, strict=True)
+    ]
+    caption = f"Each point is a cell. {'; '.join(sentences)}. P-values are by permuting the settings, Holm-corrected."
     return Drawn(panels, caption, pd.concat(parts))
 
 
+SIGNIFICANT, NOT_SIGNIFICANT = f"significant ({100 * ALPHA:.0f} %, corrected)", "not significant"
+
+
 def predictors(data: FigureData) -> Drawn:
-    """Spearman correlation of every base-model metric with RL's result, over cells."""
+    """Spearman correlation of every base-model metric with RL's result, over settings."""
     results = data.facts.dropna(subset=["rl_pass"])[["objective", "seed", "rl_pass"]]
-    if len(results) < 4:
-        raise NotMeasured(f"{len(results)} cells with an RL result; a correlation needs 4")
-    correlations = pd.DataFrame(_correlations(data, results))
+    settings = results["objective"].nunique()
+    if settings < FEWEST_POINTS:
+        raise NotMeasured(
+            f"{settings} settings with an RL result; a rank correlation over fewer than {FEWEST_POINTS} cannot be "
+            "significant"
+        )
+    # Settings are the points, each the mean over its seeds: the seeds of a setting are not independent of each other.
+    y = results.groupby("objective")["rl_pass"].mean()
+    x = _base_metrics(data, results)
+    rho, p = rank_correlations(x[y.index].to_numpy(), y.to_numpy())
+    correlations = x.index.to_frame(index=False).assign(rho=rho, p=p, settings=settings).dropna(subset=["rho"])
     if correlations.empty:
-        raise NotMeasured("no base-model metric that varies over cells")
-    # Correct over all metrics and stages, then put the strongest first.
-    correlations["p_holm"] = holm(correlations["p"].to_numpy(float))
-    correlations["significant"] = np.where(correlations["p_holm"] < 0.05, "significant (Holm)", "not significant")
+        raise NotMeasured("no base-model metric that is measured for every setting and varies with RL's result")
+    correlations["significant"] = np.where(correlations["p"] < ALPHA, SIGNIFICANT, NOT_SIGNIFICANT)
+    # The strongest come first.
     order = correlations["rho"].abs().sort_values(ascending=False, kind="stable").index
     correlations = correlations.reindex(order)
     panels = []
@@ -118,31 +120,35 @@ def predictors(data: FigureData) -> Drawn:
         strongest = correlations[correlations["stage"] == stage].head(20)
         if len(strongest):
             panels.append(_correlation_panel(strongest, f"after {stage}"))
-    best = correlations.iloc[0]
+    best, count = correlations.iloc[0], int((correlations["p"] < ALPHA).sum())
     caption = (
-        f"Over {int(best['cells'])} cells (settings x seeds); the strongest is {best['what']} after {best['stage']}, "
-        f"{best['rho']:+.2f} (Holm-corrected p = {best['p_holm']:.2g}). A correlation over cells that share settings "
-        "does not show a cause."
+        f"Over {settings} settings (means over seeds); {count} of {len(correlations)} metrics are significant. The "
+        f"strongest is {best['what']} after {best['stage']}, {best['rho']:+.2f} (p = {best['p']:.2g}, by permuting the "
+        "settings, corrected over all metrics). A correlation does not show a cause."
     )
     return Drawn(panels, caption, correlations)
 
 
-def _correlations(data: FigureData, results: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """The correlation of each metric of a base model with `results`, unless one of them does not vary."""
+def _base_metrics(data: FigureData, results: pd.DataFrame) -> pd.DataFrame:
+    """Each metric of the base models, (what, stage) x settings: means over the seeds of `results`.
+
+    Metrics that are not measured for every setting are left out.
+    """
+    parts = []
     for stage in TOKEN_STAGES:
         rows = data.measured(stage)
         if rows.empty:
             continue
         # Only the metrics at the last checkpoint are candidates.
         last = last_values(rows, ["benchmark", "metric", "objective", "seed"]).reset_index().merge(results)
-        for (benchmark, metric), part in last.groupby(["benchmark", "metric"], sort=False):
-            rho, p, n = rank_correlation(part["value"].to_numpy(), part["rl_pass"].to_numpy())
-            if not np.isnan(rho):
-                yield {"what": f"{benchmark} {metric}", "stage": stage, "rho": rho, "p": p, "cells": n}
+        parts.append(last.assign(what=last["benchmark"] + " " + last["metric"], stage=stage))
+    if not parts:
+        raise NotMeasured("no metric of a base model")
+    return pd.concat(parts).pivot_table("value", ["what", "stage"], "objective", sort=False).dropna()
 
 
 def _correlation_panel(drawn: pd.DataFrame, title: str) -> Spec:
-    scale = {"domain": ["significant (Holm)", "not significant"], "range": ["#0072b2", "#b0b0b0"]}
+    scale = {"domain": [SIGNIFICANT, NOT_SIGNIFICANT], "range": ["#0072b2", "#b0b0b0"]}
     encoding = {
         "y": {"field": "what", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 190}},
         "x": {
@@ -153,7 +159,7 @@ def _correlation_panel(drawn: pd.DataFrame, title: str) -> Spec:
         },
         "color": {"field": "significant", "type": "nominal", "title": None, "legend": {"orient": "bottom"},
                   "scale": scale},
-        "tooltip": [*tooltip("what", numbers=("rho", "p", "p_holm"), number_format=".3g"), *tooltip("cells")],
+        "tooltip": [*tooltip("what", numbers=("rho", "p"), number_format=".3g"), *tooltip("settings")],
     }  # fmt: skip
     return {"title": title, "data": values(drawn), "mark": "bar", "encoding": encoding}
 
@@ -199,43 +205,61 @@ def temperature_control(data: FigureData) -> Drawn:
         raise NotMeasured("no evaluation variant matched:SETTING of ce, sampled with that setting's entropy")
     records = []
     for variant in variants:
-        objective = variant.split(":", 1)[1]
+        setting = variant.split(":", 1)[1]
         # A control is compared with its setting at the same steps.
         control = rows[rows["variant"] == variant]
         shaped = rows[
-            (rows["objective"] == objective) & (rows["variant"] == "") & rows["step"].isin(control["step"].unique())
+            (rows["objective"] == setting) & (rows["variant"] == "") & rows["step"].isin(control["step"].unique())
         ]
-        for name, part in (("ce, entropy matched", control), (objective, shaped)):
+        for role, part in ((CONTROL, control), (SHAPED, shaped)):
             for row in averages(part, "step", "pass").to_dict("records"):
-                records.append({**row, "setting": objective, "who": name})
+                records.append({**row, "setting": setting, "role": role})
     if not records:
         raise NotMeasured("the variants matched:SETTING have no Pass@k")
-    drawn = over_seeds(pd.DataFrame(records).astype({"step": float}), ["setting", "who", "step"])
+    drawn = over_seeds(pd.DataFrame(records).astype({"step": int}), ["setting", "role", "objective", "step"])
+    # One panel per RL step; in it a pair of bars at each setting, in the colours of the sampled models.
+    panels = [_control_panel(drawn[drawn["step"] == step], step, data) for step in sorted(drawn["step"].unique())]
+    caption = (
+        f"Each pair: the shaped setting above, and below it, pale, {CONTROL}. "
+        "If beta is no more than a temperature, both bars of each pair are equal."
+    )
+    return Drawn(panels, caption, drawn)
+
+
+SHAPED, CONTROL = "the setting", "cross-entropy at its entropy"
+
+
+def _control_panel(drawn: pd.DataFrame, step: int, data: FigureData) -> Spec:
     encoding = {
-        "y": {"field": "setting", "type": "nominal", "title": None},
-        "yOffset": {"field": "who"},
-        "x": {"field": "mean", "type": "quantitative", "title": "Pass@k (percent)"},
-        "color": {"field": "who", "type": "nominal", "title": None, "legend": {"orient": "bottom"}},
-        "tooltip": tooltip("setting", "who", "step", *OVER_SEEDS),
-    }
-    panel = {"title": "shaped against tempered", "data": values(drawn), "mark": "bar", "encoding": encoding}
-    return Drawn([panel], "If beta is no more than a temperature, both bars of each pair are equal.", drawn)
+        "y": {"field": "setting", "type": "nominal", "sort": setting_order(drawn["setting"]), "title": None},
+        "yOffset": {"field": "role", "sort": [SHAPED, CONTROL]},
+        "x": {"field": "mean", "type": "quantitative", "title": "Pass@k (percent)", "scale": {"domain": [0, 100]},
+              "stack": None},
+        "color": colour(drawn["objective"], settings=data.settings),
+        "opacity": {"field": "role", "type": "ordinal", "legend": None,
+                    "scale": {"domain": [SHAPED, CONTROL], "range": [1, 0.6]}},
+        "tooltip": tooltip("setting", "role", "step", *OVER_SEEDS),
+    }  # fmt: skip
+    return {"title": f"RL step {step}", "data": values(drawn), "mark": "bar", "encoding": encoding}
 
 
 def calibration(data: FigureData) -> Drawn:
-    """Expected calibration error by setting, after pre-training and mid-training."""
-    rows = data.rows[(data.rows["metric"] == "calibration_error") & (data.rows["variant"] == "")]
+    """Expected calibration error by setting, after each stage."""
+    # RL's step 0 is the mid-trained model again, and would look like a model after RL.
+    rows = data.rows[(data.rows["stage"] != "grpo") | (data.rows["step"] > 0)]
+    rows = rows[(rows["metric"] == "calibration_error") & (rows["variant"] == "")]
     if rows.empty:
         raise NotMeasured("no metric calibration_error of held-out text")
     last = last_values(rows, ["stage", "objective", "seed"]).reset_index()
     drawn = over_seeds(last, ["stage", "objective"])
     encoding = {
-        "x": {"field": "stage", "type": "nominal", "title": None, "axis": {"labelAngle": 0}},
-        "xOffset": {"field": "objective"},
-        "y": {"field": "mean", "type": "quantitative", "title": "expected calibration error"},
+        "x": {"field": "stage", "type": "nominal", "title": None, "sort": list(TRAINING_STAGES),
+              "axis": {"labelAngle": 0}},
+        "xOffset": {"field": "objective", "sort": setting_order(drawn["objective"])},
+        "y": {"field": "mean", "type": "quantitative", "title": "expected calibration error", "stack": None},
         "color": colour(drawn["objective"], settings=data.settings, legend=LEGEND),
         "tooltip": tooltip("stage", "objective", *OVER_SEEDS),
-    }
+    }  # fmt: skip
     panel = {"title": "expected calibration error", "data": values(drawn), "mark": "bar", "encoding": encoding}
     return Drawn([panel], "On held-out text.", drawn)
 
@@ -261,8 +285,8 @@ def forking_tokens(data: FigureData) -> Drawn:
     drawn = over_seeds(tokens[tokens["token"].isin(common)], ["objective", "token"], "share")
     encoding = {
         "y": {"field": "token", "type": "nominal", "sort": list(common), "title": None},
-        "x": {"field": "mean", "type": "quantitative", "title": "share of the listed forking tokens"},
-        "yOffset": {"field": "objective"},
+        "x": {"field": "mean", "type": "quantitative", "title": "share of the listed forking tokens", "stack": None},
+        "yOffset": {"field": "objective", "sort": setting_order(drawn["objective"])},
         "color": colour(drawn["objective"], settings=data.settings),
         "tooltip": tooltip("token", "objective", *OVER_SEEDS),
     }

@@ -56,19 +56,26 @@ class MeasurementGrid:
     """Values, errors and sources of every quantity, for every seed."""
 
     seeds: list[int]
-    """The columns of `values` and `errors`."""
+    """The columns of `values`, `errors` and `resolutions`."""
     rows: dict[Quantity, int]
-    """Quantity -> its row in `values`, `errors` and `stage_runs`."""
+    """Quantity -> its row in `values`, `errors`, `resolutions` and `stage_runs`."""
     values: Floats
     """[quantities, seeds], NaN if a seed was not measured; repeated measurements of one seed are averaged."""
     errors: Floats
     """[quantities, seeds] standard errors over items."""
+    resolutions: Floats
+    """[quantities, seeds] how much one item moves the value; 0 if neither items nor an error were recorded."""
     stage_runs: list[tuple[str, ...]]
     """Row -> signatures of the evaluations that measured it."""
     benchmarks: dict[tuple[str, str], Benchmarks]
     """(model, stage) -> benchmarks, without those of evaluation variants."""
     evaluations: dict[Checkpoint, list[str]]
     """Checkpoint -> signatures of its planned evaluations, without variants."""
+
+
+def is_share_of_items(metric: str) -> bool:
+    """Whether a metric is the share of items that are right; tables and claims give these in percent."""
+    return metric.split("@")[0] in ("accuracy", "avg", "cons", "pass")
 
 
 def build_grid(study: Study) -> MeasurementGrid:
@@ -90,9 +97,12 @@ def build_grid(study: Study) -> MeasurementGrid:
     cell = row * shape[1] + column
     count = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     with np.errstate(invalid="ignore"):
-        values, errors = (
-            np.bincount(cell, frame[name].fillna(0).to_numpy(float), minlength=count.size).reshape(shape) / count
-            for name in ("value", "stderr")
+        values, errors, resolutions = (
+            np.bincount(cell, numbers, minlength=count.size).reshape(shape) / count
+            for numbers in (
+                *(frame[name].fillna(0).to_numpy(float) for name in ("value", "stderr")),
+                _resolution(frame),
+            )
         )
     groups = dict(zip(frame["benchmark"].iloc[first], frame["group"].iloc[first], strict=True))
     return MeasurementGrid(
@@ -100,10 +110,20 @@ def build_grid(study: Study) -> MeasurementGrid:
         rows=rows,
         values=values,
         errors=errors,
+        resolutions=resolutions,
         stage_runs=_stage_runs(row, len(distinct), frame["stage_run"]),
         benchmarks=_benchmarks(rows, groups, first),
         evaluations=_evaluations(study),
     )
+
+
+def _resolution(frame: pd.DataFrame) -> Floats:
+    """How much one item moves each measurement [measurements]: 1 / n for a fraction, else stderr / sqrt(n)."""
+    items = frame["n"].fillna(1).to_numpy(float).clip(1)
+    codes, metrics = pd.factorize(frame["metric"])
+    resolution_is_known = np.array([is_share_of_items(metric) for metric in metrics], dtype=bool)[codes]
+    resolution: Floats = np.where(resolution_is_known, 1 / items, frame["stderr"].fillna(0) / np.sqrt(items))
+    return resolution
 
 
 def _stage_runs(row: NDArray[np.int64], count: int, signatures: "pd.Series[Any]") -> list[tuple[str, ...]]:

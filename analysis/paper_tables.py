@@ -4,7 +4,7 @@ A study's own model takes the place of one of the paper's models: a dense one of
 10B-A0.5B. These are the two that the paper takes through all stages.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ BENCHMARKS = (
     "HumanEval+", "MBPP+",
 )  # fmt: skip
 """The base models' benchmarks in the paper's order."""
+
+SAMPLED_BENCHMARKS = BENCHMARKS[BENCHMARKS.index("GSM8K") :]
+"""Those whose score is the paper's Pass@64: mathematics and code."""
 
 RL_BENCHMARKS = ("AMC23", "AIME24", "AIME25", "MATH-500", "Minerva", "OlympiadBench")
 
@@ -62,6 +65,28 @@ def counterpart(model: str, config: Mapping[str, Any]) -> str:
     if model in MODELS:
         return model
     return "10B-A0.5B" if config.get("experts") else "4B"
+
+
+def is_same_measurement(
+    row: Mapping[Any, Any], pairs: Collection[tuple[str, str]], *, model: str, scales: Collection[str], progress: int
+) -> bool:
+    """Returns whether a number that the paper reports, a `row` of `reference`, and ours measure the same.
+
+    Ours is of `model`, in a study of these `scales`, the mean over the (benchmark, metric) `pairs`, measured after
+    `progress` tokens or RL steps. Only then does the difference of the two numbers mean anything.
+    """
+    # "500B" tokens or "step 1000"; the last checkpoint may be a batch away from the budget.
+    budget = row["budget"].removeprefix("step ")
+    steps = float(budget.removesuffix("B")) * (10**9 if budget.endswith("B") else 1)
+    if row["model"] != model or set(scales) != {"paper"} or abs(progress / steps - 1) > 0.01:
+        return False
+    average = RL_BENCHMARKS if row["stage"] == "grpo" else BENCHMARKS
+    benchmarks = average if row["benchmark"] == "average" else (row["benchmark"],)
+    if sorted(name for name, _ in pairs) != sorted(benchmarks):
+        return False
+    if row["metric"] != "score":
+        return all(metric == row["metric"] for _, metric in pairs)
+    return all((metric == "pass@64") == (name in SAMPLED_BENCHMARKS) for name, metric in pairs)
 
 
 def benchmark_order(names: Iterable[str], stage: str) -> list[str]:

@@ -299,7 +299,7 @@ def show_claims(options: Options, console: Console) -> int:
         verdict, statement = study_verdict.verdict.upper(), study_verdict.claim.statement
         console.print(f"{verdict}  {statement}  (the paper's numbers: {paper_verdict.verdict})", markup=False)
         for comparison in study_verdict.comparisons:
-            console.print(f"  {comparison.verdict}: {comparison.text} [{comparison.model}]", markup=False)
+            console.print(f"  {comparison.direction}: {comparison.text} [{comparison.model}]", markup=False)
             console.print(f"    {comparison.evidence}", markup=False)
     for line in sentences(ours):
         console.print(line, markup=False)

@@ -1,7 +1,8 @@
 """The paper's tables, filled with a study's own numbers next to those that the paper reports.
 
-With several seeds a cell is the mean over seeds with a 95 % interval (t); with one seed it is the number with the
-interval over its problems. `table_columns` lists the columns, `best_entries` marks the best of several settings.
+With several seeds a cell is the mean over seeds with its 95 % interval; with one seed it is the number with the
+interval over its problems. Percentages have Wilson's interval, other numbers one on the scale of their log.
+`table_columns` lists the columns, `best_entries` marks the best of several settings.
 """
 
 import math
@@ -21,9 +22,10 @@ from analysis.paper_tables import (
     TABLES,
     PaperTable,
     counterpart,
+    is_same_measurement,
 )
 from analysis.reference import MODELS, reported
-from analysis.statistics import t_quantile
+from analysis.statistics import fraction_interval, positive_interval, t_quantile
 from analysis.study import Study, checkpoint_step
 from analysis.table_columns import (
     ARCHITECTURE_COLUMNS,
@@ -34,7 +36,6 @@ from analysis.table_columns import (
     join_columns,
     metric_title,
     rl_benchmarks,
-    rl_metrics,
     with_columns,
 )
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
@@ -197,20 +198,24 @@ class _Builder:
             name: next((row for row in reported(number, name) if row["benchmark"] == "average"), None)
             for name in settings
         }
-        compared = any(averages.values())
+        is_reported = any(averages.values())
+        same: set[str] = set()
         records, index = [], []
         for objective in settings:
             steps = self.checkpoints(model, stage, objective)
+            if self.is_same(averages[objective], columns["", "average"].pairs, model=model, last=steps[-1:]):
+                same.add(objective)
             for step, tokens in steps:
                 checkpoint = Checkpoint(model, objective, stage, step)
                 record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
-                # The paper's number is compared with the last checkpoint's.
-                if compared:
+                # The paper's number is next to the last checkpoint's.
+                if is_reported:
                     row = averages[objective] if step == steps[-1][0] else None
-                    record |= _paper_columns(row, record["", "average"], (paper_table.model, "average"))
+                    ours = record["", "average"] if objective in same else None
+                    record |= _paper_columns(row, ours, (paper_table.model, "average"))
                 records.append(record)
                 index.append((objective, tokens))
-        cells = with_columns(records, pd.MultiIndex.from_tuples(index, names=["objective", "tokens"]))
+        cells = _with_differences(records, pd.MultiIndex.from_tuples(index, names=["objective", "tokens"]))
         families: dict[tuple[str, ...], tuple[str, str]] = {BETA_FAMILY: ("β", "beta"), LAMBDA_FAMILY: ("λ", "lambda")}
         symbol, family = families.get(paper_table.settings, ("the other settings", "other"))
         name = f"table-{number:02d}-{model}" if number else f"{stage}-{family}-{model}"
@@ -218,7 +223,7 @@ class _Builder:
         return _Draft(
             Table(name, number, title, "", cells, model, stage, tuple(settings)),
             "Scores in percent over token checkpoints; perplexity and entropy (nats) on held-out text.",
-            f"{_comparison_note(paper_table.model, model) if compared else ''}{self.provenance}",
+            f"{_comparison_note(paper_table.model, bool(same)) if is_reported else ''}{self.provenance}",
         )
 
     def rl_table(self, model: str, objective: str, *, number: int | None, role: str) -> _Draft:
@@ -229,15 +234,22 @@ class _Builder:
         """
         benchmarks: Benchmarks = self.grid.benchmarks.get((model, "grpo"), {})
         columns = join_columns(build(benchmarks) for build in RL_COLUMNS)
-        paper_rows = reported(number, objective)
         # Step 0 is the mid-trained model, which is evaluated before RL.
         steps = [0, *(step for step, _ in self.checkpoints(model, "grpo", objective))]
+        # The paper's numbers of measured benchmarks, each with whether ours measures the same.
+        paper_rows = []
+        for row in reported(number, objective):
+            pairs = columns.get((row["benchmark"], metric_title(row["metric"])), Scores(())).pairs
+            if row["benchmark"] in ("average", *rl_benchmarks(benchmarks)):
+                paper_rows.append((row, self.is_same(row, pairs, model=model, last=[(steps[-1], steps[-1])])))
         records, index = [], []
         for step in steps:
             checkpoint = Checkpoint(model, objective, "grpo", step)
             record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
-            for row in paper_rows:
-                record |= _paper_rl_columns(row, record, benchmarks, role=role, is_last=step == steps[-1])
+            for row, is_same in paper_rows:
+                column = (row["benchmark"], metric_title(row["metric"]))
+                shown = row if step == steps[-1] else None
+                record |= _paper_columns(shown, record[column] if is_same else None, (role, " ".join(column)))
             records.append(record)
             index.append((objective, step))
 
@@ -249,17 +261,28 @@ class _Builder:
             record = {name: self.entry(checkpoint, scores, variant) for name, scores in columns.items()}
             records.append(record | {column: "" for column in records[0] if column not in record})
             index.append((f"{baseline}, entropy matched", step))
-        cells = with_columns(records, pd.MultiIndex.from_tuples(index, names=["objective", "RL step"]))
+        cells = _with_differences(records, pd.MultiIndex.from_tuples(index, names=["objective", "RL step"]))
         note = ""
         if not controls and not self.is_cross_entropy(objective):
             note = f"The temperature-matched control is missing: no evaluation variant {variant} of ce was measured. "
+        if paper_rows:
+            note += _comparison_note(role, any(is_same for _, is_same in paper_rows))
         name = f"table-{number:02d}-{model}" if number else f"grpo-{objective}-{model}"
         title = f"{_numbered(number)}RL from {objective}, {model}"
         return _Draft(
             Table(name, number, title, "", cells, model, "grpo", (objective,)),
             "Percent on held-out problems over RL steps; step 0 is the mid-trained model.",
-            f"{note}{_comparison_note(role, model) if paper_rows else ''}{self.provenance}",
+            f"{note}{self.provenance}",
         )
+
+    def is_same(
+        self, row: dict[Any, Any] | None, pairs: tuple[tuple[str, str], ...], *, model: str, last: list[tuple[int, Any]]
+    ) -> bool:
+        """Whether a number of the paper measures the same as the mean over `pairs` at the `last` (step, tokens)."""
+        if row is None or not last:
+            return False
+        scales = set(self.study.runs.loc[self.study.runs["model"] == model, "scale"])
+        return is_same_measurement(row, pairs, model=model, scales=scales, progress=last[0][1])
 
     def is_cross_entropy(self, objective: str) -> bool:
         """Whether a setting's objective is plain cross-entropy, whatever its name."""
@@ -290,58 +313,71 @@ class _Builder:
         if n == 0:
             return Entry(None, waits_for=waits_for)
         mean = math.fsum(values) / n
-        half: float | None
+        # [scores, seeds that were measured] -> how much one item moves each number.
+        measured = [not math.isnan(value) for value in by_seed]
+        items = self.grid.resolutions[present][:, measured] * scores.factor
+        resolution = math.sqrt(float((items**2).sum()) / n) / len(present)
         if n > 1:
-            spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-            half = t_quantile(n - 1) * spread / math.sqrt(n)
+            variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n
+            quantile = t_quantile(n - 1)
         else:  # one seed has no spread; its known error is the one over problems
-            errors = self.grid.errors[present][:, [not math.isnan(value) for value in by_seed]] * scores.factor
-            half = float(NORMAL_QUANTILE * np.sqrt((errors**2).sum()) / len(present)) or None
+            errors = self.grid.errors[present][:, measured] * scores.factor
+            variance = float((errors**2).sum()) / len(present) ** 2
+            quantile = NORMAL_QUANTILE
+        low, high = _interval(mean, variance + resolution**2 / n, quantile, item=float(items.mean()), scores=scores)
         return Entry(
             value=mean,
-            half=half,
+            low=low,
+            high=high,
             n=n,
             stage_runs=tuple(dict.fromkeys(run for row in present for run in self.grid.stage_runs[row])),
             waits_for=waits_for,
             by_seed=tuple(by_seed),
+            resolution=resolution,
             variant=variant,
         )
 
 
-def _paper_columns(row: dict[Any, Any] | None, ours: Entry, column: tuple[str, str]) -> dict[Column, Any]:
-    """The paper's number and how far ours is from it; `column` is (the paper's model, what is compared)."""
+def _interval(
+    mean: float, variance: float, quantile: float, *, item: float, scores: Scores
+) -> tuple[float | None, float | None]:
+    """The interval on the scale of the quantity; (None, None) if nothing is known of its error."""
+    if variance == 0:
+        return None, None
+    if scores.factor == 1:
+        return positive_interval(mean, variance, quantile=quantile)
+    # Percentages as fractions.
+    factor = scores.factor
+    ends = fraction_interval(mean / factor, variance / factor**2, item=item / factor, quantile=quantile)
+    return ends[0] * factor, ends[1] * factor
+
+
+def _paper_columns(row: dict[Any, Any] | None, ours: Entry | None, column: tuple[str, str]) -> dict[Column, Any]:
+    """The paper's number and how far ours is from it, if ours is not None; `column` is (paper's model, what it is)."""
     paper_model, name = column
-    if row is None:
-        return {(f"paper, {paper_model}", name): "", (DIFFERENCE, name): ""}
-    difference = Entry(None, waits_for=ours.waits_for)
-    if ours.value is not None:
-        difference = replace(ours, value=ours.value - row["value"], number_format="{:+.2f}")
-    return {(f"paper, {paper_model}", name): f"{row['value']:.2f}", (DIFFERENCE, name): difference}
+    columns: dict[Column, Any] = {(f"paper, {paper_model}", name): f"{row['value']:.2f}" if row else ""}
+    if row is None or ours is None:
+        return columns | {(DIFFERENCE, name): ""}
+    if ours.value is None:
+        return columns | {(DIFFERENCE, name): Entry(None, waits_for=ours.waits_for)}
+    low, high = (None if end is None else end - row["value"] for end in (ours.low, ours.high))
+    difference = replace(ours, value=ours.value - row["value"], low=low, high=high, number_format="{:+.2f}")
+    return columns | {(DIFFERENCE, name): difference}
 
 
-def _paper_rl_columns(
-    row: dict[Any, Any], record: dict[Column, Any], benchmarks: Benchmarks, *, role: str, is_last: bool
-) -> dict[Column, Any]:
-    """`_paper_columns` for one reported number of RL; empty if its benchmark was not measured.
-
-    If its own metric was not measured, it is compared with our Pass@k at the largest k.
-    """
-    if row["benchmark"] not in ("average", *rl_benchmarks(benchmarks)):
-        return {}
-    metrics = rl_metrics(benchmarks)
-    largest = metrics[-1] if metrics and metrics[-1].startswith("pass@") else None
-    metric = row["metric"] if row["metric"] in metrics else largest
-    ours = record.get((row["benchmark"], metric_title(metric)), Entry(None)) if metric else Entry(None)
-    name = f"{row['benchmark']} {metric_title(row['metric'])}"
-    return _paper_columns(row if is_last else None, ours, (role, name))
+def _with_differences(records: list[dict[Column, Any]], index: pd.MultiIndex) -> pd.DataFrame:
+    """The rows as a frame, without the columns of differences in which nothing is compared."""
+    cells = with_columns(records, index)
+    is_empty = [column[0] == DIFFERENCE and set(cells[column]) <= {""} for column in cells.columns]
+    return cells.loc[:, np.invert(np.array(is_empty, dtype=bool))]
 
 
-def _comparison_note(paper_model: str, model: str) -> str:
+def _comparison_note(paper_model: str, is_same: bool) -> str:
     """What a caption says about the paper's numbers."""
-    if model == paper_model:
+    if is_same:
         return "Paper: arXiv 2512.22955, which reports no seeds or intervals. "
     return (
-        f"Paper: its {paper_model} (arXiv 2512.22955) on its own benchmarks; "
+        f"Paper: its {paper_model} (arXiv 2512.22955) on its own benchmarks and budget; "
         "compare the pattern with ours, not the values. "
     )
 
@@ -351,13 +387,15 @@ def _numbered(number: int | None) -> str:
 
 
 def _interval_note(cells: pd.DataFrame) -> str:
-    """What a caption says about ± and bold."""
+    """What a caption says about intervals and bold."""
     entries = [cell for cell in cells.to_numpy().ravel() if isinstance(cell, Entry) and cell.value is not None]
     counts = sorted({entry.n for entry in entries})
     if not counts:
         return "Nothing measured yet."
     if counts == [1]:
-        return "One seed; ± is the 95 % interval over its problems and says nothing about other seeds."
+        return "One seed; [low, high] is the 95 % interval over its problems and says nothing about other seeds."
     seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     bold = " Bold: better than every other setting, paired by seed, Holm-corrected p < 0.05."
-    return f"Mean over {seeds} ± 95 % interval (t).{bold if any(entry.best for entry in entries) else ''}"
+    return (
+        f"Mean over {seeds} with its 95 % interval [low, high].{bold if any(entry.best for entry in entries) else ''}"
+    )

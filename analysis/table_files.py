@@ -15,7 +15,7 @@ from analysis.tables import MISSING, Entry, Table, show
 
 
 def numbers(table: Table) -> pd.DataFrame:
-    """Returns the table with flat columns: each number with its half-width `±` and its seeds `n`, and text as is."""
+    """Returns the table with flat columns: each number with its interval and its seeds `n`, and text as is."""
     columns: dict[str, list[Any]] = {}
     index = table.cells.index
     for level, name in enumerate(table.index_names):
@@ -25,7 +25,8 @@ def numbers(table: Table) -> pd.DataFrame:
         if any(isinstance(cell, Entry) for cell in cells):
             entries = [cell if isinstance(cell, Entry) else Entry(None) for cell in cells]
             columns[title] = [entry.value for entry in entries]
-            columns[f"{title} ±"] = [entry.half for entry in entries]
+            columns[f"{title} low"] = [entry.low for entry in entries]
+            columns[f"{title} high"] = [entry.high for entry in entries]
             columns[f"{title} n"] = [entry.n for entry in entries]
         elif group.startswith("paper"):
             columns[title] = [float(cell) if cell not in ("", None, MISSING) else None for cell in cells]

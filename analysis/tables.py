@@ -22,8 +22,9 @@ class Entry:
     """A number of this study: the mean over `n` seeds with its interval; without a value it is not measured yet."""
 
     value: float | None
-    half: float | None = None
-    """Half-width of the 95 % interval."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval, on the scale of the quantity: within 0..100 for percentages."""
     n: int = 0
     """Seeds."""
     stage_runs: tuple[str, ...] = ()
@@ -35,14 +36,18 @@ class Entry:
     number_format: str = "{:.2f}"
     by_seed: tuple[float, ...] = field(default=(), repr=False)
     """One value per seed of the study, NaN for a missing seed."""
+    resolution: float = field(default=0.0, repr=False)
+    """Of one seed's value: how much one item moves it."""
     variant: str = ""
     """How the evaluation differed; empty for a plain measurement."""
 
     def __str__(self) -> str:
         if self.value is None:
             return MISSING
-        number = self.number_format.format(self.value)
-        return number if self.half is None else f"{number} ± {self.number_format.format(self.half).lstrip('+')}"
+        number, low, high = (
+            None if part is None else self.number_format.format(part) for part in (self.value, self.low, self.high)
+        )
+        return str(number) if low is None else f"{number} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

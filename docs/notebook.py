@@ -19,14 +19,15 @@ CELLS = [
              "gain = rl.pivot_table(index='objective', columns='step', values='value', observed=True) * 100\n"
              "gain.assign(gain=gain.iloc[:, -1] - gain.iloc[:, 0]).round(1)"),
     ("text", "## 3. Is a difference real? Paired by seed, with the number of seeds needed to tell"),
-    ("code", "import pandas as pd\n\nfrom analysis.statistics import permutation_test, seeds_needed\n\n"
+    ("code", "import pandas as pd\n\nfrom analysis.statistics import holm, permutation_test, seeds_needed\n\n"
              "end = rl[rl['step'] == rl['step'].max()]\n"
              "by_seed = end.pivot_table(index='seed', columns='objective', values='value', observed=True)\n"
              "others = [name for name in by_seed if name != 'ce']\n"
              "differences = by_seed[others].sub(by_seed['ce'], axis=0)\n"
              "tests = {'mean': pd.Series.mean, 'p': permutation_test, 'seeds needed': seeds_needed}\n"
-             "pd.DataFrame({name: {column: test(d) for column, test in tests.items()}\n"
-             "              for name, d in differences.items()})"),
+             "answers = pd.DataFrame({name: {column: test(d) for column, test in tests.items()}\n"
+             "                        for name, d in differences.items()}).T.astype(float)\n"
+             "answers.assign(**{'p, corrected': holm(answers['p'].to_numpy())})"),
     ("text", "## 4. Does entropy collapse in RL?"),
     ("code", "curves = analysis.ledger(STORE, 'grpo')\n"
              "ends = curves.sort_values('step').groupby(['objective', 'seed'])[['entropy', 'response_length']]\n"

@@ -21,8 +21,8 @@ from tests.analysis.conftest import composed, known, measurements_of, write_run
 
 @pytest.fixture
 def complete(tmp_path: Path) -> Study:
-    """Two models, four settings and all that evaluations may add."""
-    cells = composed(("objective=ce,precision,diversity,tail_penalty",))
+    """Two models, five settings and all that evaluations may add."""
+    cells = composed(("objective=ce,precision,diversity,tail_penalty,head_reward",))
     small = [replace(cell, model=replace(cell.model, name="small", ffn=32)) for cell in cells]
     graph, store = plan([*cells, *small]), Store.create(tmp_path / "store")
     for run in graph.runs.values():

@@ -53,7 +53,7 @@ def test_every_format_has_the_numbers(finished: Path) -> None:
     ):
         row = frame[frame["RL step"] == 10].iloc[0]
         assert row["Chain-5 Avg@8"] == pytest.approx(exact)
-        assert row["Chain-5 Avg@8 ±"] == pytest.approx(1.96, abs=0.001)  # one seed: 1.96 standard errors of 1 percent
+        assert 0 <= row["Chain-5 Avg@8 low"] < exact < row["Chain-5 Avg@8 high"] <= 100
         assert row["Chain-5 Avg@8 n"] == 1
     for ending in ("md", "tex", "html"):
         text = (folder / f"tables/table-14-nano.{ending}").read_text()
@@ -143,7 +143,7 @@ def test_missing_is_one_command(make_store: Callable, tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "10 stage runs are missing" in printed
     assert f"shaping-run -m +sweep=nano seed=1,2 store={tmp_path / 'store'}" in printed
-    assert "Table 14: RL from ce, nano: 13 cells wait for 2 stage runs" in printed
+    assert "Table 14: RL from ce, nano: 12 cells wait for 2 stage runs" in printed
 
 
 def test_claims_are_printed_with_an_exit_code(

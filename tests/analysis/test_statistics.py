@@ -1,5 +1,6 @@
-"""Intervals and tests: against scipy and statsmodels, against closed forms, and by simulated coverage."""
+"""Tests and the bootstrap: against scipy and statsmodels, against closed forms, and by simulated coverage."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,14 +9,14 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from analysis.extra_figures import rank_correlation
 from analysis.statistics import (
     Sampled,
     hierarchical_bootstrap,
     holm,
+    one_sided_t_test,
     permutation_test,
+    rank_correlations,
     seeds_needed,
-    t_test,
 )
 
 
@@ -23,12 +24,23 @@ def test_the_t_test_equals_scipys_with_gaps() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(0.3, 1, (20, 6))
     values[3, 2] = np.nan
-    for row, p in zip(values, t_test(values), strict=True):
-        assert p == pytest.approx(stats.ttest_1samp(row[np.isfinite(row)], 0).pvalue)
+    for row, p in zip(values, one_sided_t_test(values, np.zeros(20)), strict=True):
+        assert p == pytest.approx(stats.ttest_1samp(row[np.isfinite(row)], 0, alternative="greater").pvalue)
 
 
-def test_one_value_and_equal_values_have_no_p() -> None:
-    assert np.isnan(t_test(np.array([[1.0, np.nan], [0.0, 0.0]]))).all()
+@pytest.mark.parametrize("row", [[1.0, np.nan], [0.0, 0.0], [0.3, 0.3], [0.1 + 0.2 - 0.3 + 0.5, 0.5], [0.7] * 9])
+def test_one_value_and_equal_values_decide_nothing(row: list[float]) -> None:
+    assert one_sided_t_test(np.array([row]), np.zeros(1)) == 1.0
+
+
+def test_the_resolution_is_a_variance_of_its_own() -> None:
+    """Two seeds that differ by the same two of 64 problems: t = 2 with one degree of freedom."""
+    (p,) = one_sided_t_test(np.array([[2 / 64, 2 / 64]]), np.array([math.sqrt(2) / 64]))
+    assert p == pytest.approx(stats.t.sf(2, 1))
+    varied = np.array([0.1, 0.4, 0.3])
+    (p,) = one_sided_t_test(varied[None], np.array([0.2]))
+    error = math.sqrt((varied.var(ddof=1) + 0.04) / 3)
+    assert p == pytest.approx(stats.t.sf(varied.mean() / error, 2))
 
 
 def test_holm_on_three_values() -> None:
@@ -61,13 +73,39 @@ def test_seeds_needed_are_the_fewest_by_statsmodels(effect: float) -> None:
     assert n == 2 or TTestPower().power(effect, n - 1, 0.05) < 0.8
 
 
-@pytest.mark.parametrize("count", [4, 9, 40])
-def test_rank_correlation_equals_scipys_with_ties(count: int) -> None:
-    x, y = np.random.default_rng(count).integers(0, 6, (2, count)).astype(float)
-    expected = stats.spearmanr(x, y)
-    assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue, count))
-    assert rank_correlation(x, np.exp(x)) == (pytest.approx(1), pytest.approx(0, abs=1e-6), count)
-    assert np.isnan(rank_correlation(x, np.ones(count))[0])
+@pytest.mark.parametrize("count", [5, 6, 9, 40])
+def test_rank_correlations_equal_scipys_with_ties(count: int) -> None:
+    rng = np.random.default_rng(count)
+    x, y = rng.integers(0, 6, (3, count)).astype(float), rng.integers(0, 6, count).astype(float)
+    rho, _ = rank_correlations(x, y)
+    assert rho == pytest.approx([stats.spearmanr(row, y).statistic for row in x])
+    rho, p = rank_correlations(np.stack([x[0], np.ones(count)]), y)
+    assert np.isnan(rho[1])
+    assert np.isnan(p[1])
+    assert np.isnan(rank_correlations(x, np.ones(count))[0]).all()
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_p_values_of_rank_correlations_are_exact(count: int) -> None:
+    """Against every order of the points, with the correlations by scipy; one row, and three rows corrected together."""
+    rng = np.random.default_rng(count)
+    x, y = rng.integers(0, 5, (3, count)).astype(float), rng.normal(size=count)
+    x[0] = np.arange(count) ** 2
+    orders = [list(order) for order in itertools.permutations(range(count))]
+    permuted = np.array([[abs(stats.spearmanr(row, y[order]).statistic) for row in x] for order in orders])
+    observed = np.array([abs(stats.spearmanr(row, y).statistic) for row in x])
+    for rows in ([0], [1], [0, 1, 2]):
+        expected = [(permuted[:, rows].max(1) >= observed[row] - 1e-12).mean() for row in rows]
+        assert rank_correlations(x[rows], y)[1] == pytest.approx(expected)
+
+
+def test_a_perfect_rank_correlation_is_no_more_certain_than_its_points_allow() -> None:
+    for count, smallest in ((5, 2 / 120), (6, 2 / 720), (7, 2 / 5040)):
+        line = np.arange(count, dtype=float)
+        assert rank_correlations(-line[None], line) == (pytest.approx([-1.0]), pytest.approx([smallest]))
+    many = np.arange(30.0)
+    assert rank_correlations(many[None], many)[1] == pytest.approx([1e-4])  # one of the 10,000 orders tried
+    assert np.isnan(rank_correlations(np.arange(4.0)[None], np.arange(4.0))[1]).all()
 
 
 def test_seeds_needed_reach_the_power_by_simulation() -> None:
@@ -79,7 +117,8 @@ def test_seeds_needed_reach_the_power_by_simulation() -> None:
     assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.05)
     assert seeds_needed([1.0, -1.0]) is None
     assert seeds_needed([0.5]) is None
-    assert seeds_needed([0.5, 0.5]) == 2
+    assert seeds_needed([0.5, 0.5]) is None
+    assert seeds_needed([0.1 + 0.2, 0.3]) is None
 
 
 @pytest.mark.parametrize("effect", [0.01, 0.09, 0.27, 0.29, 0.5, 1.0, 3.0, 9.0, 500.0])
@@ -133,12 +172,28 @@ def test_shared_problems_cancel_in_a_difference() -> None:
     rng = np.random.default_rng(3)
     hard = rng.normal(0, 10, 50)
     both = [
-        Sampled((1, 2, 3), np.full(3, hard.mean() + s), (("b", np.tile(hard + s, (3, 1)), np.full(3, 1.4)),))
-        for s in (0.0, 1.0)
+        Sampled((1, 2, 3), hard.mean() + seed, (("b", hard + seed[:, None], np.full(3, 1.4)),))
+        for seed in (np.array([0.0, 0.01, 0.02]), np.array([1.0, 1.02, 1.01]))
     ]
     estimate = hierarchical_bootstrap(both, lambda v: v[1] - v[0])
-    assert estimate.low == pytest.approx(1.0)
-    assert estimate.high == pytest.approx(1.0)
+    assert estimate.low == pytest.approx(1.0, abs=0.05)
+    assert estimate.high == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_equal_numbers_have_no_interval_and_decide_nothing(seeds: int) -> None:
+    both = [Sampled(tuple(range(seeds)), np.full(seeds, value), ()) for value in (0.1, 0.4)]
+    estimate = hierarchical_bootstrap(both, lambda v: v[1] - v[0])
+    assert (estimate.low, estimate.high) == (None, None)
+    assert estimate.p == (None if seeds == 1 else 1.0)
+
+
+def test_the_bootstrap_adds_each_quantitys_resolution() -> None:
+    """Five seeds at the ceiling of 64 problems against five with one problem less: Student's t of one item each."""
+    both = [Sampled(tuple(range(5)), np.full(5, value), (), 1 / 64) for value in (1.0, 63 / 64)]
+    estimate = hierarchical_bootstrap(both, lambda v: v[0] - v[1], replicates=200_000)
+    error = math.sqrt(2) / 64 / math.sqrt(5) * math.sqrt(5 / 4)
+    assert estimate.p == pytest.approx(2 * stats.t.sf(1 / 64 / error, 4), rel=0.02)
 
 
 def test_unknown_problems_add_their_standard_error() -> None:

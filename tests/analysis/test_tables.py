@@ -1,9 +1,10 @@
 """Tables from a store with known numbers: every number in its cell, averages and intervals computed independently."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,11 @@ import pytest
 from scipy import stats
 
 from analysis.measurement_grid import build_grid
-from analysis.paper_tables import TABLES, benchmark_order
+from analysis.paper_tables import BENCHMARKS, RL_BENCHMARKS, TABLES, benchmark_order, is_same_measurement
 from analysis.reference import MODELS, reference
 from analysis.study import read_study
 from analysis.table_builder import build_tables
-from analysis.tables import Entry, Table
+from analysis.tables import DIFFERENCE, Entry, Table
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import Plan
 from sweeps.plan.planner import plan
@@ -95,11 +96,38 @@ def test_several_seeds_give_a_mean_and_an_interval(make_store: Callable) -> None
     entry = table.cells.loc[("ce", 20), ("Chain-4", "Avg@8")]
     values = [100 * known(Measured("ce", seed, "grpo", 20, "Chain-4", "avg@8")) for seed in (1, 2, 3)]
     assert entry.value == pytest.approx(statistics.fmean(values))
-    low, high = stats.t.interval(0.95, 2, loc=statistics.fmean(values), scale=stats.sem(values))
-    assert entry.half == pytest.approx((high - low) / 2)
+    # Wilson's interval by the roots of its equation, with Student's quantile.
+    mean = statistics.fmean(values) / 100
+    variance = (statistics.variance(values) / 100**2 + 1 / 64**2) / 3
+    trials = mean * (1 - mean) / variance
+    quantile = stats.t.ppf(0.975, 2)
+    roots = np.roots([1 + quantile**2 / trials, -(2 * mean + quantile**2 / trials), mean**2])
+    assert (entry.low, entry.high) == pytest.approx(tuple(sorted(100 * roots)))
     assert len(entry.stage_runs) == 3
     assert "3 seeds" in table.caption
-    assert " ± " in str(entry)
+    assert str(entry) == f"{entry.value:.2f} [{entry.low:.2f}, {entry.high:.2f}]"
+
+
+@pytest.mark.parametrize("arguments", [("seed=1",), ("seed=1,2,3,4,5",)])
+@pytest.mark.parametrize("level", [0.0, 0.5, 0.97, 1.0])
+def test_every_percentage_has_an_interval_within_its_range(
+    make_store: Callable, level: float, arguments: tuple[str, ...]
+) -> None:
+    """At the ends too, and for seeds that are all equal; for perplexity and entropy, on the positive side."""
+
+    def number(measured: Measured) -> float:
+        if measured.benchmark == "Docstrings":
+            return 1e-3 + 30 * known(measured)
+        return level if measured.benchmark != "Chain-4" else round(known(measured))
+
+    for table in tables_of(*make_store(["objective=ce,precision", *arguments], number=number)).values():
+        for column, entry in ((c, e) for _, row in table.rows for c, e in zip(table.columns, row, strict=True)):
+            if isinstance(entry, Entry):
+                assert entry.low is not None
+                assert entry.high is not None
+                assert 0 <= entry.low <= entry.value <= entry.high  # type: ignore[operator]
+                assert entry.low < entry.high
+                assert entry.high <= 100 or column[0] == "text"
 
 
 def test_captions_mention_a_single_seed(make_store: Callable) -> None:
@@ -115,7 +143,7 @@ def test_missing_numbers_are_shown_as_missing(make_store: Callable) -> None:
     table = tables_of(graph, store)["table-14-nano"]
     (unfinished,) = [run.signature for run in graph.runs.values() if last_rl(run)]
     assert table.waits_for == [f"evaluate/{unfinished}"]
-    assert table.missing == 12 + 1  # and the difference from the paper's number
+    assert table.missing == 12
     assert set(table.text().loc[("ce", 20)]) - {"50.99"} == {"–"}
     assert "–" not in set(table.text().loc[("ce", 10)])
     empty = tables_of(*make_store(["objective=precision", "seed=9"], leave_out=lambda run: True))
@@ -147,8 +175,8 @@ def test_settings_outside_the_paper_get_separate_tables(make_store: Callable) ->
 
 def test_entries_as_text() -> None:
     assert str(Entry(12.346)) == "12.35"
-    assert str(Entry(50.0, 1.5)) == "50.00 ± 1.50"
-    assert str(Entry(0.294, 0.1, number_format="{:+.2f}")) == "+0.29 ± 0.10"
+    assert str(Entry(50.0, 48.5, 51.504)) == "50.00 [48.50, 51.50]"
+    assert str(Entry(0.294, -0.1, 0.6, number_format="{:+.2f}")) == "+0.29 [-0.10, +0.60]"
     assert str(Entry(None)) == "–"
 
 
@@ -156,11 +184,61 @@ def test_the_papers_number_is_next_to_ours(make_store: Callable) -> None:
     tables = tables_of(*make_store(["+sweep=nano"]))
     last = tables["table-03-nano"].cells.loc["precision"].iloc[-1]
     assert last["paper, 4B", "average"] == "43.11"
-    assert last["ours - paper", "average"].value == pytest.approx(last["", "average"].value - 43.11)
     rl = tables["table-20-nano"].cells.loc["tail_penalty"].iloc[-1]
     assert rl["paper, 4B", "average Pass@64"] == "51.18"
-    assert rl["ours - paper", "average Pass@64"].value == pytest.approx(rl["average", "Pass@4"].value - 51.18)
+    assert not any(group == DIFFERENCE for table in tables.values() for group, _ in table.columns)
     assert "compare the pattern with ours, not the values" in tables["table-20-nano"].caption
+
+
+def rl_at_paper_scale(tmp_path: Path, *, scale: str, steps: int, model: str, metric: str) -> Table:
+    """The table of a 4B's RL from ce with the paper's six benchmarks, each at 60 percent."""
+    cells = compose_cells(["objective=ce", f"grpo.steps={steps}", f"scale={scale}", "grpo.extended_from_step=null"])
+    graph = plan(replace(cell, model=replace(cell.model, name=model)) for cell in cells)
+    store = Store.create(tmp_path / "store")
+    row = {"group": "math", "metric": metric, "value": 0.6, "stderr": 0.01, "n": 100}
+    for run in graph.runs.values():
+        extra = {"measurements": [{**row, "benchmark": name} for name in RL_BENCHMARKS]}
+        write_run(store, run, **(extra if run.stage == "evaluate" else {}))
+    return next(table for table in build_tables(read_study(graph, store)) if table.number == 14)
+
+
+def test_a_difference_is_shown_for_the_papers_own_measurement(tmp_path: Path) -> None:
+    table = rl_at_paper_scale(tmp_path, scale="paper", steps=1000, model="4B", metric="pass@64")
+    row = table.cells.loc["ce"].iloc[-1]
+    difference, ours = row[DIFFERENCE, "average Pass@64"], row["average", "Pass@64"]
+    assert difference.value == pytest.approx(60 - 50.99)
+    assert (difference.low, difference.high) == pytest.approx((ours.low - 50.99, ours.high - 50.99))
+    assert "compare the pattern" not in table.caption
+    assert list(table.cells.loc["ce"][DIFFERENCE, "average Pass@64"])[:-1] == [""] * (len(table.cells.loc["ce"]) - 1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"scale": "nano"}, {"steps": 20}, {"model": "nano"}, {"metric": "pass@4"}, {"metric": "avg@64"}]
+)
+def test_a_difference_from_another_measurement_is_not_shown(tmp_path: Path, change: dict[str, Any]) -> None:
+    same: dict[str, Any] = {"scale": "paper", "steps": 1000, "model": "4B", "metric": "pass@64"}
+    table = rl_at_paper_scale(tmp_path, **{**same, **change})
+    assert DIFFERENCE not in dict(table.columns)
+    assert "compare the pattern" in table.caption
+
+
+def test_every_reported_number_has_the_measurement_that_equals_it() -> None:
+    """And no measurement with another model, budget, scale, set of benchmarks or metric does."""
+    for row in reference().to_dict("records"):
+        names = RL_BENCHMARKS if row["stage"] == "grpo" else BENCHMARKS
+        names = names if row["benchmark"] == "average" else (row["benchmark"],)
+        sampled = {"GSM8K", "MATH-500", "Minerva", "OlympiadBench", "HumanEval+", "MBPP+"}
+        pairs = [
+            (name, "pass@64" if row["stage"] == "grpo" or name in sampled else "accuracy") for name in reversed(names)
+        ]
+        progress = {"500B": 500_000_000_000, "100B": 100_000_000_000, "step 1000": 1000}[row["budget"]]
+        facts = {"model": row["model"], "scales": {"paper"}, "progress": progress}
+        assert is_same_measurement(row, pairs, **facts)
+        assert not is_same_measurement(row, pairs[:-1], **facts)
+        assert not is_same_measurement(row, [*pairs, ("Extra", "accuracy")], **facts)
+        assert not is_same_measurement(row, [(name, "avg@128") for name, _ in pairs], **facts)
+        for change in ({"model": "1B"}, {"scales": {"nano"}}, {"scales": {"nano", "paper"}}, {"progress": 20}):
+            assert not is_same_measurement(row, pairs, **{**facts, **change})
 
 
 def paper_plan() -> Plan:
@@ -219,6 +297,30 @@ def test_bold_is_significant_against_every_other_setting(make_store: Callable) -
     assert "Holm" in table.caption
     one_seed = tables_of(*make_store(["+sweep=nano"], number=number))["table-03-nano"]
     assert not any(entry.best for entry in one_seed.entries)
+
+
+def bold_cells(tables: Iterable[Table]) -> list[tuple[str, Any]]:
+    return [
+        (key[0], column)
+        for table in tables
+        for key, row in table.rows
+        for column, cell in zip(table.columns, row, strict=True)
+        if isinstance(cell, Entry) and cell.best
+    ]
+
+
+@pytest.mark.parametrize("seeds", ["1,2", "1,2,3", "1,2,3,4,5"])
+def test_ceilings_and_equal_differences_are_not_bold(make_store: Callable, seeds: str) -> None:
+    """One of 64 problems between settings in every seed, at the ceiling and in the middle."""
+
+    def number(measured: Measured) -> float:
+        level = 1.0 if measured.benchmark.startswith("Chain") else 0.5
+        return level - (0 if measured.objective == "precision" else 1 / 64)
+
+    tables = tables_of(*make_store(["+sweep=nano", f"seed={seeds}"], number=number))
+    bold = bold_cells(tables.values())
+    # An average of eight benchmarks in five seeds is one problem better in all forty of them, which is something.
+    assert {column for _, column in bold} <= ({("", "average")} if seeds == "1,2,3,4,5" else set())
 
 
 def test_missing_seeds_are_shown(make_store: Callable) -> None:
