@@ -164,8 +164,10 @@ def headline(table: TokenTable, top_k: int, byte_lengths: NDArray[np.int64]) -> 
     # Perplexity is exp of the mean loss: its error follows by linearisation, its interval from that of the loss.
     loss = estimate(table.loss.mean(1), fractions=False)
     count = len(table.loss)
-    perplexity = math.exp(loss.value)
-    interval = (None, None) if loss.low is None or loss.high is None else (math.exp(loss.low), math.exp(loss.high))
+    perplexity = _perplexity(loss.value)
+    interval = (
+        (None, None) if loss.low is None or loss.high is None else (_perplexity(loss.low), _perplexity(loss.high))
+    )
     return {
         "perplexity": Estimate(perplexity, loss.stderr and perplexity * loss.stderr, count, *interval),
         "entropy": estimate(table.entropy.mean(1), fractions=False),
@@ -176,6 +178,11 @@ def headline(table: TokenTable, top_k: int, byte_lengths: NDArray[np.int64]) -> 
         "calibration_error": _calibration_error(table),
         **{f"head_mass@{k}": estimate(mass.mean(1)) for k, mass in table.head_mass.items()},
     }
+
+
+def _perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; infinite from 709 nats on, where `math.exp` would raise an error."""
+    return math.exp(loss) if loss < 709 else math.inf
 
 
 def _ratio(numerators: NDArray[np.float64], denominators: NDArray[np.int64]) -> Estimate:
@@ -292,7 +299,7 @@ def _groups(
             {
                 "name": name,
                 "tokens": int(inside.sum()),
-                "perplexity": math.exp(loss.mean()),
+                "perplexity": _perplexity(loss.mean()),
                 "bits_per_byte": float(loss.sum() / math.log(2) / size) if size else None,
                 "entropy": float(table.entropy[inside].mean()),
                 "top_1": float((table.rank[inside] == 1).mean()),

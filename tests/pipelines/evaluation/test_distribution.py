@@ -1,5 +1,6 @@
 """Distribution metrics against a plain forward pass in float64, and controls against their definitions."""
 
+import copy
 import math
 from typing import Any
 
@@ -58,6 +59,22 @@ def test_the_table_equals_a_forward_pass(model: Any, rows: Any) -> None:
         np.testing.assert_allclose(mass, ordered[..., :k].sum(-1), rtol=1e-5)
     assert set(table.head_mass) == {1, 4, 8, 16}
     np.testing.assert_allclose(table.tail_mass, ordered[..., 8:].sum(-1), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [30, 1000])
+def test_losses_are_finite_where_probabilities_underflow(corpus: Corpus, model: Any, rows: Any, scale: float) -> None:
+    """Logits hundreds or thousands apart, so that most targets have probability 0 in float32."""
+    model = copy.deepcopy(model)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * scale)
+    table = token_table(model, rows, 8)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(rows[:, :-1].astype(np.int64))).logits.double()
+    expected = -logits.log_softmax(-1).numpy()
+    expected = np.take_along_axis(expected, table.targets[..., None], -1)[..., 0]
+    assert np.median(expected) > 104
+    np.testing.assert_allclose(table.loss, expected, rtol=1e-5, atol=1e-3)
+    perplexity = distribution.headline(table, 8, distribution.byte_lengths(corpus))["perplexity"].value
+    assert perplexity == (pytest.approx(math.exp(expected.mean()), rel=1e-2) if expected.mean() < 709 else math.inf)
 
 
 def test_bits_per_byte_counts_the_bytes_of_the_text(corpus: Corpus, model: Any, rows: Any) -> None:
