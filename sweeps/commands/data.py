@@ -1,6 +1,5 @@
 """`shaping-data`: prepares, shows and verifies token shards."""
 
-import os
 import time
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from sweeps.commands.shared_arguments import run
+from sweeps.execute.machine import available_cores
 
 app = typer.Typer(
     help="Token shards: documents as memory-mapped tokens, prepared once for all cells.",
@@ -58,7 +58,7 @@ def prepare(
 
         index = prepare_shards(
             data,
-            processes=processes or len(os.sched_getaffinity(0)),
+            processes=processes or available_cores(),
             validation=validation,
             evaluation_files=decontaminate or [],
             progress=progress,

@@ -27,6 +27,8 @@ BYTES_PER_WEIGHT = 4
 """Checkpoints and trainer states are float32."""
 CHUNK_BYTES = 2**25
 """Bytes of logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
+WEIGHTS_PER_THREAD = 1_000_000
+"""A model with fewer weights than this is computed by one thread; the nano models have half of it."""
 PROCESS_BYTES = 7 * 2**27
 """Memory of a worker that has loaded its libraries: 0.9 GiB."""
 
@@ -168,6 +170,11 @@ def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
     tokens = run.config[run.stage].get("batch_tokens", 16_384)
     per_token = 4 * model.vocabulary + 16 * model.shape["layers"] * model.shape["d_model"]
     return PROCESS_BYTES + BYTES_PER_WEIGHT * (4 * model.weights + tokens * per_token)
+
+
+def useful_threads(plan: Plan, run: StageRun) -> int:
+    """Returns how many threads on CPU cores a stage run can use; more only make a small model slower."""
+    return 1 + _Model.of(plan, run).weights // WEIGHTS_PER_THREAD
 
 
 def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:

@@ -171,7 +171,8 @@ class NFSClient:
         monkeypatch.setattr(os, "listdir", self.listed)
         monkeypatch.setattr(Path, "exists", lambda path, **_: self.exists(path))
         for owner, name, arguments in (
-            (os, "link", (1,)), (Path, "unlink", (0,)), (Path, "touch", (0,)), (Path, "mkdir", (0,)), (Path, "rename", (0, 1)),
+            (os, "link", (1,)), (Path, "unlink", (0,)), (Path, "touch", (0,)), (Path, "mkdir", (0,)),
+            (Path, "rename", (0, 1)),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self.changing(getattr(owner, name), arguments))
 
