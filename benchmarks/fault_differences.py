@@ -1,0 +1,91 @@
+"""How the store of an interrupted run differs from that of an undisturbed one."""
+
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+STAGES = ("pretrain", "midtrain", "grpo", "evaluate")
+MEASURED_TIME = re.compile(r"time$|seconds|per_second|data_wait_share|memory_gib")
+"""Columns and metrics that measure the machine and differ from run to run."""
+
+
+def differences(reference: Path, store: Path) -> list[str]:
+    """Sentences about every stage run, file, weight, result or ledger row that is not as in `reference`."""
+    expected, actual = _stage_runs(reference), _stage_runs(store)
+    found = [f"{name}: the stage run is missing" for name in sorted(expected - actual)]
+    found += [f"{name}: nobody asked for this stage run" for name in sorted(actual - expected)]
+    for name in sorted(expected & actual):
+        found += [f"{name}: {text}" for text in _compare(reference / name, store / name)]
+    runs, interrupted = _wandb_ids(reference), _wandb_ids(store)
+    found += [f"W&B run {name} is missing" for name in sorted(runs - interrupted)]
+    return found + [f"W&B run {name} is one too many" for name in sorted(interrupted - runs)]
+
+
+def leftovers(store: Path) -> list[str]:
+    """Sentences about temporary files, folders of work and leases that are left in a finished store."""
+    left = [path for stage in STAGES for path in store.glob(f"{stage}/*/**/.*")]
+    names = ("work-*", "leases", "resume")
+    left += [path for stage in STAGES for name in names for path in store.glob(f"{stage}/*/{name}")]
+    left += [path for path in (store / "cache").rglob(".*") if not path.name.endswith(".lock")]
+    left += list(store.glob(".*"))
+    return [f"left behind: {path.relative_to(store)}" for path in sorted(left)]
+
+
+def _stage_runs(store: Path) -> set[str]:
+    return {str(path.relative_to(store)) for stage in STAGES for path in store.glob(f"{stage}/*")}
+
+
+def _wandb_ids(store: Path) -> set[str]:
+    """Identities of the W&B runs, by the names of their folders; every attempt has one, with the same identity."""
+    return {path.name.rsplit("-", 1)[1] for path in store.glob("wandb/*run-*-*")}
+
+
+def _compare(expected: Path, actual: Path) -> list[str]:
+    """Differences of one stage run's folder."""
+    names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
+    actual_names = {str(path.relative_to(actual)) for path in actual.rglob("*") if path.is_file()}
+    found = [f"{name} is missing" for name in sorted(names - actual_names)]
+    found += [f"{name} is not in the undisturbed run" for name in sorted(actual_names - names)]
+    for name in sorted(names & actual_names):
+        if name == "state.json":
+            status = json.loads((actual / name).read_text())["status"]
+            found += [f"its state is {status}"] if status != "done" else []
+        elif _content(expected / name) != _content(actual / name):
+            found.append(f"{name} differs{_first_difference(expected / name, actual / name)}")
+    return found
+
+
+def _content(path: Path) -> Any:
+    """What must be the same: everything but times and what the machine measured."""
+    if path.name == "ledger.jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.name == "result.json":
+        return {key: value for key, value in _timeless(json.loads(path.read_text())).items() if key != "files"}
+    if path.name == "README.md":  # a table with a row per column of the ledger
+        return [line for line in path.read_text().splitlines() if not MEASURED_TIME.search(line.split(" | ")[0])]
+    content = path.read_bytes()
+    return hashlib.sha256(gzip.decompress(content) if path.suffix == ".gz" else content).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    """A JSON value without the keys that measure time or memory."""
+    if isinstance(value, dict):
+        return {key: _timeless(v) for key, v in value.items() if not MEASURED_TIME.search(key)}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def _first_difference(expected: Path, actual: Path) -> str:
+    """Where two ledgers or results part, for the report."""
+    first, second = _content(expected), _content(actual)
+    if expected.suffix == ".jsonl" and isinstance(first, list):
+        if len(first) != len(second):
+            return f": {len(second)} rows for {len(first)}"
+        row = next(i for i, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
+        keys = [key for key in first[row] if first[row][key] != second[row].get(key)]
+        return f" in row {row + 1}, {', '.join(keys[:4])}"
+    if isinstance(first, dict):
+        return " in " + ", ".join(key for key in first if first[key] != second.get(key))
+    return ""
