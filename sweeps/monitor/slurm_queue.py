@@ -38,6 +38,7 @@ REASONS = {
     "JobHeldAdmin": "an administrator holds it, or its start failed",
     "PartitionDown": "its partition is closed",
     "PartitionInactive": "its partition is closed",
+    "BadConstraints": "no node of the cluster has what it asks for",
     "PartitionTimeLimit": "its partition allows less than hydra.launcher.time",
     "PartitionNodeLimit": "its partition has or allows fewer nodes",
     "ReqNodeNotAvail": "nodes that it needs are drained, down or reserved",

@@ -9,7 +9,6 @@
 set -euo pipefail
 
 die() { echo "cluster.sh: $*" >&2; exit 1; }
-NODES=(node1 node2)
 running() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
 install() {
@@ -81,8 +80,10 @@ up() {
   done
   host=$(hostname -s)
   port=$((20000 + $(cksum <<<"$folder" | cut -d' ' -f1) % 1000 * 10))
-  mkdir -p "$folder"/{controller,node1,node2,log}
-  cpus=$(nproc)
+  # Names differ between clusters, since a node's name is part of the path of its control groups.
+  nodes=("a$port" "b$port")
+  mkdir -p "$folder"/{controller,log} "${nodes[@]/#/$folder/}"
+  cpus=$(getconf _NPROCESSORS_ONLN)  # nproc heeds OMP_NUM_THREADS
   [ "$cpus" -le 2 ] || cpus=2
   tracking=proctrack/linuxproc tasks=task/affinity
   if has_control_groups; then
@@ -116,7 +117,7 @@ SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/%n.log
 StateSaveLocation=$folder/controller
 SlurmdSpoolDir=$folder/%n
-SlurmdTimeout=10
+SlurmdTimeout=20
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 SelectType=select/cons_tres
@@ -127,8 +128,8 @@ MaxArraySize=101
 EnforcePartLimits=ALL
 KillWait=5
 $storage
-NodeName=${NODES[0]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
-NodeName=${NODES[1]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 4)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+NodeName=${nodes[0]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+NodeName=${nodes[1]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 4)) Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL MaxTime=1 State=UP
 CONF
@@ -136,11 +137,11 @@ CONF
   start_munge
   [ -z "$accounting" ] || running "$folder/slurmdbd.pid" || start_database
   running "$folder/slurmctld.pid" || slurmctld -f "$SLURM_CONF"
-  for node in "${NODES[@]}"; do
+  for node in "${nodes[@]}"; do
     running "$folder/$node.pid" || slurmd -N "$node" -f "$SLURM_CONF"
   done
   for _ in $(seq 150); do
-    [ "$(sinfo -h -N -p main -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$')" = "${#NODES[@]}" ] && return
+    [ "$(sinfo -h -N -p main -o %T 2>/dev/null | grep -cE '^(idle|mixed|allocated)$')" = "${#nodes[@]}" ] && return
     sleep 0.2
   done
   tail -5 "$folder"/log/*.log >&2
@@ -154,8 +155,8 @@ down() {
     squeue -h -o %A | sort -u | xargs -r scancel || true
     for _ in $(seq 50); do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.3; done
   fi
-  for pid in node1.pid node2.pid slurmctld.pid slurmdbd.pid database/pid; do
-    running "$folder/$pid" && kill "$(cat "$folder/$pid")" 2>/dev/null || true
+  for pid in "$folder"/*.pid "$folder/database/pid"; do
+    running "$pid" && kill "$(cat "$pid")" 2>/dev/null || true
   done
   for process in /proc/[0-9]*; do  # steps that are still running
     case "$(cat "$process/comm" 2>/dev/null)" in slurmstepd*|slurmd*) ;; *) continue ;; esac

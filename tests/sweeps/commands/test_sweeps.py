@@ -209,6 +209,20 @@ def test_logs_follow_a_worker_that_is_cancelled_and_resumes_when_retried(tmp_pat
     assert result["metrics"]["resumed"] > 0
 
 
+def test_a_dismissed_stage_run_is_no_trouble_until_its_cell_is_launched_again(folder: Path) -> None:
+    assert sweeps("status", cwd=folder).returncode == 1
+    assert sweeps("dismiss", cwd=folder).returncode == 2  # filters are required
+    dismissed = sweeps("dismiss", "seed=7", cwd=folder)
+    assert "1 stage runs dismissed" in dismissed.stdout
+    shown = sweeps("status", cwd=folder)
+    assert shown.returncode == 0
+    assert "asked to fail" not in shown.stdout
+    assert [row["status"] for row in rows(folder, "seed=7")] == ["dismissed"] * 4 + ["done"] * 2
+    assert "Nothing to retry" in sweeps("retry", cwd=folder).stdout
+    assert run("seed=7", *FEW, cwd=folder).returncode == 0
+    assert {row["status"] for row in rows(folder)} == {"done"}
+
+
 def test_retry_runs_what_failed_and_what_waits_for_it(folder: Path) -> None:
     retried = sweeps("retry", "seed=7", cwd=folder)
     assert retried.returncode == 0, retried.stderr

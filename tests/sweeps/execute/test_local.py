@@ -1,4 +1,4 @@
-"""A tiny cell through the real local executor: its log, a working directory with our names, a surrounding allocation."""
+"""A tiny cell through the real local executor, in an allocation and a folder whose packages have our names."""
 
 import logging
 import os
@@ -28,14 +28,15 @@ LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|DEBUG) ")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The store of a cell that was run within an allocation, in a folder whose packages of our names raise at import."""
+    """The store of a cell that was run in an allocation and a folder where packages of our names raise at import."""
     folder = tmp_path_factory.mktemp("decoys")
     for name in DECOYS:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(
             f"raise AssertionError('{name} of the working directory was imported')"
         )
-    environment = ALLOCATION | {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SHAPING_LOG_LEVEL", "SHAPING_DEBUG")}
+    removed = ("PYTHONPATH", "SHAPING_LOG_LEVEL", "SHAPING_DEBUG")
+    environment = ALLOCATION | {k: v for k, v in os.environ.items() if k not in removed}
     finished = subprocess.run(
         [Path(sys.executable).with_name("shaping-run"), *SMALL, "until=pretrain", "pretrain.milestones=1"],
         cwd=folder,

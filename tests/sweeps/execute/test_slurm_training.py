@@ -44,13 +44,16 @@ def test_a_requeued_job_gives_the_bits_of_an_uninterrupted_run(
     assert [row["step"] for row in run.ledger()] == [row["step"] for row in uninterrupted.ledger()]
 
 
-def test_two_tasks_train_as_one(plain: Cluster, shaping_run: Command, tmp_path: Path) -> None:
-    """Each of two tasks takes half of every batch: the same training, up to the order of summation."""
+@pytest.mark.parametrize("places", ["tasks", "nodes"])
+def test_two_tasks_train_as_one(plain: Cluster, shaping_run: Command, tmp_path: Path, places: str) -> None:
+    """Each of two tasks, of one node or two, takes half of every batch: the same, up to the order of summation."""
     cell = [*SMALL, *FEW, "until=pretrain"]
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    plain.train(two, *cell, *SLURM, "hydra.launcher.pretrain.tasks=2")
+    # The nodes are this machine, and their names are no names of hosts.
+    setup = "hydra.launcher.setup=['export MASTER_ADDR=127.0.0.1 GLOO_SOCKET_IFNAME=lo']"
+    plain.train(two, *cell, *SLURM, f"hydra.launcher.pretrain.{places}=2", setup)
     assert shaping_run(*cell, "tracking=off", cwd=one).returncode == 0
     plain.until(two, lambda counts: counts.get("done") == 1, 280)
     plain.sweeps(two, "cancel", "*")  # only the evaluation is left, which the other test has
