@@ -50,7 +50,7 @@ def _competes(column: Column, cell: Any) -> bool:
         and cell.n > 1
         and not cell.variant
         and column[0] != DIFFERENCE
-        and column[1] != "entropy"  # neither more nor less of it is better
+        and not column[1].endswith("entropy")  # neither more nor less of it is better
     )
 
 
@@ -61,7 +61,7 @@ def _winners(tables: Sequence[Table], groups: list[list[Position]]) -> list[Posi
     for group in groups:
         entries: list[Any] = [tables[table].cells.iat[row, column] for table, row, column in group]
         table, _, column = group[0]
-        sign = -1 if tables[table].columns[column][1] == "perplexity" else 1  # lower perplexity is better
+        sign = -1 if tables[table].columns[column][1].endswith("perplexity") else 1  # lower perplexity is better
         best = max(range(len(group)), key=lambda i: sign * entries[i].value)
         others = [entry for i, entry in enumerate(entries) if i != best]
         differences = sign * np.stack([np.subtract(entries[best].by_seed, other.by_seed) for other in others])

@@ -10,7 +10,7 @@ from analysis.claim_language import CURVES, Term
 from analysis.measurement_grid import Checkpoint, MeasurementGrid, Quantity, build_grid, is_share_of_items
 from analysis.paper_tables import GROUPS
 from analysis.reference import reference
-from analysis.statistics import Floats, Sampled
+from analysis.statistics import UNBOUNDED, Floats, Sampled
 from analysis.study import NotMeasured, Study, read_samples
 from analysis.table_columns import RL_METRICS, largest_metric, score_metric
 from pipelines.evaluation.metrics import pass_at_k
@@ -130,9 +130,11 @@ class StudySource:
             if is_text and len(seeds) > 1:
                 errors = np.zeros_like(errors)
             parts.append((quantity.benchmark, _matrix(items, of_benchmark[complete], factor), errors))
-        items = self.grid.resolutions[rows][:, complete] * factor
-        resolution = float(np.sqrt((items**2).sum(0).mean()) / len(rows))
-        return Sampled(seeds, values.mean(0)[complete] * factor, tuple(parts), resolution)
+        # [benchmarks, seeds]: how much one item moves each value.
+        moved = self.grid.resolutions[rows][:, complete] * factor
+        resolution = float(np.sqrt((moved**2).sum(0).mean()) / len(rows))
+        bounds = (0.0, 100.0) if factor == 100 else UNBOUNDED
+        return Sampled(seeds, values.mean(0)[complete] * factor, tuple(parts), resolution, bounds)
 
     def _at_checkpoint(self, objective: str, model: str, options: _Options) -> list[Quantity]:
         """What was measured at the term's checkpoint."""

@@ -13,7 +13,7 @@ The paper's own numbers have no errors, so they are judged only by their order, 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -255,7 +255,7 @@ def _with_seeds(quantity: Sampled, seeds: Sequence[int]) -> Sampled:
     parts = tuple(
         (name, None if values is None else values[columns], errors[columns]) for name, values, errors in quantity.parts
     )
-    return Sampled(tuple(seeds), quantity.values[columns], parts, quantity.resolution)
+    return replace(quantity, seeds=tuple(seeds), values=quantity.values[columns], parts=parts)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

@@ -109,13 +109,15 @@ def averages(rows: pd.DataFrame, at: str, metric_name: str | None = None) -> pd.
 
 
 def last_values(rows: pd.DataFrame, key: list[str]) -> pd.Series:
-    """Returns the value at the last step of each `key`."""
+    """Returns the value at the last step of each `key`, averaged over benchmarks if there are several texts."""
     if rows.empty:
         return pd.Series(dtype=float)
     # Categories would make pandas list combinations that do not exist.
     plain = rows.astype({name: object for name in key if name != "seed"})
     column = "step" if "step" in plain else "tokens"
-    return plain.sort_values(column, kind="stable").groupby(key, sort=False)["value"].last()
+    by = [*key, "benchmark"] if "benchmark" in plain and "benchmark" not in key else key
+    last = plain.sort_values(column, kind="stable").groupby(by, sort=False, observed=True)["value"].last()
+    return last if by == key else last.groupby(level=key, sort=False).mean()
 
 
 def cell_facts(study: Study) -> pd.DataFrame:

@@ -23,7 +23,10 @@ def pretraining(data: FigureData) -> Drawn:
     rows = rows[(rows["group"] == "text") & rows["metric"].isin(["perplexity", "entropy"])]
     if rows.empty:
         raise NotMeasured("no perplexity or entropy of held-out text in pre-training")
-    drawn = over_seeds(rows.astype({"tokens": float}), ["metric", "objective", "tokens"])
+    # The mean over the held-out texts of each seed, then over seeds.
+    by = ["metric", "objective", "tokens", "seed"]
+    by_seed = rows.groupby(by, observed=True, sort=False)["value"].mean().reset_index()
+    drawn = over_seeds(by_seed.astype({"tokens": float}), by[:-1])
     axis = Axis("tokens", "pre-training tokens")
     # Perplexity falls over orders of magnitude, so its axis is logarithmic.
     panels = [

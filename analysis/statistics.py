@@ -12,7 +12,7 @@ the standard error over items divided by sqrt(n). Its variance is added to that 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -30,6 +30,8 @@ FEWEST_POINTS = 5
 EXACT_POINTS = 8
 """Most points whose permutations are all tried; of more, `PERMUTATIONS` are drawn."""
 PERMUTATIONS = 10_000
+
+UNBOUNDED = (-math.inf, math.inf)
 
 Floats = NDArray[np.float64]
 
@@ -203,6 +205,8 @@ class Sampled:
     """(name of the problems, values [seeds, problems] or None, standard errors [seeds])"""
     resolution: float = 0.0
     """Of one seed's value: how much one item moves it."""
+    bounds: tuple[float, float] = UNBOUNDED
+    """Between which values it must be: 0 and 100 for percentages."""
 
 
 def hierarchical_bootstrap(
@@ -221,8 +225,9 @@ def hierarchical_bootstrap(
 
     Few seeds make a percentile interval too narrow, so the replicates give a standard error, scaled by
     sqrt(S / (S - 1)), and the interval is Student's with S - 1 degrees of freedom. With one seed it is normal, only
-    over problems, and there is no p-value. `quantities` must have the same seeds in the same order; `statistic` maps
-    one array [R] for each quantity to one array [R].
+    over problems, and there is no p-value. It is cut where `statistic` cannot be, between its extremes at the bounds of
+    the quantities. `quantities` must have the same seeds in the same order; `statistic` maps one array [R] for each
+    quantity to one array [R].
     """
     rng = np.random.default_rng(seed)
     count = len(quantities[0].seeds)
@@ -251,7 +256,16 @@ def hierarchical_bootstrap(
             shift += noise / len(quantity.parts)
         rounding = rng.standard_normal(replicates) * quantity.resolution / math.sqrt(count)
         means.append((seed_weights * (quantity.values + shift)).sum(1) + rounding)
-    return _estimate(value, float(np.nanstd(statistic(means), ddof=1)), count)
+    estimate = _estimate(value, float(np.nanstd(statistic(means), ddof=1)), count)
+    bounds = np.array(list(itertools.product(*(quantity.bounds for quantity in quantities))))
+    if estimate.low is None or estimate.high is None or not np.isfinite(bounds).all():
+        return estimate
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extremes = statistic(list(bounds.T))
+    if not np.isfinite(extremes).all():
+        return estimate
+    least, most = float(extremes.min()), float(extremes.max())
+    return replace(estimate, low=max(estimate.low, least), high=min(estimate.high, most))
 
 
 def _estimate(value: float, spread: float, count: int) -> Estimate:

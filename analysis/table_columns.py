@@ -76,13 +76,14 @@ def average_column(benchmarks: Benchmarks, stage: str) -> Columns:
 
 
 def text_columns(benchmarks: Benchmarks, stage: str) -> Columns:
-    """Perplexity and entropy (nats) on held-out text."""
+    """Perplexity and entropy (nats) on held-out text; with the name of the text if there are several."""
     columns: Columns = {}
-    for name, benchmark in benchmarks.items():
-        if benchmark.group == "text":
-            for metric in ("perplexity", "entropy"):
-                if metric in benchmark.metrics:
-                    columns["text", metric] = Scores(((name, metric),), factor=1)
+    texts = [name for name, benchmark in benchmarks.items() if benchmark.group == "text"]
+    for name in texts:
+        for metric in ("perplexity", "entropy"):
+            if metric in benchmarks[name].metrics:
+                title = metric if len(texts) == 1 else f"{name} {metric}"
+                columns["text", title] = Scores(((name, metric),), factor=1)
     return columns
 
 

@@ -13,6 +13,7 @@ from analysis.charts import OTHER_COLOURS, colour, setting_colours, setting_orde
 from analysis.figure_data import Drawn, Figure, FigureData
 from analysis.figures import FIGURES, build_figures
 from analysis.study import NotMeasured, Study, read_study
+from analysis.table_builder import build_tables
 from analysis.vega_lite import svg
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
@@ -52,6 +53,24 @@ def test_every_figure_is_drawn_from_a_complete_store(complete: Study) -> None:
     for chart in built.charts:
         assert len(chart.data)
         assert svg(static_spec(chart)).startswith("<svg")
+
+
+def test_several_held_out_texts_are_averaged_and_have_a_column_each(complete: Study) -> None:
+    rows = complete.measurements.astype({"benchmark": object})
+    text = rows[rows["group"] == "text"]
+    both = pd.concat([rows, text.assign(benchmark="Prose", value=text["value"] + 1.0)], ignore_index=True)
+    studies = [complete, replace(complete, measurements=both.astype({"benchmark": "category"}))]
+    for name, column in (
+        ("pretraining-nano", "mean"),
+        ("collapse-nano", "prior_entropy"),
+        ("calibration-nano", "mean"),
+    ):
+        one, two = (next(c.data for c in build_figures(study).charts if c.name == name) for study in studies)
+        assert two[column].to_numpy() == pytest.approx(one[column].to_numpy() + 0.5)
+        assert two.get("seeds", pd.Series([1])).max() == 1
+    tables = {table.name: table for table in build_tables(studies[1])}
+    row = tables["table-03-nano"].cells.iloc[0]
+    assert row["text", "Prose entropy"].value == pytest.approx(row["text", "Docstrings entropy"].value + 1)
 
 
 def test_figures_without_data_name_what_is_missing(make_store: Callable) -> None:

@@ -180,6 +180,15 @@ def test_shared_problems_cancel_in_a_difference() -> None:
     assert estimate.high == pytest.approx(1.0, abs=0.05)
 
 
+def test_an_interval_ends_where_the_difference_of_two_percentages_must() -> None:
+    both = [Sampled((1, 2), np.array(values), (), 1.0, (0.0, 100.0)) for values in ([95.0, 20.0], [2.0, 40.0])]
+    estimate = hierarchical_bootstrap(both, lambda v: v[0] - v[1])
+    assert (estimate.low, estimate.high) == (-100.0, 100.0)
+    doubled = hierarchical_bootstrap(both, lambda v: 2 * (v[0] - v[1]) + 1)
+    assert (doubled.low, doubled.high) == (-199.0, 201.0)
+    assert hierarchical_bootstrap(both, lambda v: np.log(v[0] / v[1])).low is not None
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 def test_equal_numbers_have_no_interval_and_decide_nothing(seeds: int) -> None:
     both = [Sampled(tuple(range(seeds)), np.full(seeds, value), ()) for value in (0.1, 0.4)]
