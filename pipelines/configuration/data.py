@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -68,6 +69,7 @@ class DataConfig:
     """Tokenizer of the token shards: a name on the Hub or a folder; null: train a byte-level BPE of `vocab_size`."""
 
     def __post_init__(self) -> None:
+        self.shards = self.shards and os.path.expanduser(self.shards)
         require_positive("data", self, "tasks_per_family", "vocab_size", "top_k")
         require_fraction("data", self, "worked_share", "careless_share")
         self._check_text()

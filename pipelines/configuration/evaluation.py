@@ -1,5 +1,6 @@
 """What is measured at the milestone checkpoints, and how."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,6 +133,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name, benchmark in self.benchmarks.items():
+            benchmark.dataset = benchmark.dataset and os.path.expanduser(benchmark.dataset)
             benchmark.check(f"evaluation.benchmarks.{name}")
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
         require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, fix="it must be in (0, 1]")

@@ -1,5 +1,6 @@
 """Reinforcement learning: sampling, the loss, the optimizer, and what is monitored."""
 
+import os
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -119,6 +120,7 @@ class GRPOConfig:
     """Response length has collapsed below this share of its value in the first steps, unless the reward rose. Ours."""
 
     def __post_init__(self) -> None:
+        self.tasks = [os.path.expanduser(task) for task in self.tasks]
         require_positive(
             "grpo", self, "steps", "milestones", "prompts", "temperature", "max_new_tokens", "extended_max_new_tokens"
         )

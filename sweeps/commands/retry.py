@@ -1,5 +1,7 @@
 """`shaping-sweeps retry | dismiss`: launch again what failed or was stopped, or give it up."""
 
+import contextlib
+import os
 import shlex
 from dataclasses import replace
 
@@ -80,12 +82,12 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
 def _with_dependencies(selected: set[str], all_rows: dict[str, Row]) -> set[str]:
     """Returns the selected stage runs with what they need and what needs them, except what is done."""
     unfinished = {signature for signature, row in all_rows.items() if row.status != "done"}
-    needs = {signature: _needed_by(signature, all_rows) for signature in unfinished}
+    needs = {signature: needed_by(signature, all_rows) for signature in unfinished}
     waiting = {signature for signature in unfinished if needs[signature] & selected}
     return waiting | {needed for signature in selected for needed in needs[signature] & unfinished}
 
 
-def _needed_by(signature: str, all_rows: dict[str, Row]) -> set[str]:
+def needed_by(signature: str, all_rows: dict[str, Row]) -> set[str]:
     """Returns a stage run and all that it needs, directly or through others."""
     needed: set[str] = set()
     waiting = [signature]
@@ -103,11 +105,12 @@ def _launch(sweep: SweepRecord, store: Store, signatures: set[str]) -> None:
     from sweeps.compose.cells import compose_jobs
     from sweeps.execute.launch import launch_locally, launch_on_slurm
 
-    # The recorded path of the store may be relative to another folder.
-    cells = [replace(cell, store=str(store.root)) for cell in compose_jobs(sweep.jobs)]
-    if sweep.launcher == "slurm":
-        options = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, sweep.options))
-        assert isinstance(options, SlurmLauncherConfig)
-        launch_on_slurm(cells, sweep.jobs, options=options, only=signatures)
-    else:
-        launch_locally(cells, sweep.jobs, workers=int(sweep.options["workers"]), only=signatures)
+    # Paths in the overrides are relative to where the sweep was launched.
+    with contextlib.chdir(sweep.folder if os.path.isdir(sweep.folder) else "."):
+        cells = [replace(cell, store=str(store.root)) for cell in compose_jobs(sweep.jobs)]
+        if sweep.launcher == "slurm":
+            options = OmegaConf.to_object(OmegaConf.merge(SlurmLauncherConfig, sweep.options))
+            assert isinstance(options, SlurmLauncherConfig)
+            launch_on_slurm(cells, sweep.jobs, options=options, only=signatures)
+        else:
+            launch_locally(cells, sweep.jobs, workers=int(sweep.options["workers"]), only=signatures)

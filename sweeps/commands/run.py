@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from pipelines.errors import UserError, nearest
 from pipelines.logs import DEBUG_VARIABLE
 from sweeps.commands.exit_codes import exit_codes
+from sweeps.compose.expansion import with_home
 from sweeps.compose.hydra_internals import flag_names, flags_parser
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     # Workers inherit the variable, and with it the level of their logs.
     if "--debug" in sys.argv:
         os.environ[DEBUG_VARIABLE] = "1"
-    arguments = [a for a in sys.argv[1:] if a not in ("--debug", "-m", "--multirun")]
+    arguments = [a for a in with_home(sys.argv[1:]) if a not in ("--debug", "-m", "--multirun")]
     # Have Hydra raise errors, instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with exit_codes("shaping-run"):

@@ -1,6 +1,8 @@
 """From a command line to the override lists of all its cells: sweeps, ranges and globs, and named sweeps."""
 
 import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     with initialized_hydra():
         # The parser needs the config loader to look up the options that globs match.
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(list(arguments))
+        overrides = parser.parse_overrides(with_home(arguments))
         named = [override for override in overrides if override.key_or_group == "sweep"]
         # Sweeps on the command line are expanded on their own, then multiplied with the named one.
         typed_jobs = _product([override for override in overrides if override.key_or_group != "sweep"])
@@ -35,6 +37,14 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     assert isinstance(sweep, SweepConfig)
     chosen = [str(override.input_line) for override in named]
     return [chosen + _without(cell, _keys_of(job)) + job for cell in _cells_of(sweep) for job in typed_jobs]
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with the home directory in place of `~` in `key=~/path`.
+
+    Not every shell expands it there, and Hydra does not read it.
+    """
+    return [re.sub(r"(?<==)~(?=/|$)", lambda _: os.path.expanduser("~"), argument) for argument in arguments]
 
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:

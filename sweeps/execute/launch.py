@@ -20,7 +20,7 @@ from sweeps.monitor.launched_sweeps import record
 from sweeps.monitor.slurm_queue import is_slurm_installed
 from sweeps.plan.graph import Plan
 from sweeps.plan.planner import plan
-from sweeps.store.stage_runs import Store
+from sweeps.store.stage_runs import Store, store_path
 
 Jobs = Sequence[Sequence[str]]
 
@@ -131,7 +131,7 @@ def check_options(options: SlurmLauncherConfig) -> None:
 def prepared(cells: list[Cell]) -> tuple[Plan, Store]:
     """The plan of the cells, and their store; raises `UserError` for cells that cannot be run."""
     stores = {cell.store for cell in cells}
-    if len(stores) > 1:
+    if len({store_path(store).resolve() for store in stores}) > 1:
         raise UserError(f"store={','.join(sorted(stores))}: a command can write to only one store")
     reasons = dict.fromkeys(reason for cell in cells if (reason := unsupported(cell)))
     if reasons:

@@ -81,6 +81,8 @@ def execute(
     """
     # What is done already needs no worker; if that is everything, the fork server is not started.
     outcome = Outcome(skipped=[s for s, run in plan.runs.items() if _is_done(store, run)])
+    for signature in outcome.skipped:
+        store.run(plan.runs[signature].stage, signature).tidy()
     display.start(plan, store, outcome)
     if len(outcome.skipped) == len(plan.runs):
         display.stop(outcome)
@@ -236,6 +238,7 @@ class _Execution:
         # The store decides, not the exit code: a worker may die after it has published the result.
         stored = self.store.run(running.run.stage, signature)
         if result := stored.result:
+            stored.tidy()
             if self._was_done_here(running.job):
                 self.outcome.done.append(signature)
                 self.outcome.stage_seconds += result["seconds"]

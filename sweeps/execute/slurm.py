@@ -129,6 +129,7 @@ def _existing(plan: Plan, store: Store) -> Submission:
         for signature, run in plan.runs.items():
             stored = store.run(run.stage, signature)
             if (stored.folder / "result.json").exists():
+                stored.tidy()
                 submission.done.append(signature)
             elif job := stored.state.get("job"):
                 jobs[signature], statuses[signature] = job["id"], stored.state["status"]

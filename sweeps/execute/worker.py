@@ -32,7 +32,7 @@ from pipelines.logs import set_up_logging
 from pipelines.python_gc import no_collection
 from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import FORMAT, Store, StoredRun
+from sweeps.store.stage_runs import FORMAT, Store, StoredRun, remove_work
 
 VERSIONED_PACKAGES = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
 
@@ -165,12 +165,12 @@ class _Work:
             if lease := claim(folder):
                 if not self.is_done():
                     return lease
-                _remove_work(folder)  # another worker finished it just before the lease was granted
-                lease.release()
-                return None
+                lease.release()  # another worker finished it just before the lease was granted
+                break
             if self.signals.should_stop():
                 raise Interrupted("asked to stop while another worker held the stage run")
             time.sleep(WAIT_SECONDS)
+        self.stored.tidy()
         return None
 
     def follow(self) -> None:
@@ -251,7 +251,7 @@ class _Attempt:
                 raise Interrupted("another worker has taken the stage run over")
             _publish(self.lease.work, self.folder)
             self.note("done")
-            _remove_work(self.folder)
+            remove_work(self.folder)
         except BaseException as error:
             self._record_failure(error)
             raise
@@ -345,13 +345,6 @@ def _publish(work: Path, folder: Path) -> None:
     for path in sorted(work.iterdir(), key=lambda path: path.name == "result.json"):
         path.rename(folder / path.name)
     flush(folder)
-
-
-def _remove_work(folder: Path) -> None:
-    """Remove what only an unfinished stage run needs."""
-    for path in folder.glob("work-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    shutil.rmtree(folder / "leases", ignore_errors=True)
 
 
 @cache

@@ -4,6 +4,7 @@ A record holds the override lists of the cells, so that the sweep can be planned
 configurations, so that `status` knows which stage runs are missing without planning anything.
 """
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class SweepRecord:
     cells: dict[str, list[str]]
     runs: dict[str, dict[str, Any]]
     """Signature -> stage, parent, checkpoint, steps, labels."""
+    folder: str
+    """The working directory of the launch, to which paths in the overrides are relative."""
 
 
 def record(
@@ -56,6 +59,7 @@ def record(
         "launched": time.time(),
         "cells": plan.cells,
         "runs": {signature: _graph_entry(run) for signature, run in plan.runs.items()},
+        "folder": os.getcwd(),
     }
     folder = store.root / "sweeps"
     folder.mkdir(exist_ok=True)
@@ -76,7 +80,8 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
 
 
 def _sweep_record(identity: str, content: dict[str, Any]) -> SweepRecord:
-    return SweepRecord(identity, **{key: content[key] for key in KEYS})
+    # Records of before have no folder; their paths are then relative to the working directory of the command.
+    return SweepRecord(identity, **{key: content[key] for key in KEYS}, folder=content.get("folder", ""))
 
 
 def records(store: Store) -> list[SweepRecord]:

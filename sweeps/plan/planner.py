@@ -1,5 +1,6 @@
 """From cells to one graph of stage runs, in which cells share what they have in common."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -63,7 +64,8 @@ class _Chain:
             **{knob: getattr(cell.objective, knob) for knob in ("beta", "lam_head", "lam_tail", "top_k")},
         }
         files = contents(local_files, cell.grpo, cell.evaluation)
-        self._compute = asdict(cell.compute) | {"shards": cell.data.shards, "files": files}
+        shards = cell.data.shards and os.path.abspath(cell.data.shards)  # a job may start in another directory
+        self._compute = asdict(cell.compute) | {"shards": shards, "files": files}
         # What every stage of the chain reads.
         self._common: Content = {
             "seed": cell.seed,

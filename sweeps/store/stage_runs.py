@@ -7,6 +7,7 @@ reader never sees half a file; leases (`sweeps.store.leases`) ensure that each f
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,13 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.files import cannot_write, read_json, write_json
-from sweeps.store.leases import holder
+from pipelines.files import cannot_write, read_json, remove_leftovers, write_json
+from sweeps.store.leases import claim, holder
 
 FORMAT = 1
 """Version of the store's layout, in `STORE.json` and in every file of it."""
 TAIL_BYTES = 2**16
 """How much of the end of a ledger is read to see its progress."""
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what only an unfinished stage run needs. The lease goes last: until then nobody else may claim it."""
+    for name in ("spec.json", "state.json"):
+        remove_leftovers(folder, name)
+    for path in folder.glob("work-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(folder / "leases", ignore_errors=True)
 
 
 def store_path(root: str | Path) -> Path:
@@ -75,6 +85,19 @@ class StoredRun:
         """Whether a live process holds the lease on the folder."""
         held = holder(self.folder)
         return held is not None and held.alive
+
+    def tidy(self) -> None:
+        """Finish what the worker of a finished stage run left undone: it may have been killed once it had published."""
+        if not (self.folder / "leases").exists() or (lease := claim(self.folder)) is None:
+            return
+        with lease:
+            state = self.reread().state
+            if state.get("status") != "done":
+                ended = (self.folder / "result.json").stat().st_mtime
+                for attempt in state.get("attempts", [])[-1:]:
+                    attempt.setdefault("ended", ended)
+                write_json(self.folder / "state.json", {"format": FORMAT, "attempts": []} | state | {"status": "done"})
+            remove_work(self.folder)
 
     @property
     def work(self) -> Path:

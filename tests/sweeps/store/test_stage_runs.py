@@ -14,7 +14,7 @@ from sweeps.monitor.launched_sweeps import records
 from sweeps.plan.differences import explain
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import Store
+from sweeps.store.stage_runs import Store, StoredRun
 
 
 def claimed(folder: Path) -> Lease:
@@ -150,3 +150,23 @@ def test_status_follows_files_and_leases(tmp_path: Path) -> None:
     assert status() == "failed"
     write_json(folder / "result.json", {})
     assert status() == "done"
+
+
+def test_what_a_killed_worker_left_of_a_finished_stage_run_is_tidied(tmp_path: Path) -> None:
+    """It was killed between publishing `result.json` and removing its lease."""
+    folder = tmp_path / "pretrain" / "0123456789abcdef"
+    lease = claim(folder)
+    assert lease is not None
+    (folder / "state.json").write_text('{"format": 1, "status": "running", "attempts": [{"started": 1.0}]}')
+    (folder / "result.json").write_text('{"seconds": 1.0}')
+    (folder / ".spec.json.0123abcd").write_text("{")
+    stored = StoredRun("pretrain", "0123456789abcdef", folder)
+    stored.tidy()
+    assert (folder / "leases").exists(), "a live worker tidies by itself"
+    lease.release()
+    stored.tidy()
+    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "state.json"]
+    state = stored.reread().state
+    assert state["status"] == "done"
+    assert state["attempts"][0]["ended"] > 1.0
+    stored.reread().tidy()  # nothing is left to do
