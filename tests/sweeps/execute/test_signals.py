@@ -21,7 +21,7 @@ LONG = {**FAKE, "FAKE_SECONDS": "60"}
 
 
 def start(folder: Path, *before: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell starts it, with both stage runs at their first step."""
+    """The command in a new process group, as a shell starts it, with both stage runs at their first step."""
     process = subprocess.Popen(
         [*before, *COMMAND],
         cwd=folder,

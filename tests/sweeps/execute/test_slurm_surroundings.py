@@ -90,6 +90,7 @@ def test_a_job_that_slurm_puts_back_is_queued_and_attached_to(plain: Cluster, tm
     waiting = row(plain, tmp_path)
     assert (waiting["status"], waiting["error"]) == ("queued", None)
     assert waiting["note"].startswith("BeginTime: ")
+    assert plain.sweeps(tmp_path, "gc", "--weights", "--yes").returncode == 0  # keeps what is queued
     assert plain.finished(tmp_path) == {"done": 2}
     run = pretraining(tmp_path)
     assert [attempt.get("error") for attempt in run.state["attempts"]] == ["stopped", None]
