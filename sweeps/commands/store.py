@@ -45,14 +45,21 @@ def gc(
 ) -> None:
     """Free space: remove trainer states of stage runs that no named sweep needs, with --weights the whole stage runs.
 
-    Named sweeps are those that were launched into this store with +sweep=NAME, and all of conf/sweep.
+    Named sweeps are those that were launched into this store with +sweep=NAME, and all of conf/sweep. What is queued or
+    running, and what that needs, stays too.
     """
+    from sweeps.commands.retry import needed_by
     from sweeps.monitor.launched_sweeps import needed, records
     from sweeps.monitor.upkeep import needed_by_named_sweeps, removable, remove
 
     opened = Store.open(store)
     # Stage runs may have been copied from another store, where their sweep was launched, so conf/sweep counts too.
     keep = needed(sweep for sweep in records(opened) if sweep.name) | needed_by_named_sweeps()
+    # A job that waits in Slurm's queue has no live writer, and may be about to resume.
+    all_rows = {row.signature: row for row in rows(opened)}
+    for row in all_rows.values():
+        if row.status in ("queued", "running"):
+            keep |= needed_by(row.signature, all_rows)
     items = list(removable(opened, keep, weights=weights))
     total = sum(item.bytes for item in items)
     if yes:
@@ -84,8 +91,11 @@ def sync(
     artifacts: Annotated[bool, typer.Option(help="Also send specs, results, ledgers and samples.")] = False,
     checkpoints: Annotated[bool, typer.Option(help="Include checkpoints in the artifacts; they are large.")] = False,
 ) -> None:
-    """Send offline W&B runs, and with --artifacts the files of stage runs. If it stops, the same command resumes."""
-    from sweeps.monitor.wandb_sync import send_artifacts, send_runs
+    """Send offline W&B runs with their evaluations, and with --artifacts the files of stage runs.
+
+    If it stops, the same command resumes.
+    """
+    from sweeps.monitor.wandb_sync import add_evaluations, send_artifacts, send_runs
 
     terminal = console()
     opened = Store.open(store)
@@ -93,6 +103,8 @@ def sync(
     terminal.print(f"{len(sent.runs)} runs sent, {sent.already} were sent before, {len(sent.failed)} wait")
     if sent.failed:
         raise StageFailure(f"sync: {len(sent.failed)} runs were not sent ({sent.error}); the same command resumes")
+    added = add_evaluations(opened, project=project, entity=entity, report=terminal.print)
+    terminal.print(f"{len(added)} evaluations added to the runs of what they measure")
     if artifacts or checkpoints:
         names = send_artifacts(
             opened, project=project or "shaping", entity=entity, checkpoints=checkpoints, report=terminal.print
