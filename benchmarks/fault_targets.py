@@ -75,4 +75,4 @@ class Targets:
         if "multiprocessing.forkserver" in process.command_line:
             # A worker is forked from the server and leads a session.
             return "worker" if process.session == process.pid else "server"
-        return "worker" if "submitit.core._submit" in process.command_line else "other"
+        return "worker" if "sweeps.execute.slurm_job" in process.command_line else "other"

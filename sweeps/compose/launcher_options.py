@@ -20,7 +20,7 @@ class GraphSweeperConfig:
 
 @dataclass
 class LocalLauncherConfig:
-    """`hydra/launcher=local`: stage runs run on this machine, each with one thread, and one GPU if it has any."""
+    """`hydra/launcher=local`: stage runs run on this machine and share its cores; each has one GPU if there are any."""
 
     _target_: str = f"{PLUGIN_MODULE}.LocalLauncher"
     workers: int = 0
