@@ -99,7 +99,18 @@ def run_submitted(root: str, spec: dict[str, Any], tracking: TrackingConfig, *, 
         nodes=job.num_nodes,
         slurm_job=job.job_id if job.cluster == "slurm" else None,
     )
+    if task.slurm_job and not task.rank:
+        _name_job(task.slurm_job, spec)
     return perform(root, spec, tracking, task=task, requeues=requeues)
+
+
+def _name_job(job: str, spec: dict[str, Any]) -> None:
+    """Name a task by its cell, where the name of its array is a pattern of several (`nano/*/seed1:pretrain`)."""
+    if "*" in os.environ.get("SLURM_JOB_NAME", ""):
+        name = f"JobName={cell_of(spec['labels'])}:{spec['stage']}"
+        # A name is no reason to fail, on a node without scontrol for example.
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(["scontrol", "update", f"JobId={job}", name], check=True, timeout=30, capture_output=True)
 
 
 class _Signals:
