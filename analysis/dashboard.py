@@ -20,7 +20,7 @@ from analysis.study import Study, read_stored
 from analysis.table_builder import build_tables
 from analysis.table_files import numbers
 from analysis.tables import Table
-from pipelines.configuration import TOKEN_STAGES
+from pipelines.configuration import TOKEN_STAGES, TRAINING_STAGES
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json, write_json
 from sweeps.commands.exit_codes import exit_codes
@@ -210,7 +210,7 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
                 ws.Section(
                     name=section,
                     is_open=True,
-                    panels=[_line(axis, column, title) for axis, column, title in panels],
+                    panels=[line for panel in panels for line in _lines(name, panel)],
                 )
                 for section, panels in sections.items()
             ],
@@ -230,7 +230,12 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
                 is_open=True,
                 panels=[
                     wr.BarPlot(title="stage runs", metrics=[f"stage_runs/{s}" for s in _statuses(study)]),
-                    wr.LinePlot(title="tokens a second", x="_timestamp", y=["tokens_per_second"], max_runs_to_show=100),
+                    wr.LinePlot(
+                        title="tokens a second",
+                        x="_timestamp",
+                        y=[f"{stage}/tokens_per_second" for stage in TRAINING_STAGES],
+                        max_runs_to_show=100,
+                    ),
                 ],
             )
         ],
@@ -243,12 +248,22 @@ def _statuses(study: Study) -> list[str]:
     return ["planned", *sorted(study.runs["status"].unique())]
 
 
-def _line(axis: str, column: str, title: str) -> Any:
-    """A column of the ledger as a curve: the mean over a group, with its range."""
+def _lines(view: str, panel: tuple[str, str, str]) -> list[Any]:
+    """A column of the ledger as one curve for each stage of the view: the mean over a group, with its range."""
     import wandb_workspaces.reports.v2 as wr
 
     grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": 100}
-    return wr.LinePlot(title=title, x=axis, y=[column], title_x=axis, **grouped)
+    (axis, column, title), stages = panel, VIEW_STAGES[view]
+    return [
+        wr.LinePlot(
+            title=title if len(stages) == 1 else f"{stage}: {title}",
+            x=f"{stage}/{axis}",
+            y=[f"{stage}/{column}"],
+            title_x=axis,
+            **grouped,
+        )
+        for stage in stages
+    ]
 
 
 def _save_view(view: Any, url: str | None) -> str:
@@ -277,7 +292,7 @@ def _save_report(entity: str, options: Options, *, results: Results, url: str | 
     ]
     for name, sections in PANELS.items():
         blocks.append(wr.H1(name[0].upper() + name[1:]))
-        panels = [_line(*panel) for section in sections.values() for panel in section]
+        panels = [line for section in sections.values() for panel in section for line in _lines(name, panel)]
         blocks.append(wr.PanelGrid(runsets=[runset], panels=panels))
     blocks.append(wr.H1("Tables"))
     for table in results.tables:

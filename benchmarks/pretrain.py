@@ -14,9 +14,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.comparison import Row, in_turns, peak_memory, report, seconds_of, timed
+from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig, SourceConfig
@@ -38,10 +37,10 @@ from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
+from pipelines.tracking.start import start_trackers
 from pipelines.training import next_token
 from pipelines.training.next_token import NextToken
 from pipelines.training.train import train
-from pipelines.wandb_run import start_wandb_run
 from shaping import Objective
 from tests.pipelines.contexts import stage_context
 from tests.wandb_server import wandb_server
@@ -251,37 +250,41 @@ def step_overhead() -> list[Row]:
 
 
 def tracking(step: float) -> list[Row]:
-    """The cost of W&B for a nano step of `step` seconds if its server has died since the start of the run.
+    """What trackers add to a nano step of `step` seconds: processor time of all threads of the stage."""
+    kinds = {
+        "W&B, its server dead": TrackingConfig("online"),
+        "W&B offline": TrackingConfig("offline"),
+        "TensorBoard": TrackingConfig(tensorboard=True),
+        "CSV": TrackingConfig(csv=True),
+        "MLflow": TrackingConfig(mlflow=True),
+    }
+    none = tracked_row_seconds(TrackingConfig())
+    return [
+        Row(f"nano: {name} / a step", max(0.0, tracked_row_seconds(config) - none) / EVERY, step, "s", 0.01)
+        for name, config in kinds.items()
+    ]
 
-    It is the time to log a row to a ledger with W&B minus that to one without, once every `EVERY` steps.
-    """
+
+def tracked_row_seconds(config: TrackingConfig, rows: int = 200) -> float:
+    """Processor seconds of this process per logged row. W&B's server stops before the first of them."""
     spec = {
         "stage": "pretrain", "signature": "0" * 16, "parent": None, "checkpoint": None, "config": {},
         "labels": {"model": "nano", "objective": "ce", "seed": 1, "scale": "nano", "sweep": ""},
     }  # fmt: skip
     row = dict.fromkeys(("loss", "cross_entropy", "entropy", "head_mass", "learning_rate", "gradient_norm"), 0.5)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as ledgers:
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "off").mkdir()
-        (root / "online").mkdir()
-        # The server stops at the end of this block, with the run still open.
         with wandb_server() as (address, _):
             os.environ |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
-            online = ledgers.enter_context(
-                Ledger(root / "online", start_wandb_run(spec, root, TrackingConfig("online")))
-            )
-            online.log({"step": 0, "tokens": 0, **row})
-        off = ledgers.enter_context(Ledger(root / "off"))
-        spent = {"online": 0.0, "off": 0.0}
-        count = 200
-        for number in range(1, count + 1):
-            numbered = {"step": number, "tokens": number, **row}
-            spent["online"] += seconds_of(partial(online.log, numbered))
-            spent["off"] += seconds_of(partial(off.log, numbered))
-            time.sleep(0.02)
-    # The mean extra time per row, spread over the steps between two rows.
-    cost = (spent["online"] - spent["off"]) / count / EVERY
-    return [Row("nano: W&B with a dead server / a step", cost, step, "s", 0.01)]
+            ledger = Ledger(root, start_trackers(spec, root, config))
+            ledger.log({"step": 0, "tokens": 0, **row})
+            time.sleep(15)  # imports and the start of the tracker
+        with ledger:
+            started = time.process_time()
+            for number in range(1, rows + 1):
+                ledger.log({"step": number, "tokens": number, **row})
+                time.sleep(0.02)
+            return (time.process_time() - started) / rows
 
 
 def shards() -> list[Row]:

@@ -1,4 +1,4 @@
-"""The ledger: every metric of a stage run as one JSON line, flushed, logged, and mirrored to a tracker.
+"""The ledger: every metric of a stage run as one JSON line, flushed, logged, and mirrored to trackers.
 
 The file is the source of truth: a flushed line survives a killed process.
 """
@@ -7,12 +7,14 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from pipelines.errors import StageFailure
 from pipelines.files import replacing
+from pipelines.tracking.tracker import Tracker
 
 logger = logging.getLogger("pipelines")
 
@@ -20,32 +22,16 @@ LOGGED_VALUES = 7
 """Values of a row that its log line shows: the first ones, since a row starts with its main numbers."""
 
 
-class Tracker(Protocol):
-    """A service that mirrors the ledger, such as `pipelines.wandb_run.WandbRun`."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Log one ledger row."""
-
-    def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Show sampled responses as a table; its columns are the keys of the first row."""
-
-    def summarize(self, metrics: dict[str, Any]) -> None:
-        """Set the numbers that summarize the stage run."""
-
-    def finish(self, failed: bool) -> None:
-        """Finish the run, as failed or as successful."""
-
-
 class Ledger:
-    """Writes `ledger.jsonl` in a stage run's folder and mirrors it to a tracker if there is one.
+    """Writes `ledger.jsonl` in a stage run's folder and mirrors it to trackers.
 
     If the folder has a trainer state to resume from, the rows of earlier steps are kept: the step of the first new row
-    decides which those are.
+    decides which those are. Trackers are passed the kept rows again, since they may have lost some.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path = folder / "ledger.jsonl"
-        self._tracker = tracker
+        self._trackers = trackers
         self._earlier = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
         # A new file, because an attempt that lost its lease may still write to the old one.
         with replacing(path) as temporary:
@@ -57,22 +43,24 @@ class Ledger:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row; its `time` (Unix seconds) is added. NaN and infinities become null."""
-        if self._earlier:
-            self._drop_rows_from(int(row["step"]))
+        self._keep_earlier(int(row["step"]) if self._earlier else None)
         row = row | {"time": time.time()}
-        # JSON has no NaN; the tracker receives it unchanged.
+        # JSON has no NaN; the trackers receive it unchanged.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.newest = finite
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        if self._tracker:
-            self._tracker.log(row)
+        for tracker in self._trackers:
+            tracker.log(row)
         logger.info("%s", _log_line(row))
 
-    def _drop_rows_from(self, step: int) -> None:
-        """Drop the rows of `step` and later, which are about to be written again."""
+    def _keep_earlier(self, before: int | None = None) -> None:
+        """Keep the rows of an earlier attempt whose step is below `before`, or all; the others are written again."""
+        if not self._earlier:
+            return
         try:
-            kept = [line for line in self._earlier if json.loads(line)["step"] < step]
+            rows = [json.loads(line) for line in self._earlier]
+            kept = [row for row in rows if before is None or row["step"] < before]
         except (ValueError, KeyError, TypeError) as error:
             raise StageFailure(
                 f"{self._path}: one of its lines is not a ledger row ({error}); delete the folder resume next to it to "
@@ -81,18 +69,22 @@ class Ledger:
         # The file is already open for the new rows, so it is rewritten in place.
         self._file.truncate(0)
         self._file.seek(0)
-        self._file.writelines(line + "\n" for line in kept)
+        self._file.writelines(json.dumps(row) + "\n" for row in kept)
         self._earlier = []
+        for tracker in self._trackers:
+            for row in kept:
+                tracker.log(row)
 
     def samples(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Show sampled responses as a table in the tracker; its columns are the keys of the first row."""
-        if self._tracker and rows:
-            self._tracker.samples(name, rows)
+        """Show sampled responses as a table in the trackers; its columns are the keys of the first row."""
+        for tracker in self._trackers if rows else ():
+            tracker.samples(name, rows)
 
     def summarize(self, metrics: dict[str, Any]) -> None:
-        """Set the tracker's summary."""
-        if self._tracker:
-            self._tracker.summarize(metrics)
+        """Set the trackers' summary."""
+        self._keep_earlier()
+        for tracker in self._trackers:
+            tracker.summarize(metrics)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -101,8 +93,8 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._tracker:
-            self._tracker.finish(failed=kind is not None)
+        for tracker in self._trackers:
+            tracker.finish(failed=kind is not None)
 
 
 def _log_line(row: dict[str, Any]) -> str:

@@ -35,8 +35,8 @@ from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
+from pipelines.tracking.start import start_trackers
 from pipelines.training.train import train
-from pipelines.wandb_run import start_wandb_run
 from shaping.objective import Objective
 
 logger = logging.getLogger("pipelines")
@@ -78,11 +78,11 @@ def run_stage(
     corpus = prepare(_data_config(spec), root / "cache")
     torch.manual_seed(config["seed"])
     compute = {key: value for key, value in spec["compute"].items() if key not in ("shards", "files")}
-    # Rank 0 writes to the store and to W&B; the others write the same files to a folder that is deleted.
+    # Rank 0 writes to the store and to the trackers; the others write the same files to a folder that is deleted.
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary) if rank else None
-        tracker = None if rank else start_wandb_run(spec, root, tracking)
-        with Ledger(scratch or folder, tracker) as ledger:
+        trackers = [] if rank else start_trackers(spec, root, tracking)
+        with Ledger(scratch or folder, trackers) as ledger:
             context = StageContext(
                 folder=folder,
                 corpus=corpus,

@@ -26,7 +26,9 @@ class Received:
         """Names of the GraphQL operations, in order."""
         self.runs: dict[str, Json] = {}
         self.history: dict[str, list[Json]] = {}
-        """Run -> its logged rows."""
+        """Run -> its logged rows; as in W&B, a line replaces the one that arrived before at the same place."""
+        self.summaries: dict[str, str] = {}
+        """Run -> its summary, as JSON."""
         self.views: dict[str, Json] = {}
         """Reports and workspaces by id."""
         self.artifacts: dict[str, Json] = {}
@@ -86,8 +88,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/file_stream"):
             run = self.path.split("/")[-2]
             files = json.loads(body or b"{}").get("files") or {}
-            for line in (files.get("wandb-history.jsonl") or {}).get("content", []):
-                self.received.history.setdefault(run, []).append(json.loads(line))
+            if history := files.get("wandb-history.jsonl"):
+                rows, start = self.received.history.setdefault(run, []), history.get("offset", 0)
+                rows[start : start + len(history["content"])] = map(json.loads, history["content"])
+            if summary := files.get("wandb-summary.json"):
+                self.received.summaries[run] = summary["content"][-1]
             self._answer({"exitcode": None, "limits": {}})
             return
         request = json.loads(body)
@@ -151,14 +156,25 @@ class Operations:
                   "project": project(variables.get("project") or "shaping")}  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
-    def RunResumeStatus(self, _: Json) -> Json:
-        return {"model": {"id": "P1", "name": "shaping", "entity": {"id": "E1", "name": ENTITY}, "bucket": None}}
+    def RunResumeStatus(self, variables: Json) -> Json:
+        run, bucket = variables["name"], None
+        if stored := self._received.runs.get(run):
+            rows = self._received.history.get(run, [])
+            bucket = {"id": f"R-{run}", "name": run, "displayName": stored.get("displayName") or run,
+                      "historyLineCount": len(rows), "logLineCount": 0, "eventsLineCount": 0,
+                      "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]",
+                      "summaryMetrics": self._received.summaries.get(run, "{}"), "config": stored.get("config", "{}"),
+                      "tags": stored.get("tags", []), "notes": None, "wandbConfig": "{\"t\": 1}"}  # fmt: skip
+        return {"model": {"id": "P1", "name": "shaping", "entity": {"id": "E1", "name": ENTITY}, "bucket": bucket}}
 
     BucketQuery = RunResumeStatus
 
     def CreateRunFiles(self, variables: Json) -> Json:
         files = [{"name": name, "uploadUrl": f"{self._address}/up/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": "R1", "uploadHeaders": [], "files": files}}
+
+    def OrganizationCoreWeaveOrganizationID(self, _: Json) -> Json:
+        return {"entity": {"organization": None}}
 
     # Writing artifacts
 

@@ -21,7 +21,7 @@ from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.sweep import SweepConfig
-from pipelines.configuration.tracking import TrackingConfig
+from pipelines.configuration.tracking import TAG_LENGTH, TrackingConfig
 from pipelines.errors import UserError, nearest, require, require_option
 from pipelines.tasks.formats import FORMATS
 
@@ -56,6 +56,7 @@ class Cell:
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, fix="it must be 0 or more")
         require_option("until", self.until, TRAINING_STAGES)
+        self._check_tags()
         self._check_head()
         self._check_token_stages()
         self._check_questions()
@@ -63,6 +64,17 @@ class Cell:
         for name, benchmark in self.evaluation.benchmarks.items():
             if benchmark.kind not in HARNESS:  # lm-eval knows its own tasks
                 self._check_benchmark(name, benchmark)
+
+    def _check_tags(self) -> None:
+        """Check that W&B accepts the labels that become tags of its runs."""
+        tags = {"scale": self.scale, "model.name": self.model.name, "objective.name": self.objective.name}
+        for key, label in (tags | {"sweep.name": self.sweep.name}).items():
+            require(
+                self.tracking.mode == "off" or len(label or "") <= TAG_LENGTH,
+                key,
+                label,
+                fix=f"as a tag in W&B it may have {TAG_LENGTH} characters; shorten it, or set tracking=off",
+            )
 
     def _check_head(self) -> None:
         require(

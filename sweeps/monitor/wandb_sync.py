@@ -1,6 +1,6 @@
-"""Sends W&B runs that were written offline, and the files of stage runs as artifacts with their lineage.
+"""Sends W&B runs that were written offline, their evaluations, and files of stage runs as artifacts with lineage.
 
-Both use W&B's client: `wandb sync` for runs, which marks each run that it has sent, so that the same command resumes;
+All use W&B's client: `wandb sync` for runs, which marks each run that it has sent, so that the same command resumes;
 `wandb.Artifact` for files, which `wandb/artifacts.json` in the store lists. Training does not need this, and this
 changes no stage run.
 """
@@ -13,14 +13,17 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipelines.configuration import STAGES
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.files import read_json, write_json
+from pipelines.tracking.tracker import named
+from pipelines.tracking.wandb_run import TRACKING, send_evaluations
 from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:
@@ -47,7 +50,13 @@ class Synced:
 
 def offline_runs(store: Store) -> list[Path]:
     """Folders of the runs that were written offline, oldest first."""
-    return sorted((store.root / "wandb").glob("offline-run-*"))
+    return _run_folders(store, "offline-run-*")
+
+
+def _run_folders(store: Store, pattern: str) -> list[Path]:
+    """Folders of W&B's runs, in the store and in WANDB_DIR, oldest first."""
+    folders = {store.root.resolve(), Path(os.environ.get("WANDB_DIR") or store.root).resolve()}
+    return sorted((path for folder in folders for path in (folder / "wandb").glob(pattern)), key=lambda path: path.name)
 
 
 def is_sent(folder: Path) -> bool:
@@ -88,6 +97,62 @@ def send_runs(store: Store, *, project: str | None, entity: str | None, report: 
             synced.failed += [folder.name for folder in waiting[start + BATCH :]]
             break
     return synced
+
+
+def add_evaluations(
+    store: Store, *, project: str | None, entity: str | None, report: Callable[[str], None]
+) -> list[str]:
+    """Add finished evaluations to the W&B runs of the stage runs that they measure; returns their signatures.
+
+    What `wandb/evaluations.json` lists was added before and is skipped, as is what the run itself has already.
+    """
+    path = store.root / "wandb" / "evaluations.json"
+    listed: dict[str, list[str]] = read_json(path) if path.exists() else {}
+    added: list[str] = []
+    for signature, tracking in _tracked(store, project=project, entity=entity).items():
+        done = listed.setdefault(f"{tracking.entity or ''}/{tracking.project}", [])
+        evaluations = [
+            run
+            for run in store.runs()
+            if run.stage == "evaluate" and run.result is not None and run.signature not in done
+            and run.spec["parent"]["signature"] == signature
+        ]  # fmt: skip
+        if not evaluations:
+            continue
+        check_server()
+        try:
+            send_evaluations([(run.spec, _values(run)) for run in evaluations], store.root, tracking)
+        except Exception as error:  # the client raises errors of many kinds
+            raise StageFailure(
+                f"W&B run {signature}: it did not accept its evaluations ({' '.join(str(error).split())}); run the "
+                "same command again to resume"
+            ) from error
+        done += [run.signature for run in evaluations]
+        write_json(path, listed)
+        added += [run.signature for run in evaluations]
+        report(f"{len(added)} evaluations added")
+    return added
+
+
+def _tracked(store: Store, *, project: str | None, entity: str | None) -> dict[str, TrackingConfig]:
+    """The W&B runs of stage runs, by signature: where each is in W&B."""
+    runs = {}
+    for folder in _run_folders(store, "*run-*"):
+        if (folder / TRACKING).exists():
+            tracking = TrackingConfig(**read_json(folder / TRACKING))
+            chosen = replace(
+                tracking, mode="online", project=project or tracking.project, entity=entity or tracking.entity
+            )
+            runs[folder.name.rsplit("-", 1)[-1]] = chosen
+    return runs
+
+
+def _values(run: StoredRun) -> dict[str, Any]:
+    """What an evaluation's ledger has, under the names in W&B."""
+    values: dict[str, Any] = {}
+    for line in (run.folder / "ledger.jsonl").read_text().splitlines():
+        values |= named(run.spec, json.loads(line))
+    return values
 
 
 def check_server() -> None:

@@ -41,9 +41,11 @@ def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable
         text = views["Shaping nano: RL"]["spec"]
         for panels in PANELS["RL"].values():
             for _, column, title in panels:
-                assert column in text
+                assert f'"grpo/{column}"' in text
                 assert json.dumps(title) in text
         assert '"grpo"' in text
+        for stage in ("pretrain", "midtrain"):
+            assert f"{stage}/entropy" in views["Shaping nano: pre-training"]["spec"]
         report = views["Shaping: the nano study"]["spec"]
         assert "Table 14: RL from ce, nano" in report
         assert "It leaves undecided" in report

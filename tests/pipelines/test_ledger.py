@@ -11,7 +11,7 @@ import pytest
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.ledger import Ledger
-from pipelines.wandb_run import start_wandb_run
+from pipelines.tracking.start import start_trackers
 from tests.pipelines.contexts import captured_log
 
 SPEC: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_a_row_is_logged_as_a_line_of_its_main_values(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_has_the_same_rows(tmp_path: Path) -> None:
-    with Ledger(tmp_path, start_wandb_run(SPEC, tmp_path, TrackingConfig(mode="offline", project="test"))) as ledger:
+    with Ledger(tmp_path, start_trackers(SPEC, tmp_path, TrackingConfig(mode="offline", project="test"))) as ledger:
         ledger.log({"step": 1, "tokens": 512, "loss": 2.5})
         ledger.log({"step": 2, "tokens": 1024, "loss": 2.25})
         ledger.samples("rollouts", [{"question": "1+1", "response": " #### 2", "reward": 1.0}])
@@ -77,5 +77,5 @@ def test_wandb_has_the_same_rows(tmp_path: Path) -> None:
     assert {key: config[key] for key in SPEC["labels"]} == SPEC["labels"]
     assert config["stage"] == SPEC["config"]
     everything = "".join(outputs)
-    for expected in ("precision", "nano/nano/precision/seed3", "pretrain", "2.25", "1024", "abc123", "rollouts"):
+    for expected in ("precision", "nano/nano/precision/seed3", "pretrain/loss", "2.25", "1024", "abc123", "rollouts"):
         assert expected in everything

@@ -26,11 +26,11 @@ import sys, time
 from pathlib import Path
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.ledger import Ledger
-from pipelines.wandb_run import start_wandb_run
+from pipelines.tracking.start import start_trackers
 labels = {"model": "nano", "objective": "ce", "seed": 1, "scale": "nano", "sweep": "nano"}
 spec = {"stage": "pretrain", "signature": "abc", "parent": None, "checkpoint": None, "labels": labels, "config": {}}
 root = Path(sys.argv[1])
-with Ledger(root, start_wandb_run(spec, root, TrackingConfig(mode="online"))) as ledger:
+with Ledger(root, start_trackers(spec, root, TrackingConfig(mode="online"))) as ledger:
     for step in range(40):
         ledger.log({"step": step, "tokens": step, "loss": 1.0})
         if step == 20:

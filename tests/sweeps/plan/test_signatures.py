@@ -61,7 +61,8 @@ CHANGES = {
 
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
-    tracking.mode tracking.project tracking.entity
+    tracking.mode tracking.project tracking.entity tracking.console tracking.system_metrics
+    tracking.tensorboard tracking.csv tracking.mlflow
     until evaluation.controls
     data.sources data.tokenizer
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
