@@ -31,7 +31,7 @@ from benchmarks.fault_targets import MARK, Target, Targets
 REPOSITORY = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 PHASES = ("start", "training", "saving", "publishing")
-PHASE_SECONDS = 8.0
+PHASE_SECONDS = 4.0
 """How long an interruption waits for its phase before it falls where it may."""
 FAULTS_PER_ROUND = 60
 SETTLE_SECONDS = 240.0
@@ -44,7 +44,7 @@ TINY = [
     "model.layers=1", "model.d_model=16", "model.ffn=32", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
     "pretrain.tokens=65536", "pretrain.warmup_steps=2", "pretrain.milestones=2",
     "midtrain.tokens=8192", "midtrain.milestones=1",
-    "grpo.steps=4", "grpo.prompts=4", "grpo.samples=4", "grpo.max_new_tokens=8", "grpo.milestones=1",
+    "grpo.steps=12", "grpo.prompts=4", "grpo.samples=4", "grpo.max_new_tokens=8", "grpo.milestones=1",
     "evaluation.max_new_tokens=8", "evaluation.benchmarks.Docstrings.items=8",
     *(f"evaluation.benchmarks.{name}.items=2" for name in (
         "Modules", "Continuations", "Boolean", "Order", "Chain-3", "Chain-4", "Chain-5", "Python")),
@@ -153,11 +153,15 @@ class Round:
 
     def run(self, rng: random.Random, *, faults: int, until: float) -> list[str]:
         """Interrupt up to `faults` times, or until `until`; then let it finish. Returns what differs from order."""
-        while len(self.faults) < faults and time.monotonic() < until and len(self.finished) < len(SWEEPS):
-            self.keep_running()
-            time.sleep(rng.uniform(0.0, 1.0))
-            self.interrupt(rng)
-        return self.finish()
+        try:
+            while len(self.faults) < faults and time.monotonic() < until and len(self.finished) < len(SWEEPS):
+                self.keep_running()
+                time.sleep(rng.uniform(0.0, 1.0))
+                self.interrupt(rng)
+            return self.finish()
+        finally:  # also if the harness itself is stopped
+            for process in Targets.marked(self.mark):
+                process.send(signal.SIGKILL)
 
     def finish(self) -> list[str]:
         """Let both commands finish, undisturbed. Returns what is left that should not be."""

@@ -39,7 +39,7 @@ VERSIONED_PACKAGES = ("shaping", "torch", "transformers", "lightning", "tokenize
 BOOKKEEPING = {"spec.json", "state.json", "result.json", "leases"}
 """Files and folders in a stage run's folder that the stage itself did not write."""
 
-RESUMED = {"resume", "checkpoints", "ledger.jsonl"}
+RESUMED = {"resume", "checkpoints", "ledger.jsonl", "samples.jsonl", "forking.jsonl"}
 """What an attempt that resumes from a trainer state keeps of the attempt before."""
 
 WAIT_SECONDS = 1.0
