@@ -74,7 +74,7 @@ def test_a_stop_signal_saves_the_states(tmp_path: Path, number: signal.Signals, 
 
 
 def test_timeout_stops_cleanly(tmp_path: Path) -> None:
-    process = start(tmp_path, "timeout", "--preserve-status", "12")
+    process = start(tmp_path, "timeout", "--preserve-status", "30")
     process.communicate(timeout=60)
     assert process.returncode == 143
     check_saved_and_resumed(tmp_path)
