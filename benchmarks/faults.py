@@ -256,7 +256,8 @@ def main() -> int:
     if options.slurm and not (shutil.which("sbatch") and os.environ.get("SLURM_CONF")):
         parser.error("--slurm: no Slurm here; install it and set SLURM_CONF")
 
-    rng, report = random.Random(options.seed), []
+    rng = random.Random(options.seed)
+    report: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="shaping-faults-") as name:
         (Path(name) / "undisturbed").mkdir()
         reference = undisturbed(Path(name) / "undisturbed")
