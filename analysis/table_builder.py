@@ -315,8 +315,10 @@ class _Builder:
         mean = math.fsum(values) / n
         # [scores, seeds that were measured] -> how much one item moves each number.
         measured = [not math.isnan(value) for value in by_seed]
-        items = self.grid.resolutions[present][:, measured] * scores.factor
-        resolution = math.sqrt(float((items**2).sum()) / n) / len(present)
+        items = self.grid.resolutions[present]
+        if n < len(by_seed):
+            items = items[:, measured]
+        resolution = scores.factor * math.sqrt(float(np.vdot(items, items)) / n) / len(present)
         if n > 1:
             variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n
             quantile = t_quantile(n - 1)
@@ -324,7 +326,8 @@ class _Builder:
             errors = self.grid.errors[present][:, measured] * scores.factor
             variance = float((errors**2).sum()) / len(present) ** 2
             quantile = NORMAL_QUANTILE
-        low, high = _interval(mean, variance + resolution**2 / n, quantile, item=float(items.mean()), scores=scores)
+        item = scores.factor * float(items.sum()) / items.size
+        low, high = _interval(mean, variance + resolution**2 / n, quantile, item=item, scores=scores)
         return Entry(
             value=mean,
             low=low,
