@@ -1,6 +1,6 @@
 """Draws docs/images/nano.png from a store: perplexity and entropy over pre-training, and reward over RL.
 
-    python docs/nano_picture.py [STORE]
+python docs/nano_picture.py [STORE]
 """
 
 import sys

@@ -6,7 +6,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 CELLS = [
-    ("text", "# Five questions about a study\n\nRun a sweep first (`make demo`). Set `SHAPING_STORE` to read another store."),
+    ("text", "# Five questions about a study\n\n"
+             "Run a sweep first (`make demo`). Set `SHAPING_STORE` to read another store."),
     ("code", "import os\n\nimport analysis\n\nSTORE = os.environ.get('SHAPING_STORE', '../store')\n"
              "frame = analysis.load(STORE)\nframe.groupby(['model', 'objective', 'stage'], observed=True).size()"),
     ("text", "## 1. Does shaping change entropy but not perplexity?"),

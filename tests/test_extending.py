@@ -134,5 +134,5 @@ def test_a_launcher_option_is_one_field(tmp_path: Path, monkeypatch: pytest.Monk
     options.grpo.reservation = "night"
     printed = list(scripts(plan(compose_cells([])), options, tmp_path))
     for stage, reservation in {"pretrain": "weekend", "midtrain": "weekend", "grpo": "night"}.items():
-        (script,) = [script for script in printed if f"--job-name=shaping-{stage}\n" in script]
+        (script,) = [script for script in printed if re.search(rf"--job-name=\S*:{stage}\b", script)]
         assert f"#SBATCH --reservation={reservation}\n" in script

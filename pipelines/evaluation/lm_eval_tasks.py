@@ -275,7 +275,8 @@ def _judging(benchmark: BenchmarkConfig, items: Sequence[tuple[Any, Instance]]) 
         return {"verifier": verifier_content(benchmark.verifier), "references": sha256_of(references)}
     # lm-eval's own scoring may read every field of a document.
     docs = json.dumps([instance.doc for _, instance in items], sort_keys=True, default=str)
-    return {"task": benchmark.task, "definition": benchmark.definition, "metric": benchmark.metric, "docs": sha256_of(docs)}
+    asked = {"task": benchmark.task, "definition": benchmark.definition, "metric": benchmark.metric}
+    return asked | {"docs": sha256_of(docs)}
 
 
 def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: str) -> Item:

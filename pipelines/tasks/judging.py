@@ -7,8 +7,8 @@ from pipelines.tasks.formats import FORMATS
 from pipelines.verifiers.content import verifier_content
 
 QUESTION_FORMAT = "boxed"
-"""The format of questions in a file of `grpo.tasks` whose line names none. The mathematics of `evaluation=paper` that is
-measured after RL is asked in the same words."""
+"""The format of questions in a file of `grpo.tasks` whose line names none. The mathematics of `evaluation=paper` that
+is measured after RL is asked in the same words."""
 
 
 def judging(name: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def flat(response: Any) -> list[Any]:
 
 
 def test_log_likelihoods_equal_a_forward_pass_for_shared_empty_and_long_contexts(model: Any, corpus: Corpus) -> None:
-    """With a model that sees 40 tokens, so that the longest context loses its beginning, but not the document's start."""
+    """With a model that sees 40 tokens, so that the longest context loses its beginning, not the document's start."""
     lm = RolloutLM(model, corpus.tokenizer)
     shared = "The same examples come first. " * 4
     pairs = [(f"{shared}{i} nodes and", f" {i} edges") for i in range(5)] + [("", "a graph"), ("x" * 200, " end")]
