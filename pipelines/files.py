@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,13 +48,16 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(folder: Path, pattern: str) -> None:
+def remove_leftovers(folder: Path, pattern: str, *, unchanged_seconds: float = 0.0) -> None:
     """Remove the temporary files and folders of killed writers whose target's name matches the glob `pattern`.
 
-    Only for targets with a single writer: it must not be called while another process writes one of them.
+    By default only for targets with a single writer: it must not be called while another process writes one of them.
+    Where several may write, `unchanged_seconds` spares what has changed in that time.
     """
     for leftover in folder.glob(f".{pattern}.*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too, or has just finished it
+            if time.time() - leftover.stat().st_mtime >= unchanged_seconds:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def flush(path: Path) -> None:

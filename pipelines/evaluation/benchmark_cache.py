@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.errors import Interrupted
 from pipelines.evaluation.samples import read_rows, write_rows
-from pipelines.files import sha256_of
+from pipelines.files import remove_leftovers, sha256_of
 from pipelines.stage_context import Ranks, never_interrupted
 
 logger = logging.getLogger("pipelines")
@@ -28,6 +28,8 @@ POLL_SECONDS = 0.5
 """Time between two checks for a range that another process computes."""
 PROGRESS_SECONDS = 10.0
 """Time between two log lines on the progress of a benchmark."""
+LEFTOVER_SECONDS = 3600.0
+"""Age at which a temporary file counts as left by a killed writer; writing one takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class BenchmarkCache:
         """The folder of a benchmark's ranges, created if it does not exist."""
         folder = self.root / sha256_of({**self.identity, **key})[:16]
         folder.mkdir(parents=True, exist_ok=True)
+        # Other stage runs may measure the same benchmark now, so only what no living writer can still need.
+        remove_leftovers(folder, "*.jsonl.gz", unchanged_seconds=LEFTOVER_SECONDS)
         return folder
 
 

@@ -334,7 +334,7 @@ def test_why_names_a_raised_stage_version(folder: Path) -> None:
             write_json(run.folder / "spec.json", run.spec | {"version": 0})
             run.folder.rename(run.folder.with_name(run.signature[::-1]))
     output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
-    assert "pretrain.version: 1 here, 0 there" in output
+    assert "pretrain.version: 2 here, 0 there" in output
 
 
 def test_the_shell_completes_cells(made: Path) -> None:
