@@ -247,6 +247,6 @@ class PaperSource:
             & rows["metric"].str.startswith(options.metric_name)
         ]
         if term.function == "rl" or rows.empty or options.at != "last" or options.variant:
-            what = options.name or options.metric_name
-            raise NotMeasured(f"{what} of {term.objective} on {model} is not among the known numbers")
+            quantity = options.name or options.metric_name
+            raise NotMeasured(f"{quantity} of {term.objective} on {model} is not among the known numbers")
         return Sampled((0,), rows["value"].to_numpy(float)[:1], ())

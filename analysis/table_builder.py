@@ -68,18 +68,18 @@ def build_tables(
     Tables of settings that the paper does not have come last, and are left out if `numbers` are given. Captions name
     the `store`.
     """
-    wanted, chosen = set(numbers), set(models)
+    selected_numbers, selected_models = set(numbers), set(models)
     builder = _Builder(study, build_grid(study), _provenance(study, store))
     drafts: list[_Draft] = []
     for model in _models(study):
-        if not chosen or model in chosen:
-            drafts += builder.model_tables(model, wanted)
+        if not selected_models or model in selected_models:
+            drafts += builder.model_tables(model, selected_numbers)
 
     # Settings compete across tables, so the best are marked when all tables exist.
     cells = mark_best([draft.table for draft in drafts])
     tables = [draft.finished(marked) for draft, marked in zip(drafts, cells, strict=True)]
-    if len(study.runs) and (not wanted or 1 in wanted):
-        tables.insert(0, _architecture_table(study, builder.provenance, chosen))
+    if len(study.runs) and (not selected_numbers or 1 in selected_numbers):
+        tables.insert(0, _architecture_table(study, builder.provenance, selected_models))
     return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
 
 

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-STAGES = ("pretrain", "midtrain", "grpo", "evaluate")
+from pipelines.configuration import STAGES
+
 MEASURED_TIME = re.compile(r"time$|seconds|per_second|data_wait_share|memory_gib")
 """Columns and metrics that measure the machine and differ from run to run."""
 
@@ -15,28 +16,28 @@ MEASURED_TIME = re.compile(r"time$|seconds|per_second|data_wait_share|memory_gib
 def differences(reference: Path, store: Path) -> list[str]:
     """Sentences about every stage run, file, weight, result or ledger row that is not as in `reference`."""
     expected, actual = _stage_runs(reference), _stage_runs(store)
-    found = [f"{name}: the stage run is missing" for name in sorted(expected - actual)]
-    found += [f"{name}: nobody asked for this stage run" for name in sorted(actual - expected)]
+    sentences = [f"{name}: the stage run is missing" for name in sorted(expected - actual)]
+    sentences += [f"{name}: this stage run is not in the undisturbed run" for name in sorted(actual - expected)]
     for name in sorted(expected & actual):
-        found += [f"{name}: {text}" for text in _compare(reference / name, store / name)]
+        sentences += [f"{name}: {text}" for text in _compare(reference / name, store / name)]
     runs, interrupted = _wandb_ids(reference), _wandb_ids(store)
-    found += [f"W&B run {name} is missing" for name in sorted(runs - interrupted)]
-    return found + [f"W&B run {name} is one too many" for name in sorted(interrupted - runs)]
+    sentences += [f"W&B run {name} is missing" for name in sorted(runs - interrupted)]
+    return sentences + [f"W&B run {name} is one too many" for name in sorted(interrupted - runs)]
 
 
 def leftovers(store: Path) -> list[str]:
     """Sentences about temporary files, folders of work and leases that are left in a finished store."""
-    left = [path for stage in STAGES for path in store.glob(f"{stage}/*/**/.*")]
+    paths = [path for stage in STAGES for path in store.glob(f"{stage}/*/**/.*")]
     names = ("work-*", "leases", "resume")
-    left += [path for stage in STAGES for name in names for path in store.glob(f"{stage}/*/{name}")]
+    paths += [path for stage in STAGES for name in names for path in store.glob(f"{stage}/*/{name}")]
     # Several stage runs may write to `cache/evaluations`, so a killed writer's temporary file there is removed by age.
-    left += [
+    paths += [
         path
         for path in (store / "cache").rglob(".*")
         if not path.name.endswith(".lock") and "evaluations" not in path.parts
     ]
-    left += list(store.glob(".*"))
-    return [f"left behind: {path.relative_to(store)}" for path in sorted(left)]
+    paths += list(store.glob(".*"))
+    return [f"left behind: {path.relative_to(store)}" for path in sorted(paths)]
 
 
 def _stage_runs(store: Path) -> set[str]:
@@ -52,15 +53,15 @@ def _compare(expected: Path, actual: Path) -> list[str]:
     """Differences of one stage run's folder."""
     names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
     actual_names = {str(path.relative_to(actual)) for path in actual.rglob("*") if path.is_file()}
-    found = [f"{name} is missing" for name in sorted(names - actual_names)]
-    found += [f"{name} is not in the undisturbed run" for name in sorted(actual_names - names)]
+    sentences = [f"{name} is missing" for name in sorted(names - actual_names)]
+    sentences += [f"{name} is not in the undisturbed run" for name in sorted(actual_names - names)]
     for name in sorted(names & actual_names):
         if name == "state.json":
             status = json.loads((actual / name).read_text())["status"]
-            found += [f"its state is {status}"] if status != "done" else []
+            sentences += [f"its state is {status}"] if status != "done" else []
         elif _content(expected / name) != _content(actual / name):
-            found.append(f"{name} differs{_first_difference(expected / name, actual / name)}")
-    return found
+            sentences.append(f"{name} differs{_first_difference(expected / name, actual / name)}")
+    return sentences
 
 
 def _content(path: Path) -> Any:

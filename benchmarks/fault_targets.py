@@ -43,7 +43,7 @@ class Targets:
     @staticmethod
     def marked(mark: str) -> list[Target]:
         """The live processes whose environment has the mark."""
-        found = []
+        targets = []
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():
                 continue
@@ -54,8 +54,8 @@ class Targets:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
                 if state not in "ZX":
                     command = b" ".join(words).decode(errors="replace")[:300]
-                    found.append(Target(int(folder.name), int(parent), int(session), command))
-        return found
+                    targets.append(Target(int(folder.name), int(parent), int(session), command))
+        return targets
 
     def choose(self, kind: str, rng: random.Random) -> Target | None:
         """A random process of a kind of `Target.KINDS`, or None if there is none."""

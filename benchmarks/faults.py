@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.fault_differences import differences, leftovers
 from benchmarks.fault_targets import MARK, Target, Targets
+from pipelines.logs import DEBUG_VARIABLE
 
 REPOSITORY = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -97,7 +98,7 @@ class Round:
                 self.commands[number] = self._launch(number, overrides)
 
     def _launch(self, number: int, overrides: list[str]) -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(REPOSITORY), "SHAPING_DEBUG": ""}
+        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(REPOSITORY), DEBUG_VARIABLE: ""}
         slurm = [f"hydra/launcher={self.launcher}", "hydra.launcher.time=5"] if self.launcher == "slurm" else []
         with (self.folder / f"command-{number}.log").open("ab") as log:
             log.write(f"--- launch {self.launches} after {self.seconds:.0f} s\n".encode())
@@ -214,20 +215,20 @@ def prepare(reference: Path, folder: Path, *, cached: bool) -> None:
 
 def play(reference: Path, folder: Path, rng: random.Random, *, launcher: str, until: float) -> dict[str, Any]:
     """Play one round in `folder`, which is kept if something differs. Returns its interruptions and differences."""
-    this = Round(folder, launcher)
-    found = this.run(rng, faults=FAULTS_PER_ROUND, until=until)
-    found += differences(reference, this.store) + leftovers(this.store)
-    counts = f"{len(this.faults)} interruptions, {this.launches} launches, {len(found)} differences"
+    played = Round(folder, launcher)
+    sentences = played.run(rng, faults=FAULTS_PER_ROUND, until=until)
+    sentences += differences(reference, played.store) + leftovers(played.store)
+    counts = f"{len(played.faults)} interruptions, {played.launches} launches, {len(sentences)} differences"
     say(f"{folder.name} ({launcher}): {counts}")
-    for line in found:
+    for line in sentences:
         say(f"  {line}")
-    if found:
-        kept = Path(tempfile.mkdtemp(prefix="shaping-faults-kept-")) / folder.name
-        shutil.move(folder, kept)
-        say(f"  kept: {kept}")
+    if sentences:
+        kept_folder = Path(tempfile.mkdtemp(prefix="shaping-faults-kept-")) / folder.name
+        shutil.move(folder, kept_folder)
+        say(f"  kept: {kept_folder}")
     else:
         shutil.rmtree(folder)
-    return {"launcher": launcher, "faults": [asdict(fault) for fault in this.faults], "differences": found}
+    return {"launcher": launcher, "faults": [asdict(fault) for fault in played.faults], "differences": sentences}
 
 
 def say(line: str) -> None:

@@ -87,9 +87,9 @@ def test_a_benchmark_is_one_entry(tmp_path: Path) -> None:
     entries = yaml.safe_load(example("benchmarks:"))["benchmarks"]
     assert {BenchmarkConfig(**entry).kind for entry in entries.values()} == {"sampled", "harness_choice"}
     (tmp_path / "evaluation").mkdir()
-    mine = {"name": "mine", "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 8, "text_length": 16, "pass_k": [1]}
-    mine["benchmarks"] = {"Long-Chains": entries["Long-Chains"]}
-    (tmp_path / "evaluation" / "mine.yaml").write_text(yaml.safe_dump(mine))
+    settings = {"name": "mine", "temperature": 0.7, "top_p": 0.95, "max_new_tokens": 8, "text_length": 16}
+    settings |= {"pass_k": [1], "benchmarks": {"Long-Chains": entries["Long-Chains"]}}
+    (tmp_path / "evaluation" / "mine.yaml").write_text(yaml.safe_dump(settings))
     with initialized_hydra():
         search_first(tmp_path)
         graph = plan(compose_cells(["evaluation=mine", "until=pretrain"]))

@@ -83,10 +83,10 @@ def continuation_items(corpus: Corpus, count: int) -> list[Item]:
     return items
 
 
-def _require_choices(count: int, what: str) -> None:
+def _require_choices(count: int, options: str) -> None:
     """Raise `StageFailure` if `count` is too small for one question."""
     if count < CHOICES:
         raise StageFailure(
-            f"data.text: it has {count} {what}, and a question has {CHOICES} choices; add packages, or remove the "
+            f"data.text: it has {count} {options}, and a question has {CHOICES} choices; add packages, or remove the "
             "multiple-choice benchmarks"
         )

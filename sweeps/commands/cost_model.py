@@ -59,6 +59,7 @@ def sizes(
 @app.command()
 def calibrate(
     filters: Filters = None,
+    *,
     store: StorePath = "store",
     device: Annotated[str, typer.Option(help="Device of the stage runs: h100, h200, a100 or core.")] = "core",
     as_json: AsJson = False,

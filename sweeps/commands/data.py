@@ -30,6 +30,7 @@ def prepare(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="As for shaping-run: data=paper data.shards=FOLDER.")
     ] = None,
+    *,
     processes: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     validation: Annotated[
         float, typer.Option(min=0, max=1, help="Share of documents that are held out, by hash.")

@@ -25,6 +25,7 @@ WIDEST_LINE = 500
 @app.command("plan")
 def show_plan(
     overrides: Overrides = None,
+    *,
     as_json: AsJson = False,
     why: Annotated[
         str | None, typer.Option("--why", metavar="CELL", help="Say why a cell's stage runs are not in the store.")

@@ -21,10 +21,10 @@ app = typer.Typer(
 def complete_cells(incomplete: str) -> list[str]:
     """Returns the cells in the folder `store` that begin with what is typed, for the shell's completion."""
     try:
-        known = rows(Store.open("store"))
+        all_rows = rows(Store.open("store"))
     except (UserError, OSError):
         return []
-    words = {row.cell for row in known} | {row.title for row in known}
+    words = {row.cell for row in all_rows} | {row.title for row in all_rows}
     return sorted(word for word in words if word.startswith(incomplete))
 
 

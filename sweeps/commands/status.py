@@ -33,6 +33,7 @@ FOLLOW_SECONDS = 0.3
 @app.command()
 def status(
     filters: Filters = None,
+    *,
     store: StorePath = "store",
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Keep the table up to date until Ctrl-C.")] = False,
@@ -184,5 +185,5 @@ def cancel(filters: Filters = None, store: StorePath = "store") -> int:
 
 def _running_owner(stored: StoredRun) -> Owner | None:
     """Returns the process that is running a stage run; None if there is none any more."""
-    held = holder(stored.folder)
-    return held.owner if held and held.alive else None
+    lease = holder(stored.folder)
+    return lease.owner if lease and lease.alive else None

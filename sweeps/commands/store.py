@@ -37,6 +37,7 @@ def verify(filters: Filters = None, store: StorePath = "store", as_json: AsJson 
 @app.command()
 def gc(
     store: StorePath = "store",
+    *,
     weights: Annotated[
         bool, typer.Option("--weights", help="Also remove whole stage runs that no named sweep needs.")
     ] = False,
@@ -86,6 +87,7 @@ def show(
 @app.command()
 def sync(
     store: Annotated[str, typer.Option(help="Folder of stage runs.")] = "store",
+    *,
     project: Annotated[str | None, typer.Option(help="W&B project; by default the project of each run.")] = None,
     entity: Annotated[str | None, typer.Option(help="W&B user or team.")] = None,
     artifacts: Annotated[bool, typer.Option(help="Also send specs, results, ledgers and samples.")] = False,
@@ -115,6 +117,7 @@ def sync(
 @app.command()
 def measure(
     filters: Filters = None,
+    *,
     store: StorePath = "store",
     k: Annotated[str, typer.Option("--k", help="The k of Pass@k, separated by commas, or `all`.")] = "1",
     as_json: AsJson = False,

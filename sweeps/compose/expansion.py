@@ -75,10 +75,10 @@ def named_sweep(chosen: Sequence[Override]) -> Any:
 
 
 def _cells_of(sweep: SweepConfig) -> list[list[str]]:
-    """Returns the override lists of a named sweep: every point, at every place of the grid."""
+    """Returns the override lists of a named sweep: every point with every combination of the grid."""
     # Dictionaries of key -> value, one for each combination of the grid's values.
-    grid = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    cells = [_lines(point) + _lines(place) for point in sweep.points or [{}] for place in grid]
+    combinations = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    cells = [_lines(point) + _lines(combination) for point in sweep.points or [{}] for combination in combinations]
     if not (sweep.points or sweep.grid) or not cells:
         raise UserError(f"sweep={sweep.name}: it has no cells; give it `points` or a `grid` with values")
     return cells

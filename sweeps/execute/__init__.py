@@ -1,1 +1,7 @@
-"""Runs a graph of stage runs on this machine or as Slurm jobs; `worker` runs a single one."""
+"""Runs a graph of stage runs on this machine or as Slurm jobs.
+
+`launch` records a sweep and hands its graph to `local` (with `local_executor`, `fork_server`, `preload` and the live
+`display`) or to `slurm` (with `slurm_job`, the process of a job). `worker` runs a single stage run on either.
+`machine`, `control_groups` and `gpus` read what this machine offers; `quick_exit` ends a process
+without unloading torch.
+"""

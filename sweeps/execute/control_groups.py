@@ -68,10 +68,10 @@ def _groups(controller: str, proc: Path) -> Iterator[Path]:
         version = "cgroup2" if number == "0" and not controllers else "cgroup"
         if version == "cgroup" and controller not in controllers.split(","):
             continue
-        for place, kind in mounts:
-            filesystem, _, options = kind.split(" ", 2)
+        for mount_fields, filesystem_fields in mounts:
+            filesystem, _, options = filesystem_fields.split(" ", 2)
             if filesystem == version and (version == "cgroup2" or controller in options.split(",")):
-                root, mounted = (_unescaped(word) for word in place.split(" ")[3:5])
+                root, mounted = (_unescaped(word) for word in mount_fields.split(" ")[3:5])
                 yield from _levels(Path(mounted), root, path)
                 break
 

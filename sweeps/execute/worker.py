@@ -238,7 +238,7 @@ class _Attempt:
             self.record["threads"] = int(threads)
         if self.task.slurm_job:
             self.record["job"] = self.task.slurm_job
-        # The state of before the lease may be out of date.
+        # The state that was read before the lease was taken may be out of date.
         state = work.stored.reread().state
         self.attempts = [*state.get("attempts", []), self.record]
         self.job = state.get("job")

@@ -80,7 +80,7 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
 
 
 def _sweep_record(identity: str, content: dict[str, Any]) -> SweepRecord:
-    # Records of before have no folder; their paths are then relative to the working directory of the command.
+    # Older records have no folder; their paths are then relative to the working directory of the command.
     return SweepRecord(identity, **{key: content[key] for key in KEYS}, folder=content.get("folder", ""))
 
 

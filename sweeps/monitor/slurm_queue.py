@@ -153,19 +153,19 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
 
     Raises `SlurmUnreachable` if Slurm does not answer.
     """
-    wanted = set(jobs)
+    job_ids = set(jobs)
     states: dict[str, JobState] = {}
-    if wanted and is_slurm_installed():
+    if job_ids and is_slurm_installed():
         # All jobs are listed, since naming a forgotten one is an error; -r lists each task of an array.
         for line in slurm(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r"]).splitlines():
             job, name, reason = [*line.split("|"), "", ""][:3]
-            if job in wanted:
+            if job in job_ids:
                 states[job] = JobState(name, reason)
         # squeue forgets a job a few minutes after its end.
-        missing = wanted - set(states)
+        missing = job_ids - set(states)
         if missing:
             states |= _accounted(missing)
-    return {job: states.get(job, JobState("GONE")) for job in wanted}
+    return {job: states.get(job, JobState("GONE")) for job in job_ids}
 
 
 def _accounted(jobs: set[str]) -> dict[str, JobState]:

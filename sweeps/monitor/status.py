@@ -158,14 +158,14 @@ def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
     for text in filters:
         # `objective=ce,precision`; a cell's name may contain `=` too, but only after a slash.
         if "=" in text and "/" not in text.split("=")[0]:
-            key, _, wanted = text.lstrip("+").partition("=")
+            key, _, values = text.lstrip("+").partition("=")
             if key not in KEYS:
                 raise UserError(f"{text}: unknown key {key}; {nearest(key, KEYS)}")
             if key == "status":
-                for word in wanted.split(","):
+                for word in values.split(","):
                     if word not in ORDER:
                         raise UserError(f"status={word}: unknown status; {nearest(word, ORDER)}")
-            selected = [row for row in selected if _matches(row, key, wanted.split(","))]
+            selected = [row for row in selected if _matches(row, key, values.split(","))]
         else:
             # `nano/*/seed1:evaluate@step-000128`, or a signature.
             cell, _, stage = text.partition(":")

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pipelines.configuration import TOKEN_STAGES
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
 from sweeps.plan.cost import DEVICES, Assumptions, Rate, Work, work
@@ -110,7 +111,7 @@ def _planned(run: StoredRun) -> StageRun:
 def fit(runs: list[Timed], device: str) -> Rate:
     """Returns the shares of a device's peak that predict these stage runs: medians of the token stages for training and
     of evaluations for sampling. Raises `UserError` if one of the two is missing."""
-    training = [run.share_of_peak(device) for run in runs if run.stage in ("pretrain", "midtrain")]
+    training = [run.share_of_peak(device) for run in runs if run.stage in TOKEN_STAGES]
     sampling = [run.share_of_peak(device) for run in runs if run.stage == "evaluate"]
     for shares, name in ((training, "pre-training or mid-training"), (sampling, "evaluation")):
         if not shares:

@@ -94,19 +94,19 @@ class Plan:
     def part(self, signatures: Iterable[str]) -> "Plan":
         """Returns the graph of some stage runs and all that they need; each cell keeps its own among them."""
         # All signatures that are needed, directly or through others.
-        wanted: set[str] = set()
+        needed: set[str] = set()
         waiting = list(signatures)
         while waiting:
             signature = waiting.pop()
-            if signature not in wanted:
-                wanted.add(signature)
+            if signature not in needed:
+                needed.add(signature)
                 waiting += self.runs[signature].needs
         # In the order of this graph, so that parents still come first.
         graph = Plan()
         for signature, run in self.runs.items():
-            if signature in wanted:
+            if signature in needed:
                 graph.add(run)
         for name, chain in self.cells.items():
-            if kept := [signature for signature in chain if signature in wanted]:
-                graph.cells[name] = kept
+            if cell_signatures := [signature for signature in chain if signature in needed]:
+                graph.cells[name] = cell_signatures
         return graph

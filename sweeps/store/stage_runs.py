@@ -83,8 +83,8 @@ class StoredRun:
 
     def is_held(self) -> bool:
         """Whether a live process holds the lease on the folder."""
-        held = holder(self.folder)
-        return held is not None and held.alive
+        lease = holder(self.folder)
+        return lease is not None and lease.alive
 
     def tidy(self) -> None:
         """Finish what the worker of a finished stage run left undone: it may have been killed once it had published."""

@@ -86,13 +86,13 @@ def _labels(nodes: list[dict[str, Any]], orient: str, *, is_number: bool) -> lis
     """(pixel, number or text) of the labels of the axes on one side."""
     read = _number if is_number else str
     axis = "x" if orient == "bottom" else "y"
-    found: dict[float, float | str] = {}
+    labels: dict[float, float | str] = {}
     for node in nodes:
         if node.get("orient") == orient:
             for part in _nodes(node):
                 if part.get("role") == "axis-label":
-                    found |= {item[axis]: read(item["text"]) for item in part["items"] if item["text"]}
-    return sorted(found.items())
+                    labels |= {item[axis]: read(item["text"]) for item in part["items"] if item["text"]}
+    return sorted(labels.items())
 
 
 def _number(text: str) -> float:

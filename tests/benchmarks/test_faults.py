@@ -74,8 +74,8 @@ def test_a_difference_is_found(stores: tuple[Path, Path], change: str) -> None:
     reference, store = stores
     make, sentence = CHANGES[change]
     make(store / RUN)
-    (found,) = differences(reference, store)
-    assert sentence in found
+    (difference,) = differences(reference, store)
+    assert sentence in difference
 
 
 @pytest.mark.parametrize("name", ["work-000002", "leases", "resume", "checkpoints/.step-000001.abcd"])

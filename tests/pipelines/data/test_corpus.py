@@ -123,15 +123,15 @@ def test_every_kind_of_answer_has_its_share(tmp_path: Path) -> None:
     corpus = prepare(config(text=[], tasks=["chain4"], **changes), tmp_path)
     text = corpus.tokenizer.decode(corpus.rows("chain4", "train", 64).ravel())
     parts = [part.split("\nA:") for part in text.split("Q: ") if "####" in part]
-    given = {question: answer.split("<")[0] for question, answer in parts}  # a cut question is in two rows
-    problems = [p for p in corpus.problems("chain4", "train") if p.question in given]
+    answers = {question: answer.split("<")[0] for question, answer in parts}  # a cut question is in two rows
+    problems = [p for p in corpus.problems("chain4", "train") if p.question in answers]
     counts = {
-        kind: sum(given[p.question] == getattr(p, kind) for p in problems)
-        for kind in ("worked", "outright", "careless")
+        style: sum(answers[p.question] == getattr(p, style) for p in problems)
+        for style in ("worked", "outright", "careless")
     }
     assert sum(counts.values()) == len(problems) > 1000
-    for kind, share in {"worked": 0.25, "outright": 0.75 * 0.6, "careless": 0.75 * 0.4}.items():
-        assert abs(counts[kind] / len(problems) - share) < 4 * (share * (1 - share) / len(problems)) ** 0.5
+    for style, share in {"worked": 0.25, "outright": 0.75 * 0.6, "careless": 0.75 * 0.4}.items():
+        assert abs(counts[style] / len(problems) - share) < 4 * (share * (1 - share) / len(problems)) ** 0.5
 
 
 def test_docstrings_are_those_of_ast() -> None:
@@ -155,7 +155,7 @@ def test_docstrings_do_not_depend_on_where_a_package_is_installed(
 ) -> None:
     """Neither on the folders above it nor on its neighbours; only folders `tests` inside of it are left out."""
     modules = {"__init__": "a", "graph/__init__": "b", "graph/tests/test_graph": "c", "tests/__init__": "d"}
-    found = []
+    documents = []
     for above in ("plain", "tests", "tests/site-packages"):
         folder = tmp_path / above / "lib"
         for name, letter in modules.items():
@@ -165,9 +165,9 @@ def test_docstrings_do_not_depend_on_where_a_package_is_installed(
         (folder / "single.py").write_text(f'"""{"s" * 300}"""\n')
         with monkeypatch.context() as patch:
             patch.syspath_prepend(str(folder))
-            found.append((docstrings("graphlike"), docstrings("single")))
+            documents.append((docstrings("graphlike"), docstrings("single")))
     assert (
-        found
+        documents
         == [
             (
                 [Document("graphlike", "a" * 300), Document("graphlike.graph", "b" * 300)],

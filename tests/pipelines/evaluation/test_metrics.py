@@ -125,8 +125,8 @@ def test_the_same_samples_give_the_same_interval() -> None:
     values = np.random.default_rng(0).random(40)
     assert estimate(values) == estimate(values)
     many = np.random.default_rng(0).random(3000)  # a Student's t interval from 2,000 items on
-    found = estimate(many)
-    assert found.high == pytest.approx(many.mean() + 1.9608 * many.std(ddof=1) / math.sqrt(3000), rel=1e-4)
+    estimated = estimate(many)
+    assert estimated.high == pytest.approx(many.mean() + 1.9608 * many.std(ddof=1) / math.sqrt(3000), rel=1e-4)
 
 
 def test_one_sample_per_item_has_neither_votes_nor_pass_at_k() -> None:

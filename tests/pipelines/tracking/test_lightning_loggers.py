@@ -63,17 +63,17 @@ def test_mlflow(root: Path) -> None:
     attempts(root, TrackingConfig(mlflow=True, project="study"))
     client = MlflowClient((root / "mlflow").as_uri())
     experiment: Any = client.get_experiment_by_name("study")
-    (found,) = client.search_runs([experiment.experiment_id])
-    history = client.get_metric_history(found.info.run_id, "pretrain/loss")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "pretrain/loss")
     assert sorted((m.step, m.value) for m in history) == LOSSES
-    assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "evaluate/Chain-3/avg_16")] == [
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "evaluate/Chain-3/avg_16")] == [
         (8, 0.25)
     ]
-    assert found.data.tags["signature"] == "abc123"
-    assert found.data.params["objective"] == "precision"
-    assert found.info.run_name == "pretrain nano/precision/seed3"
-    assert found.info.status == "FINISHED"
-    assert client.list_artifacts(found.info.run_id, "pretrain")
+    assert run.data.tags["signature"] == "abc123"
+    assert run.data.params["objective"] == "precision"
+    assert run.info.run_name == "pretrain nano/precision/seed3"
+    assert run.info.status == "FINISHED"
+    assert client.list_artifacts(run.info.run_id, "pretrain")
 
 
 def test_several_at_once(root: Path) -> None:

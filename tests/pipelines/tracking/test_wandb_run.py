@@ -171,25 +171,28 @@ def test_the_service_ignores_what_stops_a_stage(tmp_path: Path, server: Received
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_service_costs_nothing_and_is_noted_once(tmp_path: Path, server: Received, number: int) -> None:
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
 
     def lose(attempt: subprocess.Popen[str]) -> None:
-        found.extend(services(attempt, tmp_path))
-        found[0].send_signal(number)
+        processes.extend(services(attempt, tmp_path))
+        processes[0].send_signal(number)
         time.sleep(0.5)
 
     errors = interrupted(tmp_path, "offline", (0, 6), act=lose)
     assert errors.count("W&B is lost") == 1
     assert len((tmp_path / "pretrain" / "ledger.jsonl").read_text().splitlines()) == 6
-    assert not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+    assert not processes[0].is_running() or processes[0].status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_service_ends_with_a_killed_stage(tmp_path: Path, server: Received) -> None:
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     interrupted(
-        tmp_path, "offline", (0, 6), act=lambda attempt: (found.extend(services(attempt, tmp_path)), attempt.kill())[1]
+        tmp_path,
+        "offline",
+        (0, 6),
+        act=lambda attempt: (processes.extend(services(attempt, tmp_path)), attempt.kill())[1],
     )
-    assert psutil.wait_procs(found, timeout=20)[1] == []
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
 def test_variables_of_a_surrounding_run_are_not_taken(

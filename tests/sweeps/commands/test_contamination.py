@@ -76,15 +76,15 @@ def report(folder: Path, *overrides: str) -> dict[str, Any]:
 def test_token_shards_are_searched(web: tuple[Path, DataConfig, list[str]]) -> None:
     folder, data, documents = web
     sources = [f"+data.shards={data.shards}", f"+data.sources={{web: {{kind: jsonl, path: '{folder}/web-*.jsonl'}}}}"]
-    found = report(folder, *sources, *ONLY_WEB)["benchmarks"]
+    benchmarks = report(folder, *sources, *ONLY_WEB)["benchmarks"]
     corpus = prepare(data, folder / "store" / "cache")
     for name, task in (("Chain-5", "chain5"), ("Chain-4", "chain4")):
         expected = share([q.question for q in load_items(corpus, task, count=64)], documents)
-        assert found[name]["contaminated"] == expected
-    assert found["Chain-5"]["contaminated"] > 0.15
+        assert benchmarks[name]["contaminated"] == expected
+    assert benchmarks["Chain-5"]["contaminated"] > 0.15
     asked = [q.question for split in ("rl", "validation") for q in load_questions("chain4", split, corpus)]
-    assert found["grpo chain4"]["contaminated"] == share(asked, documents)
-    assert found["grpo chain4"]["contaminated"] > 0.05
+    assert benchmarks["grpo chain4"]["contaminated"] == share(asked, documents)
+    assert benchmarks["grpo chain4"]["contaminated"] > 0.05
     # RL's own count does not search shards, and says so instead of reporting 0.
     assert contamination(load_questions("chain4", "rl", corpus), corpus, data.tasks) is None
 

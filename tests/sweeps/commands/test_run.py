@@ -21,15 +21,15 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def processes_in(folder: Path) -> list[int]:
     """Returns the live processes whose working directory is `folder`: a command, its workers and their children."""
-    found = []
+    process_ids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if os.readlink(entry / "cwd") == str(folder) and "Z" not in (entry / "stat").read_text().split()[2]:
-                    found.append(int(entry.name))
+                    process_ids.append(int(entry.name))
             except OSError:
                 continue
-    return found
+    return process_ids
 
 
 def until(condition: Callable[[], object], seconds: float = 240) -> None:

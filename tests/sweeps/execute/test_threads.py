@@ -46,10 +46,10 @@ def threads(folder: Path, cores: int, *overrides: str, workers: int = 0, **envir
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    found: dict[str, set[int]] = {}
+    threads_by_stage: dict[str, set[int]] = {}
     for run in Store.open(folder / "store").runs():
-        found.setdefault(run.stage, set()).update(attempt["threads"] for attempt in run.state["attempts"])
-    return found
+        threads_by_stage.setdefault(run.stage, set()).update(attempt["threads"] for attempt in run.state["attempts"])
+    return threads_by_stage
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_workers_times_threads_fill_the_machine(
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_a_users_setting_is_respected(tmp_path: Path, name: str) -> None:
     """Also by the number of workers: four cores hold two stage runs with two threads."""
-    found = threads(tmp_path, 4, "model=nano", "seed=1,2,3,4", **{name: "2"}, FAKE_SECONDS="0.3")
-    assert found == {"pretrain": {2}, "evaluate": {2}}
+    threads_by_stage = threads(tmp_path, 4, "model=nano", "seed=1,2,3,4", **{name: "2"}, FAKE_SECONDS="0.3")
+    assert threads_by_stage == {"pretrain": {2}, "evaluate": {2}}
     times = []
     for run in Store.open(tmp_path / "store").runs():
         (attempt,) = run.state["attempts"]
