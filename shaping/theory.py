@@ -153,6 +153,7 @@ def effective_temperature(reference: Tensor, shaped: Tensor) -> EffectiveTempera
     def entropy(log_temperature: Tensor) -> Tensor:
         return torch.special.entr(tempered(log_temperature)).sum(-1, keepdim=True)
 
+    # Bisection over the log of the temperature, which must be in this range.
     left, right = torch.full_like(target_entropy, -6.9), torch.full_like(target_entropy, 6.9)
     if bool((entropy(left) > target_entropy + 1e-9).any()) or bool((entropy(right) < target_entropy - 1e-9).any()):
         raise ValueError("shaped: no temperature between 1e-3 and 1e3 gives the reference its entropy")
@@ -160,6 +161,7 @@ def effective_temperature(reference: Tensor, shaped: Tensor) -> EffectiveTempera
         middle = (left + right) / 2
         too_cold = entropy(middle) < target_entropy
         left, right = torch.where(too_cold, middle, left), torch.where(too_cold, right, middle)
+    # What the temperature does not explain: KL(shaped || matched).
     matched = tempered((left + right) / 2)
     divergence = torch.special.xlogy(shaped, shaped) - torch.special.xlogy(shaped, matched)
     return EffectiveTemperature(((left + right) / 2).exp()[..., 0], divergence.sum(-1))

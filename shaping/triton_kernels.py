@@ -183,6 +183,7 @@ def _sums_over_others(logits, target, target_logit, vocabulary, STATISTICS: tl.c
     for start in range(0, vocabulary, BLOCK):
         ids = start + lanes
         x = tl.load(logits + ids, mask=ids < vocabulary, other=-float("inf")).to(tl.float32)
+        # Rescale the earlier sums to the new maximum, then add this block without the target.
         grown = tl.maximum(largest, tl.max(x, 0))
         factor = tl.exp(largest - grown)
         e = tl.where(ids == target, 0.0, tl.exp(x - grown))

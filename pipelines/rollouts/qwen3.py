@@ -321,16 +321,19 @@ def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     stored: dict[tuple[int, ...], int] = {}
     """The index of each prompt's first token in `tokens`."""
     for prompt, response in zip(prompts, responses, strict=True):
+        # Equal prompts are stored once, every response is appended.
         key = tuple(prompt)
         if key not in stored:
             stored[key] = len(tokens)
             tokens += prompt
             positions += range(len(prompt))
         prompt_start, response_start, size = stored[key], len(tokens), len(prompt)
+        # The last token of a response predicts nothing, so it is not computed.
         tokens += response[:-1]
         positions += range(size, size + len(response) - 1)
         rows.append([*range(prompt_start, prompt_start + size), *range(response_start, len(tokens))])
         predicts += [prompt_start + size - 1, *range(response_start, len(tokens))]
+    # [rows, width] indices into `tokens`, -1 for padding; and for each token one place in it that holds it.
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
     filled = padded >= 0

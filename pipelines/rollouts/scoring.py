@@ -77,6 +77,7 @@ def likelihoods(
     per batch. A batch has at most `batch_tokens` tokens, where the common beginning counts a 16th of its length per
     row.
     """
+    # Run the common beginning once, if it is long enough to save time.
     prefix, shared = None, 0
     if qwen3.supports(model) and len(prompts) > 1:
         shared = _common_beginning(prompts)
@@ -88,6 +89,7 @@ def likelihoods(
     weight = model.get_output_embeddings().weight
     lengths = [len(p) + len(r) + shared // 16 for p, r in zip(prompts, responses, strict=True)]
     for batch in length_batches(lengths, batch_tokens):
+        # The last hidden states [tokens, d] before every token of the batch's responses.
         chosen = [prompts[i] for i in batch], [responses[i] for i in batch]
         if qwen3.supports(model):
             hidden = qwen3.hidden_states(model, *chosen, prefix=prefix)
@@ -96,6 +98,7 @@ def likelihoods(
         targets = torch.tensor([token for response in chosen[1] for token in response], device=hidden.device)
         log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
         likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        # In chunks of rows, so that there is never a [tokens, V] tensor.
         for rows in _chunks(hidden, weight):
             logits = (hidden[rows] @ weight.T).float()
             log_probs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - logits.logsumexp(-1)

@@ -212,6 +212,7 @@ def _filter_system_calls() -> None:
 
 def check_sandbox() -> None:
     """Try the sandbox in a child. Raises `ImportError` with the reason if programs cannot run in it, or can get out."""
+    # The child enters the sandbox, tries to get out of it, and sends what it found.
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -229,6 +230,7 @@ def check_sandbox() -> None:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    # Programs that are right must also pass in it.
     if problem == "none" and not passes("value = 1", "assert value == 1"):
         problem = "a right program does not pass its tests"
     if problem != "none":

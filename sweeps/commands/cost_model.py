@@ -33,6 +33,7 @@ def sizes(
         if name not in models:
             raise UserError(f"{name}: unknown model; {nearest(name, models)}")
     entries = vocabulary or PAPER_VOCABULARY
+    # Count without building the models.
     table: list[dict[str, Any]] = []
     for name in names or models:
         model = asdict(compose_cell([f"model={name}"]).model)

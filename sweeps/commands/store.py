@@ -128,6 +128,7 @@ def measure(
     opened = Store.open(store)
     if k != "all" and not all(part.strip().isdigit() and int(part) > 0 for part in k.split(",")):
         raise UserError(f"--k={k}: name whole numbers above 0, such as --k=1,4,16, or all")
+    # Only finished evaluations whose samples are stored.
     table: list[dict[str, Any]] = []
     for row in rows(opened, ["stage=evaluate", *(filters or [])]):
         path = opened.run("evaluate", row.signature).folder / SAMPLES

@@ -45,11 +45,13 @@ def run(overrides: list[str]) -> None:
         raise UserError(
             "start it with torchrun --nproc-per-node N --no-python shaping-torchrun ..., or use shaping-run"
         )
+    # Refuse cells that cannot be divided among the ranks before anything is written.
     cells = compose_cells(overrides)
     root = store_path(cells[0].store)
     task = torchrun_task(root)
     for cell in cells:
         check_ranks(cell, dict.fromkeys(TOKEN_STAGES, task.tasks))
+    # Rank 0 creates the store and records the launch; the others wait for the store.
     if task.rank == 0:
         graph, store = prepared(cells)
         options = {"ranks": task.tasks, "words": overrides}
@@ -59,6 +61,7 @@ def run(overrides: list[str]) -> None:
         graph = plan(cells)
         while not (root / "STORE.json").exists():
             time.sleep(0.1)
+    # All ranks share training and evaluation; rank 0 does the other stages by itself.
     for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
         if task.rank == 0 or stage_run.stage in SHARED_STAGES:
             perform(root, stage_run.spec, cells[0].tracking, task=task)
