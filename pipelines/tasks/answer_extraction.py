@@ -24,9 +24,12 @@ _PHRASE = re.compile(
 _CLOSERS = ("I hope it is correct", "Question:", "Problem:", "Q:")
 _EXPLANATION = re.compile(
     r",?\s(?:since|because|as (?:we|the|its?|this|there|he|she|they|shown|required|\$?\\?\(?\d)|given that|due to|"
-    r"where|which|that is|i\.e\.|so that|so|hence|thus|therefore|and (?:so|thus|not)|not|but|rather than|instead of|"
-    r"when we)\b"
-    r"|,\s(?:as|from|by|using|with|after|for|at|when|[a-z]{3,12}ed)\s"
+    r"where|which|that is|i\.e|e\.g|namely|so that|so|hence|thus|therefore|and (?:so|thus|not)|not|but|rather than|"
+    r"instead of|when we)\b"
+    r"|,\s(?:as|from|by|using|with|after|for|at|when|(?:in|ex)cluding|giving|making|leaving|meaning|assuming|"
+    r"[a-z]{3,12}ed)\s"
+    r"|\s(?:when |if )?rounded\b|\sto (?:the nearest|(?:\d|one|two|three|four) (?:decimal|significant))\b"
+    r"|\s\((?=(?:[a-z]{3,12}|[\d.]{1,12}\\?%)\))"
     r"|\s\((?=[^()]{0,200}(?:\s|=)[^()]{0,200}\))(?!\s*-?[\d.]+\s*,)|\s[-–—]{1,2}\s(?=[A-Za-z]{2})",
     re.IGNORECASE,
 )
@@ -36,8 +39,9 @@ _CIRCUMSTANCE = re.compile(
 )
 """What follows an amount and its unit: 18 eggs after 3 days."""
 _FILLER = re.compile(
-    r"(?:(?:therefore|thus|hence|so|then|clearly|indeed|also|now|simply|just|exactly|option|choice|equal to|"
-    r"given by|not [^\n]{1,80}? but(?: rather)?|found to be|likely|probably|definitely)\b,?|[:=*\s])+",
+    r"(?:(?:therefore|thus|hence|so|then|clearly|indeed|also|now|simply|just|exactly|actually|still|of course|"
+    r"in fact|the number|option|choice|equal to|"
+    r"given by|not [^\n]{1,80}? but(?: rather)?|found to be|likely|probably|definitely)\b,?|[:=*\s]|^,\s)+",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
@@ -49,21 +53,26 @@ _NO_ANSWER = re.compile(
 _CONNECTOR = re.compile(r",? (?:and|or) |, ")
 _CHOSEN = re.compile(
     r"(?:(?:option|choice|answer) )?(\(?[A-J]\)?|\*\*\(?[A-J]\)?\*\*) is (?:therefore |thus )?"
-    r"(?:correct|right|the (?:correct |right |final )?(?:answer|option|choice))\b"
+    r"(?:correct|right|the (?:(?:correct |right |final )?(?:answer|option|choice)|(?:correct|right) one))\b"
 )
 _CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|consequently|in conclusion|finally|conclude)\b", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|equals|be|was|were)\b|(?<![<>!\\])=")
 
+_MINUS = re.compile(r"[−﹣－]|(?<![\w)\]}–-])[–‐‑](?=[\d.$\\½⅓⅔¼¾])")
+"""Signs of minus; a dash is one right before a number, where it does not follow another number or word."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,8}(?!\d)|\d{1,400})(?:\.\d{1,400})?"
+_UNICODE_FRACTION = "[½¼¾⅓⅔⅕-⅞]"
 _LATEX = r"\\[dtc]?frac\s?\{[^{}]{1,60}\}\s?\{[^{}]{1,60}\}|\\sqrt\s?\{[^{}]{1,60}\}|\\pi"
 _OPERAND = (
-    rf"(?:\\?\$)?(?:{_DIGITS}(?: \d{{1,9}}/\d{{1,9}}|(?:{_LATEX})+|(?::\d{{1,4}}(?!\d)){{1,3}})?"
-    rf"|\.\d{{1,400}}|(?:{_LATEX})+)(?:\\?%|!(?=[\s.,]))?"
+    rf"(?:\\?\$)?(?:{_DIGITS}(?: \d{{1,9}}/\d{{1,9}}|(?:{_LATEX})+|(?::\d{{1,4}}(?!\d)){{1,3}}"
+    rf"|[⁰¹²³⁴-⁹⁻]{{1,9}}|{_UNICODE_FRACTION})?"
+    rf"|\.\d{{1,400}}|{_UNICODE_FRACTION}|(?:{_LATEX})+)(?:\\?%|!(?=[\s.,]))?"
 )
 _VALUE = re.compile(
     r"\$\$[^$]{1,500}\$\$|(?<!\\)\$[^$\n]{1,400}(?<!\\)\$(?!\d)|\\\([^\n]{1,400}?\\\)|\\\[.{1,500}?\\\]"
     r"|\*\*[^*\n]{1,200}\*\*"
     rf"|(?:[A-Za-z]\s?=\s?-?(?:{_OPERAND})(?:,? (?:and|or) |, )(?=[A-Za-z]\s?=)){{1,20}}[A-Za-z]\s?=\s?-?(?:{_OPERAND})"
+    rf"|(?<![^\s:=])(?:\\?\{{|[(\[])\s?-?(?:{_OPERAND})(?:\s?,\s?-?(?:{_OPERAND})){{1,20}}\s?(?:\\?\}}|[)\]])"
     rf"|(?:(?<![\w)}}\].])-|(?<=[=:(]\s)-\s|(?<![\w.]))(?:{_OPERAND})(?:\s?(?:\*\*|[-+*/×^÷])\s?(?:{_OPERAND}))*",
     re.DOTALL,
 )
@@ -78,7 +87,7 @@ def final_answer(text: str) -> str | None:
     sentence says that something is, if it begins as a conclusion; the last formula or number. Reasoning before </think>
     is ignored.
     """
-    text = text[-LONGEST:].replace("−", "-")
+    text = _MINUS.sub("-", text[-LONGEST:])
     _, thought, after = text.rpartition("</think>")
     text = _END_TOKENS.sub("", after if thought else text)
     return (
@@ -134,6 +143,9 @@ def _answer_at(text: str) -> str | None:
         inside = answer[len(opening) :].rstrip(".,;")
         if answer.startswith(opening) and inside.endswith(closing) and opening not in inside[: -len(closing)]:
             return inside[: -len(closing)].strip() or None
+    # A calculation keeps no separators of thousands, which would make it a list.
+    if "=" in answer and re.fullmatch(r"[-+*/=×÷$\d,.\s]+", answer):
+        answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
     # A factorial at the end of a sentence keeps its sign; an exclamation mark at the very end is none.
     answer = answer.rstrip(".,;: ").rstrip("!") if len(answer) == len(text.strip()) else answer.rstrip(".,;: ")
     return answer.strip('*_"“” ') or None
@@ -190,6 +202,6 @@ def _last_value(text: str) -> str | None:
         # Bold text is an answer where it is a value, and a heading otherwise.
         if match.group().startswith("**") and not re.search(r"\d|\\", value):
             continue
-        if re.search(r"[\d\\A-Za-z]", value):
+        if re.search(r"[\d\\A-Za-z½¼¾⅓⅔⅕-⅞]", value):
             return value.replace("$", "").replace(",", "") if re.fullmatch(r"[-\d.,$%/]+", value) else value
     return None

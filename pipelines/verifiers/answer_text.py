@@ -11,12 +11,13 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("“”", '"'),
         **{"×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "/", "⁄": "/", "√": "\\sqrt ", "±": "\\pm "},
         **{"π": "\\pi ", "θ": "\\theta ", "∞": "\\infty ", "∅": "\\emptyset ", "°": "^\\circ "},
-        **{"²": "^{2}", "³": "^{3}", "⁴": "^{4}"},
         **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "≈": "\\approx "},
         **{"¢": " cents ", "₹": "\\$"},
-        **{"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "…": "\\ldots "},
+        **{"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅕": " 1/5", "⅖": " 2/5", "⅗": " 3/5"},
+        **{"⅘": " 4/5", "⅙": " 1/6", "⅚": " 5/6", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8", "…": "\\ldots "},
     }
 )
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FONTS = (
     "mathrm|mathbf|mathit|mathsf|mathcal|textbf|textit|textrm|textnormal|textsf|mbox|hbox|bm|boldsymbol|underline|emph"
 )
@@ -78,6 +79,7 @@ def tidied(text: str) -> str:
     """
     if any(box in text for box in _BOXES):
         text = last_boxed(text) or text
+    text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda match: f"^{{{match.group().translate(_SUPERSCRIPTS)}}}", text)
     text = text.translate(_CHARACTERS)
     text = re.sub(r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$\$", " ", text)
     # An odd dollar sign is a currency; pairs delimit mathematics.
@@ -86,6 +88,7 @@ def tidied(text: str) -> str:
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = _LEADING.sub("", text.strip())
+    text = re.sub(r"^(?:[mM]inus|[nN]egative)\s+(?=[\d.$\\])", "-", text)
     text = re.sub(r"^(['\"])(.*)\1$", r"\2", text)
     text = re.sub(r"(?:(?<!\\)[.,;:]|\s)+$", "", text)
     return _without_outer_braces(text)
@@ -152,15 +155,21 @@ def is_text(text: str) -> bool:
 
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
+_OTHER_CHOICES = re.compile(r"\(([A-J])\)|(?<![\w(])([A-J])[).:]\s(?=\S)")
 _CHOSEN = re.compile(
-    r"(?:\(([A-J])\)|([A-J])(?:[).:](?=\s|$)|$))(?!\s*(?:[,;/&+*^=<>-]|(?:\\text\s*\{\s*)?(?:and|or)\b|\(?[A-J]\)?(?:\s|$)))"
+    r"(?:\(([A-Ja-j])\)|([A-J])(?:[).:](?=\s|$)|$))(?!\s*(?:[,;/&+*^=<>-]|(?:\\text\s*\{\s*)?(?:and|or)\b|\(?[A-J]\)?(?:\s|$)))"
 )
 
 
 def choice(text: str, *, is_reference: bool) -> str | None:
-    """The letter of a choice: `B`, `(B)`; in an answer also `(B) 12`, `B. 12` and `B: 12`."""
+    """The letter of a choice: `B`, `(B)`; in an answer also `(b)`, `(B) 12`, `B. 12` and `B: 12`.
+
+    An answer that names a second choice, `(A) 3 (B) 4`, has none.
+    """
     match = _CHOICE.fullmatch(text) if is_reference else _CHOSEN.match(text)
-    return match and (match.group(1) or match.groups()[-1])
+    letter = match and (match.group(1) or match.groups()[-1]).upper()
+    others = {other for pair in _OTHER_CHOICES.findall(text) for other in pair if other} - {letter}
+    return None if others else letter
 
 
 # Structure

@@ -199,6 +199,16 @@ _MEMBER = re.compile(r"\\in(?![A-Za-z])")
 _NAME = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\\[a-z]+|(?:\\text\s*\{[^{}]*\}|[A-Za-z' ]{3,})")
 
 
+_ANOTHER = re.compile(
+    r"^(?=.*\d).*?(?:[\d})%]\s+|\\(?:lor|vee|land|wedge)(?![A-Za-z])\s*|\\\\\s*|[|&?]\s*|(?<![\\A-Za-z])[A-Za-z]{2,}\s*\}?\s+)"
+    r"[A-Za-z](?:_\{?\w+\}?)?$"
+)
+"""The middle of `a = 5 b = 6` or `x = 5 \\lor x = 6`: several values without a comma, of which none is the answer."""
+_FOLLOWS = re.compile(
+    r"\\(?:implies|[rR]ightarrow|Longrightarrow|to|therefore)|\b(?:so|thus|hence|therefore|implies)\b"
+)
+
+
 def _right_side(text: str) -> str:
     """What a name is equal to, and the value of a calculation: 18 in `x = 18` and in `3 * 6 = 18`."""
     sides = split(text, re.compile(r"\s*(?<![<>\\])=\s*|\s*\\approx\s*|\s*\\in(?![A-Za-z])\s*"))
@@ -223,6 +233,8 @@ def _equal_relations(answer: str, reference: str) -> bool:
         )
     named = [len(sides) > 1 and _NAME.fullmatch(sides[0]) is not None for sides in (given, expected)]
     if len(expected) == 1:  # a value: that of the answer
+        if any(_ANOTHER.search(side) and not _FOLLOWS.search(side) for side in given[1:-1]):
+            return False
         exact = [side for side, _ in zip(given, [*signs, ""], strict=True) if not _NAME.fullmatch(side)]
         # 18 of 3 * 6 = 18 and of 18 = x, the square root of 2 of \sqrt{2} \approx 1.41
         value = (exact[0] if "\\approx" in signs else exact[-1]) if exact else given[-1]
@@ -260,7 +272,9 @@ def _interval(sides: list[str], signs: list[str]) -> str | None:
 
 def _equal_amounts(answer: Measured, reference: Measured) -> bool:
     """Compare two amounts. A unit may be left out; two units of measurement must be the same."""
-    if answer.unit and reference.unit and answer.known and reference.known and set(answer.unit) != set(reference.unit):
+    units = set(answer.unit), set(reference.unit)
+    celsius = {"degree"} in units and units[0] & units[1] == {"degree"}  # 5 degrees may be degrees Celsius
+    if all(units) and answer.known and reference.known and units[0] != units[1] and not celsius:
         return False
     # 50 % is 0.5, and also 50 where the reference is in percent.
     if ("%" in answer.unit) != ("%" in reference.unit):
@@ -297,6 +311,8 @@ def _formula(text: str) -> Any:
     if re.search(r"\d\s+[\d.]|\d\s*_|'|\\\\|,|\^\s*$|\\text", text):
         raise ValueError(f"{text!r} has no value that is certain")
     plain = _READABLE.sub(" ", text)
+    if not text.isascii():
+        raise ValueError(f"{text!r} has characters that the parser drops")
     if "\\" in plain.replace("\\{", "") or re.search(r"[A-Za-z]{4}", plain):
         raise ValueError(f"{text!r} is no formula")
     config = ConversionConfig(lowercase_symbols=False)

@@ -14,6 +14,7 @@ _UNITS = {
         "kg": "kilogram", "pound": "lb", "ounce": "oz", "ml": "milliliter millilitre mL", "l": "liter litre L",
         "gallon": "gal", "dollar": "usd buck", "cent": "", "euro": "eur", "degree": "deg", "radian": "rad",
         "newton": "N", "joule": "J", "watt": "W", "volt": "V", "ohm": "", "hz": "hertz Hz",
+        "ampere": "A amp", "kelvin": "K", "pascal": "Pa",
         "square": "sq", "cubic": "cu", "per": "", "unit": "",
     }.items()
     for name in (unit, *names.split())
@@ -29,9 +30,11 @@ _CHANGES_VALUE = {
     *("half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "tenth"),
     *("tenths", "hundredths", "and", "or", "to", "through", "between", "plus", "minus", "times", "over", "divided"),
     *("squared", "cubed", "pi", "factorial", "remainder", "mod", "modulo", "point", "not", "but"),
+    *("sixth", "sixths", "seventh", "sevenths", "eighth", "eighths", "ninth", "ninths", "hundredth", "thousandth"),
+    *("thousandths", "millionth", "millionths", "below"),
 }
 """Words after a number that make it another number, or several."""
-_MAGNITUDES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
 def words(text: str) -> list[str]:
@@ -84,7 +87,7 @@ class Measured(NamedTuple):
 _LATEX_FRACTION = r"\\frac\s*\{\d+\}\s*\{\d+\}"
 _PLAIN = (
     rf"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+|{_LATEX_FRACTION})"
-    rf"(?:\s*/\s*\d+|\s+\d+\s*/\s*\d+|\s*{_LATEX_FRACTION})?"
+    rf"(?:\s*/\s*\d+|\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{{-?\d+\}}|\s+\d+\s*/\s*\d+|\s*{_LATEX_FRACTION})?"
 )
 _TEXT_UNIT = re.compile(r"(.*?[\d})a-zA-Z!])\s*((?:\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?[\s/]*)+)")
 _WORD_UNIT = re.compile(rf"({_PLAIN})(\s*)([^\W\d_][^\d]*?(?:\^\s*\{{?[23]\}}?)?)")
@@ -111,7 +114,7 @@ _ATTACHED = {
     "pm",
 }
 """Units that may follow a number without a space; `5m` and `3c` are products."""
-_CURRENCY = re.compile(r"(?:USD?)?\s*(?:\\\$|\$|€|£|¥|Rs\.?(?=\s*\d))\s*")
+_CURRENCY = re.compile(r"(?:USD?)?\s*(?:\\\$|\$|€|£|¥|Rs\.?(?=\s*\d))\s*|^USD\s*(?=\d)")
 
 
 def measured(text: str) -> Measured:
@@ -123,7 +126,7 @@ def measured(text: str) -> Measured:
     if match := re.fullmatch(r"(.*?)\s*(?:\\?%|\\text\s*\{\s*(?:percent|%)\s*\}|percent(?:age)?)(?: of .*)?", text):
         return Measured(match.group(1), ("%",))
     if match := re.fullmatch(r"(.*?)\s*\^\\circ\s*([CFK]?)", text):
-        return Measured(match.group(1), ("degree",))
+        return Measured(match.group(1), ("degree", match.group(2)) if match.group(2) else ("degree",))
     match = _TEXT_UNIT.fullmatch(text)
     if match is None and (word := _WORD_UNIT.fullmatch(text)) and (word.group(2) or word.group(3) in _ATTACHED):
         match = word
@@ -132,9 +135,14 @@ def measured(text: str) -> Measured:
         return Measured(text, tuple(unit))
 
     amount, spelled = match.group(1), match.groups()[-1].replace("\\text", " ")
-    names = _unit_words(spelled)
+    names = _unit_words("inches" if spelled.strip(" {}") == "in" else spelled)
     factor = _MAGNITUDES[names.pop(0)] if names and names[0] in _MAGNITUDES else 1
-    if _CHANGES_VALUE & set(names) or re.search(r"[=<>+*\\]", spelled):
+    symbols = re.findall("[A-Za-z]+", spelled)
+    if re.fullmatch(r"[\sA-Za-z{}]*", spelled) and all(
+        len(symbol) < 3 and symbol not in _UNITS and symbol.lower() not in _ATTACHED for symbol in symbols
+    ):
+        return Measured(text, ())  # the product 5 x
+    if _CHANGES_VALUE & set(names) or any(map(str.isdigit, names)) or re.search(r"[=<>+*\\]", spelled):
         return Measured(f"{amount} {spelled}", (), known=False)
     if not unit or names[:1] == unit:
         unit = names
@@ -167,11 +175,11 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}")
 
 def plain_number(text: str) -> Plain | None:
     """The value of a tidied number: integer, decimal, fraction, mixed number, power of ten or repeating decimal."""
-    text = text.strip()
-    if (word := _number_word(text)) is not None:
-        return Plain(Fraction(word), False)
+    text = re.sub(r"^(?:minus|negative) (?=[a-z])", "-", text.strip(), flags=re.IGNORECASE)
     sign = -1 if text.startswith("-") else 1
     text = text.removeprefix("-").removeprefix("+").strip()
+    if (word := _number_word(text)) is not None:
+        return Plain(Fraction(sign * word), False)
     if _GROUPED.fullmatch(text):
         text = re.sub(r"[, ]", "", text)
     decimal = "." in text
