@@ -92,7 +92,7 @@ def cannot_write(path: Path, error: OSError, key: str = "store") -> Exception:
 def read_json(
     path: Path, keys: Iterable[str] = (), fix: str = "delete only this file; it is written again"
 ) -> dict[str, Any]:
-    """Returns the JSON object in `path`; the only reader of JSON objects in this project.
+    """Returns the JSON object in `path`: the one reader for files whose mistakes a user has to fix.
 
     Raises `UserError`, with the path and the `fix`, if the file cannot be read, is not a JSON object, or lacks one of
     `keys`. Raises `FileNotFoundError` if there is no file.

@@ -19,6 +19,7 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question, contamination, load_questions
 from pipelines.data.tokenizer import fitting
 from pipelines.errors import Interrupted, UserError
+from pipelines.files import replacing
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
@@ -305,7 +306,8 @@ class _Run:
             path = self.context.folder / name
             if path.exists():
                 rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.step))
+                with replacing(path) as temporary:
+                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.step))
         self.context.log("GRPO: resuming after step %d of %d", self.step, self.config.steps)
 
     def _result(self) -> dict[str, Any]:

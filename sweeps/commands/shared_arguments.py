@@ -12,7 +12,7 @@ from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 
 app = typer.Typer(
-    help="Plan sweeps and look after them: costs, progress, logs, retries and the store.",
+    help="Plan and manage sweeps: costs, progress, logs, retries and the store.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
