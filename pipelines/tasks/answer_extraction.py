@@ -30,7 +30,7 @@ _EXPLANATION = re.compile(
     r"[a-z]{3,12}ed)\s"
     r"|\s(?:when |if )?rounded\b|\sto (?:the nearest|(?:\d|one|two|three|four) (?:decimal|significant))\b"
     r"|\s\((?=(?:[a-z]{3,12}|[\d.]{1,12}\\?%)\))"
-    r"|\s\((?=[^()]{0,200}(?:\s|=)[^()]{0,200}\))(?!\s*-?[\d.]+\s*,)|\s[-–—]{1,2}\s(?=[A-Za-z]{2})",
+    r"|\s\((?!or\b)(?=[^()]{0,200}(?:\s|=)[^()]{0,200}\))(?!\s*-?[\d.]+\s*,)|\s[-–—]{1,2}\s(?!or\b)(?=[A-Za-z]{2})",
     re.IGNORECASE,
 )
 """Where the explanation of an answer begins."""

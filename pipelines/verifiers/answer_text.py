@@ -45,7 +45,10 @@ _SPELLINGS = [
         (r"\\(?:ldots|cdots|dots|dotsc)(?![A-Za-z])|\.\.\.", r"\\ldots "),
         (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![A-Za-z])", r"^\\circ "),
-        (r"\\text\s*\{\s*([^A-Za-z{}]*|\(?[A-Za-z]\)?)\s*\}", r" \1 "),  # no word: a number, a letter, a choice
+        (
+            r"\\text\s*\{\s*(?![mgsLW]\s*\})([^A-Za-z{}]*|\(?[A-Za-z]\)?)\s*\}",
+            r" \1 ",
+        ),  # no word: a number, a letter, a choice
         (r"(?<=\w)\*\*(?=\w)", "^"),
         (r"\*\*|__|</?(?:b|strong|i|em|u)>", ""),
         (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
@@ -89,6 +92,7 @@ def tidied(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _LEADING.sub("", text.strip())
     text = re.sub(r"^(?:[mM]inus|[nN]egative)\s+(?=[\d.$\\])", "-", text)
+    text = re.sub(r"^\\text\s*\{\s*([A-Za-z]|-?\d[^{}]*)\s*\}$", r"\1", text)
     text = re.sub(r"^(['\"])(.*)\1$", r"\2", text)
     text = re.sub(r"(?:(?<!\\)[.,;:]|\s)+$", "", text)
     return _without_outer_braces(text)
@@ -155,7 +159,7 @@ def is_text(text: str) -> bool:
 
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
-_OTHER_CHOICES = re.compile(r"\(([A-J])\)|(?<![\w(])([A-J])[).:]\s(?=\S)")
+_OTHER_CHOICES = re.compile(r"\(([A-Ja-j])\)|(?<![\w(])([A-J])[).:]\s(?=\S)")
 _CHOSEN = re.compile(
     r"(?:\(([A-Ja-j])\)|([A-J])(?:[).:](?=\s|$)|$))(?!\s*(?:[,;/&+*^=<>-]|(?:\\text\s*\{\s*)?(?:and|or)\b|\(?[A-J]\)?(?:\s|$)))"
 )
@@ -168,7 +172,7 @@ def choice(text: str, *, is_reference: bool) -> str | None:
     """
     match = _CHOICE.fullmatch(text) if is_reference else _CHOSEN.match(text)
     letter = match and (match.group(1) or match.groups()[-1]).upper()
-    others = {other for pair in _OTHER_CHOICES.findall(text) for other in pair if other} - {letter}
+    others = {other.upper() for pair in _OTHER_CHOICES.findall(text) for other in pair if other} - {letter}
     return None if others else letter
 
 

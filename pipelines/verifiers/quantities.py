@@ -138,9 +138,8 @@ def measured(text: str) -> Measured:
     names = _unit_words("inches" if spelled.strip(" {}") == "in" else spelled)
     factor = _MAGNITUDES[names.pop(0)] if names and names[0] in _MAGNITUDES else 1
     symbols = re.findall("[A-Za-z]+", spelled)
-    if re.fullmatch(r"[\sA-Za-z{}]*", spelled) and all(
-        len(symbol) < 3 and symbol not in _UNITS and symbol.lower() not in _ATTACHED for symbol in symbols
-    ):
+    unknown = [symbol for symbol in symbols if symbol not in _UNITS and symbol.lower() not in _ATTACHED]
+    if unknown and max(map(len, symbols)) < 3 and re.fullmatch(r"[\sA-Za-z\d{}^/]*", spelled):
         return Measured(text, ())  # the product 5 x
     if _CHANGES_VALUE & set(names) or any(map(str.isdigit, names)) or re.search(r"[=<>+*\\]", spelled):
         return Measured(f"{amount} {spelled}", (), known=False)

@@ -145,6 +145,9 @@ ENDINGS: dict[str, list[tuple[str, str, str]]] = {
         ("so we are left with 18/24", "3/4", "24"),
     ],
     "units and currencies": [
+        (r"\boxed{\text{18 eggs}}", "18", "8"),
+        (r"\boxed{2\pi \text{ m}}", "2\\pi", "2"),
+        (r"\boxed{5\sqrt{3}\text{ m}^2}", "5\\sqrt{3}", "5"),
         ("So the total cost is $18.50, including tax.", "18.5", "18"),
         ("The answer is USD 18.", "18", "8"),
         (r"The answer is $3.2 \times 10^{-4} \text{ m}$.", "0.00032", "3.2"),
@@ -201,6 +204,7 @@ ENDINGS: dict[str, list[tuple[str, str, str]]] = {
         (r"Thus 37.5\% of them pass.", "37.5", "3/75"),
     ],
     "several answers": [
+        ("The answer is 5 (or 6).", "5 (or 6)", "5"),
         (r"\boxed{x=5 \lor x=6}", "x=5 \\lor x=6", "6"),
         (r"\boxed{a=5\quad b=6}", "a=5\\quad b=6", "6"),
         (r"\boxed{2x = 10 \implies x = 5}", "5", "10"),
@@ -253,6 +257,7 @@ ENDINGS: dict[str, list[tuple[str, str, str]]] = {
         ("The answer is 6:4.", "3:2", "2:3"),
     ],
     "choices": [
+        ("The answer is (a) 3 (b) 4.", "(a) 3 (b) 4", "A"),
         ("My answer: (b)", "B", "A"),
         ("Option (B) is the correct one.", "B", "A"),
         ("The answer is (A) 3 or (B) 4.", "(A) 3 or (B) 4", "A"),
@@ -293,6 +298,8 @@ ENDINGS: dict[str, list[tuple[str, str, str]]] = {
         ("So the answer is **Evelyn**.", "\\text{Evelyn}", "\\text{Angela}"),
     ],
     "formulas": [
+        (r"\boxed{5 x^2}", "5x^2", "5"),
+        (r"\boxed{5 k/m}", "5k/m", "5"),
         (r"\boxed{5\,x}", "5x", "5"),
         (r"\boxed{\frac{1}{2} x}", "x/2", "1/2"),
         (r"\boxed{5 x y}", "5xy", "5"),
