@@ -14,6 +14,11 @@ PRECISIONS = ("float32", "bfloat16-mixed", "bfloat16")
 MIDTRAIN_OBJECTIVES = ("inherit", "ce")
 
 
+def milestone_steps(steps: int, milestones: int) -> list[int]:
+    """Returns the steps of `milestones` equally spaced checkpoints, ascending; the last is the last step."""
+    return [round(steps * i / milestones) for i in range(1, milestones + 1)]
+
+
 @dataclass
 class TrainConfig:
     """Keys that pre-training and mid-training share."""
@@ -106,7 +111,7 @@ class TrainConfig:
 
     def checkpoints(self) -> list[int]:
         """Steps at which a checkpoint is kept, ascending; the last is the last step."""
-        return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
+        return milestone_steps(self.steps, self.milestones)
 
 
 @dataclass

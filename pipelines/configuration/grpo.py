@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from pipelines.configuration.budgets import milestone_steps
 from pipelines.errors import (
     require,
     require_fraction,
@@ -199,4 +200,4 @@ class GRPOConfig:
 
     def checkpoints(self) -> list[int]:
         """Steps at which a checkpoint is kept, ascending; the last is the last step."""
-        return [round(self.steps * i / self.milestones) for i in range(1, self.milestones + 1)]
+        return milestone_steps(self.steps, self.milestones)

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from sweeps.monitor.status import rows
-from sweeps.store.stage_runs import Store
+from sweeps.store.stage_runs import Store, StoredRun
 from tests.in_process import in_process
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,6 +30,12 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=5", "tracking=off"]
 NO_CONTROLS = ["evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]
 FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", *NO_CONTROLS]
 """Six stage runs per cell: three that train, each with one evaluation; no controls."""
+
+
+def pretraining(folder: Path) -> StoredRun:
+    """The only pre-training in the folder's store."""
+    (run,) = [run for run in Store.open(folder / "store").runs() if run.stage == "pretrain"]
+    return run
 
 
 class Cluster:

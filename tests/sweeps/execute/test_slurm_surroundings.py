@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.store.stage_runs import Store
-from tests.sweeps.cluster import FEW, NEEDS_SLURM, SCRIPT, SLURM, Cluster
+from tests.sweeps.cluster import FEW, NEEDS_SLURM, SCRIPT, SLURM, Cluster, pretraining
 
 pytestmark = NEEDS_SLURM
 
@@ -29,11 +28,6 @@ SURROUNDINGS = {
     **{"SBATCH_ARRAY_INX": "0-3", "SBATCH_WAIT": "1", "SBATCH_JOB_NAME": "bash", "SQUEUE_USERS": "nobody"},
     **{"SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%u", "SCANCEL_STATE": "SUSPENDED"},
 }
-
-
-def pretraining(folder: Path) -> Any:
-    (run,) = [run for run in Store.open(folder / "store").runs() if run.stage == "pretrain"]
-    return run
 
 
 def row(cluster: Cluster, folder: Path) -> dict[str, Any]:

@@ -7,17 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sweeps.store.stage_runs import Store, StoredRun
 from tests.conftest import SMALL, Command
-from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
+from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster, pretraining
 from tests.sweeps.execute.test_local import check_log
 
 pytestmark = NEEDS_SLURM
-
-
-def pretraining(folder: Path) -> StoredRun:
-    (run,) = [run for run in Store.open(folder / "store").runs() if run.stage == "pretrain"]
-    return run
 
 
 def test_a_requeued_job_gives_the_bits_of_an_uninterrupted_run(
