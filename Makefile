@@ -15,8 +15,8 @@ demo: $(STAMP)  ## train the five settings at nano scale, then write tables and 
 	$(BIN)/shaping-run -m +sweep=nano
 	$(BIN)/reproduce-paper-tables scale=nano
 
-test: $(STAMP)-dev  ## run all tests
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)-dev  ## run all tests but those that only CI runs
+	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)-dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -213,12 +213,14 @@ def _kth_largest(logits, vocabulary, top_k, SIGNIFICANT: tl.constexpr, DIGIT: tl
             x = tl.load(logits + ids, mask=ids < vocabulary, other=-float("inf")).to(tl.float32)
             # An unsigned number in the order of the floats: negative ones inverted, others above them.
             bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)  # -0 equals 0
-            key = tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+            # `^ 0xFFFFFFFF` inverts; the interpreter of Triton 3.7 cannot apply ~ to unsigned numbers.
+            key = tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
             reached += tl.sum((key[:, None] >= candidates[None, :]).to(tl.int32), 0)
         # The largest candidate that at least top_k logits reach.
         digit = tl.sum((reached >= top_k).to(tl.int32), 0) - 1
         kth += digit.to(tl.uint32) << shift
-    bits = tl.where(kth >> 31 == 1, kth & 0x7FFFFFFF, ~kth) & ((0xFFFFFFFF << (32 - SIGNIFICANT)) & 0xFFFFFFFF)
+    bits = tl.where(kth >> 31 == 1, kth & 0x7FFFFFFF, kth ^ 0xFFFFFFFF)
+    bits &= (0xFFFFFFFF << (32 - SIGNIFICANT)) & 0xFFFFFFFF  # the digits that were not counted
     return bits.to(tl.float32, bitcast=True)
 
 

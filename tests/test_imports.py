@@ -52,7 +52,7 @@ assert loss.isfinite()
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_a_type_checker_finds_the_package_from_another_folder(tmp_path: Path) -> None:
     """An editable install is a folder on the path, which type checkers follow; they do not follow import hooks."""
     (tmp_path / "use.py").write_text("from shaping import Objective, __version__\nwrong: int = Objective(beta=0.5)\n")

@@ -319,8 +319,8 @@ def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.ci_only
 def test_compiled_layers_train_alike(corpus: Corpus, tmp_path: Path) -> None:
     budget = PretrainConfig(**BUDGET, warmup_steps=2)
     models = [build_model(MODEL, corpus.tokenizer, 1e4, seed=3) for _ in range(2)]

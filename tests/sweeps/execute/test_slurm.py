@@ -202,6 +202,7 @@ def test_arrays_respect_the_clusters_limit(plain: Cluster, tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.ci_only
 def test_at_its_time_limit_a_job_is_requeued_and_resumes(plain: Cluster, tmp_path: Path) -> None:
     """Slurm checks limits about twice a minute, so a limit of a minute ends a job that needs a hundred seconds."""
     limits = ["hydra.launcher.time=1", "hydra.launcher.signal_seconds=1", "hydra.launcher.evaluate.time=5"]

@@ -103,6 +103,7 @@ def test_a_job_that_uses_too_much_memory_is_explained(plain: Cluster, tmp_path: 
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.ci_only
 def test_a_lost_node_gives_its_job_to_another(plain: Cluster, tmp_path: Path) -> None:
     """All processes of a node die at once, as at a power cut: Slurm notices that it does not answer."""
     plain.launch(tmp_path, *ONE, FAKE_SECONDS="20")
