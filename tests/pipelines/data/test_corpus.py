@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +206,8 @@ def _prepare(folder: Path) -> str:
 
 
 def test_concurrent_processes_build_it_once(tmp_path: Path) -> None:
-    with forked.Pool(2) as pool:
+    # Not `Pool`, which ends its workers with SIGTERM: processes of the fork server ignore that.
+    with ProcessPoolExecutor(2, mp_context=forked) as pool:
         first, second = pool.map(_prepare, [tmp_path, tmp_path])
     assert first == second
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [Path(first).name]
