@@ -10,9 +10,8 @@ Numbers:    `result_cache` and `study` (store -> pandas), `measurement_grid` (ar
 Paper:      `paper_tables` (what each table shows), `reference` (the numbers it reports)
 Tables:     `tables`, `table_columns`, `table_builder`, `best_entries` (significance), `table_files` (formats)
 Claims:     `claims.yaml`, `claims`, `claim_language`, `claim_sources`
-Figures:    `figures` (the list), `paper_figures`, `extra_figures`, `figure_data`, `charts` and `vega_lite` (drawing),
-            `figure_files`
-Page:       `report` with `report.html.j2`, `report.js` and `report.css`
+Figures:    `figures`
+Page:       `page`
 
 Nothing here loads torch.
 """

@@ -27,10 +27,10 @@ from rich.table import Table as RichTable
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
-from analysis.figure_files import FigureFiles
-from analysis.figures import build_figures
+from analysis.figures.all_figures import build_figures
+from analysis.figures.figure_files import FigureFiles
+from analysis.page.report import Content, render
 from analysis.paper_tables import TABLES
-from analysis.report import Content, render
 from analysis.result_cache import read_record
 from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables
@@ -225,6 +225,7 @@ def reproduce(options: Options, console: Console) -> Path:
             study=study,
             tables=tables,
             figures=figures,
+            panels={chart.name: figure_files.panels(chart) for chart in figures.charts},
             verdicts=ours,
             paper_verdicts=paper,
             title=f"Shaping: the {options.scale} study",

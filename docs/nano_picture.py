@@ -4,12 +4,13 @@ python docs/nano_picture.py [STORE]
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from analysis.charts import static_spec
-from analysis.figures import build_figures
+from analysis.figures.all_figures import build_figures
+from analysis.figures.charts import panel_specs
+from analysis.figures.vega_lite import draw
 from analysis.study import read_study
-from analysis.vega_lite import png, svg
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
@@ -26,9 +27,9 @@ def main() -> None:
         next(panel for panel in figures[name].panels if panel["title"] == title)
         for name, title in zip(FIGURES, PANELS, strict=True)
     ]
-    small = [{**panel, "width": 190, "height": 170} for panel in panels]
-    spec = {**static_spec(figures["rl-nano"]), "concat": small, "columns": 4}
-    (Path(__file__).parent / "images" / "nano.png").write_bytes(png(svg(spec)))
+    small = tuple({**panel, "width": 190, "height": 170} for panel in panels)
+    picture = draw("nano", panel_specs(replace(figures["rl-nano"], panels=small)))
+    (Path(__file__).parent / "images" / "nano.png").write_bytes(picture.png)
 
 
 if __name__ == "__main__":

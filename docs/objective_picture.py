@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis.charts import Chart, static_spec
-from analysis.vega_lite import Spec, svg
+from analysis.figures.charts import Chart, panel_specs
+from analysis.figures.vega_lite import Spec, draw
 from shaping import Objective, effective_temperature, entropy, stationary_distribution
 
 PANELS = {
@@ -56,7 +56,7 @@ def main() -> None:
         }
         panels.append({"title": title, "data": {"values": rows}, "mark": "line", "encoding": encoding})
     path = Path(__file__).parent / "images" / "objective.svg"
-    path.write_text(svg(static_spec(Chart("objective", None, "", "", tuple(panels), pd.DataFrame()))))
+    path.write_text(draw("objective", panel_specs(Chart("objective", None, "", "", tuple(panels), pd.DataFrame()))).svg)
     print(path)
 
 

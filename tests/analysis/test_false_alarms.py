@@ -14,8 +14,8 @@ from scipy import stats
 from analysis.best_entries import mark_best
 from analysis.claim_language import Term
 from analysis.claims import Claim, judge
-from analysis.figure_data import FigureData, cell_facts
-from analysis.figures import FIGURES
+from analysis.figures.all_figures import FIGURES
+from analysis.figures.figure_data import FigureData, cell_facts
 from analysis.statistics import ALPHA, Sampled, rank_correlations
 from analysis.study import Study, read_study
 from analysis.tables import Entry, Table

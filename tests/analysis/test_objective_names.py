@@ -9,7 +9,7 @@ from rich.console import Console
 
 from analysis.claim_sources import StudySource
 from analysis.claims import judge, read_claims
-from analysis.figures import build_figures
+from analysis.figures.all_figures import build_figures
 from analysis.reproduce import Options, reproduce
 from analysis.study import Study, read_stored
 from analysis.table_builder import build_tables

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from analysis.charts import Chart
-from analysis.extra_figures import EXTRA_FIGURES
-from analysis.figure_data import FigureData, cell_facts
-from analysis.paper_figures import PAPER_FIGURES
+from analysis.figures.charts import Chart
+from analysis.figures.extra_figures import EXTRA_FIGURES
+from analysis.figures.figure_data import FigureData, cell_facts
+from analysis.figures.paper_figures import PAPER_FIGURES
 from analysis.paper_tables import counterpart
 from analysis.reference import EXPERTS
 from analysis.study import NotMeasured, Study

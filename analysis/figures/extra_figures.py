@@ -9,11 +9,11 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from analysis.charts import LEGEND, Axis, colour, scatter_panel, setting_order, tooltip, values
-from analysis.figure_data import Drawn, Figure, FigureData, averages, last_values, measured, over_seeds
+from analysis.figures.charts import LEGEND, Axis, colour, scatter_panel, setting_order, tooltip, values
+from analysis.figures.figure_data import Drawn, Figure, FigureData, averages, last_values, measured, over_seeds
+from analysis.figures.vega_lite import Spec
 from analysis.statistics import ALPHA, FEWEST_POINTS, holm, rank_correlations
 from analysis.study import NotMeasured
-from analysis.vega_lite import Spec
 from pipelines.configuration import TOKEN_STAGES, TRAINING_STAGES
 
 OVER_SEEDS = ("mean", "low", "high", "seeds")
@@ -339,8 +339,8 @@ def scaling(data: FigureData) -> Drawn:
     return Drawn(panels, "Averages as in the tables.", drawn)
 
 
-# A further figure is one entry here and its function above. Its test belongs in tests/analysis/test_figures.py, where
-# one test draws every figure of the list.
+# A further figure is one entry here and its function above. Its test belongs in
+# tests/analysis/figures/test_figures.py, where one test draws every figure of the list.
 EXTRA_FIGURES = (
     Figure("maps", "Maps over beta, lambda and k", parameter_maps),
     Figure("collapse", "Collapse against prior entropy", entropy_collapse),

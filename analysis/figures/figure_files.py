@@ -1,6 +1,6 @@
 """Charts as SVG and PNG files, drawn again only if something about them has changed.
 
-A separate process draws (`analysis.vega_lite`), on a second core, while the other results are made.
+A separate process draws (`analysis.figures.vega_lite`), on a second core, while the other results are made.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from analysis import vega_lite
-from analysis.charts import Chart, static_spec
-from analysis.vega_lite import DRAWN_BY, Spec
+from analysis.figures import vega_lite
+from analysis.figures.charts import Chart, panel_specs
+from analysis.figures.vega_lite import DRAWN_BY, Drawing, Spec, panels_of
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json
 
@@ -25,9 +25,6 @@ logger = logging.getLogger("analysis")
 
 DIGESTS = "drawn.json"
 """File next to the figures: a digest of each figure's description, of the program that drew it, and of its files."""
-
-Images = tuple[bytes, bytes]
-"""A chart as SVG and PNG."""
 
 
 class Artist:
@@ -40,19 +37,19 @@ class Artist:
         self._thread = ThreadPoolExecutor(1)
         self.pid = self._process.pid
 
-    def draw(self, spec: Spec) -> Future[Images]:
-        """Returns the drawing of a description.
+    def draw(self, name: str, specs: list[Spec]) -> Future[Drawing]:
+        """Returns the drawing of a figure's panels.
 
         The future raises what drawing raised, or `StageFailure` if the process has ended.
         """
-        return self._thread.submit(self._draw, spec)
+        return self._thread.submit(self._draw, name, specs)
 
-    def _draw(self, spec: Spec) -> Images:
+    def _draw(self, name: str, specs: list[Spec]) -> Drawing:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         # One request is answered before the next is sent, so the pipes cannot fill up.
         try:
-            pickle.dump(spec, self._process.stdin)
+            pickle.dump((name, specs), self._process.stdin)
             self._process.stdin.flush()
             answer = pickle.load(self._process.stdout)
         except (OSError, EOFError) as error:
@@ -60,8 +57,7 @@ class Artist:
             raise StageFailure(f"the process that draws figures ended with status {status}; try again") from error
         if isinstance(answer, Exception):
             raise answer
-        images: Images = answer
-        return images
+        return Drawing(*answer)
 
     def close(self) -> None:
         """End the process and drop what it has not drawn yet."""
@@ -81,7 +77,7 @@ class FigureFiles:
     def __init__(self, previous: Path) -> None:
         self._previous = previous
         self._digests = _read_digests(previous / DIGESTS)
-        self._images: dict[str, tuple[Spec, Images | Future[Images]]] = {}
+        self._drawings: dict[str, tuple[list[Spec], Drawing | Future[Drawing]]] = {}
         if not self._digests:
             self.artist  # noqa: B018  the access starts it
 
@@ -101,15 +97,22 @@ class FigureFiles:
 
     def begin(self, chart: Chart) -> None:
         """Draw a chart in the background, unless the previous results have it."""
-        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in chart.name)
-        spec = static_spec(chart)
-        # Reuse the previous files if the description, the program and the bytes are all the same.
-        images = _read_images(self._previous, name)
-        if images is not None and self._digests.get(name) == _digest(spec, images):
-            self._images[name] = spec, images
+        name, specs = _file_name(chart.name), panel_specs(chart)
+        # Reuse the previous files if the descriptions, the program and the bytes are all the same.
+        drawing = _read_drawing(self._previous, name)
+        if drawing is not None and self._digests.get(name) == _digest(specs, drawing):
+            self._drawings[name] = specs, drawing
         else:
             logger.debug("figure %s is drawn", name)
-            self._images[name] = spec, self.artist.draw(spec)
+            self._drawings[name] = specs, self.artist.draw(name, specs)
+
+    def panels(self, chart: Chart) -> list[str]:
+        """Returns the panels of a chart as SVG, once they are drawn. Raises what drawing raised."""
+        return self._drawing(_file_name(chart.name)).panels
+
+    def _drawing(self, name: str) -> Drawing:
+        drawing = self._drawings[name][1]
+        return drawing.result() if isinstance(drawing, Future) else drawing
 
     def write(self, folder: Path) -> None:
         """Write every chart to `folder` as NAME.svg and NAME.png, and their digests.
@@ -117,12 +120,16 @@ class FigureFiles:
         Raises `OSError` if `folder` cannot be written, and what drawing raised.
         """
         digests = {}
-        for name, (spec, drawn) in self._images.items():
-            images = drawn.result() if isinstance(drawn, Future) else drawn
-            (folder / f"{name}.svg").write_bytes(images[0])
-            (folder / f"{name}.png").write_bytes(images[1])
-            digests[name] = _digest(spec, images)
+        for name, (specs, _) in self._drawings.items():
+            drawing = self._drawing(name)
+            (folder / f"{name}.svg").write_bytes(drawing.svg.encode())
+            (folder / f"{name}.png").write_bytes(drawing.png)
+            digests[name] = _digest(specs, drawing)
         (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def _file_name(chart: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in chart)
 
 
 def _read_digests(path: Path) -> dict[str, str]:
@@ -132,15 +139,16 @@ def _read_digests(path: Path) -> dict[str, str]:
         return {}
 
 
-def _read_images(folder: Path, name: str) -> Images | None:
+def _read_drawing(folder: Path, name: str) -> Drawing | None:
     try:
-        return (folder / f"{name}.svg").read_bytes(), (folder / f"{name}.png").read_bytes()
-    except OSError:
+        text = (folder / f"{name}.svg").read_bytes().decode()
+        return Drawing(panels_of(text), text, (folder / f"{name}.png").read_bytes())
+    except (OSError, ValueError):  # also what is not UTF-8, or has no panels
         return None
 
 
-def _digest(spec: Spec, images: Images) -> str:
-    digest = hashlib.sha256(f"{DRAWN_BY} {json.dumps(spec)}".encode())
-    for content in images:
+def _digest(specs: list[Spec], drawing: Drawing) -> str:
+    digest = hashlib.sha256(f"{DRAWN_BY} {json.dumps(specs)}".encode())
+    for content in (drawing.svg.encode(), drawing.png):
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

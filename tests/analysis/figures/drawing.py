@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import vl_convert
 
-from analysis.charts import CONFIG
-from analysis.vega_lite import SCHEMA, VERSION, Spec
+from analysis.figures.charts import CONFIG
+from analysis.figures.vega_lite import SCHEMA, VERSION, Spec
 
 PREFIXES = {"": 1.0, "n": 1e-9, "µ": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9}
 

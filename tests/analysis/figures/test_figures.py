@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import figures
-from analysis.charts import OTHER_COLOURS, colour, setting_colours, setting_order, static_spec
-from analysis.figure_data import Drawn, Figure, FigureData
-from analysis.figures import FIGURES, build_figures
+from analysis.figures import all_figures
+from analysis.figures.all_figures import FIGURES, build_figures
+from analysis.figures.charts import OTHER_COLOURS, colour, panel_specs, setting_colours, setting_order
+from analysis.figures.figure_data import Drawn, Figure, FigureData
+from analysis.figures.vega_lite import draw
 from analysis.study import NotMeasured, Study, read_study
 from analysis.table_builder import build_tables
-from analysis.vega_lite import svg
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import composed, known, measurements_of, write_run
@@ -52,7 +52,7 @@ def test_every_figure_is_drawn_from_a_complete_store(complete: Study) -> None:
     assert [chart.number for chart in built.charts[:8]] == [1, 1, 3, 3, 5, 5, 7, 7]
     for chart in built.charts:
         assert len(chart.data)
-        assert svg(static_spec(chart)).startswith("<svg")
+        assert draw("a", panel_specs(chart)).svg.startswith("<svg")
 
 
 def test_several_held_out_texts_are_averaged_and_have_a_column_each(complete: Study) -> None:
@@ -88,7 +88,7 @@ def test_a_further_figure_is_one_entry(make_store: Callable, monkeypatch: pytest
             raise NotMeasured("nothing in pre-training")
         return Drawn([{"title": "empty", "data": {"values": []}, "mark": "point"}], "A caption.", pd.DataFrame())
 
-    monkeypatch.setattr(figures, "FIGURES", (Figure("further", "A further figure", draw),))
+    monkeypatch.setattr(all_figures, "FIGURES", (Figure("further", "A further figure", draw),))
     (chart,) = build_figures(read_study(*make_store(["objective=ce"]))).charts
     assert (chart.name, chart.title, chart.number) == ("further-nano", "A further figure, nano", None)
 

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.charts import COLOURS, Chart
-from analysis.figures import FIGURES, build_figures
+from analysis.figures.all_figures import FIGURES, build_figures
+from analysis.figures.charts import COLOURS, Chart
 from analysis.study import read_study
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, composed, known, measurements_of, write_run
-from tests.analysis.drawing import Mark, Panel, read_back
+from tests.analysis.figures.drawing import Mark, Panel, read_back
 
 SEEDS = (1, 2)
 BETA = {"precision": -0.25, "ce": 0.0, "diversity": 0.5, "tail_penalty": 0.0, "head_reward": 0.0}

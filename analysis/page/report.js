@@ -15,27 +15,17 @@ const label = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
 theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
 label();
 
-// Figures: drawn when they come near the screen. Vega's interpreter (`ast`) needs no eval, which the policy forbids.
-const noLoader = { load: () => Promise.reject(new Error("this page loads nothing")), sanitize: () => Promise.reject(new Error("no links")) };
-// Rows from columns (`charts._by_column`); null is a missing number.
-const rows = ({ columns, rows: count }) => {
-  const readers = Object.entries(columns).map(([name, column]) =>
-    [name, column.words ? (i) => column.words[column.at[i]] : (i) => column[i]]);
-  return Array.from({ length: count }, (_, i) =>
-    Object.fromEntries(readers.map(([name, read]) => [name, read(i)]).filter(([, value]) => value !== null)));
-};
-const draw = async (panel) => {
-  const stored = data.charts[panel.dataset.chart][panel.dataset.panel];
-  const spec = { ...stored, data: { values: rows(stored.data) } };
-  await vegaEmbed(panel, spec, { actions: false, ast: true, renderer: "svg", loader: noLoader });
-  panel.dataset.drawn = "";
-};
-const near = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => {
-  near.unobserve(e.target);
-  draw(e.target).catch((error) => console.error(String(error)));
-}), { rootMargin: "400px" });
-document.querySelectorAll(".panel").forEach((panel) => near.observe(panel));
-addEventListener("beforeprint", () => document.querySelectorAll(".panel:not([data-drawn])").forEach(draw));
+// Figures: the values of a mark are shown under the pointer.
+const tip = document.getElementById("tip");
+document.addEventListener("pointermove", (event) => {
+  const mark = event.target.closest?.("[data-tip]");
+  tip.hidden = !mark;
+  if (!mark) return;
+  tip.textContent = mark.dataset.tip.replaceAll("; ", "\n");
+  const { offsetWidth: width, offsetHeight: height } = tip;
+  tip.style.left = `${Math.max(0, Math.min(event.clientX + 12, innerWidth - width - 4))}px`;
+  tip.style.top = `${event.clientY + height + 16 > innerHeight ? event.clientY - height - 8 : event.clientY + 12}px`;
+});
 
 // Sorting: by number if both cells have one, else by text; empty cells last; a third click restores the order.
 const status = document.getElementById("status");

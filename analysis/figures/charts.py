@@ -1,6 +1,6 @@
-"""Charts as Vega-Lite: the description that page and file share, the settings' colours, and panels of common kinds.
+"""Charts as Vega-Lite: the descriptions that page and files share, the settings' colours, and panels of common kinds.
 
-A chart is one or a few panels. A page lays them out and shows values under the pointer; a file has them in a row.
+A chart is one or a few panels. A page lays them out and shows values under the pointer; a file has them in rows.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.vega_lite import SCHEMA, Spec
+from analysis.figures.vega_lite import SCHEMA, Spec
 
 COLOURS = {
     "ce": "#808080",
@@ -106,6 +106,20 @@ def tooltip(*fields: str, number_format: str | None = None, numbers: Iterable[st
     return [{"field": name} for name in fields] + [{"field": name, "format": number_format} for name in numbers]
 
 
+TIP: Spec = {"field": "tip", "type": "nominal"}
+"""The encoding `description`: what is shown under the pointer, one line for each part between `; `."""
+
+
+def tips(frame: pd.DataFrame, at: str, title: str) -> list[str]:
+    """Returns `TIP`'s text for each row of `over_seeds`: setting, where it is, number, interval and seeds."""
+    return [
+        f"{objective}; {title}: {x:,.6g}; {mean:.4g} [{low:.4g}, {high:.4g}]; {seeds} seed{'s' if seeds > 1 else ''}"
+        for objective, x, mean, low, high, seeds in zip(
+            *(frame[name].tolist() for name in ("objective", at, "mean", "low", "high", "seeds")), strict=True
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class Axis:
     """A column of the data and the title of its axis."""
@@ -138,17 +152,10 @@ def line_panel(
         layers.append({"mark": {"type": "area", "opacity": 0.15}, "encoding": band})
     # Points are too many to tell apart in curves over RL steps, so they are optional.
     line = {"type": "line", "strokeWidth": 2, **({"point": {"size": 28}} if points else {})}
-    under_pointer = [
-        {"field": "objective", "type": "nominal"},
-        {"field": x.column, "type": "quantitative", "title": x.title, "format": ","},
-        {"field": "mean", "type": "quantitative", "format": ".4g"},
-        {"field": "low", "type": "quantitative", "format": ".4g", "title": "lowest seed"},
-        {"field": "high", "type": "quantitative", "format": ".4g", "title": "highest seed"},
-        {"field": "seeds", "type": "quantitative"},
-    ]
-    encoding = {"x": x_axis, "y": {**y_axis, "field": "mean"}, "color": shade, "tooltip": under_pointer}
+    encoding = {"x": x_axis, "y": {**y_axis, "field": "mean"}, "color": shade, "description": TIP}
     layers.append({"mark": line, "encoding": encoding})
     data = frame[["objective", x.column, "mean", "low", "high", "seeds"]]
+    data = data.assign(tip=tips(data, x.column, x.title))
     return {"title": title, "data": values(data), "layer": layers}
 
 
@@ -177,31 +184,6 @@ def scatter_panel(frame: pd.DataFrame, x: Axis, y: Axis, *, settings: Iterable[s
     return {"title": y.title, "data": values(frame), "layer": layers}
 
 
-def static_spec(chart: Chart) -> Spec:
-    """Returns the description for a file: the panels in a row, on white."""
-    panels = [{"width": 260, "height": 200, **panel} for panel in chart.panels]
-    config = {**CONFIG, "background": "white", "font": "sans-serif"}
-    return {"$schema": SCHEMA, "config": config, "padding": 8, "concat": panels, "columns": 3,
-            "resolve": {"scale": {"color": "independent"}}}  # fmt: skip
-
-
-def page_specs(chart: Chart) -> list[Spec]:
-    """Returns one description per panel for a page: as wide as their container, with their data in columns.
-
-    `report.js` turns the columns back into rows.
-    """
-    frame = {"$schema": SCHEMA, "width": "container", "height": 220, "config": CONFIG}
-    return [{**frame, **panel, "data": _by_column(panel["data"]["values"])} for panel in chart.panels]
-
-
-def _by_column(rows: list[Spec]) -> Spec:
-    """Rows as name -> column, which is a third as long in JSON; each distinct word is stored once, with its index."""
-    columns: Spec = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        column = [row.get(name) for row in rows]
-        if all(isinstance(value, str) for value in column):
-            words = {word: index for index, word in enumerate(dict.fromkeys(column))}
-            columns[name] = {"words": list(words), "at": [words[word] for word in column]}
-        else:
-            columns[name] = column
-    return {"columns": columns, "rows": len(rows)}
+def panel_specs(chart: Chart) -> list[Spec]:
+    """Returns the whole description of each panel, for a page as for a file."""
+    return [{"$schema": SCHEMA, "config": CONFIG, "width": 300, "height": 190, **panel} for panel in chart.panels]

@@ -5,8 +5,8 @@ What figures 3-6 of the paper show exactly is not known here; they are drawn as 
 
 import pandas as pd
 
-from analysis.charts import Axis, line_panel
-from analysis.figure_data import Drawn, Figure, FigureData, averages, over_seeds
+from analysis.figures.charts import Axis, line_panel
+from analysis.figures.figure_data import Drawn, Figure, FigureData, averages, over_seeds
 from analysis.study import NotMeasured
 from analysis.table_columns import largest_metric
 

@@ -9,10 +9,10 @@ import pandas as pd
 
 from analysis.claim_language import CURVES, Term
 from analysis.claim_sources import StudySource
+from analysis.figures.vega_lite import Spec
 from analysis.paper_tables import GROUPS
 from analysis.study import NotMeasured, Study
 from analysis.table_columns import largest_metric, score_metric
-from analysis.vega_lite import Spec
 
 CELL = ["model", "objective", "seed"]
 

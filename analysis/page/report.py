@@ -1,34 +1,30 @@
 """One self-contained page: what was run and what it shows, claims, figures, tables, samples, lineage of every number.
 
-The page loads nothing: its content security policy lists the hashes of its two scripts and forbids everything else.
-Text from a model or a ledger could therefore not run even if it got past the template's escaping.
+The page loads nothing: its content security policy lists the hash of its script and forbids everything else, so text
+from a model or a ledger could not run even if it got past the template's escaping. Figures are drawn before, so that
+they are there at once, without a script, and on paper.
 """
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from analysis.charts import Chart, page_specs, setting_order
 from analysis.claims import Verdict, sentences
-from analysis.figures import Figures
+from analysis.figures.all_figures import Figures
+from analysis.figures.charts import Chart, setting_order
 from analysis.paper_tables import benchmark_order
 from analysis.reference import reference
 from analysis.study import Study, read_samples
 from analysis.table_files import index_text
 from analysis.tables import Entry, Table, show
-from analysis.vega_lite import DRAWN_BY, browser_script
-from pipelines.files import replacing
 from sweeps.plan.names import cell_of
 
 SHOWN_QUESTIONS = 3
@@ -46,6 +42,8 @@ class Content:
     study: Study
     tables: list[Table]
     figures: Figures
+    panels: Mapping[str, Sequence[str]]
+    """Chart -> the SVG of each of its panels."""
     verdicts: list[Verdict]
     paper_verdicts: list[Verdict]
     title: str
@@ -59,20 +57,20 @@ def render(content: Content) -> str:
     """Returns the report as HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("report.html.j2"))
-    study, charts = content.study, content.figures.charts
+    study = content.study
     # Stage runs are referred to by their index in the embedded list.
     indices = {signature: index for index, signature in enumerate(study.specs)}
-    data = {"charts": {chart.name: page_specs(chart) for chart in charts}, **_lineage(study, indices)}
+    data = _lineage(study, indices)
     # The data may contain any text: "<" is escaped, so that no "</script>" or "<!--" ends the element it is in.
     island = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    scripts = [_vega_script().replace("</script", "<\\/script"), _asset("report.js")]
+    scripts = [_asset("report.js")]
     missing = study.runs[study.runs["status"] != "done"]
     return template.render(
         title=content.title,
         facts=content.facts,
         sentences=sentences(content.verdicts),
         claims=_claims(content),
-        charts=[_chart(chart) for chart in charts],
+        charts=[_chart(chart, content.panels[chart.name]) for chart in content.figures.charts],
         undrawn=content.figures.missing,
         tables=[_table(table, indices) for table in content.tables],
         filters=_filters(content.tables),
@@ -90,23 +88,7 @@ def render(content: Content) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("analysis").joinpath(name).read_text()
-
-
-def _vega_script() -> str:
-    """The script that draws Vega-Lite in a page, cached in the user's cache folder since making it takes seconds."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shaping"
-    path = folder / f"vega-embed-{DRAWN_BY.replace(' ', '-')}.js"
-    # Most pages use the cached bundle.
-    with contextlib.suppress(OSError):
-        return path.read_text()
-    script = browser_script()
-    # A read-only home folder only costs the time to make the bundle again.
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path, durable=False) as temporary:
-            temporary.write_text(script)
-    return script
+    return files("analysis.page").joinpath(name).read_text()
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -129,12 +111,12 @@ def _claims(content: Content) -> list[dict[str, Any]]:
     return [{"claim": ours.claim, "ours": ours, "paper": paper} for ours, paper in pairs]
 
 
-def _chart(chart: Chart) -> dict[str, Any]:
-    """A chart for the template, with the table of its numbers."""
+def _chart(chart: Chart, panels: Sequence[str]) -> dict[str, Any]:
+    """A chart for the template: its drawn panels, and the table of its numbers."""
     data = chart.data.head(DATA_ROWS)
     return {
         "chart": chart,
-        "panels": len(chart.panels),
+        "panels": panels,
         "columns": list(map(str, data.columns)),
         "rows": [[_data_text(value) for value in row] for row in data.itertuples(index=False)],
         "left_out": len(chart.data) - len(data),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from analysis import figure_files
-from analysis.charts import Chart, static_spec
-from analysis.figure_files import Artist, FigureFiles
-from analysis.vega_lite import Spec, png, svg
+from analysis.figures import figure_files, vega_lite
+from analysis.figures.charts import Chart, panel_specs
+from analysis.figures.figure_files import Artist, FigureFiles
+from analysis.figures.vega_lite import Drawing, Spec, png
 from pipelines.errors import StageFailure
 
 Draw = Callable[..., list[str]]
@@ -37,9 +38,9 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
     def run(charts: list[Chart], folder: str, previous: str) -> list[str]:
         drawn = []
 
-        def spy(artist: Artist, spec: Spec) -> Future[figure_files.Images]:
-            drawn.append(spec)
-            return real(artist, spec)
+        def spy(artist: Artist, name: str, specs: list[Spec]) -> Future[Drawing]:
+            drawn.append(name)
+            return real(artist, name, specs)
 
         monkeypatch.setattr(Artist, "draw", spy)
         (tmp_path / folder).mkdir()
@@ -47,7 +48,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
             for each in charts:
                 written.begin(each)
             written.write(tmp_path / folder)
-        return [next(c.name for c in charts if static_spec(c) == spec) for spec in drawn]
+        return drawn
 
     real = Artist.draw
     return run
@@ -68,7 +69,7 @@ def test_a_chart_is_an_svg_and_a_png_with_a_safe_name(draw: Draw, tmp_path: Path
 
 
 def test_only_changed_charts_are_drawn_again(draw: Draw, tmp_path: Path) -> None:
-    assert draw([chart("a"), chart("b")], "first", "none") == ["a"] * 2  # one description, two names
+    assert draw([chart("a"), chart("b")], "first", "none") == ["a", "b"]
     assert draw([chart("a"), chart("b")], "same", "first") == []
     assert files(tmp_path / "same") == files(tmp_path / "first")
     assert draw([chart("a"), chart("b", 4)], "changed", "same") == ["b"]
@@ -105,21 +106,21 @@ def test_drawings_of_another_version_are_drawn_again(draw: Draw, monkeypatch: py
 
 def test_the_drawing_process_gives_the_same_bytes_as_drawing_here(draw: Draw, tmp_path: Path) -> None:
     draw([chart("other", 9), chart("a")], "new", "none")
-    text = svg(static_spec(chart("a")))
-    assert files(tmp_path / "new")["a.svg"].decode() == text
-    assert files(tmp_path / "new")["a.png"] == png(text)
+    here = vega_lite.draw("a", panel_specs(chart("a")))
+    assert files(tmp_path / "new")["a.svg"].decode() == here.svg
+    assert files(tmp_path / "new")["a.png"] == here.png == png(here.svg)
 
 
 def test_invalid_vega_lite_is_raised_and_the_next_chart_is_drawn() -> None:
     artist = Artist()
     try:
         wrong, right = (
-            artist.draw({"mark": "smear", "data": {"values": []}}),
-            artist.draw(static_spec(chart())),
+            artist.draw("a", [{"mark": "smear", "data": {"values": []}}]),
+            artist.draw("b", panel_specs(chart())),
         )
         with pytest.raises(ValueError, match="SVG conversion failed"):
             wrong.result()
-        assert right.result()[1].startswith(b"\x89PNG")
+        assert right.result().png.startswith(b"\x89PNG")
     finally:
         artist.close()
 
@@ -129,7 +130,7 @@ def test_a_dead_drawing_process_is_reported_in_a_sentence() -> None:
     try:
         os.kill(artist.pid, signal.SIGKILL)
         with pytest.raises(StageFailure, match="the process that draws figures ended with status -9"):
-            artist.draw(static_spec(chart())).result()
+            artist.draw("a", panel_specs(chart())).result()
     finally:
         artist.close()
 
@@ -142,7 +143,9 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
         process = Path(f"/proc/{written.artist.pid}")
         assert process.exists()
     assert not process.exists()
-    code = "import time; from analysis.figure_files import Artist; print(Artist().pid, flush=True); time.sleep(60)"
+    code = (
+        "import time; from analysis.figures.figure_files import Artist; print(Artist().pid, flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
         number = int(command.stdout.readline())
@@ -151,3 +154,16 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
     while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{number}").exists()
+
+
+def test_panels_are_the_same_after_reuse_and_their_names_are_unique(draw: Draw, tmp_path: Path) -> None:
+    """A page has all panels in one document, so that no two may clip by the same identifier."""
+    panel = {**chart().panels[0], "mark": {"type": "line", "clip": True}}
+    two = Chart("two", None, "Two", "", (panel, panel), pd.DataFrame())
+    draw([two], "first", "none")
+    drawn = vega_lite.draw("two", panel_specs(two))
+    with FigureFiles(tmp_path / "first") as written:
+        written.begin(two)
+        assert written.panels(two) == drawn.panels
+    names = [name for text in drawn.panels for name in re.findall(r' id="([^"]+)"', text)]
+    assert len(set(names)) == len(names) == 2
