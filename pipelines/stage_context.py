@@ -1,7 +1,7 @@
 """What every stage function receives: the stage run it works on, its data, its ledger and its share of the ranks."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,10 @@ class StageContext:
         assert self.parent is not None
         return self.parent / "checkpoints" / self.spec["checkpoint"]
 
-    def save_milestone(self, model: PreTrainedModel, step: int, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Save a milestone checkpoint with its model card. `weights` are the gathered ones of a sharded model."""
+    def save_milestone(
+        self, model: PreTrainedModel, step: int, weights: Iterable[tuple[str, Tensor]] | None = None
+    ) -> None:
+        """Save a milestone checkpoint with its model card; `weights` are those of a sharded model, by name."""
         path = self.folder / "checkpoints" / f"step-{step:06d}"
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)

@@ -4,11 +4,13 @@ A dense model is a `Qwen3ForCausalLM`, a mixture of experts a `MiniMaxM2ForCausa
 so checkpoints load in vLLM, lm-eval and other tools without conversion.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,6 +30,9 @@ from pipelines.errors import StageFailure
 from pipelines.files import remove_leftovers, replacing
 
 logging.disable_progress_bar()
+
+FILE_BYTES = 5 * 2**30
+"""Most bytes of weights in one file of a sharded model's checkpoint."""
 
 
 def model_config(
@@ -147,19 +152,58 @@ def save_checkpoint(
     folder: Path,
     *,
     card: str | None = None,
-    weights: Mapping[str, Tensor] | None = None,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
     """Save model and tokenizer for `from_pretrained`; the folder appears complete or not at all.
 
-    `card` becomes its README.md. `weights` are the gathered ones of a sharded model. An existing folder is replaced:
-    an earlier attempt may have saved it after its last trainer state.
+    `card` becomes its README.md. `weights` are those of a sharded model, by their names in a checkpoint; only one file
+    of them is in memory at a time. An existing folder is replaced: an earlier attempt may have saved it after its last
+    trainer state.
     """
     remove_leftovers(folder.parent, folder.name)
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=None if weights is None else dict(weights))
+        if weights is None:
+            model.save_pretrained(temporary)
+        else:
+            _write_weights(weights, temporary)
+            model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
+            for config in (model.config, model.generation_config):
+                config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if card is not None:
             (temporary / "README.md").write_text(card)
+
+
+def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write `model.safetensors` or, beyond `FILE_BYTES`, several files with their index."""
+    folder.mkdir()
+    part: dict[str, Tensor] = {}
+    names: list[list[str]] = []
+    """Of the weights in each file."""
+    total = size = 0
+
+    def write() -> None:
+        save_file(part, folder / f"part-{len(names)}", metadata={"format": "pt"})
+        names.append(list(part))
+        part.clear()
+
+    for name, tensor in weights:
+        if part and size + tensor.nbytes > FILE_BYTES:
+            write()
+            size = 0
+        part[name] = tensor.detach().to("cpu").contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    write()
+    if len(names) == 1:
+        (folder / "part-0").rename(folder / "model.safetensors")
+        return
+    final = [f"model-{index + 1:05d}-of-{len(names):05d}.safetensors" for index in range(len(names))]
+    for number, file in enumerate(final):
+        (folder / f"part-{number}").rename(folder / file)
+    files = {name: file for file, inside in zip(final, names, strict=True) for name in inside}
+    content = {"metadata": {"total_size": total}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -29,6 +29,7 @@ from pipelines.training.trainer_state import (
     saved_steps,
     trainer_tensors,
 )
+from pipelines.training.weight_stream import save_milestone
 from shaping.objective import Objective
 from shaping.statistics import TokenStatistics
 
@@ -191,10 +192,7 @@ class NextToken(L.LightningModule):
         if self._statistics:
             self._log_row(step, loads)
         if step in self._milestones:
-            # All ranks gather, the first one writes.
-            weights = dict(parallel.gathered_tensors(self.model)) if self._sharded else None
-            if self.trainer.is_global_zero:
-                self.context.save_milestone(self.model, step, weights)
+            save_milestone(self.context, self.model, step, sharded=self._sharded)
         # The ranks decide together, since saving needs all of them.
         interrupted = self._on_any_rank(self.context.interrupted())
         if interrupted or self._on_any_rank(self._save_is_due()):

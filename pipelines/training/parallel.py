@@ -3,7 +3,6 @@
 Nothing here changes what is computed, only where it is held and in which order sums are taken.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -97,13 +96,6 @@ def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, d
 
 def _checkpoint_policy(context: object, operator: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in SAVED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def gathered_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole value, on the CPU, of each parameter and saved buffer; tied ones once. All ranks together."""
-    for name, tensor in local_tensors(model).items():
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        yield name, whole.cpu()
 
 
 def local_tensors(model: nn.Module) -> dict[str, Tensor]:
