@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from pipelines.errors import StageFailure
+from pipelines.errors import StageFailure, UserError
 from pipelines.verifiers.registry import VERIFIERS, Verifier
 
 LOAD_SECONDS = 120.0
@@ -52,7 +52,7 @@ class Judge:
     def rewards(self, items: Sequence[Item]) -> list[Verdict]:
         """Returns the verdict on each item. Equal items, frequent among samples of one question, are verified once.
 
-        Raises `StageFailure` if a verifier cannot be loaded.
+        Raises `UserError` if a verifier refuses this machine, and `StageFailure` if it cannot be loaded.
         """
         verdicts = [Verdict(0.0)] * len(items)
         # Indices of the items to verify, by verifier; `first` maps an item to the index of its first occurrence.
@@ -99,7 +99,10 @@ class Judge:
         """The workers of a verifier, all of which have imported its function."""
         if name not in self._workers:
             # Start all before waiting for any, so that they import at the same time.
-            self._workers[name] = [_Worker(VERIFIERS[name]) for _ in range(self._count)]
+            try:
+                self._workers[name] = [_Worker(VERIFIERS[name]) for _ in range(self._count)]
+            except OSError as error:
+                raise StageFailure(f"no process can be started for the verifier {name!r}: {error}") from None
             for worker in self._workers[name]:
                 worker.wait_until_ready()
         return self._workers[name]
@@ -122,13 +125,17 @@ class Judge:
 
 
 class _Worker:
-    """One process of `pipelines.verifiers.worker`, started again each time it had to be killed."""
+    """One process of `pipelines.verifiers.worker`, started again after each time it had to be killed."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
-        self._start()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process if it does not run. Raises `OSError` if the machine has no room for one."""
+        if self._process:
+            return
         root = Path(__file__).parents[2]
         limit = [str(self._verifier.processor_seconds)] if self._verifier.processor_seconds else []
         self._ready = False
@@ -147,19 +154,26 @@ class _Worker:
         )
 
     def wait_until_ready(self) -> None:
-        """Wait until the function is imported. Raises `StageFailure` if it cannot be."""
+        """Wait until the function is imported. Raises `UserError` if it refuses this machine, else `StageFailure`."""
         if self._ready:
             return
         reply = self._read(LOAD_SECONDS)
         if reply != "ready":
             self.kill()
+            if isinstance(reply, dict) and "refused" in reply:
+                raise UserError(reply["refused"])
             reason = reply["error"] if isinstance(reply, dict) else f"no answer in {LOAD_SECONDS:.0f} s"
             raise StageFailure(f"the verifier {self._verifier.function} cannot be loaded: {reason}")
         self._ready = True
 
     def ask(self, answer: str, reference: str) -> Verdict:
         """Returns the verdict on one answer and leaves a worker that can take the next."""
+        try:
+            self.start()
+        except OSError:
+            return Verdict(0.0, "error")
         self.wait_until_ready()
+        assert self._process
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
@@ -175,11 +189,11 @@ class _Worker:
         # No reply: the function still runs, or the process has died.
         failure = "timeout" if self._process.poll() is None else "error"
         self.kill()
-        self._start()
         return Verdict(0.0, failure)
 
     def _read(self, seconds: float) -> Any:
         """The next reply, or None if the process ends or needs more than `seconds`."""
+        assert self._process
         assert self._process.stdout
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
@@ -196,9 +210,12 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process and everything that it started."""
+        if self._process is None:
+            return
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
+        self._process = None

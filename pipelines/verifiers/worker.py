@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from pipelines.errors import UserError
 from pipelines.processes import die_with_parent
 
 
@@ -27,6 +28,9 @@ def main() -> None:
     os.dup2(null, 2)
     try:
         verify = pkgutil.resolve_name(sys.argv[1])
+    except UserError as error:
+        replies.write(json.dumps({"refused": str(error)}) + "\n")
+        return
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return

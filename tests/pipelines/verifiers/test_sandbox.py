@@ -1,0 +1,141 @@
+"""The sandbox closes in every way that it can be made, refuses where it cannot, and its own failures are counted."""
+
+import platform
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+CALLS = {
+    "unshare": {"x86_64": 272, "aarch64": 97},
+    "landlock": {"x86_64": 444, "aarch64": 444},
+    "mount": {"x86_64": 165, "aarch64": 40},
+    "prctl": {"x86_64": 157, "aarch64": 167},
+    "pivot_root": {"x86_64": 155, "aarch64": 41},
+}
+DENY = """
+import ctypes, struct
+def deny(*numbers):
+    \"\"\"The kernel refuses these system calls with EPERM.\"\"\"
+    libc = ctypes.CDLL(None)
+    lines = [(0x20, 0, 0, 0)]
+    for number in numbers:
+        lines += [(0x15, 0, 1, number), (6, 0, 0, 0x50001)]
+    lines.append((6, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(lines), ctypes.addressof(code)))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+"""
+
+
+def output(script: str, *, prefix: tuple[str, ...] = ()) -> str:
+    """What a script prints in a process of its own, which ends with 0."""
+    result = subprocess.run([*prefix, sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def denying(*names: str) -> str:
+    return f"{DENY}\ndeny({', '.join(str(CALLS[name][platform.machine()]) for name in names)})\n"
+
+
+EVERY_WAY = """
+from pipelines.verifiers import code, namespaces
+from pipelines.verifiers.sandbox_check import PROGRAM, TESTS
+for way, command in namespaces.ways(code.COMMAND).items():
+    try:
+        nursery = code.Nursery(command)
+        print(way, "|", code.why_wrong(PROGRAM, TESTS, nursery) or "closed")
+        nursery.close()
+    except code.SandboxFailure as failure:
+        print(way, "|", failure)
+print("used", "|", code._nursery.command[-1])
+"""
+
+
+def ways(*denied: str) -> dict[str, str]:
+    """The outcome of each way to start a nursery where the kernel refuses some calls, and which one is used."""
+    lines = output(denying(*denied) + EVERY_WAY).strip().split("\n")
+    outcomes = dict(line.split(" | ", 1) for line in lines)
+    assert ("bwrap" in outcomes) == (shutil.which("bwrap") is not None)
+    return outcomes
+
+
+def test_each_way_closes() -> None:
+    """Namespaces may be forbidden on the machine of the tests; programs are then confined without them."""
+    outcomes = ways()
+    used = outcomes.pop("used")
+    assert outcomes["none"] == "closed"
+    assert outcomes[used] == "closed"
+    assert set(outcomes.values()) == {"closed"} or any("Operation not permitted" in text for text in outcomes.values())
+
+
+def test_without_landlock_only_an_empty_root_closes() -> None:
+    outcomes = ways("landlock") if ways()["namespaces"] == "closed" else pytest.skip("no namespaces here")
+    assert "read the users of the machine" in outcomes["none"]
+    assert "read the users of the machine" in outcomes["no root"]
+    assert outcomes["namespaces"] == "closed"
+    assert outcomes.get("bwrap", "closed") == "closed"
+    assert outcomes["used"] in ("bwrap", "namespaces")
+
+
+@pytest.mark.parametrize(
+    ("denied", "used"), [("unshare", {"none"}), ("mount", {"no root", "none"}), ("pivot_root", {"no root", "none"})]
+)
+def test_the_next_way_is_used_where_one_is_refused(denied: str, used: set[str]) -> None:
+    outcomes = ways(denied)
+    assert outcomes["used"] in used
+    assert outcomes[outcomes["used"]] == "closed"
+
+
+REFUSED = """
+from pipelines.errors import UserError
+from pipelines.verifiers import Judge
+try:
+    with Judge(1) as judge:
+        print(judge.rewards([("code", "x = 1", "assert x == 1")]))
+except UserError as refusal:
+    print(refusal)
+"""
+
+
+@pytest.mark.parametrize(
+    ("denied", "reason"),
+    [
+        (("prctl",), "no_new_privs: Operation not permitted"),
+        (("unshare", "landlock"), "a program can read the users of the machine"),
+    ],
+)
+def test_a_machine_that_cannot_confine_programs_is_refused(denied: tuple[str, ...], reason: str) -> None:
+    """One sentence that names the verifier, the reason and the way out, instead of a reward of 0 for each program."""
+    refusal = output(denying(*denied) + REFUSED)
+    assert refusal.startswith("verifier=code: programs cannot be confined on this machine (")
+    assert reason in refusal
+    assert "use a kernel with Landlock" in refusal
+    assert refusal.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("hole", "reason"),
+    [
+        ("confinement.filter_system_calls = lambda: None", "a program can"),
+        ("confinement.MEMORY = 1 << 20", "MemoryError|killed|ended|closed|allocate"),
+        (
+            "nursery.enter = lambda way: None\\nconfinement.restrict_reading = lambda: None",
+            "a program can read the users of the machine",
+        ),
+        ("nursery.serve = lambda *pipes: None", "closed"),
+    ],
+)
+def test_a_sandbox_with_a_hole_is_noticed(hole: str, reason: str) -> None:
+    """The process that programs are forked from is started with a hole, and without bubblewrap."""
+    nursery = f"from pipelines.verifiers import confinement, nursery\\n{hole}\\nnursery.main()"
+    script = (
+        "import os, sys\nfrom pipelines.errors import UserError\nfrom pipelines.verifiers import code\n"
+        f"os.environ['PATH'] = ''\ntry:\n    code.checked_nursery([sys.executable, '-P', '-c', '{nursery}'])\n"
+        "except UserError as refusal:\n    print(refusal)\n"
+    )
+    refusal = output(script)
+    assert "verifier=code: programs cannot be confined on this machine" in refusal
+    assert any(text in refusal for text in reason.split("|")), refusal
