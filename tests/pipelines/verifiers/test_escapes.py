@@ -46,8 +46,12 @@ def state_of_file(path: Path) -> tuple[Any, ...]:
     return path.read_bytes(), metadata.st_mode, metadata.st_mtime_ns, metadata.st_ctime_ns, metadata.st_nlink
 
 
-@pytest.mark.slow
-def test_no_attempt_succeeds_or_changes_anything(tmp_path: Path, victim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.ci_only)], ids=["some", "all"]
+)
+def test_no_attempt_succeeds_or_changes_anything(
+    step: int, tmp_path: Path, victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET_WORD", "xyzzy")
     file = tmp_path / "victim"
     file.write_text("whole")
