@@ -100,7 +100,7 @@ def _collect(node: ast.expr, claim: str, terms: dict[Term, None]) -> None:
         case ast.Call(func=ast.Name(id="log"), args=[argument], keywords=[]):
             _collect(argument, claim, terms)
         case ast.Call(func=ast.Name(id=name)) if name in ARGUMENTS:
-            terms[_term(node, claim)] = None
+            terms[term_of(node, claim)] = None
         case _:
             raise UserError(
                 f"claim {claim}: {ast.unparse(node)!r} is not part of a claim's language; it has value(), rl(), "
@@ -108,7 +108,8 @@ def _collect(node: ast.expr, claim: str, terms: dict[Term, None]) -> None:
             )
 
 
-def _term(node: ast.Call, claim: str) -> Term:
+def term_of(node: ast.Call, claim: str) -> Term:
+    """Returns the term of a call. Raises `UserError` with the claim's name for what the language does not have."""
     assert isinstance(node.func, ast.Name)
     function = node.func.id
     arguments, keywords = ARGUMENTS[function], KEYWORDS[function]
@@ -142,5 +143,5 @@ def evaluate(node: ast.expr, claim: str, values: Mapping[Term, Floats]) -> Float
         case ast.Call(func=ast.Name(id="log"), args=[argument]):
             return np.log(evaluate(argument, claim, values))
         case ast.Call():
-            return values[_term(node, claim)]
+            return values[term_of(node, claim)]
     raise AssertionError(node)

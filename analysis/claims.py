@@ -119,7 +119,7 @@ def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
             for claim, judged in zip(claims, comparisons, strict=True)
         ]
     # The family [claims, 2] for and against each claim; nothing is left out of it, whatever the data show.
-    family = np.array([(_support_p(judged), _oppose_p(judged)) for judged in comparisons], dtype=float)
+    family = np.array([(support_p(judged), _oppose_p(judged)) for judged in comparisons], dtype=float)
     corrected = holm(family.ravel()).reshape(-1, 2).tolist()
     verdicts = []
     for claim, judged, (p_for, p_against) in zip(claims, comparisons, corrected, strict=True):
@@ -135,8 +135,8 @@ def _exact_verdict(comparisons: list[Comparison]) -> str:
     return CONTRADICTED if OPPOSITE in directions else SUPPORTED if directions == {AS_CLAIMED} else UNDECIDED
 
 
-def _support_p(comparisons: list[Comparison]) -> float:
-    """All must hold, so the largest p-value counts; 1 if one has none."""
+def support_p(comparisons: list[Comparison]) -> float:
+    """Returns the p-value of all holding: the largest counts; 1 if one has none."""
     values = [_one_sided_p(comparison, comparison.greater) for comparison in comparisons]
     return max((1.0 if p is None else p for p in values), default=1.0)
 
@@ -209,7 +209,7 @@ def _compare(claim: Claim, parsed: Parsed, *, model: str, source: Source) -> Com
     shared = [seed for seed in quantities[0].seeds if all(seed in quantity.seeds for quantity in quantities)]
     if not shared:
         return Comparison(parsed.text, shown, MISSING, "missing: no seed has all of its terms")
-    quantities = [_with_seeds(quantity, shared) for quantity in quantities]
+    quantities = [with_seeds(quantity, shared) for quantity in quantities]
 
     def difference(values: list[Floats]) -> Floats:
         return evaluate(parsed.tree, claim.name, dict(zip(parsed.terms, values, strict=True)))
@@ -249,8 +249,8 @@ def _estimated_comparison(parsed: Parsed, model: str, estimate: Estimate, *, by_
     return Comparison(parsed.text, model, direction, evidence, parsed.greater, estimate, permutation_p, needed)
 
 
-def _with_seeds(quantity: Sampled, seeds: Sequence[int]) -> Sampled:
-    """The quantity with only these seeds, in this order."""
+def with_seeds(quantity: Sampled, seeds: Sequence[int]) -> Sampled:
+    """Returns the quantity with only these seeds, in this order."""
     columns = [quantity.seeds.index(seed) for seed in seeds]
     parts = tuple(
         (name, None if values is None else values[columns], errors[columns]) for name, values, errors in quantity.parts

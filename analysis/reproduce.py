@@ -29,8 +29,13 @@ from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
 from analysis.figures.all_figures import build_figures
 from analysis.figures.figure_files import FigureFiles
+from analysis.figures.headline_figure import headline_chart
+from analysis.headline import Headline, headline
+from analysis.headline_words import seeds_that_decide
+from analysis.page.headline_view import decide_view
 from analysis.page.report import Content, render
 from analysis.paper_tables import TABLES
+from analysis.provenance import Provenance, minutes, provenance
 from analysis.result_cache import read_record
 from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables
@@ -155,15 +160,20 @@ def _read(options: Options) -> _Source:
     if seeds:
         arguments.append(f"seed={','.join(map(str, seeds))}")
     study = read_study(plan(compose_cells(arguments)), store)
-    # The command leaves out what is the default.
-    command = ["shaping-run -m", arguments[0], *options.overrides]
-    if seeds not in ([], [1]):
-        command.append(arguments[-1])
+    typed = "" if seeds in ([], [1]) else ",".join(map(str, seeds))
+    return _Source(study, store, seeds, _command(options, typed))
+
+
+def _command(options: Options, seeds: str) -> str:
+    """The command that runs the options' sweep with these seeds; it leaves out what is the default."""
+    parts = ["shaping-run -m", f"+sweep={options.sweep}", *options.overrides]
+    if seeds:
+        parts.append(f"'seed={seeds}'" if "(" in seeds else f"seed={seeds}")
     if options.models:
-        command.append(f"model={','.join(options.models)}")
+        parts.append(f"model={','.join(options.models)}")
     if options.store != "store":
-        command.append(f"store={options.store}")
-    return _Source(study, store, seeds, " ".join(command))
+        parts.append(f"store={options.store}")
+    return " ".join(parts)
 
 
 def _tables(options: Options, study: Study) -> list[Table]:
@@ -218,38 +228,52 @@ def reproduce(options: Options, console: Console) -> Path:
         study = source.study
         logger.debug("read %d stage runs from %s", len(study.runs), options.store)
         # Figures come first: they are drawn in another process while tables and claims are made here.
+        result = headline(study)
+        first_figure = headline_chart(result)
+        if first_figure.panels:
+            figure_files.begin(first_figure)
         figures = build_figures(study, on_chart=figure_files.begin)
         tables = _tables(options, study)
         ours, paper = _judge(options, study)
+        made = _made(options, source)
         content = Content(
             study=study,
+            headline=result,
+            provenance=made,
             tables=tables,
             figures=figures,
-            panels={chart.name: figure_files.panels(chart) for chart in figures.charts},
+            panels={
+                chart.name: figure_files.panels(chart) for chart in (first_figure, *figures.charts) if chart.panels
+            },
             verdicts=ours,
             paper_verdicts=paper,
             title=f"Shaping: the {options.scale} study",
             command=source.command,
-            facts=_facts(options, source),
+            decide=_decide(options, result, made),
+            folder=folder,
         )
         _write(folder, content, figure_files)
     _show(console, content, folder)
     return folder
 
 
-def _facts(options: Options, source: _Source) -> dict[str, str]:
-    """What the top of the page says about the study."""
-    runs = source.study.runs
+def _made(options: Options, source: _Source) -> Provenance:
+    """How the study was made, with its store and what was found when its data were prepared."""
+    made, runs = provenance(source.study, command=source.command), source.study.runs
     done = int((runs["status"] == "done").sum())
-    return {
-        "scale": options.scale,
-        "models": ", ".join(runs["model"].unique()),
-        "settings": ", ".join(runs["objective"].unique()),
-        "seeds": f"{', '.join(map(str, source.seeds))}" + (" (one seed)" if len(source.seeds) == 1 else ""),
-        "stage runs": f"{done} of {len(runs)} done",
-        "store": options.store,
-        **overlap_fact(source.store),
-    }
+    facts = {"stage runs": f"{done} of {len(runs)} done, in {options.store}", **overlap_fact(source.store)}
+    return dataclasses.replace(made, facts=made.facts | facts)
+
+
+def _decide(options: Options, result: Headline, made: Provenance) -> dict[str, str] | None:
+    """What would decide the open differences: how many seeds, the command, and its time at the study's pace."""
+    count = seeds_that_decide(result)
+    if count is None or options.sweep is None:
+        return None
+    more = count - len(result.seeds)
+    time = f", {minutes(made.seed_seconds * more)} more" if made.seed_seconds else ""
+    seeds = ",".join(map(str, range(1, count + 1))) if count < 10 else f"range(1,{count + 1})"
+    return decide_view(result, _command(options, seeds), time)
 
 
 def select(options: Options, console: Console) -> Path:

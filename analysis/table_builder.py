@@ -5,7 +5,6 @@ interval over its problems. Percentages have Wilson's interval, other numbers on
 `table_columns` lists the columns, `best_entries` marks the best of several settings.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.best_entries import mark_best
-from analysis.measurement_grid import Benchmarks, Checkpoint, MeasurementGrid, Quantity, build_grid
+from analysis.estimates import Estimates
+from analysis.measurement_grid import Benchmarks, Checkpoint, MeasurementGrid
 from analysis.paper_tables import (
     BETA_FAMILY,
     LAMBDA_FAMILY,
@@ -25,13 +25,13 @@ from analysis.paper_tables import (
     is_same_measurement,
 )
 from analysis.reference import MODELS, reported
-from analysis.statistics import fraction_interval, positive_interval, t_quantile
 from analysis.study import Study, checkpoint_step
 from analysis.table_columns import (
     ARCHITECTURE_COLUMNS,
     BASE_MODEL_COLUMNS,
     RL_COLUMNS,
     Architecture,
+    Columns,
     Scores,
     join_columns,
     metric_title,
@@ -41,9 +41,6 @@ from analysis.table_columns import (
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
 from pipelines.configuration import TOKEN_STAGES
 from pipelines.python_gc import no_collection
-
-NORMAL_QUANTILE = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ def build_tables(
     the `store`.
     """
     selected_numbers, selected_models = set(numbers), set(models)
-    builder = _Builder(study, build_grid(study), _provenance(study, store))
+    estimates = Estimates.of(study)
+    builder = _Builder(study, estimates.grid, estimates, _provenance(study, store))
     drafts: list[_Draft] = []
     for model in _models(study):
         if not selected_models or model in selected_models:
@@ -141,6 +139,7 @@ class _Builder:
 
     study: Study
     grid: MeasurementGrid
+    estimates: Estimates
     provenance: str
     planned: dict[tuple[str, str, str], dict[int, Any]] = field(default_factory=dict)
     """(model, stage, objective) -> step -> tokens (in RL the step again) of its planned evaluations."""
@@ -207,7 +206,9 @@ class _Builder:
                 same.add(objective)
             for step, tokens in steps:
                 checkpoint = Checkpoint(model, objective, stage, step)
-                record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
+                record: dict[Column, Any] = {
+                    name: self.estimates.entry(checkpoint, scores) for name, scores in columns.items()
+                }
                 # The paper's number is next to the last checkpoint's.
                 if is_reported:
                     row = averages[objective] if step == steps[-1][0] else None
@@ -245,7 +246,9 @@ class _Builder:
         records, index = [], []
         for step in steps:
             checkpoint = Checkpoint(model, objective, "grpo", step)
-            record: dict[Column, Any] = {name: self.entry(checkpoint, scores) for name, scores in columns.items()}
+            record: dict[Column, Any] = {
+                name: self.estimates.entry(checkpoint, scores) for name, scores in columns.items()
+            }
             for row, is_same in paper_rows:
                 column = (row["benchmark"], metric_title(row["metric"]))
                 shown = row if step == steps[-1] else None
@@ -258,7 +261,7 @@ class _Builder:
         controls = sorted(self.controls.get((model, variant), set()))
         for baseline, step in controls:
             checkpoint = Checkpoint(model, baseline, "grpo", step)
-            record = {name: self.entry(checkpoint, scores, variant) for name, scores in columns.items()}
+            record = self.entries(checkpoint, columns, variant)
             records.append(record | {column: "" for column in records[0] if column not in record})
             index.append((f"{baseline}, entropy matched", step))
         cells = _with_differences(records, pd.MultiIndex.from_tuples(index, names=["objective", "RL step"]))
@@ -274,6 +277,10 @@ class _Builder:
             "Percent on held-out problems over RL steps; step 0 is the mid-trained model.",
             f"{note}{self.provenance}",
         )
+
+    def entries(self, checkpoint: Checkpoint, columns: Columns, variant: str = "") -> dict[Column, Any]:
+        """A row of a table: the estimate of each column at a checkpoint."""
+        return {name: self.estimates.entry(checkpoint, scores, variant) for name, scores in columns.items()}
 
     def is_same(
         self, row: dict[Any, Any] | None, pairs: tuple[tuple[str, str], ...], *, model: str, last: list[tuple[int, Any]]
@@ -292,67 +299,6 @@ class _Builder:
     def checkpoints(self, model: str, stage: str, objective: str) -> list[tuple[int, Any]]:
         """(step, tokens) of every planned evaluation of a setting's stage, finished or not."""
         return sorted(self.planned.get((model, stage, objective), {}).items())
-
-    def waits_for(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """`stage/signature` of the stage runs that the checkpoint's evaluations need."""
-        unfinished = [s for s in self.grid.evaluations.get(checkpoint, ()) if self.study.status[s] != "done"]
-        return tuple(self.study.waits_for(unfinished)) if unfinished else ()
-
-    def entry(self, checkpoint: Checkpoint, scores: Scores, variant: str = "") -> Entry:
-        """The mean over `scores` at a checkpoint, over the seeds that have all of them."""
-        waits_for = self.waits_for(checkpoint)
-        rows = [self.grid.rows.get(Quantity(*checkpoint, variant, *pair)) for pair in scores.pairs]
-        present = [row for row in rows if row is not None]
-        if not present or len(present) < len(rows):
-            return Entry(None, waits_for=waits_for)
-
-        # [scores, seeds] -> one value per seed, NaN for a seed that lacks one of the scores.
-        by_seed = [value * scores.factor for value in self.grid.values[present].mean(0).tolist()]
-        values = [value for value in by_seed if not math.isnan(value)]
-        n = len(values)
-        if n == 0:
-            return Entry(None, waits_for=waits_for)
-        mean = math.fsum(values) / n
-        # [scores, seeds that were measured] -> how much one item moves each number.
-        measured = [not math.isnan(value) for value in by_seed]
-        items = self.grid.resolutions[present]
-        if n < len(by_seed):
-            items = items[:, measured]
-        resolution = scores.factor * math.sqrt(float(np.vdot(items, items)) / n) / len(present)
-        if n > 1:
-            variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n
-            quantile = t_quantile(n - 1)
-        else:  # one seed has no spread; its known error is the one over problems
-            errors = self.grid.errors[present][:, measured] * scores.factor
-            variance = float((errors**2).sum()) / len(present) ** 2
-            quantile = NORMAL_QUANTILE
-        item = scores.factor * float(items.sum()) / items.size
-        low, high = _interval(mean, variance + resolution**2 / n, quantile, item=item, scores=scores)
-        return Entry(
-            value=mean,
-            low=low,
-            high=high,
-            n=n,
-            stage_runs=tuple(dict.fromkeys(run for row in present for run in self.grid.stage_runs[row])),
-            waits_for=waits_for,
-            by_seed=tuple(by_seed),
-            resolution=resolution,
-            variant=variant,
-        )
-
-
-def _interval(
-    mean: float, variance: float, quantile: float, *, item: float, scores: Scores
-) -> tuple[float | None, float | None]:
-    """The interval on the scale of the quantity; (None, None) if nothing is known of its error."""
-    if variance == 0:
-        return None, None
-    if scores.factor == 1:
-        return positive_interval(mean, variance, quantile=quantile)
-    # Percentages as fractions.
-    factor = scores.factor
-    ends = fraction_interval(mean / factor, variance / factor**2, item=item / factor, quantile=quantile)
-    return ends[0] * factor, ends[1] * factor
 
 
 def _paper_columns(row: dict[Any, Any] | None, ours: Entry | None, column: tuple[str, str]) -> dict[Column, Any]:

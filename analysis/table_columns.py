@@ -87,7 +87,7 @@ def text_columns(benchmarks: Benchmarks, stage: str) -> Columns:
     return columns
 
 
-BASE_MODEL_COLUMNS: tuple[Callable[[Benchmarks, str], Columns], ...] = (score_columns, average_column, text_columns)
+BASE_MODEL_COLUMNS: tuple[Callable[[Benchmarks, str], Columns], ...] = (average_column, score_columns, text_columns)
 """The columns of tables 2-13 from left to right, from the measured benchmarks and the stage."""
 
 
@@ -132,7 +132,7 @@ def average_columns(benchmarks: Benchmarks) -> Columns:
     }
 
 
-RL_COLUMNS: tuple[Callable[[Benchmarks], Columns], ...] = (benchmark_columns, average_columns)
+RL_COLUMNS: tuple[Callable[[Benchmarks], Columns], ...] = (average_columns, benchmark_columns)
 """The columns of tables 14-23 from left to right, from the measured benchmarks."""
 
 

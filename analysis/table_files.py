@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables import MISSING, Entry, Table, show
+from analysis.tables import MISSING, NOT_RUN, Entry, Table, show
 
 
 def numbers(table: Table) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def markdown(table: Table) -> str:
         cells = [f"**{show(cell, usual)}**" if is_best(cell) else show(cell, usual) for cell in row]
         lines.append(_markdown_row([*map(index_text, key), *cells]))
     missing = "".join(f"\n* `{name}`" for name in table.waits_for)
-    note = f"\n{MISSING} needs these stage runs:\n{missing}\n" if table.waits_for else ""
+    note = f"\n“{NOT_RUN}” needs these stage runs:\n{missing}\n" if table.waits_for else ""
     return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n" + note
 
 

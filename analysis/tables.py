@@ -10,6 +10,11 @@ from typing import Any
 import pandas as pd
 
 MISSING = "–"
+"""A cell that does not apply, such as the experts of a dense model."""
+NOT_RUN = "not run"
+"""A number whose stage runs are still to come."""
+NOT_MEASURED = "not measured"
+"""A number that the evaluations which were run do not have."""
 DIFFERENCE = "ours - paper"
 """Group of the columns that compare with the paper."""
 
@@ -43,7 +48,7 @@ class Entry:
 
     def __str__(self) -> str:
         if self.value is None:
-            return MISSING
+            return NOT_RUN if self.waits_for else NOT_MEASURED
         number, low, high = (
             None if part is None else self.number_format.format(part) for part in (self.value, self.low, self.high)
         )

@@ -80,7 +80,7 @@ def setting_colours(settings: Iterable[str]) -> dict[str, str]:
     return colours
 
 
-def colour(names: Iterable[str], *, settings: Iterable[str], legend: Spec = LEGEND) -> Spec:
+def colour(names: Iterable[str], *, settings: Iterable[str], legend: Spec | None = LEGEND) -> Spec:
     """Returns the encoding that colours the settings `names`; `settings` are all of the study's."""
     colours, order = setting_colours(settings), setting_order(names)
     scale = {"domain": order, "range": [colours[name] for name in order]}

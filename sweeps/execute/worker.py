@@ -360,8 +360,19 @@ def _publish(work: Path, folder: Path) -> None:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages, of Python and of the platform that a result may depend on."""
-    return {name: version(name) for name in VERSIONED_PACKAGES} | {
+    """Versions of the packages, of Python and of the platform that a result may depend on, and the machine's cores.
+
+    In a checkout also its `commit`, with `-dirty` if files were changed.
+    """
+    versions = {name: version(name) for name in VERSIONED_PACKAGES} | {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cores": str(len(os.sched_getaffinity(0))),
     }
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():  # an installed package may be inside somebody else's repository
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+            described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            versions["commit"] = described.stdout.strip()
+    return versions

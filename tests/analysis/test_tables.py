@@ -144,10 +144,10 @@ def test_missing_numbers_are_shown_as_missing(make_store: Callable) -> None:
     (unfinished,) = [run.signature for run in graph.runs.values() if last_rl(run)]
     assert table.waits_for == [f"evaluate/{unfinished}"]
     assert table.missing == 12
-    assert set(table.text().loc[("ce", 20)]) - {"50.99"} == {"–"}
-    assert "–" not in set(table.text().loc[("ce", 10)])
+    assert set(table.text().loc[("ce", 20)]) - {"50.99"} == {"not run"}
+    assert "not run" not in set(table.text().loc[("ce", 10)])
     empty = tables_of(*make_store(["objective=precision", "seed=9"], leave_out=lambda run: True))
-    assert set(empty["table-03-nano"].text()["average"]) == {"–"}
+    assert set(empty["table-03-nano"].text()["average"]) == {"not run"}
     assert "Nothing measured yet" in empty["table-16-nano"].caption
 
 
@@ -177,7 +177,8 @@ def test_entries_as_text() -> None:
     assert str(Entry(12.346)) == "12.35"
     assert str(Entry(50.0, 48.5, 51.504)) == "50.00 [48.50, 51.50]"
     assert str(Entry(0.294, -0.1, 0.6, number_format="{:+.2f}")) == "+0.29 [-0.10, +0.60]"
-    assert str(Entry(None)) == "–"
+    assert str(Entry(None)) == "not measured"
+    assert str(Entry(None, waits_for=("evaluate/0",))) == "not run"
 
 
 def test_the_papers_number_is_next_to_ours(make_store: Callable) -> None:

@@ -1,5 +1,6 @@
 """The report in a real browser: what it shows and does, that it loads nothing, and that no text in it can run."""
 
+import io
 import json
 import re
 import shutil
@@ -81,6 +82,115 @@ def watched(page: Page) -> list[str]:
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (400, 800)])
+def test_the_first_screen_holds_sentence_table_and_figure(page: Page, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    for part in (
+        "#sentence",
+        "#headline table",
+        "#headline-figure .panel >> nth=0",
+        "#headline-figure .panel >> nth=1",
+    ):
+        box = page.locator(part).bounding_box()
+        assert box is not None
+        assert box["x"] >= 0, part
+        assert box["y"] >= 0, part
+        assert box["x"] + box["width"] <= width, part
+        assert box["y"] + box["height"] <= height, part
+    # What the boxes hold is not cut by a frame that scrolls.
+    assert page.evaluate(
+        "headline.scrollWidth <= headline.clientWidth && headline.scrollHeight <= headline.clientHeight"
+    )
+    assert page.locator("#headline tbody tr").count() == 5
+    assert page.locator("#headline-figure svg").first.bounding_box()["width"] > 150  # type: ignore[index]
+    assert "Over 2 seeds" in page.locator("#sentence").inner_text()
+
+
+def test_the_page_is_drawn_at_once_without_a_script(browser: Browser, folder: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((folder / "report.html").as_uri(), wait_until="commit")
+    page.wait_for_load_state("load")
+    assert page.locator(".panel svg").count() == page.locator(".panel").count() >= 10
+    assert page.locator("tr.earlier").first.is_visible()
+    context.close()
+
+
+def columns_cut(page: Page) -> list[str]:
+    """The tables of which a part is to the right of the page."""
+    return page.evaluate(  # type: ignore[no-any-return]
+        "[...document.querySelectorAll('table')].filter(t => t.checkVisibility())"
+        ".filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(t => t.closest('section').id)"
+    )
+
+
+def test_print_has_every_row_and_column(page: Page) -> None:
+    page.set_viewport_size({"width": 1047, "height": 700})  # A4 in landscape without its margins, 96 pixels per inch
+    page.emulate_media(media="print")
+    assert columns_cut(page) == []
+    assert page.locator("section.table tbody tr:visible").count() == page.locator("section.table tbody tr").count()
+    assert not page.locator(".filters").is_visible()
+    assert page.locator(".panel svg:visible").count() == page.locator(".panel").count()
+
+
+def test_a_phone_shows_every_number_without_scrolling_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    cells = page.locator("#table-14-nano tbody tr:not(.earlier) td[data-v]")
+    for box in cells.evaluate_all("all => all.map(cell => cell.getBoundingClientRect().right)"):
+        assert box <= 400
+    assert page.locator("#table-14-nano tbody td").first.get_attribute("data-label") == "average Avg@8"
+
+
+def test_the_last_checkpoint_is_shown_and_the_others_on_request(page: Page) -> None:
+    rows = page.locator("#table-03-nano tbody tr:visible")
+    assert rows.count() == 3  # one for each setting of the family
+    button = page.locator("#table-03-nano .earlier-rows")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert rows.count() == 12
+    assert button.get_attribute("aria-expanded") == "true"
+    page.keyboard.press("Enter")
+    assert rows.count() == 3
+
+
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_a_table_is_copied_as_csv_and_latex(page: Page, folder: Path, clipboard: bool) -> None:
+    if clipboard:
+        page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied_here = text; }; }")
+    else:
+        page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new Error('refused'); }; }")
+    texts = []
+    for name in ("csv", "latex"):
+        page.locator(f"#table-14-nano .copy[data-format={name}]").click()
+        shown = "window.copied_here" if clipboard else "document.getElementById('text').value"
+        texts.append(page.evaluate(shown))
+        if not clipboard:
+            page.locator("#copied .close").click()
+    frame = pd.read_csv(io.StringIO(texts[0]))
+    written = pd.read_csv(folder / "tables" / "table-14-nano.csv")
+    assert frame["average Avg@8"].to_numpy() == pytest.approx(
+        written["average Avg@8"].to_numpy(), rel=1e-4, nan_ok=True
+    )
+    assert frame["average Avg@8 low"].to_numpy() == pytest.approx(written["average Avg@8 low"].to_numpy(), abs=0.006)
+    assert texts[1].startswith("\\begin{tabular}{ll")
+    assert texts[1].count("\\\\") == len(frame) + 1
+
+
+def test_every_stage_run_is_reachable_and_shows_what_differs(page: Page, folder: Path) -> None:
+    assert page.locator("#count").inner_text() == "134 stage runs of 10 cells"
+    page.locator("#find").fill("grpo nano/precision/seed1")
+    page.locator("#cells a").first.click()
+    chain = page.locator("#chain")
+    assert "objective.beta: -0.25 (there 0)" in chain.inner_text()  # in the pre-training run at the end of the chain
+    assert "differs from seed 2 in 1 keys" in chain.inner_text()
+    assert chain.locator("svg.spark").count() >= 1
+    link = chain.locator("a", has_text="ledger.jsonl").first.get_attribute("href")
+    assert link is not None
+    assert (folder / link).is_file()
+
+
 def test_every_link_has_a_target_and_nothing_is_loaded(folder: Path) -> None:
     text = (folder / "report.html").read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.S)
@@ -148,7 +258,11 @@ def test_filters(page: Page) -> None:
     page.select_option("[data-filter=benchmark]", "Chain-4")
     heads = page.locator("#table-17-nano tr.names th:visible").all_inner_texts()
     assert [head.strip() for head in heads[:2]] == ["objective", "RL step"]
-    assert {page.locator("#table-17-nano tr.groups th:visible").first.inner_text()} == {"Chain-4"}
+    assert set(page.locator("#table-17-nano tr.groups th:visible").all_inner_texts()) == {
+        "average",
+        "Chain-4",
+        "paper, 4B",
+    }
     page.select_option("[data-filter=objective]", "")
     page.select_option("[data-filter=benchmark]", "")
     assert page.locator("section.table:visible").count() == 10
@@ -161,8 +275,8 @@ def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
     assert page.locator("#samples thead th").all_inner_texts()[1:] == [
         "ce", "precision", "diversity", "tail_penalty", "head_reward"
     ]  # fmt: skip
-    assert page.locator("#claims tbody tr").count() == 6
-    assert "Scaling over model sizes: missing" in page.locator("#figures").inner_text()
+    assert page.locator("#claims .claim").count() == 6
+    assert "Scaling over model sizes: models of 1 size(s)" in page.locator("#figures").inner_text()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -176,14 +290,6 @@ def test_axe_finds_no_accessibility_problem(browser: Browser, folder: Path, them
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
     page.close()
-
-
-def test_a_phone_does_not_scroll_sideways_and_print_hides_the_filters(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.emulate_media(media="print")
-    assert not page.locator(".filters").is_visible()
-    assert page.locator("#table-14-nano table").is_visible()
 
 
 def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Path) -> None:
@@ -203,7 +309,7 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
     page = browser.new_page()
     troubles = watched(page)
     page.goto((folder / "report.html").as_uri())
-    page.locator("section.table tbody td a").first.click()
+    page.locator("section.table tbody td a:visible").first.click()
     assert page.locator("#lineage").is_visible()
     page.keyboard.press("Escape")
     page.select_option("[data-filter=objective]", index=1)

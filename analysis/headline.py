@@ -1,0 +1,276 @@
+"""The result in one table and one sentence: each setting's distribution after pre-training and what RL makes of it.
+
+The page, the terminal and W&B begin with it. Differences are to cross-entropy, paired by seed, with the interval of the
+hierarchical bootstrap; Holm's correction runs over all of them. One seed has an interval over its problems only, and
+decides nothing.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from analysis.claim_language import Term
+from analysis.claim_sources import StudySource
+from analysis.claims import with_seeds
+from analysis.estimates import Precision, seed_mean
+from analysis.figures.charts import setting_order
+from analysis.statistics import ALPHA, Estimate, Floats, Sampled, hierarchical_bootstrap, holm, seeds_needed
+from analysis.study import NotMeasured, Study
+from analysis.tables import Entry
+
+HIGHER, LOWER, NOT_TOLD_APART = "higher", "lower", "not told apart"
+ENOUGH_SEEDS = 5
+"""Seeds that a study of one seed should have: the fewest with which a paired test often decides."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the headline."""
+
+    name: str
+    title: str
+    """In words, for a figure's axis and a sentence."""
+    short: str
+    """For the head of a column."""
+    unit: str
+    digits: int
+
+
+ENTROPY = Measure("entropy", "entropy after pre-training", "entropy", "nats", 2)
+PERPLEXITY = Measure("perplexity", "perplexity after pre-training", "perplexity", "", 1)
+"""Of held-out text at the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting minus its baseline."""
+
+    estimate: Estimate
+    by_seed: tuple[float, ...]
+    seeds: tuple[int, ...]
+    word: str = NOT_TOLD_APART
+    """Higher, lower or not told apart."""
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would tell a difference like this one (80 % power); None if that is not known."""
+        return seeds_needed(self.by_seed)
+
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    """One setting of one model."""
+
+    model: str
+    setting: str
+    entropy: Entry
+    perplexity: Entry
+    before: Entry
+    after: Entry
+    """Of RL."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """Measure's name -> difference to the baseline; none for the baseline itself."""
+    seeds: tuple[int, ...] = ()
+    """Of `after.by_seed`, or of the last thing measured."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The rows of all settings, baselines first, and what they were compared with."""
+
+    rows: list[HeadlineRow]
+    baselines: dict[str, str]
+    """Model -> its cross-entropy setting."""
+    result: Measure
+    """What is shown before and after RL."""
+    seeds: list[int]
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """All columns."""
+        return (ENTROPY, PERPLEXITY, self.result)
+
+    @property
+    def models(self) -> list[str]:
+        """The models in the order of the rows."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+    def name(self, row: HeadlineRow) -> str:
+        """The setting, with its model if there are several."""
+        return row.setting if len(self.models) == 1 else f"{row.setting}, {row.model}"
+
+
+def headline(study: Study) -> Headline:
+    """Returns the headline of a study; numbers that are missing are empty entries."""
+    source = StudySource(study)
+    result, quantities = _result(study, source)
+    cells = study.runs[["model", "objective"]].drop_duplicates()
+    baselines = _baselines(study)
+    rows = []
+    for model in cells["model"].unique().tolist():
+        settings = setting_order(cells.loc[cells["model"] == model, "objective"])
+        baseline = baselines.get(model)
+        measured = {
+            setting: {
+                "entropy": _of_text(source, setting, model=model, metric="entropy"),
+                "perplexity": _of_text(source, setting, model=model, metric="perplexity"),
+                **quantities.get((model, setting), {}),
+            }
+            for setting in settings
+        }
+        for setting in sorted(settings, key=lambda name: name != baseline):
+            rows.append(_row(model, setting, measured, baseline=baseline))
+    seeds = sorted(study.runs["seed"].unique().tolist())
+    return Headline(_with_words(rows), baselines, result, seeds)
+
+
+Measured = dict[str, Sampled | None]
+"""Measure -> values, with `before` and `after` for those of RL; None if it is not measured."""
+
+
+def _row(model: str, setting: str, measured: dict[str, Measured], *, baseline: str | None) -> HeadlineRow:
+    own = measured[setting]
+    differences = {}
+    if baseline is not None and setting != baseline:
+        for name, key in (("entropy", "entropy"), ("perplexity", "perplexity"), ("result", "after")):
+            if difference := _difference(own.get(key), measured[baseline].get(key)):
+                differences[name] = difference
+    last = own.get("after") or own.get("entropy")
+    return HeadlineRow(
+        model=model,
+        setting=setting,
+        entropy=_entry(own.get("entropy"), ENTROPY.digits),
+        perplexity=_entry(own.get("perplexity"), PERPLEXITY.digits),
+        before=_entry(own.get("before"), 1),
+        after=_entry(own.get("after"), 1),
+        differences=differences,
+        seeds=last.seeds if last else (),
+    )
+
+
+def _entry(sampled: Sampled | None, digits: int) -> Entry:
+    """A quantity's mean with its interval."""
+    form = f"{{:.{digits}f}}"
+    if sampled is None:
+        return Entry(None, number_format=form)
+    is_share = math.isfinite(sampled.bounds[1])
+    errors = [float(np.nan_to_num(error[0])) for _, _, error in sampled.parts]
+    error = math.sqrt(sum(error**2 for error in errors)) / max(1, len(errors))
+    # A benchmark's item moves the mean over several benchmarks by its share of it.
+    item = sampled.resolution * math.sqrt(max(1, len(sampled.parts)))
+    mean = seed_mean(sampled.values.tolist(), Precision(error, sampled.resolution, item), is_share=is_share)
+    return Entry(mean.value, mean.low, mean.high, mean.n, by_seed=mean.by_seed, number_format=form)
+
+
+def _difference(setting: Sampled | None, baseline: Sampled | None) -> Difference | None:
+    """The difference over the seeds that both have; None without any."""
+    if setting is None or baseline is None:
+        return None
+    seeds = tuple(seed for seed in setting.seeds if seed in baseline.seeds)
+    if not seeds:
+        return None
+    pair = [with_seeds(setting, seeds), with_seeds(baseline, seeds)]
+    estimate = hierarchical_bootstrap(pair, _minus)
+    return Difference(estimate, tuple((pair[0].values - pair[1].values).tolist()), seeds)
+
+
+def _minus(values: list[Floats]) -> Floats:
+    return values[0] - values[1]
+
+
+def _with_words(rows: list[HeadlineRow]) -> list[HeadlineRow]:
+    """The rows with a word for each difference, by tests that are corrected together."""
+    keys = [(number, name) for number, row in enumerate(rows) for name in row.differences]
+    p = [rows[number].differences[name].estimate.p for number, name in keys]
+    corrected = holm(np.array([1.0 if value is None else value for value in p]))
+    words = dict(zip(keys, corrected.tolist(), strict=True))
+    worded = []
+    for number, row in enumerate(rows):
+        differences = {
+            name: replace(difference, word=_word(difference.estimate.value, words[number, name]))
+            for name, difference in row.differences.items()
+        }
+        worded.append(replace(row, differences=differences))
+    return worded
+
+
+def _word(value: float, p: float) -> str:
+    if not p < ALPHA:
+        return NOT_TOLD_APART
+    return HIGHER if value > 0 else LOWER
+
+
+def _baselines(study: Study) -> dict[str, str]:
+    """Model -> its setting with plain cross-entropy, whatever its name."""
+    runs = study.runs
+    plain = runs[(runs[["beta", "lam_head", "lam_tail"]] == 0).all(axis=1)]
+    return {str(model): setting_order(part["objective"])[0] for model, part in plain.groupby("model", sort=False)}
+
+
+def _of_text(source: StudySource, setting: str, *, model: str, metric: str) -> Sampled | None:
+    """A metric of held-out text after pre-training."""
+    return _quantity(source, setting, model, stage="pretrain", metric=metric)
+
+
+def _quantity(source: StudySource, setting: str, model: str, **options: str | int) -> Sampled | None:
+    try:
+        return source.quantity(Term("value", setting, tuple(sorted(options.items()))), model)
+    except NotMeasured:
+        return None
+
+
+Quantities = dict[tuple[str, str], Measured]
+"""(model, setting) -> `before` and `after`."""
+
+
+def _result(study: Study, source: StudySource) -> tuple[Measure, Quantities]:
+    """What RL is judged by, and its values: the reward on held-out problems as RL samples them, else Avg@n."""
+    if held_out := held_out_rewards(study):
+        temperature = _temperature(study)
+        at = "" if temperature is None else f"at temperature {temperature:g}"
+        title = f"reward on held-out problems {at}".strip()
+        quantities = {
+            key: {"before": steps.get(0), "after": steps[max(steps)]} for key, steps in held_out.items() if steps
+        }
+        return Measure("result", title, at or "held-out reward", "percent", 1), quantities
+    pairs = study.runs[["model", "objective"]].drop_duplicates().itertuples(index=False)
+    averages: Quantities = {}
+    for model, setting in pairs:
+        before, after = (_quantity(source, setting, model, metric="avg", at=at) for at in (0, "last"))
+        averages[model, setting] = {"before": before, "after": after}
+    return Measure("result", "average over the held-out benchmarks", "Avg@n", "percent", 1), averages
+
+
+def _temperature(study: Study) -> float | None:
+    """The temperature at which RL samples, if all its runs have the same."""
+    runs = study.runs[study.runs["stage"] == "grpo"]["stage_run"]
+    temperatures = {study.specs[run]["config"].get("grpo", {}).get("temperature") for run in runs}
+    return temperatures.pop() if len(temperatures) == 1 else None
+
+
+def held_out_rewards(study: Study) -> dict[tuple[str, str], dict[int, Sampled]]:
+    """Returns RL's reward on held-out problems, in percent, of each (model, setting) at each step where it is measured.
+
+    Pass@2 gives its standard error: with the share q of right samples of a problem, Pass@2 is the mean of
+    1 - (1 - q)^2, so the variance of q over problems follows from it and from the mean of q.
+    """
+    rows = study.curves
+    if "held_out_reward" not in rows:
+        return {}
+    rows = rows[(rows["stage"] == "grpo") & rows["held_out_reward"].notna()]
+    rewards: dict[tuple[str, str], dict[int, Sampled]] = {}
+    for (model, setting, step), part in rows.groupby(["model", "objective", "step"], sort=True):
+        part = part.sort_values("seed")
+        config = study.specs[part["stage_run"].iloc[0]]["config"].get("grpo", {})
+        problems, samples = config.get("held_out_problems") or 1, config.get("samples") or 1
+        q = part["held_out_reward"].to_numpy(float)
+        square = 2 * q - part.get("held_out_pass@2", part["held_out_reward"]).fillna(part["held_out_reward"]).to_numpy()
+        variance = np.clip(square - q**2, 0, None) + np.clip(q - square, 0, None) / samples
+        errors = 100 * np.sqrt(variance / max(1, problems - 1))
+        sampled = Sampled(
+            tuple(part["seed"].tolist()), 100 * q, (("held-out problems", None, errors),), 100 / problems, (0.0, 100.0)
+        )
+        rewards.setdefault((str(model), str(setting)), {})[int(str(step))] = sampled
+    return rewards
