@@ -151,6 +151,9 @@ def decoded(data: Any, outside: Outside | None = None, depth: int = DEPTH) -> An
             return _NUMBERS[tag](*map(inner, content))
         if tag == "class":
             return _CLASSES[content]
+        if tag == "namedtuple":
+            name, fields, values = map(inner, content)
+            return collections.namedtuple(name, fields)(*values)  # it checks that these are names
         if tag == "array":
             return _array(*content)
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -176,6 +179,14 @@ def _scalar(base: Any) -> Callable[[Any, Encode], tuple[str, Any]]:
     return lambda value, encode: ("scalar", encode(base(value)))
 
 
+def _tuple(value: Any, encode: Encode) -> tuple[str, Any]:
+    fields = getattr(type(value), "_fields", None)
+    values = [encode(part) for part in tuple.__iter__(value)]
+    if not fields or len(fields) != len(values):
+        return "tuple", values
+    return "namedtuple", [type(value).__name__, ["list", list(fields)], ["list", values]]
+
+
 _ENCODERS: dict[type, Callable[[Any, Encode], tuple[str, Any]]] = {
     int: _scalar(int.__index__),
     float: _scalar(float.__float__),
@@ -185,7 +196,7 @@ _ENCODERS: dict[type, Callable[[Any, Encode], tuple[str, Any]]] = {
     complex: lambda value, encode: ("complex", [encode(value.real), encode(value.imag)]),
     range: lambda value, encode: ("range", [encode(part) for part in (value.start, value.stop, value.step)]),
     list: _sequence("list", list),
-    tuple: _sequence("tuple", tuple),
+    tuple: _tuple,
     set: _sequence("set", set),
     frozenset: _sequence("frozenset", frozenset),
     collections.deque: _sequence("deque", collections.deque),

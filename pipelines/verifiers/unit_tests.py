@@ -2,9 +2,9 @@
 
 A name that the tests do not define is looked up in the program. A function of it is a `Reference`: a call sends its
 arguments as plain values, and returns a plain value rebuilt from data or raises an exception of this interpreter. So
-whatever the tests compare is a value of this interpreter. Names that begin with a capital letter are classes by
-convention: only their instances, and what is reached from those by attributes, stay in the program as references, whose
-methods tests may call. References are equal only if they are the same, and have no arithmetic.
+whatever the tests compare is a value of this interpreter. Any other object is a `Reference` too, which the tests can
+only call or pass back. Names that begin with a capital letter are classes by convention: of their instances, and of
+what is reached from those by attributes, tests may also call methods and read attributes.
 
 A program that ends early, or sends something that is not an answer, has failed, whatever the tests make of it. Tests
 that need what does not work between two interpreters are a failure of ours, not of the program.
@@ -142,22 +142,21 @@ class Program:
         raise NotPlain(f"an object of the class {type(value).__qualname__}")
 
     def _decoder(self, accept: str) -> Callable[[list[Any]], Any]:
-        """How to decode what is not plain. Iterators are always accepted; their elements are decoded by this rule too.
+        """How to decode what is not plain: iterators, with their elements by the same rule, and objects by number.
 
-        `accept` says which objects that stay in the program are: none if "plain", instances that the tests already have
-        if "known", all if "any".
+        `accept` says which objects are an `Instance`: none if "plain", those that the tests already have if "known",
+        all if "any". The others are a `Reference`.
         """
 
         def decode(data: list[Any]) -> Any:
             kind, number = data
             if type(number) is int and kind == "iterator":
                 return _Items(self, number, accept)
-            if type(number) is int and kind == "object" and accept != "plain":
-                if accept == "any":
-                    self._instances.setdefault(number, Instance(self, number))
-                if number in self._instances:
-                    return self._instances[number]
-            raise NotPlain(f"an object, {kind}")
+            if type(number) is not int or kind != "object":
+                raise NotPlain(f"a value of the kind {kind}")
+            if accept == "any":
+                return self._instances.setdefault(number, Instance(self, number))
+            return (self._instances.get(number) if accept == "known" else None) or Reference(self, number)
 
         return decode
 
@@ -207,13 +206,19 @@ def _change(argument: Any, data: Any) -> None:
 
 
 class Reference:
-    """A function that stays in the program."""
+    """An object that stays in the program. It can be called and passed back; it equals only what has its number."""
 
     _accept = "plain"
-    """What its calls may return."""
+    """How objects are decoded that its calls return."""
 
     def __init__(self, program: Program, number: int) -> None:
         self._program, self._number = program, number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and other._number == self._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in the program."""
@@ -221,7 +226,7 @@ class Reference:
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("__name__", "__doc__"):
-            raise AttributeError(f"tests may only call a function of the program, not read its {name}")
+            raise AttributeError(f"tests may only call what a program returns, not read its {name}")
         return self._program.ask("get", self, name)
 
 

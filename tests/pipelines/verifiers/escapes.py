@@ -197,7 +197,6 @@ def harness() -> Iterator[Attempt]:
         "signal handlers": "import os, signal\nfor n in (2, 14, 15): signal.signal(n, lambda *a: os._exit(0))\nsignal.setitimer(0, 1e-3)\n",
         "its own check": "def check(*a): pass\nassertion = is_floats = check\n",
         "json": "import json\njson.loads = json.dumps = lambda *a, **k: {}\n",
-        "os.write": "import os\nos.write = lambda fd, m: len(m)\n",
         "patched harness": "import sys\nfor m in list(sys.modules.values()):\n    for n in ('outcome', 'passes', 'why_wrong', 'named', 'decoded'):\n"
         "        if hasattr(m, n): setattr(m, n, lambda *a, **k: {})\n",
     }.items():  # fmt: skip
@@ -350,7 +349,7 @@ def machine(file: str, process: int) -> Iterator[Attempt]:
 SLOW = {
     "endless loop": "while True: pass", "endless output": "while True: print('x' * 10000)", "endless number": "x = 10 ** 10 ** 8",
     "endless call": f"{RIGHT}g = f\ndef f(x):\n    while g(x): pass", "endless handler": "import signal\ndef h(*a):\n    while True: pass\nsignal.signal(14, h); signal.alarm(1)\nh()",
-    "sleep": "import time; time.sleep(1e6)", "no answer": f"{RIGHT}def f(x):\n    import os; os.read(3, 1 << 20); os.read(4, 1)", "waiting": "import select; select.select([], [], [])",
+    "sleep": "import time; time.sleep(1e6)", "no answer": f"{RIGHT}def f(x):\n    import os; os.read(3, 1 << 20); os.read(4, 1)", "silence": "import os\nos.write = lambda pipe, content: len(content)", "waiting": "import select; select.select([], [], [])",
 }  # fmt: skip
 """Programs that use all their time."""
 

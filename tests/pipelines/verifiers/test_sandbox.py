@@ -139,3 +139,102 @@ def test_a_sandbox_with_a_hole_is_noticed(hole: str, reason: str) -> None:
     refusal = output(script)
     assert "verifier=code: programs cannot be confined on this machine" in refusal
     assert any(text in refusal for text in reason.split("|")), refusal
+
+
+FAILING = """
+import errno, os, signal, threading, time
+from pipelines.verifiers import code
+
+def failure(program="x = 1", tests="assert x == 1"):
+    try:
+        return str(code.passes(program, tests))
+    except code.SandboxFailure as failure:
+        return f"failure: {failure}"
+
+def refuse(*arguments):
+    raise OSError(errno.EAGAIN, "no more processes")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("os.fork = refuse", "failure: the tests cannot be started"),
+        ("os.pipe = refuse", "failure: no pipe can be opened"),
+        ("code.confine = refuse", "failure: BlockingIOError"),
+        ("code._nursery._process.kill()", "failure: the process that programs are forked from"),
+        ("code.Nursery.__init__ = refuse; code._nursery.broken = True", "no more processes"),
+    ],
+)
+def test_a_fault_of_the_machine_is_a_failure_and_the_next_program_is_judged(fault: str, expected: str) -> None:
+    script = f"""{FAILING}
+kept = os.fork, os.pipe, code.confine, code.Nursery.__init__
+{fault}
+try:
+    print(failure())
+except OSError as error:
+    print(error)
+os.fork, os.pipe, code.confine, code.Nursery.__init__ = kept
+print(failure(), failure("x = 2"), len(os.listdir("/proc/self/fd")))
+print(failure(), failure("x = 2"), len(os.listdir("/proc/self/fd")))
+"""
+    first, *others = output(script).strip().split("\n")
+    assert expected in first
+    assert [line.split()[:2] for line in others] == [["1.0", "0.0"]] * 2
+    assert others[0] == others[1]  # no descriptor is left open
+
+
+def test_no_room_for_the_program_is_a_failure() -> None:
+    """The process that programs are forked from cannot fork."""
+    nursery = (
+        "import os\\nfrom pipelines.verifiers import nursery\\ndef refuse(): raise BlockingIOError(11, 'no room')\\n"
+    )
+    nursery += "os.register_at_fork(before=refuse)\\nnursery.os.fork = refuse\\nnursery.main()"
+    script = f"""{FAILING}
+import sys
+code._nursery.close()
+code._nursery = code.Nursery([sys.executable, "-P", "-c", "{nursery}", "none"])
+print(failure())
+"""
+    assert output(script).strip() == "failure: [Errno 11] no room"
+
+
+def test_a_program_that_something_else_kills_is_a_failure() -> None:
+    """As the kernel does when memory runs out. Programs are children of the process that they are forked from."""
+    script = f"""{FAILING}
+code._nursery.close()
+code._nursery = code.Nursery([*code.COMMAND, "none"])
+def kill():
+    pid, children = code._nursery._process.pid, []
+    while not children:
+        children = open(f"/proc/{{pid}}/task/{{pid}}/children").read().split()
+    time.sleep(0.5)
+    os.kill(int(children[0]), signal.SIGKILL)
+threading.Thread(target=kill).start()
+print(failure("def f():\\n    while True: pass", "f()"))
+print(failure())
+"""
+    first, second = output(script).strip().split("\n")
+    assert first.startswith("failure: the process of the program was killed after 0")
+    assert second == "1.0"
+
+
+def test_a_right_program_passes_where_nothing_can_be_written() -> None:
+    """Every file system read-only, and a full one for temporary files."""
+    read_only = (
+        "set -e; mount -o remount,bind,ro /; mount -t tmpfs -o size=4k none /tmp; "
+        'cat /dev/zero >/tmp/full 2>/dev/null || true; exec "$@"'
+    )
+    prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", read_only, "sh")
+    if shutil.which("unshare") is None or subprocess.run([*prefix[:4], "true"]).returncode:
+        pytest.skip("no namespaces here")
+    script = f"""{FAILING}
+for path in ("/tmp/x", "/x"):
+    try:
+        with open(path, "w") as file:
+            file.write("x")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+print(failure())
+"""
+    assert output(script, prefix=prefix).split() == ["ENOSPC", "EROFS", "1.0"]
