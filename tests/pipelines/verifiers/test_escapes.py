@@ -50,7 +50,7 @@ def state_of_file(path: Path) -> tuple[Any, ...]:
     "step", [pytest.param(5, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.ci_only)], ids=["some", "all"]
 )
 def test_no_attempt_succeeds_or_changes_anything(
-    step: int, tmp_path: Path, victim: int, monkeypatch: pytest.MonkeyPatch
+    step: int, tmp_path: Path, *, victim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_WORD", "xyzzy")
     file = tmp_path / "victim"

@@ -131,7 +131,7 @@ NO_VALUES = """
 ["Fraction", ["1e9999999999"]] | ["Fraction", [1, 0]] | ["Fraction", [["Decimal", "1"], 2]] | ["date", "x"]
 ["date", 3] | ["timedelta", ["x"]] | ["timedelta", [10000000000]] | ["class", "Popen"] | ["class", 3]
 ["class", []] | ["array", ["O", [1], "AAAAAAAAAAA="]] | ["array", ["<f8", [2], "AAAA"]]
-["array", ["<f8", [-2], ""]] | ["array", []] | ["array", ["V8", [1], "AAAAAAAAAAA="]]
+["array", ["<f8", [3], ""]] | ["array", []] | ["array", ["V8", [1], "AAAAAAAAAAA="]]
 ["array", ["x", [1], ""]] | ["array", ["<f8,O", [1], ""]] | ["array", 3]
 ["namedtuple", ["P", ["list", ["__eq__"]], ["list", [1]]]]
 ["namedtuple", ["P", ["list", ["x y"]], ["list", [1]]]]
