@@ -1,4 +1,4 @@
-"""Evaluation: our `LM` against lm-eval's `hf` backend; seconds of metrics and verification; its share of a sweep.
+"""Evaluation: our `LM` against lm-eval's `hf`; seconds of metrics, verification and programs; its share of a sweep.
 
     python -m benchmarks.evaluation [--json FILE] [--store STORE]
 
@@ -176,6 +176,38 @@ def verification_rows() -> list[Row]:
     return [Row("verification of 10,000 answers, 2 workers", seconds, 30.0, "s", 1.0)]
 
 
+PROGRAMS = (
+    # the body of f(x), and tests that it passes if `right`
+    ("return x + {i}", "for x in range(-20, 21):\n    assert f(x) == x + {i}", True),
+    ("return sorted(x, key=lambda v: v * {i})", "assert f([3, 1, 2]) == [1, 2, 3]", True),
+    ("return np.cumsum(x) + {i}", "assert np.allclose(f([1.0, 2.0]), [1 + {i}, 3 + {i}])", True),
+    ("return {{k: v + {i} for k, v in x.items()}}", "assert f({{'a': 1}}) == {{'a': 1 + {i}}}", True),
+    ("return x - {i}", "for x in range(-20, 21):\n    assert f(x) == x + {i} + 1", False),
+    ("return x +* {i}", "assert f(1) == 1", False),
+    ("raise ValueError({i})", "assert f(1) == 1", False),
+    ("open('/tmp/x', 'w').write('{i}')\n    return x", "assert f({i}) == {i}", False),
+    ("import os\n    os.fork()\n    return {i}", "assert f(1) == {i}", False),
+    ("import builtins\n    builtins.abs = lambda v: 0\n    return -1 - {i}", "assert abs(f(1)) < 1e-6", False),
+)  # fmt: skip
+
+
+def program_rows() -> list[Row]:
+    """1,000 programs with their tests, judged by two workers; at 50 a second they take 20 s."""
+    items: list[tuple[str, str | None, str]] = []
+    for i in range(1000):
+        body, tests, _ = PROGRAMS[i % len(PROGRAMS)]
+        items.append(("code", f"import numpy as np\ndef f(x):\n    {body.format(i=i)}\n", tests.format(i=i)))
+    with Judge(2) as judge:
+        judge.rewards(items[:4])  # starts the workers
+        start = time.perf_counter()
+        verdicts = judge.rewards(items)
+        seconds = time.perf_counter() - start
+    wrong = sum(v.reward != PROGRAMS[i % len(PROGRAMS)][2] or v.failure is not None for i, v in enumerate(verdicts))
+    if wrong:
+        raise SystemExit(f"{wrong} programs were judged wrongly")
+    return [Row("1,000 programs with their tests, 2 workers (50 a second)", seconds, 20.0, "s", 1.0)]
+
+
 def share_rows(store: Path) -> list[Row]:
     """Seconds of the evaluations in a store against those of all its stage runs."""
     seconds = {"evaluate": 0.0, "all": 0.0}
@@ -189,7 +221,7 @@ def share_rows(store: Path) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--only", choices=("harness", "metrics", "verification"))
+    parser.add_argument("--only", choices=("harness", "metrics", "verification", "programs"))
     options, report_arguments = parser.parse_known_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     logging.disable(logging.WARNING)
@@ -198,6 +230,8 @@ def main() -> int:
         rows += metric_rows()
     if options.only in (None, "verification"):
         rows += verification_rows()
+    if options.only in (None, "programs"):
+        rows += program_rows()
     if options.only in (None, "harness"):
         with tempfile.TemporaryDirectory() as folder:
             rows += harness_rows(Path(folder))

@@ -15,6 +15,7 @@ raises `UserError` with the reason.
 """
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -229,4 +230,5 @@ def checked_nursery(command: list[str] = COMMAND) -> Nursery:
 
 
 load_libraries()
+gc.freeze()  # the processes of the tests then share the memory of the libraries
 _nursery = checked_nursery()
