@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from pipelines.configuration import STAGES
 
 MEASURED_TIME = re.compile(r"time$|seconds|per_second|data_wait_share|memory_gib")
 """Columns and metrics that measure the machine and differ from run to run."""
+
+RECORD, BLOCK_BYTES = struct.Struct("<IHB"), 2**15
+"""The head of a record, and the blocks, of W&B's offline files."""
 
 
 def differences(reference: Path, store: Path) -> list[str]:
@@ -20,9 +24,11 @@ def differences(reference: Path, store: Path) -> list[str]:
     sentences += [f"{name}: this stage run is not in the undisturbed run" for name in sorted(actual - expected)]
     for name in sorted(expected & actual):
         sentences += [f"{name}: {text}" for text in _compare(reference / name, store / name)]
-    runs, interrupted = _wandb_ids(reference), _wandb_ids(store)
-    sentences += [f"W&B run {name} is missing" for name in sorted(runs - interrupted)]
-    return sentences + [f"W&B run {name} is one too many" for name in sorted(interrupted - runs)]
+    runs, interrupted = set(_wandb_files(reference)), set(_wandb_files(store))
+    sentences += [f"W&B run {name} is one too many" for name in sorted(interrupted - runs)]
+    for name in sorted(runs):
+        sentences += [f"W&B run {name} {text}" for text in _compare_wandb(store, name)]
+    return sentences
 
 
 def leftovers(store: Path) -> list[str]:
@@ -44,9 +50,59 @@ def _stage_runs(store: Path) -> set[str]:
     return {str(path.relative_to(store)) for stage in STAGES for path in store.glob(f"{stage}/*")}
 
 
-def _wandb_ids(store: Path) -> set[str]:
-    """Identities of the W&B runs, by the names of their folders; every attempt has one, with the same identity."""
-    return {path.name.rsplit("-", 1)[1] for path in store.glob("wandb/*run-*-*")}
+def _wandb_files(store: Path) -> dict[str, list[Path]]:
+    """The files of the offline W&B runs by their identity, which is the signature of a stage run."""
+    files: dict[str, list[Path]] = {}
+    for folder in sorted(store.glob("wandb/*run-*-*")):
+        files.setdefault(folder.name.rsplit("-", 1)[1], []).extend(folder.glob("*.wandb"))
+    return files
+
+
+def _compare_wandb(store: Path, signature: str) -> list[str]:
+    """What of a W&B run is not as in the ledger of its stage run; rows are left out once its service was killed."""
+    run = next((path.parent for stage in STAGES for path in store.glob(f"{stage}/{signature}/ledger.jsonl")), None)
+    if run is None:
+        return []  # that is a difference already
+    files = _wandb_files(store).get(signature, [])
+    is_lost = tracker_was_lost(run)
+    if len(files) != 1:
+        return [] if is_lost else [f"has {len(files)} files"]
+    expected = [json.loads(line)["step"] for line in (run / "ledger.jsonl").read_text().splitlines()]
+    steps = wandb_steps(files[0])
+    doubled = len(steps) - len(set(steps))
+    sentences = [f"has {doubled} steps twice"] if doubled else []
+    if not is_lost and sorted(set(steps)) != expected:
+        sentences.append(f"has {len(set(steps))} of the {len(expected)} steps of its ledger")
+    return sentences
+
+
+def tracker_was_lost(run: Path) -> bool:
+    """Whether an attempt of a stage run noted in its log that it had lost W&B."""
+    logs = (Path(attempt["log"]) for attempt in json.loads((run / "state.json").read_text()).get("attempts", []))
+    return any("W&B is lost" in log.read_text(errors="replace") for log in logs if log.exists())
+
+
+def wandb_steps(file: Path) -> list[int]:
+    """The steps of the history in a file of an offline W&B run, in order; its end may be cut off.
+
+    The file has a header of 7 bytes and blocks of 32 KiB with LevelDB's records: checksum, length, type (1 whole, 2
+    first part, 3 middle, 4 last), content. W&B's client has no reader in Python.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, parts, steps = file.read_bytes(), 7, b"", []
+    while position + RECORD.size <= len(content):
+        if (rest := BLOCK_BYTES - position % BLOCK_BYTES) < RECORD.size:
+            position += rest
+            continue
+        _, length, kind = RECORD.unpack_from(content, position)
+        position += RECORD.size + length
+        parts += content[position - length : position]
+        if kind in (1, 4) and position <= len(content):
+            record, parts = Record.FromString(parts), b""
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            steps += [int(items["_step"])] if items else []
+    return steps
 
 
 def _compare(expected: Path, actual: Path) -> list[str]:
@@ -70,6 +126,9 @@ def _content(path: Path) -> Any:
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.name == "result.json":
         return {key: value for key, value in _timeless(json.loads(path.read_text())).items() if key != "files"}
+    if path.name == "spec.json":  # a checkout may change while the rounds run
+        spec = json.loads(path.read_text())
+        return {**spec, "environment": {k: v for k, v in spec.get("environment", {}).items() if k != "commit"}}
     if path.name == "README.md":  # a table with a row per column of the ledger
         return [line for line in path.read_text().splitlines() if not MEASURED_TIME.search(line.split(" | ")[0])]
     content = path.read_bytes()

@@ -33,6 +33,7 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from
+from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import Updater
 from pipelines.rollouts import Sampling, TransformersEngine, generate
 from pipelines.training.optimizer import adamw
@@ -114,9 +115,9 @@ def our_step(shape: Shape) -> Callable[[], None]:
         dynamic_sampling=False,
     )  # fmt: skip
     engine = TransformersEngine(model)
-    reference = shape.model().eval().requires_grad_(False)
+    policy, reference = Policy(model), Policy(shape.model().eval().requires_grad_(False))
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
-    updater = Updater(model, optimizer, config, reference=reference, exact_sampler=True)
+    updater = Updater(policy, optimizer, config, exact_sampler=True)
     questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
     collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
     # A step as in pipelines.grpo: collection, diagnostics, update.
@@ -126,7 +127,7 @@ def our_step(shape: Shape) -> Callable[[], None]:
         nonlocal step
         step += 1
         collected = collector.collect(step)
-        divergence_from(reference, collected.sampled, config, seed=(0, step))
+        divergence_from(reference, collected.sampled, config, seed=(0, step), division=updater.division)
         collected_row(collected)
         updater.update(collected.kept, step)
 

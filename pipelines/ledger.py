@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines.errors import StageFailure
 from pipelines.files import replacing
@@ -34,12 +34,17 @@ class Ledger:
         self._trackers = trackers
         self._earlier = path.read_text().split("\n")[:-1] if (folder / "resume").exists() and path.exists() else []
         # A new file, because an attempt that lost its lease may still write to the old one.
-        with replacing(path) as temporary:
-            self._file = temporary.open("w")
-            self._file.writelines(line + "\n" for line in self._earlier)
-            self._file.flush()
+        self._file = self._started_with(self._earlier)
         self.newest: dict[str, Any] = {}
         """The newest row."""
+
+    def _started_with(self, lines: Sequence[str]) -> TextIO:
+        """A new file in place of the one before, with these rows; a kill leaves one or the other."""
+        with replacing(self._path) as temporary:
+            file = temporary.open("w")
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+        return file
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row; its `time` (Unix seconds) is added. NaN and infinities become null."""
@@ -59,20 +64,19 @@ class Ledger:
         if not self._earlier:
             return
         try:
-            rows = [json.loads(line) for line in self._earlier]
-            kept = [row for row in rows if before is None or row["step"] < before]
+            rows = {line: json.loads(line) for line in self._earlier}
+            kept = {line: row for line, row in rows.items() if before is None or row["step"] < before}
         except (ValueError, KeyError, TypeError) as error:
             raise StageFailure(
                 f"{self._path}: one of its lines is not a ledger row ({error}); delete the folder resume next to it to "
                 "start the stage run from the beginning"
             ) from error
-        # The file is already open for the new rows, so it is rewritten in place.
-        self._file.truncate(0)
-        self._file.seek(0)
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
+        if len(kept) < len(self._earlier):
+            self._file.close()
+            self._file = self._started_with(list(kept))
         self._earlier = []
         for tracker in self._trackers:
-            for row in kept:
+            for row in kept.values():
                 tracker.log(row)
 
     def samples(self, name: str, rows: list[dict[str, Any]]) -> None:

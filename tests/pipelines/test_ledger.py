@@ -47,6 +47,50 @@ def test_a_broken_row_is_reported_when_training_resumes(tmp_path: Path) -> None:
         ledger.log({"step": 2, "loss": 2.5})
 
 
+def test_rows_of_a_writer_that_lost_its_lease_are_not_kept(tmp_path: Path) -> None:
+    """It was suspended with its ledger open, and writes before and after the next writer has begun."""
+    earlier = Ledger(tmp_path)
+    for step in (1, 2, 3):
+        earlier.log({"step": step})
+    (tmp_path / "resume").mkdir()  # a state after step 2
+    work = tmp_path.rename(tmp_path.with_name("taken over"))
+    earlier.log({"step": 4, "late": True})
+    with Ledger(work) as ledger:
+        earlier.log({"step": 5, "late": True})
+        for step in (3, 4):
+            ledger.log({"step": step})
+            earlier.log({"step": 6, "late": True})
+    rows = [json.loads(line) for line in (work / "ledger.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert not any("late" in row for row in rows)
+
+
+@pytest.mark.parametrize("first_step", [2, 4])
+def test_earlier_rows_are_on_disk_at_every_moment(tmp_path: Path, first_step: int) -> None:
+    """A resumed attempt may be killed at any time: all rows that it keeps are there, whether it drops others or not."""
+    with Ledger(tmp_path) as ledger:
+        for step in (1, 2, 3):
+            ledger.log({"step": step})
+    (tmp_path / "resume").mkdir()
+    seen: list[list[int]] = []
+
+    class Looking:
+        """A tracker that looks at the file whenever it is called."""
+
+        def log(self, *_: object, **__: object) -> None:
+            seen.append([json.loads(line)["step"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()])
+
+        summarize = samples = finish = log
+
+    with Ledger(tmp_path, [Looking()]) as ledger:
+        if first_step < 4:
+            ledger.log({"step": first_step})
+        ledger.summarize({})
+    kept = list(range(1, first_step))
+    assert all(steps[: len(kept)] == kept for steps in seen), seen
+    assert seen[-1] == [*kept, *([first_step] if first_step < 4 else [])]
+
+
 def test_a_row_is_logged_as_a_line_of_its_main_values(tmp_path: Path) -> None:
     row = {"step": 3, "loss": 2.51234, "note": None, "benchmark": "Chain-3", **{f"m{i}": i / 3 for i in range(9)}}
     with Ledger(tmp_path) as ledger, captured_log() as records:
