@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 SERVER = "fault-server"
 """The kernel's name of a forked fork server and of the workers that are forked from it."""
 
-_spawn = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+_spawn = multiprocessing.util.spawnv_passfds
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
 
@@ -71,14 +71,14 @@ def _run(arguments: Sequence[str]) -> int:
     """Run the command in this process; returns its exit status."""
     from sweeps.commands.run import main
 
-    multiprocessing.util.spawnv_passfds = _fork_in_place  # type: ignore[attr-defined]
+    multiprocessing.util.spawnv_passfds = _fork_in_place  # type: ignore[assignment]
     sys.argv = ["shaping-run", *arguments]
     status = 0
     try:
         main()
     except SystemExit as request:
         status = request.code if isinstance(request.code, int) else int(request.code is not None)
-    multiprocessing.util._exit_function()  # what Python does at the end
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # Python calls it at the end
     sys.stdout.flush()
     sys.stderr.flush()
     return status
@@ -90,7 +90,7 @@ def _fork_in_place(executable: bytes, arguments: Sequence[str], descriptors: Seq
     if pid:
         return pid
     try:
-        multiprocessing.util.spawnv_passfds = _spawn  # type: ignore[attr-defined]
+        multiprocessing.util.spawnv_passfds = _spawn
         # What a fresh program would have: default handlers, no other descriptors, the code as its only work.
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if callable(signal.getsignal(number)):

@@ -88,7 +88,7 @@ def wandb_steps(file: Path) -> list[int]:
     The file has a header of 7 bytes and blocks of 32 KiB with LevelDB's records: checksum, length, type (1 whole, 2
     first part, 3 middle, 4 last), content. W&B's client has no reader in Python.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     content, position, parts, steps = file.read_bytes(), 7, b"", []
     while position + RECORD.size <= len(content):

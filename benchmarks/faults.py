@@ -127,7 +127,7 @@ class Round:
     @staticmethod
     def _reap() -> dict[int, int]:
         """The exit statuses of the children that have ended."""
-        statuses = {}
+        statuses: dict[int, int] = {}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
