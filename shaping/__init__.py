@@ -3,9 +3,9 @@
 `objective` (the knobs and the five named settings; no torch), `loss` (the two functions to train with),
 `loss_operators` (their passes and gradients as operators of PyTorch), `closed_form` and `triton_kernels` (the formulas
 for rows of logits, in PyTorch and for a GPU), `statistics` (entropy, head and tail mass, rank), `estimators` (rewards
-and the policy gradient by sampling), `theory` (what training converges to), `adapters` (for other trainers). The
-package imports torch and no other package of this project. torch is loaded on first access to a function that needs
-it, so that `Objective` is cheap to import.
+and the policy gradient by sampling), `theory` (what training converges to), `adapters` (for other trainers) and
+`shaped_model` (the models that they change). The package imports torch and no other package of this project. torch is
+loaded on first access to a function that needs it, so that `Objective` is cheap to import.
 """
 
 from importlib import import_module

@@ -8,19 +8,23 @@
 The libraries themselves are not imported.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shaping.loss import Reduction, linear_shaped_cross_entropy, shaped_cross_entropy
-from shaping.objective import Objective
-from shaping.statistics import TokenStatistics
-
-IGNORE = -100
+from shaping.loss import shaped_cross_entropy
+from shaping.objective import Objective, check_objective
+from shaping.shaped_model import (
+    IGNORE,
+    ShapedModel,
+    calling_trainer,
+    check_label_smoothing,
+    loss_of_logits,
+    next_tokens,
+    shaped_class,
+)
 
 
 def trainer_loss(objective: Objective) -> Callable[..., Tensor]:
@@ -29,13 +33,26 @@ def trainer_loss(objective: Objective) -> Callable[..., Tensor]:
     With `num_items_in_batch` (the number of predicted tokens in all micro-batches of an optimizer step) the loss is the
     sum over tokens divided by that number, so gradient accumulation equals one large batch; without it, the mean. The
     model computes all its logits here; `use_shaped_loss` is the form that saves memory.
+
+    Raises `ValueError` for anything but an `Objective`; when called, without labels, for a trainer that smooths labels
+    and for outputs of models that do not predict the next token (encoder-decoders and masked LMs).
     """
+    check_objective(objective)
+    return partial(_loss_of_outputs, objective)  # not a closure, so that it can be pickled
 
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        return _loss_of_logits(logits, _next(labels), objective, items=num_items_in_batch)
 
-    return loss
+def _loss_of_outputs(
+    objective: Objective, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """The loss of a model's outputs with logits [B, T, V] at labels [B, T]."""
+    check_label_smoothing(calling_trainer())
+    if labels is None:
+        raise ValueError("labels=None: the loss needs the column labels in the trainer's data")
+    kind = type(outputs).__name__
+    if kind.startswith(("Seq2Seq", "MaskedLM")):
+        raise ValueError(f"outputs: {kind} is not of a causal LM, and trainer_loss predicts each next token")
+    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return loss_of_logits(logits, next_tokens(labels), objective, items=num_items_in_batch)
 
 
 def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
@@ -43,117 +60,51 @@ def use_shaped_loss(model: nn.Module, objective: Objective) -> None:
 
     In training, `model(..., labels=labels)` then runs `linear_shaped_cross_entropy` instead of its output layer:
     `outputs.loss` is the shaped loss and `outputs.logits` is None. In evaluation, the model returns its logits and the
-    shaped loss on them. Generation, saving and loading are unchanged. It supports `num_items_in_batch`, labels that are
-    already shifted (`shift_labels`), tied embeddings, a mixture's auxiliary loss, FSDP, and TRL's `SFTTrainer`, whether
-    that is made before or after this call.
+    shaped loss on them. Generation, saving, loading, copying and pickling are unchanged. It supports
+    `num_items_in_batch`, labels that are already shifted (`shift_labels`), tied embeddings, a mixture's auxiliary loss,
+    FSDP, and TRL's `SFTTrainer`, whether that is made before or after this call. A second call changes the objective.
 
-    Raises `ValueError` if the model has no linear output layer and, when first called, if it changes its logits after
-    that layer (soft-capping, scaling): use `trainer_loss` for such a model.
+    The model may be within PEFT's, `torch.compile`'s, `DistributedDataParallel` or `DataParallel`, now or later. An
+    output layer that is more than a matrix (with LoRA, trained in full as a copy, quantised) runs itself: the loss is
+    then that of its logits, which exist at once.
+
+    Raises `ValueError` for anything but an `Objective`, and for a model that is not a causal LM of `transformers`. When
+    called, the model raises it if it changes its logits after the output layer (soft-capping, scaling) or computes its
+    loss in its own way: use `trainer_loss` for such a model; and if its `Trainer` smooths labels or has a
+    `compute_loss_func`.
     """
-    _output_layer(model)
-    original = type(model)
-    current: list[_FusedOutputLayer] = []  # that of the running call, if any
-
-    def loss_function(logits: Tensor, labels: Tensor, *_: Any, **options: Any) -> Tensor:
-        if not current:
-            targets = options.get("shift_labels")
-            targets = _next(labels) if targets is None else targets
-            return _loss_of_logits(logits, targets, objective, items=options.get("num_items_in_batch"))
-        # The "logits" of a fused call are the loss itself, unless the model has computed something from them.
-        if logits is not current[0].loss:
-            raise ValueError(
-                f"model: {original.__name__} changes its logits after the output layer, which the fused loss cannot "
-                "know; train it with trainer_loss"
-            )
-        return logits
-
-    # Replacing the layer's forward cannot be traced by a compiler; the functions called here can.
-    @torch.compiler.disable(recursive=False)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Only calls that compute a training loss are fused; all others run the original model.
-        per_token = kwargs.pop("fused_lm_head", False)  # TRL's SFTTrainer needs one loss per token
-        targets = kwargs.get("shift_labels")
-        if targets is None and kwargs.get("labels") is not None:
-            targets = _next(kwargs["labels"])
-        if targets is None or not (self.training or per_token):
-            return original.__call__(self, *args, **kwargs)
-
-        # The output layer returns the loss as "logits", and loss_function returns these as the loss.
-        fused = _FusedOutputLayer(
-            _output_layer(self), targets, objective, items=kwargs.get("num_items_in_batch"), per_token=per_token
-        )
-        current.append(fused)
-        try:
-            with _forward_replaced(fused.head, fused.forward):
-                output = original.__call__(self, *args, **kwargs)
-        finally:
-            current.clear()
-        return fused.without_logits(output)
-
-    attributes = {"__call__": call, "__module__": original.__module__, "__doc__": original.__doc__}
-    # A subclass with the original's name: __call__ is looked up on the class, and saving writes the original's name.
-    model.__class__ = type(original.__name__, (original,), attributes)
-    model.loss_function = loss_function  # type: ignore[assignment]
+    check_objective(objective)
+    inner: Any = _causal_lm(model)
+    inner.shaped_objective, inner._shaped_call = objective, None
+    if not isinstance(inner, ShapedModel):
+        inner.__class__ = shaped_class(type(inner))  # type: ignore[arg-type]
+        if "forward" in vars(inner):
+            inner.forward = vars(inner)["forward"]  # set by TRL or accelerate, now with the shaped loss
 
 
-class _FusedOutputLayer:
-    """The output layer and the loss of one call of a model. `loss` is set once `forward` has run."""
-
-    loss: Tensor | None = None
-
-    def __init__(
-        self,
-        head: nn.Linear,
-        targets: Tensor,
-        objective: Objective,
-        *,
-        items: Tensor | int | None,
-        per_token: bool,
-    ) -> None:
-        self.head, self.targets, self.objective = head, targets, objective
-        self.items, self.per_token = items, per_token
-        self.statistics: TokenStatistics | None = None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """The loss of hidden states [B, T, D]: one number, or [B, T] with `per_token`."""
-        weight, bias = self.head.weight, self.head.bias
-        targets = self.targets.to(hidden_states.device)
-        if self.per_token:
-            self.loss, self.statistics = linear_shaped_cross_entropy(
-                hidden_states, weight, targets, self.objective, bias=bias, reduction="none", return_stats=True
-            )
-            return self.loss
-        reduction: Reduction = "mean" if self.items is None else "sum"
-        loss = linear_shaped_cross_entropy(
-            hidden_states, weight, targets, self.objective, bias=bias, reduction=reduction
-        )
-        self.loss = loss if self.items is None else loss / self.items
-        return self.loss
-
-    def without_logits(self, output: Any) -> Any:
-        """The model's output without the logits, which hold the loss; with what SFTTrainer reads if `per_token`."""
-        if isinstance(output, tuple):
-            return output[:1] + output[2:]
-        output = type(output)(**{name: value for name, value in output.items() if name != "logits"})
-        if self.statistics is not None:
-            kept = self.targets != IGNORE
-            output.log_probs, output.label_mask = -output.loss, kept
-            output.entropy = self.statistics.entropy * kept
-            output.is_top1 = self.statistics.target_rank == 1
-        return output
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the context the module runs `forward`. Its hooks still run, such as those that gather FSDP's shards."""
-    replaced = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if replaced is not None:
-            module.forward = replaced
+def _causal_lm(model: Any) -> Any:
+    """The model of `transformers` within wrappers."""
+    inner: Any = model
+    while isinstance(inner, nn.Module) and not hasattr(type(inner), "loss_function"):
+        # torch.compile's; PEFT's models; those of DistributedDataParallel, DataParallel and FSDP; PEFT's tuners.
+        if "_orig_mod" in inner._modules:
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            inner = getattr(inner, "module", None) or getattr(inner, "model", None)
+    if not isinstance(inner, nn.Module):
+        given = type(model).__name__ if isinstance(model, nn.Module) else f"{model!r:.80}"
+        raise ValueError(f"model: {given} is not a causal LM of transformers, nor a wrapper of one")
+    causal_lm: Any = inner
+    name = type(inner).__name__
+    if causal_lm.get_output_embeddings() is None:
+        raise ValueError(f"model: {name} has no output layer; load the model with its language-model head")
+    if not isinstance(causal_lm, ShapedModel):
+        loss_name = getattr(causal_lm.loss_function, "__name__", type(causal_lm.loss_function).__name__)
+        if not loss_name.endswith("ForCausalLMLoss"):
+            raise ValueError(f"model: {name} computes its loss with {loss_name}, which is not that of next tokens")
+    return causal_lm
 
 
 class ShapedLossMixin:
@@ -175,27 +126,3 @@ class ShapedLossMixin:
             }
         )
         return loss
-
-
-def _loss_of_logits(logits: Tensor, targets: Tensor, objective: Objective, *, items: Tensor | int | None) -> Tensor:
-    """The mean loss, or the sum divided by `items`."""
-    logits = logits.float()  # as transformers does before its own loss
-    targets = targets.to(logits.device)
-    if items is None:
-        return shaped_cross_entropy(logits, targets, objective)
-    return shaped_cross_entropy(logits, targets, objective, reduction="sum") / items
-
-
-def _next(labels: Tensor) -> Tensor:
-    """The token after each position; ignored at the last position."""
-    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:]
-
-
-def _output_layer(model: Any) -> nn.Linear:
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise ValueError(
-            f"model: the output layer of {type(model).__name__} is {type(head).__name__}, and must be a linear layer; "
-            "train it with trainer_loss"
-        )
-    return head

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shaping.loss_operators import LossOfHiddenStates, LossOfLogits, LossSettings
-from shaping.objective import Objective
+from shaping.objective import Objective, check_objective
 from shaping.statistics import TokenStatistics
 
 FLOOR = 1e-6
@@ -81,9 +81,9 @@ def shaped_cross_entropy(
     Raises `ValueError` for shapes, types, targets or a `top_k` that do not fit, and `RuntimeError` when a second
     derivative is requested.
     """
-    vocabulary = logits.shape[-1]
-    _check(logits, targets, objective, name="logits", vocabulary=vocabulary, ignore_index=ignore_index)
+    _check(logits, targets, objective, name="logits", ignore_index=ignore_index)
     _check_reduction(reduction)
+    vocabulary = logits.shape[-1]
     if weight is not None and weight.shape != targets.shape:
         raise ValueError(f"weight {list(weight.shape)}: its shape must be that of targets, {list(targets.shape)}")
     shape = targets.shape
@@ -103,12 +103,12 @@ def shaped_cross_entropy(
     if weight is None:  # nll_loss over one column reduces in exactly the order of F.cross_entropy
         loss = F.nll_loss(-losses[:, None], torch.where(kept, 0, -100), reduction=reduction)
     else:
-        weight = weight.reshape(-1)
+        weight = weight.reshape(-1).masked_fill(~kept, 0.0)
         loss = losses * weight
         if reduction != "none":
             loss = loss.sum()
         if reduction == "mean":
-            loss = loss / (weight * kept).sum()
+            loss = mean_of_sum(loss, weight.sum())
     # Back to the targets' shape, and to the type that F.cross_entropy returns.
     loss = loss.reshape(shape) if reduction == "none" else loss
     loss = loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
@@ -170,10 +170,11 @@ def linear_shaped_cross_entropy(
     for "none" the backward pass computes each chunk's logits again. All else is as in `shaped_cross_entropy`. Raises
     `ValueError` as there, and for a weight that FSDP has sharded: call this in `forward` of the module that owns it.
     """
-    vocabulary, width = lm_head_weight.shape[0], hidden_states.shape[-1]
-    _check(hidden_states, targets, objective, name="hidden_states", vocabulary=vocabulary, ignore_index=ignore_index)
+    _check(hidden_states, targets, objective, name="hidden_states", ignore_index=ignore_index, weight=lm_head_weight)
     _check_reduction(reduction)
-    _check_output_layer(lm_head_weight, bias, width=width)
+    vocabulary, width = lm_head_weight.shape
+    if bias is not None and bias.shape != (vocabulary,):
+        raise ValueError(f"bias {list(bias.shape)}: its shape must be [{vocabulary}]")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: it must be 1 or more")
 
@@ -190,8 +191,14 @@ def linear_shaped_cross_entropy(
     kept = targets != ignore_index
     loss = losses.reshape(shape) if reduction == "none" else losses
     if reduction == "mean":
-        loss = loss / kept.sum()
+        loss = mean_of_sum(loss, kept.sum())
     return (loss, _token_statistics(statistics, kept, shape)) if return_stats else loss
+
+
+def mean_of_sum(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count`; where the count is 0, NaN with a gradient of 0, as `F.cross_entropy` has it."""
+    is_empty = count == 0
+    return (total / count.masked_fill(is_empty, 1)).masked_fill(is_empty, torch.nan)
 
 
 def token_statistics(logits: Tensor, targets: Tensor, top_k: int, *, ignore_index: int = -100) -> TokenStatistics:
@@ -207,7 +214,16 @@ def token_statistics(logits: Tensor, targets: Tensor, top_k: int, *, ignore_inde
 def _settings(
     objective: Objective, inputs: Tensor, *, floor: float, ignore_index: int, backend: str, statistics: bool
 ) -> LossSettings:
-    """Plain values for the operators; chooses the backend and the type of products for `inputs`."""
+    """Plain values for the operators; chooses the backend and the type of products for `inputs`.
+
+    Raises `RuntimeError` within `torch.func.grad`, `vmap`, `jvp` and the like.
+    """
+    # As torch.autograd.Function asks, whose own error is about how it is implemented.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "the shaped loss does not work within the transforms of torch.func (grad, vmap, jvp, ...): call "
+            "backward or torch.autograd.grad outside of them"
+        )
     device = inputs.device.type
     # Autocast does not convert the arguments of custom operators, so its type is passed to them.
     product = inputs.dtype
@@ -254,9 +270,20 @@ def _token_statistics(rows: Tensor, kept: Tensor, shape: torch.Size) -> TokenSta
 
 
 def _check(
-    inputs: Tensor, targets: Tensor, objective: Objective, *, name: str, vocabulary: int, ignore_index: int
+    inputs: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    *,
+    name: str,
+    ignore_index: int,
+    weight: Tensor | None = None,
 ) -> None:
-    """Raises `ValueError` for types, shapes, a `top_k` or targets that do not fit `inputs`, which is called `name`."""
+    """Raises `ValueError` for types, shapes, a `top_k` or targets that do not fit `inputs`, which is called `name`:
+    logits, or hidden states that `weight` makes logits."""
+    check_objective(objective)
+    for value, called in ((inputs, name), (targets, "targets")):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{called} is of type {type(value).__name__}: it must be a tensor")
     if not inputs.is_floating_point():
         raise ValueError(f"{name} has type {inputs.dtype}: it must be of a floating type")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
@@ -267,10 +294,14 @@ def _check(
             f"{name} {list(inputs.shape)} and targets {list(targets.shape)}: the shapes must be [N, {last}] and [N], "
             f"or [B, T, {last}] and [B, T]"
         )
+    if weight is not None:
+        _check_weight(weight, width=inputs.shape[-1])
+    vocabulary = inputs.shape[-1] if weight is None else len(weight)
     if objective.uses_head and objective.top_k > vocabulary:
         raise ValueError(f"top_k={objective.top_k}: it must be at most the vocabulary, {vocabulary}")
     # Reading values would wait for a device and break the graph of torch.compile, so only eager CPU tensors are read.
-    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
+    is_plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if is_plain and targets.device.type == "cpu" and targets.numel():
         outside = (targets != ignore_index) & ((targets < 0) | (targets >= vocabulary))
         if bool(outside.any()):
             raise ValueError(
@@ -284,11 +315,12 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction={reduction!r}: it must be mean, sum or none")
 
 
-def _check_output_layer(weight: Tensor, bias: Tensor | None, *, width: int) -> None:
+def _check_weight(weight: Tensor, *, width: int) -> None:
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"lm_head_weight is of type {type(weight).__name__}: pass the layer's weight [V, {width}]")
     if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(f"lm_head_weight {list(weight.shape)}: its shape must be [V, {width}]")
-    if bias is not None and bias.shape != (len(weight),):
-        raise ValueError(f"bias {list(bias.shape)}: its shape must be [{len(weight)}]")
+        hint = ", its transpose: pass lm_head_weight.t()" if weight.ndim == 2 and len(weight) == width else ""
+        raise ValueError(f"lm_head_weight {list(weight.shape)}: its shape must be [V, {width}]{hint}")
     if hasattr(weight, "full_tensor"):
         raise ValueError(
             "lm_head_weight is sharded (a DTensor): call the loss within the forward of the module that "

@@ -202,7 +202,7 @@ def logits_backward(
         options.objective,
         state=state,
         head=head,
-        scale=scale * kept,
+        scale=scale.masked_fill(~kept, 0.0),
         out=gradient,
     )
     return gradient
@@ -241,7 +241,7 @@ def hidden_states_passes(
     # Ignored rows have target 0 and a factor of 0.
     kept = targets != options.ignore_index
     targets = targets.where(kept, 0)
-    scale = kept.to(losses.dtype) if scale is None else scale * kept
+    scale = kept.to(losses.dtype) if scale is None else scale.masked_fill(~kept, 0.0)
 
     # All chunks share one buffer of logits [chunk_size, V], and the state and head that their gradients need.
     matrix = weight.to(options.product)

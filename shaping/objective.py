@@ -70,3 +70,14 @@ NAMED = {
     "head_reward": Objective(lam_head=0.1),
 }
 """The five settings of the paper, with its k = 100."""
+
+
+def check_objective(objective: object) -> None:
+    """Raises `ValueError` for anything but an `Objective`, such as the name of a setting."""
+    if not isinstance(objective, Objective):
+        hint = (
+            f"Objective.named({objective!r})"
+            if isinstance(objective, str) and objective in NAMED
+            else "Objective(beta=-0.25)"
+        )
+        raise ValueError(f"objective={objective!r}: it must be an Objective, such as {hint}")

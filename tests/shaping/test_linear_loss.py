@@ -311,6 +311,31 @@ def test_all_targets_ignored() -> None:
         assert linear_shaped_cross_entropy(hidden[:rows], weight, ignored, BOTH).isnan()  # as F.cross_entropy
 
 
+@pytest.mark.parametrize("ignored", [[], [0], [1, 2, 5], [0, 1, 2, 3, 4, 5]], ids=len)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignore_index", [-100, 3, -1])
+def test_ignored_targets_are_those_of_cross_entropy(ignore_index: int, reduction: str, ignored: list[int]) -> None:
+    """Values and gradients, with NaN and zeros where all are ignored; knobs near 0 so that our own code computes."""
+    hidden, weight, bias, _ = problem(rows=6)
+    targets = torch.tensor([1, 0, 2, 4, 49, 5])
+    targets[ignored] = ignore_index
+    options: Any = {"ignore_index": ignore_index, "reduction": reduction}
+    leaves = (hidden, weight, bias)
+    theirs = F.cross_entropy(F.linear(*leaves), targets, **options)
+    expected = torch.autograd.grad(theirs.sum(), leaves)
+    for objective in (Objective(), Objective(1e-14)):
+        for ours in (
+            linear_shaped_cross_entropy(hidden, weight, targets, objective, bias=bias, chunk_size=4, **options),
+            shaped_cross_entropy(F.linear(*leaves), targets, objective, **options),
+            shaped_cross_entropy(
+                F.linear(*leaves), targets, objective, weight=torch.full((6,), 0.7).double(), **options
+            )
+            / (1 if reduction == "mean" else 0.7),
+        ):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            torch.testing.assert_close(torch.autograd.grad(ours.sum(), leaves, retain_graph=True), expected)
+
+
 def test_inputs_that_are_not_contiguous() -> None:
     hidden, weight, _, targets = problem()
     strided = torch.randn(16, 74, dtype=torch.float64).t()[::2]
@@ -318,6 +343,49 @@ def test_inputs_that_are_not_contiguous() -> None:
         torch.testing.assert_close(
             linear_shaped_cross_entropy(h, w, targets.int(), BOTH), shaped_cross_entropy(h @ w.t(), targets, BOTH)
         )
+
+
+TRANSFORMS: dict[str, Any] = {
+    "grad": torch.func.grad,
+    "vjp": lambda loss: lambda x: torch.func.vjp(loss, x),
+    "jvp": lambda loss: lambda x: torch.func.jvp(loss, (x,), (x,)),
+    "vmap": lambda loss: lambda x: torch.func.vmap(loss)(torch.stack([x, x])),
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+    "hessian": torch.func.hessian,
+    "grad_and_value": torch.func.grad_and_value,
+    "vmap of grad": lambda loss: lambda x: torch.func.vmap(torch.func.grad(loss))(torch.stack([x, x])),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_function_transforms_are_refused_in_a_sentence(name: str) -> None:
+    hidden, weight, _, targets = problem(rows=5)
+    for loss in (
+        lambda x: linear_shaped_cross_entropy(x, weight, targets, BOTH),
+        lambda x: shaped_cross_entropy(x @ weight.t(), targets, BOTH),
+        lambda x: shaped_cross_entropy(x @ weight.t(), targets, Objective(), return_stats=True)[0],
+    ):
+        with pytest.raises(RuntimeError, match=r"does not work within the transforms of torch\.func") as error:
+            TRANSFORMS[name](loss)(hidden.detach())
+        assert "\n" not in str(error.value)
+    # Plain cross-entropy is PyTorch's own.
+    plain = TRANSFORMS[name](lambda x: shaped_cross_entropy(x @ weight.t(), targets, Objective()))
+    theirs = TRANSFORMS[name](lambda x: F.cross_entropy(x @ weight.t(), targets))
+    if name != "vjp":
+        torch.testing.assert_close(plain(hidden.detach()), theirs(hidden.detach()))
+
+
+def test_parameters_given_by_functional_call() -> None:
+    """It replaces a module's parameters without a transform."""
+    hidden, weight, _, targets = problem()
+
+    class Layer(nn.Linear):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return linear_shaped_cross_entropy(hidden, self.weight, targets, BOTH)
+
+    loss = torch.func.functional_call(Layer(16, 50, bias=False).double(), {"weight": weight}, (hidden,))
+    torch.testing.assert_close(loss, shaped_cross_entropy(hidden @ weight.t(), targets, BOTH))
 
 
 def test_second_derivatives_raise() -> None:
@@ -333,7 +401,13 @@ def test_second_derivatives_raise() -> None:
         ({"hidden_states": torch.zeros(2, 4, dtype=torch.long)}, "hidden_states has type"),
         ({"targets": torch.zeros(3, dtype=torch.long)}, r"\[N, D\] and \[N\]"),
         ({"targets": torch.tensor([0, 6])}, "targets contain 6"),
-        ({"lm_head_weight": torch.zeros(6, 5)}, r"lm_head_weight \[6, 5\]: its shape must be \[V, 4\]"),
+        ({"lm_head_weight": torch.zeros(6, 5)}, r"lm_head_weight \[6, 5\]: its shape must be \[V, 4\]$"),
+        ({"lm_head_weight": torch.zeros(4, 6)}, r"\[4, 6\]: its shape must be \[V, 4\], its transpose: pass lm_head"),
+        ({"lm_head_weight": torch.zeros(6)}, r"lm_head_weight \[6\]: its shape must be"),
+        ({"lm_head_weight": torch.tensor(1.0)}, r"lm_head_weight \[\]: its shape must be"),
+        ({"lm_head_weight": nn.Linear(4, 6)}, "lm_head_weight is of type Linear: pass the layer's weight"),
+        ({"hidden_states": [[0.0] * 4] * 2}, "hidden_states is of type list: it must be a tensor"),
+        ({"targets": [0, 1]}, "targets is of type list: it must be a tensor"),
         ({"bias": torch.zeros(5)}, r"bias \[5\]"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"objective": Objective(lam_tail=1, top_k=7)}, "top_k=7"),
