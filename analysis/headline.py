@@ -17,7 +17,7 @@ from analysis.claims import with_seeds
 from analysis.estimates import Precision, seed_mean
 from analysis.figures.charts import setting_order
 from analysis.statistics import ALPHA, Estimate, Floats, Sampled, hierarchical_bootstrap, holm, seeds_needed
-from analysis.study import NotMeasured, Study
+from analysis.study import NotMeasured, Study, baselines
 from analysis.tables import Entry
 
 HIGHER, LOWER, NOT_TOLD_APART = "higher", "lower", "not told apart"
@@ -107,11 +107,11 @@ def headline(study: Study) -> Headline:
     source = StudySource(study)
     result, quantities = _result(study, source)
     cells = study.runs[["model", "objective"]].drop_duplicates()
-    baselines = _baselines(study)
+    plain = baselines(study)
     rows = []
     for model in cells["model"].unique().tolist():
         settings = setting_order(cells.loc[cells["model"] == model, "objective"])
-        baseline = baselines.get(model)
+        baseline = plain.get(model)
         measured = {
             setting: {
                 "entropy": _of_text(source, setting, model=model, metric="entropy"),
@@ -123,7 +123,7 @@ def headline(study: Study) -> Headline:
         for setting in sorted(settings, key=lambda name: name != baseline):
             rows.append(_row(model, setting, measured, baseline=baseline))
     seeds = sorted(study.runs["seed"].unique().tolist())
-    return Headline(_with_words(rows), baselines, result, seeds)
+    return Headline(_with_words(rows), plain, result, seeds)
 
 
 Measured = dict[str, Sampled | None]
@@ -141,17 +141,17 @@ def _row(model: str, setting: str, measured: dict[str, Measured], *, baseline: s
     return HeadlineRow(
         model=model,
         setting=setting,
-        entropy=_entry(own.get("entropy"), ENTROPY.digits),
-        perplexity=_entry(own.get("perplexity"), PERPLEXITY.digits),
-        before=_entry(own.get("before"), 1),
-        after=_entry(own.get("after"), 1),
+        entropy=sampled_entry(own.get("entropy"), ENTROPY.digits),
+        perplexity=sampled_entry(own.get("perplexity"), PERPLEXITY.digits),
+        before=sampled_entry(own.get("before"), 1),
+        after=sampled_entry(own.get("after"), 1),
         differences=differences,
         seeds=last.seeds if last else (),
     )
 
 
-def _entry(sampled: Sampled | None, digits: int) -> Entry:
-    """A quantity's mean with its interval."""
+def sampled_entry(sampled: Sampled | None, digits: int) -> Entry:
+    """Returns a quantity's mean with its interval; an empty entry if it is not measured."""
     form = f"{{:.{digits}f}}"
     if sampled is None:
         return Entry(None, number_format=form)
@@ -200,13 +200,6 @@ def _word(value: float, p: float) -> str:
     if not p < ALPHA:
         return NOT_TOLD_APART
     return HIGHER if value > 0 else LOWER
-
-
-def _baselines(study: Study) -> dict[str, str]:
-    """Model -> its setting with plain cross-entropy, whatever its name."""
-    runs = study.runs
-    plain = runs[(runs[["beta", "lam_head", "lam_tail"]] == 0).all(axis=1)]
-    return {str(model): setting_order(part["objective"])[0] for model, part in plain.groupby("model", sort=False)}
 
 
 def _of_text(source: StudySource, setting: str, *, model: str, metric: str) -> Sampled | None:

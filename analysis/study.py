@@ -122,6 +122,13 @@ class Study:
         return list(unfinished)
 
 
+def baselines(study: Study) -> dict[str, str]:
+    """Returns model -> its first setting with plain cross-entropy, whatever its name."""
+    runs = study.runs
+    plain = runs[(runs[["beta", "lam_head", "lam_tail"]] == 0).all(axis=1)]
+    return {str(model): str(part["objective"].iloc[0]) for model, part in plain.groupby("model", sort=False)}
+
+
 def load(store: str | Path) -> pd.DataFrame:
     """Returns every measurement in the store, one row each; `COLUMNS` describes the columns.
 

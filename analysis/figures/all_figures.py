@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from analysis.estimates import Estimates
 from analysis.figures.charts import Chart
 from analysis.figures.extra_figures import EXTRA_FIGURES
 from analysis.figures.figure_data import FigureData, cell_facts
@@ -17,6 +18,9 @@ logger = logging.getLogger("analysis")
 
 FIGURES = (*PAPER_FIGURES, *EXTRA_FIGURES)
 
+KINDS = ((False, "a dense model", "micro"), (True, "a mixture of experts", "micro-moe"))
+"""Whether it is a mixture, what it is called, and a model of the kind."""
+
 
 @dataclass
 class Figures:
@@ -24,6 +28,8 @@ class Figures:
 
     charts: list[Chart] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+    other_models: list[tuple[str, str]] = field(default_factory=list)
+    """The paper's figures of a kind of model that the study does not have: (title, what to do)."""
 
 
 def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda chart: None) -> Figures:
@@ -32,7 +38,7 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
     `on_chart` is called with each chart as soon as it exists, so that drawing can start.
     """
     # Facts about cells are computed once for all figures.
-    facts = cell_facts(study)
+    facts, estimates = cell_facts(study), Estimates.of(study)
     models = [str(model) for model in study.runs["model"].unique()]
     tasks = [(figure, model) for model in models for figure in FIGURES if figure.is_per_model]
     tasks += [(figure, "") for figure in FIGURES if not figure.is_per_model]
@@ -41,7 +47,7 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
         title = f"{figure.title}, {model}" if model else figure.title
         # A figure that lacks its data is listed with the reason and does not stop the others.
         try:
-            drawn = figure.draw(FigureData(study, model, facts))
+            drawn = figure.draw(FigureData(study, model, facts, estimates))
         except NotMeasured as error:
             logger.debug("figure %s is not drawn: %s", title, error)
             figures.missing.append((title, str(error)))
@@ -51,9 +57,25 @@ def build_figures(study: Study, *, on_chart: Callable[[Chart], object] = lambda 
         chart = Chart(name, number, title, drawn.caption, tuple(drawn.panels), drawn.data)
         on_chart(chart)
         figures.charts.append(chart)
+    figures.other_models = _other_models(study, models)
     # Stable: the figures without a number stay in the order of the list.
     figures.charts.sort(key=lambda chart: (chart.number is None, chart.number or 0))
     return figures
+
+
+def _other_models(study: Study, models: list[str]) -> list[tuple[str, str]]:
+    """`Figures.other_models`."""
+    kinds = {_is_mixture(study, model) for model in models}
+    missing = []
+    for figure in FIGURES:
+        if figure.numbers is None or figure.numbers[0] == figure.numbers[1]:
+            continue
+        for is_mixture, kind, example in KINDS:
+            if models and is_mixture not in kinds:
+                number, other = figure.numbers[is_mixture], figure.numbers[not is_mixture]
+                reason = f"it is figure {other} for {kind}, which this study does not have; model={example} adds one"
+                missing.append((f"Figure {number}: {figure.title}", reason))
+    return missing
 
 
 def _is_mixture(study: Study, model: str) -> bool:

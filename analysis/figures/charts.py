@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.figures.vega_lite import SCHEMA, Spec
@@ -29,7 +30,7 @@ LEGEND: Spec = {"orient": "bottom", "columns": 3}
 
 CONFIG: Spec = {
     "background": "transparent",
-    "font": "system-ui, sans-serif",
+    "font": "Arial, sans-serif",
     "view": {"stroke": None},
     "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
              "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor",
@@ -101,22 +102,17 @@ def _is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or (not isinstance(value, str) and not math.isfinite(value))
 
 
-def tooltip(*fields: str, number_format: str | None = None, numbers: Iterable[str] = ()) -> list[Spec]:
-    """Returns what is shown under the pointer: plain `fields`, then `numbers` in `number_format`."""
-    return [{"field": name} for name in fields] + [{"field": name, "format": number_format} for name in numbers]
-
-
 TIP: Spec = {"field": "tip", "type": "nominal"}
 """The encoding `description`: what is shown under the pointer, one line for each part between `; `."""
 
 
 def tips(frame: pd.DataFrame, at: str, title: str) -> list[str]:
-    """Returns `TIP`'s text for each row of `over_seeds`: setting, where it is, number, interval and seeds."""
+    """Returns `TIP`'s text for each row: setting, where it is, number, interval and seeds."""
+    places = [f"{title}: {x:,.6g}" if isinstance(x, int | float) else str(x) for x in frame[at].tolist()]
+    columns = (frame[name].tolist() for name in ("objective", "mean", "low", "high", "seeds"))
     return [
-        f"{objective}; {title}: {x:,.6g}; {mean:.4g} [{low:.4g}, {high:.4g}]; {seeds} seed{'s' if seeds > 1 else ''}"
-        for objective, x, mean, low, high, seeds in zip(
-            *(frame[name].tolist() for name in ("objective", at, "mean", "low", "high", "seeds")), strict=True
-        )
+        f"{objective}; {place}; {mean:.4g} [{low:.4g}, {high:.4g}]; {seeds} seed{'s' if seeds > 1 else ''}"
+        for place, objective, mean, low, high, seeds in zip(places, *columns, strict=True)
     ]
 
 
@@ -128,16 +124,25 @@ class Axis:
     title: str
 
 
+ROOM = 0.6
+"""How far intervals may widen an axis at either end, as a share of the range of the numbers themselves."""
+COINCIDE = 0.12
+"""Lines coincide if the settings differ by less than this share of the range of their panel."""
+MULTIPLES = 6
+"""Most small panels of one measure."""
+
+
 def line_panel(
     frame: pd.DataFrame, x: Axis, title: str, *, settings: Iterable[str], log: bool = False, points: bool = True
 ) -> Spec:
-    """Returns a panel of curves, with the range over seeds as a band.
+    """Returns a panel of curves with their intervals as bands.
 
-    `frame` is one of `over_seeds`, with the columns `objective` and `x`.
+    `frame` has the columns `objective`, `x`, `mean`, `low`, `high` and `seeds`. The axis fits the curves, and
+    wider bands are cut.
     """
     # The axes are shared by the band and the line.
     x_axis = {"field": x.column, "type": "quantitative", "title": x.title, "axis": {"format": "~s", "tickCount": 5}}
-    scale: Spec = {"type": "log"} if log else {"zero": False}
+    scale: Spec = {"domain": domain(frame, log=log), "nice": False, **({"type": "log"} if log else {"zero": False})}
     y_axis: Spec = {
         "type": "quantitative",
         "title": None,
@@ -145,11 +150,11 @@ def line_panel(
         "axis": {"tickCount": 5, **({"format": "~s"} if log else {})},
     }
     shade = colour(frame["objective"], settings=settings)
-    # The band is drawn first, below the line, and only if there is more than one seed.
+    # The band is drawn first, below the line.
     layers: list[Spec] = []
-    if (frame["seeds"] > 1).any():
+    if (frame["low"] < frame["high"]).any():
         band = {"x": x_axis, "y": {**y_axis, "field": "low"}, "y2": {"field": "high"}, "color": shade}
-        layers.append({"mark": {"type": "area", "opacity": 0.15}, "encoding": band})
+        layers.append({"mark": {"type": "area", "opacity": 0.15, "clip": True}, "encoding": band})
     # Points are too many to tell apart in curves over RL steps, so they are optional.
     line = {"type": "line", "strokeWidth": 2, **({"point": {"size": 28}} if points else {})}
     encoding = {"x": x_axis, "y": {**y_axis, "field": "mean"}, "color": shade, "description": TIP}
@@ -159,20 +164,79 @@ def line_panel(
     return {"title": title, "data": values(data), "layer": layers}
 
 
+def domain(frame: pd.DataFrame, *, log: bool = False) -> list[float]:
+    """Returns the ends of an axis for `mean`: its range, and of the intervals as much as leaves differences visible."""
+    numbers = frame[["mean", "low", "high"]].to_numpy(float)
+    if log:
+        numbers = np.log(np.clip(numbers, 1e-12, None))
+    low, high = float(numbers[:, 0].min()), float(numbers[:, 0].max())
+    room = ROOM * (high - low) or 0.05 * abs(high) or 1.0
+    ends = [max(low - room, float(numbers.min())), min(high + room, float(numbers.max()))]
+    margin = 0.04 * (ends[1] - ends[0]) or room
+    ends = [ends[0] - margin, ends[1] + margin]
+    return [float(f"{math.exp(end) if log else end:.4g}") for end in ends]
+
+
+def coincides(frame: pd.DataFrame, at: str) -> bool:
+    """Whether the settings' lines are too close to be told apart in a panel of their whole range."""
+    spread = frame.groupby(at)["mean"].agg(lambda means: means.max() - means.min())
+    total = frame["mean"].max() - frame["mean"].min()
+    return frame["objective"].nunique() > 1 and bool(spread.median() < COINCIDE * total)
+
+
+def small_multiples(frame: pd.DataFrame, x: Axis, title: str, *, settings: Iterable[str]) -> list[Spec]:
+    """Returns a small panel for each setting with its difference from the baseline, all with the same axis."""
+    shown = setting_order(frame["objective"])[:MULTIPLES]
+    ends = domain(pd.concat([frame, pd.DataFrame({"mean": [0.0], "low": [0.0], "high": [0.0]})]))
+    panels = []
+    for setting in shown:
+        panel = line_panel(frame[frame["objective"] == setting], x, title, settings=settings)
+        for layer in panel["layer"]:
+            layer["encoding"]["y"]["scale"]["domain"] = ends
+            layer["encoding"]["y"]["axis"] = {"tickCount": 4}
+            layer["encoding"]["x"]["axis"] = {"format": "~s", "tickCount": 3}
+            layer["encoding"]["color"] = {**layer["encoding"]["color"], "legend": None}
+        mark = {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.7}
+        zero = {"mark": mark, "data": {"values": [{}]}, "encoding": {"y": {"datum": 0}}}
+        panels.append(
+            {**panel, "title": [title, setting], "width": 150, "height": 110, "layer": [*panel["layer"], zero]}
+        )
+    return panels
+
+
+def interval_layer(encoding: Spec, along: str) -> Spec:
+    """Returns a rule from `low` to `high` along an axis, for a layer of points or bars with this `encoding`."""
+    ends = {along: {**encoding[along], "field": "low"}, f"{along}2": {"field": "high"}}
+    others = {name: part for name, part in encoding.items() if name not in (along, "opacity", "shape", "fill")}
+    mark = {"type": "rule", "strokeWidth": 2, "opacity": 0.55, "clip": True}
+    return {"mark": mark, "encoding": {**others, **ends}}
+
+
 def scatter_panel(frame: pd.DataFrame, x: Axis, y: Axis, *, settings: Iterable[str], diagonal: bool = False) -> Spec:
-    """Returns a panel with one point per cell; `diagonal` adds the line on which both are equal."""
-    numbers = [{"field": axis.column, "format": ".4g", "type": "quantitative"} for axis in (x, y)]
+    """Returns a panel with one point per cell; `diagonal` adds the line on which both are equal.
+
+    `frame` has the columns `objective`, `seed`, `x` and `y`, and may have the ends of intervals: `low_x`, `high_x`,
+    `low_y`, `high_y`.
+    """
     zero = {"zero": False}
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.85},
-        "encoding": {
-            "x": {"field": x.column, "type": "quantitative", "title": x.title, "scale": zero},
-            "y": {"field": y.column, "type": "quantitative", "title": y.title, "scale": zero},
-            "color": colour(frame["objective"], settings=settings),
-            "tooltip": [*tooltip("objective", "seed"), *numbers],
-        },
+    frame = frame.assign(
+        tip=[
+            f"{row['objective']}, seed {row['seed']}; {x.title}: {row[x.column]:.4g}; {y.title}: {row[y.column]:.4g}"
+            for row in frame.to_dict("records")
+        ]
+    )
+    encoding = {
+        "x": {"field": x.column, "type": "quantitative", "title": x.title, "scale": zero, "axis": {"tickCount": 5}},
+        "y": {"field": y.column, "type": "quantitative", "title": y.title, "scale": zero, "axis": {"tickCount": 5}},
+        "color": colour(frame["objective"], settings=settings),
+        "description": TIP,
     }
-    layers = [points]
+    layers: list[Spec] = [{"mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9}, "encoding": encoding}]
+    for along in ("x", "y"):
+        if f"low_{along}" in frame:
+            rule = interval_layer(encoding, along)
+            rule["encoding"][along]["field"], rule["encoding"][f"{along}2"]["field"] = f"low_{along}", f"high_{along}"
+            layers.append(rule)
     if diagonal:
         # The line's ends are data of their layer, not of the panel.
         low = float(min(frame[x.column].min(), frame[y.column].min()))

@@ -1,5 +1,6 @@
 """What a figure is, and the numbers that figures draw: measurements, averages over benchmarks, facts about cells."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +10,17 @@ import pandas as pd
 
 from analysis.claim_language import CURVES, Term
 from analysis.claim_sources import StudySource
+from analysis.estimates import NORMAL_QUANTILE, Estimates
 from analysis.figures.vega_lite import Spec
+from analysis.measurement_grid import Benchmarks, Checkpoint
 from analysis.paper_tables import GROUPS
-from analysis.study import NotMeasured, Study
-from analysis.table_columns import largest_metric, score_metric
+from analysis.statistics import t_quantile
+from analysis.study import NotMeasured, Study, baselines
+from analysis.table_columns import Scores, largest_metric, score_metric
+from analysis.tables import Entry
 
 CELL = ["model", "objective", "seed"]
+CURVE_COLUMNS = ["objective", "step", "tokens", "mean", "low", "high", "seeds", "entry"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class FigureData:
     """One of the study's models; empty for a figure over all models."""
     all_facts: pd.DataFrame
     """`cell_facts` of the study."""
+    estimates: Estimates
+    """The numbers of the tables, with their intervals."""
 
     @property
     def settings(self) -> list[str]:
@@ -42,9 +50,69 @@ class FigureData:
         """All measurements of the model, variants included."""
         return self.study.measurements[self.study.measurements["model"] == self.model]
 
+    @property
+    def baseline(self) -> str | None:
+        """The model's setting with plain cross-entropy, which differences are taken from."""
+        return baselines(self.study).get(self.model)
+
     def measured(self, stage: str) -> pd.DataFrame:
         """The model's measurements at a stage, without variants."""
         return measured(self.study, self.model, stage)
+
+    def benchmarks(self, stage: str) -> Benchmarks:
+        """The model's benchmarks at a stage."""
+        return self.estimates.grid.benchmarks.get((self.model, stage), {})
+
+    def curve(self, stage: str, scores: Scores) -> pd.DataFrame:
+        """Returns `objective step tokens mean low high seeds entry` at each checkpoint that has all of `scores`."""
+        if not scores.pairs:
+            return pd.DataFrame(columns=CURVE_COLUMNS)
+        rows = self.measured(stage)[["objective", "step", "tokens"]].drop_duplicates(["objective", "step"])
+        records = []
+        for objective, step, tokens in rows.itertuples(index=False):
+            entry = self.estimates.entry(Checkpoint(self.model, str(objective), stage, int(step)), scores)
+            if entry.value is not None:
+                place = {"objective": str(objective), "step": float(step), "tokens": tokens, "entry": entry}
+                records.append({**place, **interval_columns(entry)})
+        return pd.DataFrame(records, columns=CURVE_COLUMNS)
+
+
+def interval_columns(entry: Entry) -> dict[str, float | int | None]:
+    """Returns a number as the columns `mean low high seeds`; without an interval its ends are the number."""
+    low, high = (entry.value if end is None else end for end in (entry.low, entry.high))
+    return {"mean": entry.value, "low": low, "high": high, "seeds": entry.n}
+
+
+def minus_baseline(curve: pd.DataFrame, at: str, baseline: str | None) -> pd.DataFrame:
+    """Returns the rows of `FigureData.curve` minus those of the baseline at the same `at`, paired by seed.
+
+    The interval is Student's over seeds; with one seed it is that of two independent numbers.
+    """
+    reference = {row[at]: row["entry"] for row in curve[curve["objective"] == baseline].to_dict("records")}
+    records = []
+    for row in curve[curve["objective"] != baseline].to_dict("records"):
+        if row[at] in reference:
+            columns = _difference(row["entry"], reference[row[at]])
+            if columns:
+                records.append({"objective": row["objective"], at: row[at], **columns})
+    return pd.DataFrame(records, columns=["objective", at, "mean", "low", "high", "seeds"])
+
+
+def _difference(entry: Entry, reference: Entry) -> dict[str, float | int] | None:
+    differences = np.subtract(entry.by_seed, reference.by_seed)
+    differences = differences[np.isfinite(differences)]
+    count = len(differences)
+    if count == 0:
+        return None
+    mean = float(differences.mean())
+    if count > 1:
+        variance = (float(differences.var(ddof=1)) + entry.resolution**2 + reference.resolution**2) / count
+        half = t_quantile(count - 1) * math.sqrt(variance)
+    else:
+        half = math.hypot(
+            *((e.high - e.low) / 2 for e in (entry, reference) if e.low is not None and e.high is not None)
+        )
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": count}
 
 
 @dataclass(frozen=True)
@@ -171,3 +239,11 @@ def _curve_measures(
         for seed, value in zip(quantity.seeds, quantity.values, strict=True):
             measures[model, objective, seed] = float(value)
     return measures
+
+
+def text_errors(data: FigureData, stage: str, metric: str) -> pd.DataFrame:
+    """Returns `objective seed half`: half of the 95 % interval over rows of held-out text, at the last checkpoint."""
+    rows = data.measured(stage)
+    rows = rows[(rows["group"] == "text") & (rows["metric"] == metric)].astype({"objective": object})
+    last = rows.sort_values("step", kind="stable").groupby(["objective", "seed"])["stderr"].last()
+    return (NORMAL_QUANTILE * last.fillna(0)).rename("half").reset_index()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.study import Study
+from analysis.study import Study, baselines
 from pipelines.configuration import TRAINING_STAGES
 from sweeps.plan.names import cell_of
 
@@ -61,8 +61,7 @@ def lineage(
 def _neighbours(study: Study, indices: Mapping[str, int]) -> dict[str, list[list[Any]]]:
     """Stage run -> [what differs, index] of the same stage in the cross-entropy cell and in the cell's next seed."""
     runs = study.runs
-    plain = (runs[["beta", "lam_head", "lam_tail"]] == 0).all(axis=1)
-    baselines = runs[plain].groupby("model", sort=False)["objective"].first().to_dict()
+    plain = baselines(study)
     seeds = sorted(runs["seed"].unique().tolist())
     names = ["model", "objective", "seed", "stage", "measures", "checkpoint"]
     controls = {signature for signature, run in study.plan.runs.items() if run.control}
@@ -73,7 +72,7 @@ def _neighbours(study: Study, indices: Mapping[str, int]) -> dict[str, list[list
     neighbours: dict[str, list[list[Any]]] = {}
     for (model, objective, seed, *rest), signature in keys.items():
         others = []
-        baseline = baselines.get(model)
+        baseline = plain.get(model)
         if baseline is not None and objective != baseline:
             others.append((f"{baseline}, the baseline", (model, baseline, seed, *rest)))
         if len(seeds) > 1:

@@ -80,7 +80,7 @@ def render(content: Content) -> str:
         facts=content.provenance.facts,
         claims=_claims(content),
         charts=[_chart(chart, content.panels[chart.name]) for chart in content.figures.charts],
-        undrawn=content.figures.missing,
+        undrawn=content.figures.other_models + content.figures.missing,
         tables=[table_view(table, indices, colours) for table in content.tables],
         filters=filters(content.tables),
         samples=samples(study),

@@ -14,6 +14,7 @@ from scipy import stats
 from analysis.best_entries import mark_best
 from analysis.claim_language import Term
 from analysis.claims import Claim, judge
+from analysis.estimates import Estimates
 from analysis.figures.all_figures import FIGURES
 from analysis.figures.figure_data import FigureData, cell_facts
 from analysis.statistics import ALPHA, Sampled, rank_correlations
@@ -145,7 +146,7 @@ def five_settings(make_store: Callable) -> Study:
 def test_the_figure_of_predictors_counts_settings(five_settings: Study) -> None:
     """Twenty-five cells of five settings are five points, so no p-value is below 2 / 5! and its ties."""
     (figure,) = [figure for figure in FIGURES if figure.name == "predictors"]
-    drawn = figure.draw(FigureData(five_settings, "nano", cell_facts(five_settings)))
+    drawn = figure.draw(FigureData(five_settings, "nano", cell_facts(five_settings), Estimates.of(five_settings)))
     assert set(drawn.data["settings"]) == {5}
     assert drawn.data["p"].min() >= 2 / 120
     assert "Over 5 settings" in drawn.caption
@@ -156,4 +157,4 @@ def test_predictors_say_nothing_below_five_settings(five_settings: Study) -> Non
     reduced = replace(five_settings, measurements=five_settings.measurements[four])
     (figure,) = [figure for figure in FIGURES if figure.name == "predictors"]
     with pytest.raises(Exception, match="4 settings with an RL result; a rank correlation over fewer than 5"):
-        figure.draw(FigureData(reduced, "nano", cell_facts(reduced)))
+        figure.draw(FigureData(reduced, "nano", cell_facts(reduced), Estimates.of(reduced)))

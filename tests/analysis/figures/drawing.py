@@ -60,7 +60,8 @@ def read_back(spec: Spec) -> Panel:
                 # Across its labels a bar is at its middle; along the numbers it ends at the side away from 0.
                 x = _bar_end(axes["x"], x, item["width"])
                 y = _bar_end(axes["y"], y, item["height"])
-            colour = item.get("fill") or item.get("stroke") or ""
+            fill = item.get("fill")
+            colour = (None if fill == "transparent" else fill) or item.get("stroke") or ""
             opacity = item.get("opacity", 1.0)
             marks.append(Mark(node["marktype"], located("x", x), located("y", y), colour, opacity))
     (title,) = _texts(scene, "title-text") or [""]
