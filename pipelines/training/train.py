@@ -80,7 +80,7 @@ def _trainer(budget: Budget, context: StageContext, *, accumulation: int, steps:
     ranks, compute = context.ranks, context.compute
     # FSDP's own policy sets the precision of a sharded model.
     mixed = budget.precision == "bfloat16-mixed" and not parallel.is_sharded(compute, ranks.tasks)
-    return L.Trainer(
+    trainer = L.Trainer(
         max_steps=steps,
         accelerator="auto",
         devices=ranks.tasks // ranks.nodes,
@@ -94,6 +94,10 @@ def _trainer(budget: Budget, context: StageContext, *, accumulation: int, steps:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # At SIGTERM Lightning would end training after the micro-batch, before a state is saved, and its handler would wait
+    # for the other ranks. A stage asks `context.interrupted` instead.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 @contextmanager

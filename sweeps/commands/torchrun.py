@@ -5,18 +5,19 @@ mid-training and evaluations. RL runs only in rank 0.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 from pipelines.configuration import TOKEN_STAGES
-from pipelines.errors import UserError
+from pipelines.errors import Interrupted, UserError
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.expansion import expand
 from sweeps.execute.launch import check_ranks, prepared
 from sweeps.execute.quick_exit import quick_exit
-from sweeps.execute.worker import Task, perform
+from sweeps.execute.worker import Task, noting_signals, perform
 from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import store_path
@@ -62,9 +63,22 @@ def run(overrides: list[str]) -> None:
         while not (root / "STORE.json").exists():
             time.sleep(0.1)
     # All ranks share training and evaluation; rank 0 does the other stages by itself.
-    for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
-        if task.rank == 0 or stage_run.stage in SHARED_STAGES:
-            perform(root, stage_run.spec, cells[0].tracking, task=task)
+    with noting_signals() as signals:
+        for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
+            if signals.should_stop():
+                break
+            if task.rank and stage_run.stage not in SHARED_STAGES:
+                continue
+            try:
+                perform(root, stage_run.spec, cells[0].tracking, task=task, signals=signals)
+            except Interrupted:
+                if not signals.should_stop():  # another rank was asked to stop
+                    raise
+    if signals.should_stop():
+        number = signals.received[0]
+        if not task.rank:
+            print(f"stopped by {signal.Signals(number).name}; the same command resumes", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def main() -> None:

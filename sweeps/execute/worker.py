@@ -66,15 +66,24 @@ class Task:
     """Its number in Slurm, by which it can be requeued."""
 
 
-def perform(root: str | Path, spec: dict[str, Any], tracking: TrackingConfig, *, task: Task, requeues: int = 0) -> bool:
+def perform(
+    root: str | Path,
+    spec: dict[str, Any],
+    tracking: TrackingConfig,
+    *,
+    task: Task,
+    requeues: int = 0,
+    signals: "Signals | None" = None,
+) -> bool:
     """Run one stage run of the store at `root` to its end and publish it, unless it is finished already.
 
     Returns whether the work was done here. Every failure is recorded in `state.json` before it is raised: with the
     status `failed` and the error, or `interrupted` when the worker was asked to stop. A Slurm job that receives SIGUSR2
-    is requeued instead, at most `requeues` times. A stage run that another worker holds is waited for.
+    is requeued instead, at most `requeues` times. A stage run that another worker holds is waited for. `signals` are
+    those of a process that does several stage runs.
     """
     set_up_logging("WARNING" if task.rank else None)
-    with _noting_signals() as signals:
+    with contextlib.nullcontext(signals) if signals else noting_signals() as signals:
         work = _Work(Store.open(root), spec, tracking, task, requeues, signals)
         if task.rank:
             work.follow()
@@ -113,15 +122,15 @@ def _name_job(job: str, spec: dict[str, Any]) -> None:
             subprocess.run(["scontrol", "update", f"JobId={job}", name], check=True, timeout=30, capture_output=True)
 
 
-class _Signals:
+class Signals:
     """The signals that asked this worker to stop."""
 
     def __init__(self) -> None:
-        self.received: set[int] = set()
+        self.received: list[int] = []
 
     def note(self, number: int, frame: object) -> None:
         """A signal handler."""
-        self.received.add(number)
+        self.received.append(number)
 
     def should_stop(self) -> bool:
         """Whether the worker was asked to stop."""
@@ -129,9 +138,9 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _noting_signals() -> Iterator[_Signals]:
+def noting_signals() -> Iterator[Signals]:
     """Note the signals that ask to stop, rather than end at once, within this context."""
-    signals = _Signals()
+    signals = Signals()
     numbers = [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         numbers.append(signal.SIGHUP)
@@ -152,7 +161,7 @@ class _Work:
     tracking: TrackingConfig
     task: Task
     requeues: int
-    signals: _Signals
+    signals: Signals
 
     @cached_property
     def stored(self) -> StoredRun:
