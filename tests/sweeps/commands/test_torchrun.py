@@ -1,20 +1,25 @@
-"""A cell that two ranks of torchrun train together: shared batches, sharded weights, one writer.
+"""A cell that two ranks of torchrun train together: shared batches and rollouts, sharded weights, one writer.
 
 The result is that of one process, except for the order of summation.
 """
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.configuration import STAGES
 from sweeps.compose.cells import compose_jobs
 from sweeps.monitor.launched_sweeps import records
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command
+from tests.forked import forked
 from tests.in_process import Result, in_process
 
 pytestmark = pytest.mark.slow
@@ -22,7 +27,7 @@ pytestmark = pytest.mark.slow
 CELL = [
     *SMALL,
     "tracking=off",
-    "until=midtrain",
+    "until=grpo",
     "model.experts=4",
     "model.active_experts=2",
     "compute.strategy=fsdp",
@@ -60,15 +65,55 @@ def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
     card = (folder / "checkpoints" / "step-000008" / "README.md").read_text()
     assert folder.name in card
     assert "beta 0.0" in card
-    assert sorted(p.name for p in (tmp_path / "store").iterdir() if p.name in ("pretrain", "midtrain", "evaluate")) == [
-        "evaluate", "midtrain", "pretrain",
-    ]  # fmt: skip
+    (rl,) = (tmp_path / "store" / "grpo").iterdir()
+    assert [json.loads(line)["step"] for line in (rl / "ledger.jsonl").read_text().splitlines()] == [0, 1, 2]
+    assert {json.loads(path.read_text())["ranks"] for path in (tmp_path / "store").glob("*/*/result.json")} == {2}
+    assert {path.parent.name for path in (tmp_path / "store").glob("*/*")} > set(STAGES)
     again = one_rank(2, tmp_path, *CELL)
     assert again.returncode == 0, again.stderr  # all is done
     other = shaping_run(*CELL, "until=pretrain", f"store={tmp_path / 'one'}", cwd=tmp_path)
     assert other.returncode == 0, other.stderr
     single = [json.loads(line) for line in next((tmp_path / "one").glob("pretrain/*/ledger.jsonl")).open()]
     assert [row["loss"] for row in single] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+
+
+def _alone(folder: Path, arguments: list[str]) -> None:
+    """The body of a process: the only rank of a torchrun, with the handlers of a fresh program."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    result = one_rank(1, folder, *arguments)
+    (folder / "errors").write_text(result.stderr)
+    sys.exit(result.returncode)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has the tokens after the first test."""
+    return tmp_path_factory.mktemp("signals")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_saves_the_state_and_is_the_exit_code(folder: Path, number: signal.Signals) -> None:
+    """Between two micro-batches of a step, too."""
+    arguments = [*CELL, "pretrain.tokens=1_000_000", "compute.strategy=auto", f"seed={number}", "until=pretrain"]
+    process = forked.Process(target=_alone, args=(folder, arguments))
+    process.start()
+    assert process.pid is not None
+    deadline = time.monotonic() + 120
+    while not any(path.read_text() for path in folder.glob("store/pretrain/*/work-*/ledger.jsonl")):
+        assert process.is_alive(), (folder / "errors").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    assert (folder / "errors").read_text().endswith(f"stopped by {number.name}; the same command resumes\n")
+    (stored,) = [run for run in Store.open(folder / "store").runs() if run.spec["config"]["seed"] == number]
+    assert stored.status == "interrupted"
+    (state,) = stored.work.glob("resume/step-*")
+    assert int(state.name[5:]) >= stored.last_row()["step"]
+    shutil.rmtree(stored.folder)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_is_written(tmp_path: Path) -> None:
