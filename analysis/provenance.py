@@ -77,7 +77,7 @@ def _times(study: Study) -> _Times:
     done = study.runs[study.runs["status"] == "done"]
     every = -(-len(done) // TIMED)
     for stage, signature in done[["stage", "stage_run"]].iloc[::every].itertuples(index=False):
-        for attempt in study.store.run(stage, signature).state.get("attempts") or []:
+        for attempt in study.store.run(stage, signature).readable_state.get("attempts") or []:
             if "started" in attempt and "ended" in attempt:
                 times.spans.append((float(attempt["started"]), float(attempt["ended"])))
                 times.hosts.add(str(attempt.get("host")))

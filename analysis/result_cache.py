@@ -1,11 +1,12 @@
 """Every finished stage run of a store and its measurements, cached so that each result file is read only once.
 
 A stage run's `result.json` is written last and never changes, so its size and modification time identify what was read.
-The cache is one Arrow file in the store. Deleting it costs one slower read, and a store that cannot be written to is
-read in full every time.
+The cache is one file in the store: the sha256 in hexadecimal of what follows, which is an Arrow file. Deleting it costs
+one slower read; one that was changed is written again. A store that cannot be written to is read in full every time.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -18,20 +19,19 @@ import orjson
 import pyarrow as pa
 import pyarrow.ipc
 
-from pipelines.configuration import STAGES
-from pipelines.errors import UserError
-from pipelines.files import read_json, replacing
-from sweeps.store.stage_runs import FORMAT, Store
+from pipelines.errors import StageFailure, UserError
+from pipelines.files import replacing, unreadable
+from sweeps.store.stage_runs import Store
 
 logger = logging.getLogger("analysis")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Version of the cache file; a file of another version is ignored and replaced."""
 
 TEXT_COLUMNS = ("benchmark", "group", "metric", "variant")
 NUMBER_COLUMNS = ("value", "stderr", "n")
-SPEC_KEYS = ("stage", "signature", "version", "config", "parent", "checkpoint", "labels")
-"""Keys that every `spec.json` must have."""
+SEAL_BYTES = 64
+"""Length of the sha256 at the start of the cache."""
 BATCH = 1000
 """Stage runs whose JSON is in memory at the same time."""
 
@@ -60,56 +60,36 @@ class StoredResults:
     runs: dict[str, FinishedRun] = field(default_factory=dict)
     table: pa.Table = field(default_factory=lambda: _arrow_table(_empty_columns()))
     """One row per measurement: `signature` and `TEXT_COLUMNS` (dictionary-encoded), then `NUMBER_COLUMNS`."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Signature of each stage run that has a result but cannot be read -> why, with the way out."""
 
 
 def read_results(store: Store) -> StoredResults:
-    """Returns all finished stage runs of `store`.
-
-    Raises `UserError` with the path of a file that is corrupt or was written by a newer version.
-    """
+    """Returns all finished stage runs of `store`; those with broken files are named in warnings and in `broken`."""
     cached = _load_cache(store)
-    stamps = dict(_stamps(store))
+    broken: dict[str, str] = {}
+    stamps = dict(_stamps(store, broken))
 
     # Compare the cache with the store: new or changed results are read, removed ones are dropped.
     new = [key for key, stamp in stamps.items() if _cached_stamp(cached, key) != stamp]
     removed = [signature for signature, run in cached.runs.items() if (run.stage, signature) not in stamps]
     logger.debug("%s: %d finished stage runs, %d of them not yet cached", store.root, len(stamps), len(new))
-    if not new and not removed:
-        return cached
-    stale = {signature for _, signature in new}.union(removed)
-    runs = {signature: run for signature, run in cached.runs.items() if signature not in stale}
-    tables = [_without(cached.table, stale)]
-
-    # Read in batches, so that the JSON of a large store is never in memory at once.
-    for start in range(0, len(new), BATCH):
-        tables.append(_read_batch(store, {key: stamps[key] for key in new[start : start + BATCH]}, runs))
-
-    # Sort the runs, so that the same store gives the same results in whatever order it was filled.
-    ordered = dict(sorted(runs.items(), key=lambda item: (item[1].stage, item[0])))
-    results = StoredResults(ordered, pa.concat_tables(tables).unify_dictionaries().combine_chunks())
-    _save_cache(store, results)
-    return results
-
-
-def read_record(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the JSON object of a store's file.
-
-    Raises `UserError` if the file is corrupt, lacks one of `keys`, or was written by a version with another format.
-    """
-    fix = f"delete the folder {path.parent} and run the sweep again"
-    try:
-        content = read_json(path, fix=fix)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: the file is missing; {fix}") from error
-    # Check the format first: a file of another version may lack keys for a good reason.
-    if content.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{path}: its format is {content['format']!r} and this version reads {FORMAT}; "
-            "use the version of shaping that wrote it, or another store"
-        )
-    if missing := [key for key in keys if key not in content]:
-        raise UserError(f"{path}: it has no {missing[0]!r}; {fix}")
-    return content
+    if new or removed:
+        stale = {signature for _, signature in new}.union(removed)
+        runs = {signature: run for signature, run in cached.runs.items() if signature not in stale}
+        tables = [_without(cached.table, stale)]
+        # Read in batches, so that the JSON of a large store is never in memory at once.
+        for start in range(0, len(new), BATCH):
+            batch = {key: stamps[key] for key in new[start : start + BATCH]}
+            tables.append(_read_batch(store, batch, runs=runs, broken=broken))
+        # Sort the runs, so that the same store gives the same results in whatever order it was filled.
+        ordered = dict(sorted(runs.items(), key=lambda item: (item[1].stage, item[0])))
+        cached = StoredResults(ordered, pa.concat_tables(tables).unify_dictionaries().combine_chunks())
+        _save_cache(store, cached)
+    for sentence in broken.values():
+        logger.warning("%s", sentence)
+    cached.broken = broken
+    return cached
 
 
 def _empty_columns() -> dict[str, list[Any]]:
@@ -139,31 +119,37 @@ def _without(table: pa.Table, signatures: Iterable[str]) -> pa.Table:
     return table.filter(pa.array(~dropped[column.indices.to_numpy()]))
 
 
-def _stamps(store: Store) -> Iterator[tuple[Key, Stamp]]:
-    """The key and stamp of every folder that has a result."""
-    for stage in STAGES:
-        folder = store.root / stage
+def _stamps(store: Store, broken: dict[str, str]) -> Iterator[tuple[Key, Stamp]]:
+    """The key and stamp of every folder that has a result; adds what cannot be entered to `broken`."""
+    unlisted: list[UserError] = []
+    for run in store.folders(unlisted):
         try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
+            file = os.stat(f"{run.folder}/result.json")
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        for name in names:
-            try:
-                file = os.stat(f"{folder}/{name}/result.json")
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            yield (stage, name), (file.st_size, file.st_mtime_ns)
+        except OSError as error:
+            broken[run.signature] = str(unreadable(run.folder, error))
+            continue
+        yield (run.stage, run.signature), (file.st_size, file.st_mtime_ns)
+    broken.update({f"unlisted {number}": str(error) for number, error in enumerate(unlisted)})
 
 
-def _read_batch(store: Store, stamps: dict[Key, Stamp], runs: dict[str, FinishedRun]) -> pa.Table:
-    """Adds the stage runs of `stamps` to `runs` and returns their measurements."""
+def _read_batch(
+    store: Store, stamps: dict[Key, Stamp], *, runs: dict[str, FinishedRun], broken: dict[str, str]
+) -> pa.Table:
+    """Adds the stage runs of `stamps` to `runs`, or to `broken`, and returns their measurements."""
     columns = _empty_columns()
     for (stage, signature), stamp in stamps.items():
-        folder = store.root / stage / signature
-        result = read_record(folder / "result.json")
-        spec = read_record(folder / "spec.json", SPEC_KEYS)
-        runs[signature] = FinishedRun(stage, signature, stamp, spec, result.get("seconds"), result.get("metrics") or {})
-        for row in result.get("measurements") or []:
+        stored = store.run(stage, signature)
+        try:
+            spec, result = stored.spec, stored.result
+        except UserError as error:
+            broken[signature] = str(error)
+            continue
+        if result is None:  # it was removed meanwhile
+            continue
+        runs[signature] = FinishedRun(stage, signature, stamp, spec, result["seconds"], result["metrics"])
+        for row in result["measurements"]:
             columns["signature"].append(signature)
             for name in TEXT_COLUMNS:
                 columns[name].append(row.get(name) or "")
@@ -177,10 +163,14 @@ def _cache_path(store: Store) -> Path:
 
 
 def _load_cache(store: Store) -> StoredResults:
-    """The cached results; empty if the cache is missing, damaged or of another version."""
+    """The cached results; empty if the cache is missing, was changed, or is of another version."""
     try:
         with pa.memory_map(str(_cache_path(store))) as source:
-            table = pa.ipc.open_file(source).read_all()
+            content = source.read_buffer()
+        seal, arrow = content.slice(0, SEAL_BYTES), content.slice(SEAL_BYTES)
+        if seal.to_pybytes() != hashlib.sha256(arrow).hexdigest().encode():
+            return StoredResults()
+        table = pa.ipc.open_file(arrow).read_all()
         head = orjson.loads(table.schema.metadata[b"runs"])
         if head["layout"] != CACHE_VERSION:
             return StoredResults()
@@ -216,11 +206,12 @@ def _save_cache(store: Store, results: StoredResults) -> None:
     # The table's metadata holds the stage runs, so that both are replaced together.
     table = results.table.replace_schema_metadata({b"runs": head})
     path = _cache_path(store)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StageFailure):
         path.parent.mkdir(exist_ok=True)
-        with (
-            replacing(path, durable=False) as temporary,
-            pa.OSFile(str(temporary), "wb") as file,
-            pa.ipc.new_file(file, table.schema) as writer,
-        ):
+        arrow = pa.BufferOutputStream()
+        with pa.ipc.new_file(arrow, table.schema) as writer:
             writer.write_table(table)
+        content = arrow.getvalue()
+        with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(content)

@@ -7,7 +7,7 @@ analysis.samples("store")    the sampled answers
 
 import gzip
 import json
-import os
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,20 +21,16 @@ from numpy.typing import NDArray
 
 from analysis.result_cache import (
     NUMBER_COLUMNS,
-    SPEC_KEYS,
     TEXT_COLUMNS,
-    FinishedRun,
     StoredResults,
-    read_record,
     read_results,
 )
-from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
 from pipelines.python_gc import no_collection
 from sweeps.plan.graph import Plan, StageRun
-from sweeps.store.stage_runs import Store
+from sweeps.store.stage_runs import LEDGER, Store, StoredRun
 
 SETTING = ["model", "objective", "beta", "lam_head", "lam_tail", "top_k", "seed"]
 """Columns that identify the cell a row belongs to."""
@@ -64,6 +60,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 CURVE_ROWS = 100_000
 """Total ledger rows kept for a study's curves; longer ledgers are thinned evenly and keep their ends."""
+
+
+logger = logging.getLogger("analysis")
 
 
 class NotMeasured(Exception):
@@ -96,7 +95,7 @@ class Study:
 
     @cached_property
     def status(self) -> dict[str, str]:
-        """Signature -> `done`, `failed`, `running`, `interrupted` or `missing`."""
+        """Signature -> `done`, `failed`, `running`, `interrupted`, `corrupt` or `missing`."""
         return dict(zip(self.runs["stage_run"].tolist(), self.runs["status"].tolist(), strict=True))
 
     @cached_property
@@ -132,7 +131,7 @@ def baselines(study: Study) -> dict[str, str]:
 def load(store: str | Path) -> pd.DataFrame:
     """Returns every measurement in the store, one row each; `COLUMNS` describes the columns.
 
-    Raises `UserError` if `store` is not a store or one of its files cannot be read.
+    A stage run whose files are broken is left out and named in a warning. Raises `UserError` if `store` is not a store.
     """
     return read_stored(Store.open(store)).measurements
 
@@ -155,8 +154,8 @@ def _ledger_rows(store: Store, runs: pd.DataFrame, *, limit: int | None) -> pd.D
     """The ledger rows of `runs`, at most `limit` of each, with the columns of their settings."""
     frames = []
     for run in runs.to_dict("records"):
-        rows = read_ledger(store.root / run["stage"] / run["stage_run"] / "ledger.jsonl", limit)
-        if rows:
+        path = published(store.run(run["stage"], run["stage_run"]), LEDGER)
+        if path and (rows := read_ledger(path, limit)):
             frames.append(pd.DataFrame(rows).assign(**{name: run[name] for name in (*SETTING, "stage", "stage_run")}))
     return (
         pd.concat(frames, ignore_index=True)
@@ -187,8 +186,8 @@ def read_samples(
 
     Empty if the evaluation kept no samples.
     """
-    path = store.root / "evaluate" / stage_run / SAMPLES
-    if not path.exists():
+    path = published(store.run("evaluate", stage_run), SAMPLES)
+    if path is None:
         return []
     # Search the raw line for the benchmark's name first: parsing only the matching lines is much faster.
     encoded_name = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
@@ -206,13 +205,23 @@ def read_samples(
     return rows
 
 
+def published(run: StoredRun, name: str) -> Path | None:
+    """Returns the path of a file that a stage run has published, or None without one.
+
+    None also for one that was changed since, which a warning names.
+    """
+    try:
+        return run.published(name)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+
+
 def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
     """Returns the rows of a ledger; if it has more than `limit`, rows spread evenly from the first to the last.
 
     Leaves out a last line that was cut short by a kill. Raises `UserError` with the number of a line that is not JSON.
     """
-    if not path.exists():
-        return []
     lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
     chosen: Iterable[int] = range(len(lines))
     if limit is not None and len(lines) > limit:
@@ -237,19 +246,25 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
     """
     results = read_results(store)
     plan = Plan()
-    for stage in STAGES:
-        folder = store.root / stage
-        for signature in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            # Finished stage runs come from the cache; of others only the spec is read.
-            if signature in results.runs:
-                spec = results.runs[signature].spec
-            elif (folder / signature / "spec.json").exists():
-                spec = read_record(folder / signature / "spec.json", SPEC_KEYS)
-            else:
-                continue
-            if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
-                plan.runs[signature] = _stage_run(spec)
+    for stored in store.folders([]):
+        # Finished stage runs come from the cache; of others only the spec is read.
+        finished = results.runs.get(stored.signature)
+        spec = finished.spec if finished else _spec(stored, results.broken)
+        if spec is None:
+            continue
+        if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
+            plan.runs[stored.signature] = _stage_run(spec)
     return _study(plan, store, results)
+
+
+def _spec(stored: StoredRun, broken: Mapping[str, str]) -> dict[str, Any] | None:
+    """The spec of an unfinished stage run, or of one whose result is broken; None if it cannot be read."""
+    try:
+        return stored.spec if stored.is_planned else None
+    except UserError as error:
+        if stored.signature not in broken:
+            logger.warning("%s", error)
+        return None
 
 
 def _stage_run(spec: Mapping[str, Any]) -> StageRun:
@@ -270,23 +285,26 @@ def _stage_run(spec: Mapping[str, Any]) -> StageRun:
 def read_study(plan: Plan, store: Store | None) -> Study:
     """Returns the study of `plan` with the results in `store`; without a store, all stage runs are missing.
 
-    Raises `UserError` with the path of a file in the store that is corrupt.
+    A broken stage run is named in a warning, and missing in the study.
     """
     return _study(plan, store, read_results(store) if store else StoredResults())
 
 
 def _study(plan: Plan, store: Store | None, results: StoredResults) -> Study:
-    runs = _runs(plan, store, results.runs)
+    runs = _runs(plan, store, results)
     specs = {s: results.runs[s].spec if s in results.runs else run.spec for s, run in plan.runs.items()}
     return Study(_measurements(plan, results, runs), runs, specs, plan, store)
 
 
-def _runs(plan: Plan, store: Store | None, finished: Mapping[str, FinishedRun]) -> pd.DataFrame:
+def _runs(plan: Plan, store: Store | None, results: StoredResults) -> pd.DataFrame:
     """`Study.runs`: one row per planned stage run."""
     rows = []
     for run in plan.runs.values():
-        result = finished.get(run.signature)
-        status = "done" if result else store.run(run.stage, run.signature).status if store else "missing"
+        result = results.runs.get(run.signature)
+        if result or run.signature in results.broken:
+            status = "done" if result else "corrupt"
+        else:
+            status = store.run(run.stage, run.signature).status if store else "missing"
         # Every column that describes the cell; results are empty until the stage run is done.
         rows.append(
             {
@@ -312,7 +330,8 @@ def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
     first = run
     while first.parent and first.parent[1] in plan.runs:
         first = plan.runs[first.parent[1]]
-    objective = first.config.get("objective") or {}
+    # Where the pre-training is lost, the labels of its descendants have its parameters.
+    objective = (first.config if first.stage == "pretrain" else {"objective": first.labels}).get("objective") or {}
     return {
         "model": first.labels["model"],
         "objective": _setting_name(first.labels),

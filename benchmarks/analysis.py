@@ -20,6 +20,8 @@ from pathlib import Path
 
 from benchmarks.comparison import Row, report, seconds_of
 from pipelines.configuration.objective import ObjectiveConfig
+from pipelines.files import sha256, write_sealed
+from pipelines.published import FORMAT
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
@@ -56,7 +58,7 @@ def write_run(root: Path, run: StageRun, ledgers: list[Path]) -> None:
     folder = root / run.stage / run.signature
     folder.mkdir(parents=True)
     spec = {**run.spec, "environment": {"shaping": "0.1.0"}}
-    (folder / "spec.json").write_text(json.dumps(spec))
+    write_sealed(folder / "spec.json", spec)
     number = int(run.signature, 16)
     # Pseudo-random values from the signature, for every metric of every benchmark.
     measurements = []
@@ -69,15 +71,17 @@ def write_run(root: Path, run: StageRun, ledgers: list[Path]) -> None:
                 row = {"benchmark": name, "group": benchmark["group"], "metric": metric, "value": number / 2**64}
                 measurements.append({**row, "stderr": 0.01, "n": 64})
     counted = {"parameters": 366_384} if run.stage == "pretrain" else {}
-    result = {"format": 1, "signature": run.signature, "stage": run.stage, "seconds": 1.0, "metrics": counted}
-    (folder / "result.json").write_text(json.dumps({**result, "measurements": measurements, "files": {}}))
-    os.link(ledgers[int(run.signature, 16) % len(ledgers)], folder / "ledger.jsonl")
+    result = {"format": FORMAT, "signature": run.signature, "stage": run.stage, "seconds": 1.0, "metrics": counted}
+    ledger = ledgers[int(run.signature, 16) % len(ledgers)]
+    os.link(ledger, folder / "ledger.jsonl")
+    files = {"ledger.jsonl": sha256(ledger)}
+    write_sealed(folder / "result.json", {**result, "measurements": measurements, "files": files})
 
 
 def make_store(root: Path, graph: Plan) -> None:
     """Write a store with every stage run of the plan."""
     (root / "cache").mkdir(parents=True)
-    (root / "STORE.json").write_text('{"format": 1}')
+    (root / "STORE.json").write_text(json.dumps({"format": FORMAT}))
     # A few different ledgers, which all stage runs share as hard links.
     ledgers = []
     for number in range(8):

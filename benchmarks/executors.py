@@ -6,7 +6,6 @@ Stage runs take no time (`tests/sweeps/fake` replaces the training), so the over
 is a limit, with a bar of 1. Without a Slurm (SLURM_CONF) its row is left out, and the output says so.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -17,6 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.comparison import Row, report
+from pipelines.files import write_sealed
+from pipelines.published import FORMAT
 from sweeps.compose.cells import compose_cells
 from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.planner import plan
@@ -47,11 +48,11 @@ def write_store(folder: Path, count: int) -> None:
     for run in graph.runs.values():
         path = store.run(run.stage, run.signature).folder
         path.mkdir(parents=True)
-        (path / "spec.json").write_text(json.dumps(run.spec))
-        state = {"format": 1, "status": "done", "attempts": [{"started": 1.0, "ended": 2.0, "log": "x"}]}
-        (path / "state.json").write_text(json.dumps(state))
-        result = {"seconds": 1.0, "metrics": {}, "measurements": [], "files": {}}
-        (path / "result.json").write_text(json.dumps(result))
+        write_sealed(path / "spec.json", run.spec)
+        state = {"format": FORMAT, "status": "done", "attempts": [{"started": 1.0, "ended": 2.0, "log": "x"}]}
+        write_sealed(path / "state.json", state)
+        result = {"format": FORMAT, "stage": run.stage, "signature": run.signature, "seconds": 1.0}
+        write_sealed(path / "result.json", result | {"metrics": {}, "measurements": [], "files": {}})
     record(store, graph, jobs, name="", launcher="local", options={"workers": 0})
 
 

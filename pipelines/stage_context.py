@@ -55,6 +55,8 @@ class StageContext:
     """Folder of the stage run that this one continues or measures."""
     reference: Path | None = None
     """Folder of the stage run whose entropy a control matches."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """The models that are loaded -> the hash of their files, which an evaluation's cached rows depend on."""
     root: Path | None = None
     """The store; by default `folder`."""
     scratch: Path | None = None

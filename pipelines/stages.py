@@ -6,7 +6,7 @@ Importing this module imports torch, transformers and lightning; the fork server
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def run_stage(
     tracking: TrackingConfig,
     parent: Path | None = None,
     reference: Path | None = None,
+    inputs: Mapping[str, str] | None = None,
     interrupted: Callable[[], bool] = never_interrupted,
     rank: int = 0,
     tasks: int = 1,
@@ -63,8 +64,9 @@ def run_stage(
     """Run the stage of `spec` in `folder`, which is inside the store at `root`.
 
     `parent` is the folder of the stage run that this one continues or measures, `reference` that of the one that a
-    control is matched to. Returns `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the
-    same machine, also if the work was interrupted and resumes from `folder / "resume"`. Raises `Interrupted` soon
+    control is matched to; `inputs` are the hashes of the models that are loaded from both. Returns
+    `{"metrics": ..., "measurements": ...}`. The same spec gives the same numbers on the same machine, also if the work
+    was interrupted and resumes from `folder / "resume"`. Raises `Interrupted` soon
     after `interrupted()` turns true.
 
     `tasks` processes on `nodes` nodes can share pre-training, mid-training and evaluations; files that those with a
@@ -94,6 +96,7 @@ def run_stage(
                 spec=spec,
                 parent=parent,
                 reference=reference,
+                inputs=inputs or {},
                 root=root,
                 scratch=scratch,
             )
@@ -159,7 +162,7 @@ def _evaluate(context: StageContext) -> Outcome:
     # What cached rows depend on, besides the benchmark itself.
     variant = context.config.get("variant")
     identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
-    identity |= {key: context.config[key] for key in ("data", "text_versions")}
+    identity |= {key: context.config[key] for key in ("data", "text_versions")} | {"inputs": context.inputs}
     cache = BenchmarkCache(context.cache / "evaluations", identity, context.ranks, context.interrupted)
     model = on_device(load_model(context.source), context.ranks.rank)
     _log_model(model)

@@ -11,6 +11,7 @@ cut at random learns to write well-formed steps about operands that it has not s
 
 import importlib.metadata
 import json
+import logging
 import random
 from collections.abc import Iterator
 from functools import cached_property
@@ -30,12 +31,25 @@ from pipelines.configuration.signed_content import signed_content
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
 from pipelines.data.tokenizer import END_OF_TEXT, encode, train_tokenizer, with_document_start
-from pipelines.errors import StageFailure, require_option
-from pipelines.files import read_json, remove_leftovers, replacing, sha256, sha256_of
+from pipelines.errors import StageFailure, UserError, require_option
+from pipelines.files import (
+    UnreadableError,
+    cannot_write,
+    current_umask,
+    read_sealed,
+    remove_leftovers,
+    replacing,
+    sealed,
+    sha256,
+    sha256_of,
+    unreadable,
+)
 from pipelines.python_gc import no_collection
 from pipelines.tasks.families import SPLITS, Problem, generate, split_of
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+
+logger = logging.getLogger("pipelines")
 
 
 class Corpus:
@@ -47,10 +61,15 @@ class Corpus:
     def __init__(self, folder: Path, shards: TokenShards | None = None) -> None:
         self.folder, self._shards = folder, shards
         fix = f"delete the folder {folder}; the next run builds it again"
-        self.manifest = read_json(folder / "manifest.json", ("content", "files"), fix)
+        self.manifest = read_sealed(folder / "manifest.json", ("content", "files"), fix)
+        if sha256_of(self.manifest["content"])[:16] != folder.name:
+            raise StageFailure(f"{folder}: its manifest is that of other data; {fix}")
         for name, expected in self.manifest["files"].items():
             path = folder / name
-            actual = sha256(path) if path.is_file() else "missing"
+            try:
+                actual = sha256(path) if path.is_file() else "missing"
+            except PermissionError as error:
+                raise unreadable(path, error) from error
             if actual != expected:
                 raise StageFailure(
                     f"{path}: its sha256 is {actual[:12]}, not {expected[:12]} as in its manifest; {fix}"
@@ -159,23 +178,45 @@ def row_starts(document_starts: NDArray[np.int64], tokens: int, length: int) -> 
 
 
 def prepare(config: DataConfig, cache: Path) -> Corpus:
-    """Returns the corpus of `config`, built under a lock if it is not in `cache` yet.
+    """Returns the corpus of `config`, built under a lock if it is not in `cache` yet or one of its files has changed.
 
-    Raises `UserError` or `StageFailure` if a cached file has changed, or if the token shards are not complete.
+    Raises `UserError` or `StageFailure` if `cache` cannot be written, or if the token shards are not complete.
     """
     shards = TokenShards(config.shards) if config.shards else None
     content = _content(config, shards)
     key = sha256_of(content)[:16]
     folder = cache / key
-    cache.mkdir(parents=True, exist_ok=True)
-    # Several stage runs may need the corpus at once: the first builds it, the others wait.
-    with FileLock(cache / f"{key}.lock"):
-        if not (folder / "manifest.json").exists():
+    if corpus := _whole(folder, shards):
+        return corpus
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Several stage runs may need the corpus at once: the first builds it, the others wait.
+        with FileLock(cache / f"{key}.lock", mode=0o666 & ~current_umask()):
+            if corpus := _whole(folder, shards):
+                return corpus
             remove_leftovers(cache, key)
             with replacing(folder) as temporary:
                 temporary.mkdir()
                 _build(config, temporary, content=content, shards=shards)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     return Corpus(folder, shards)
+
+
+def _whole(folder: Path, shards: TokenShards | None) -> Corpus | None:
+    """The corpus in `folder`, or None if it has to be built: it is missing, or a file of it was changed.
+
+    Raises `UserError` if it cannot be read.
+    """
+    try:
+        return Corpus(folder, shards)
+    except FileNotFoundError:
+        return None
+    except UnreadableError:
+        raise
+    except (UserError, StageFailure) as error:
+        logger.warning("%s", str(error).split("; ")[0] + "; it is built again")
+        return None
 
 
 def _content(config: DataConfig, shards: TokenShards | None) -> dict[str, Any]:
@@ -232,7 +273,7 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
         "overlap": overlap(problems, documents),
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "manifest.json").write_bytes(sealed(manifest))
 
 
 def _encode(

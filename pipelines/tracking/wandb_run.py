@@ -20,7 +20,7 @@ import wandb
 from filelock import FileLock
 
 from pipelines.configuration.tracking import NAME_LENGTH, TAG_LENGTH, TrackingConfig
-from pipelines.files import write_json
+from pipelines.files import write_sealed
 from pipelines.tracking import unsignalled
 from pipelines.tracking.tracker import axis_of, cell_name, named, prefix_of, run_title, step_of, tracked_identity
 
@@ -129,7 +129,7 @@ def start_wandb_run(spec: Spec, root: Path, tracking: TrackingConfig) -> WandbRu
         logger.warning("W&B: %s; this run is kept offline", " ".join(str(error).split()))
         run = _init(spec, root, replace(tracking, mode="offline"), resume=None)
     folder = Path(run.dir).parent
-    write_json(folder / TRACKING, asdict(tracking))
+    write_sealed(folder / TRACKING, asdict(tracking))
     if run.offline:
         _remove_earlier(run, folder)
     return WandbRun(run, spec)

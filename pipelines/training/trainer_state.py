@@ -1,9 +1,9 @@
 """The trainer state of an unfinished stage: everything that is needed to resume to the same results.
 
 A state is written to a temporary path, flushed to disk and renamed, so that a kill at any moment leaves the state
-before or the state after. Token stages save a distributed checkpoint (`torch.distributed.checkpoint`): every rank
-writes its part, and any other number of ranks, sharded or not, reads what it needs. RL runs in one process and saves
-one file.
+before or the state after. Its tensors are a distributed checkpoint (`torch.distributed.checkpoint`): every rank writes
+its part, and any other number of ranks, sharded or not, reads what it needs. `trainer.json` has the hash of every file,
+which are checked before anything is read, and of itself.
 """
 
 import json
@@ -20,14 +20,15 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pipelines.errors import StageFailure
-from pipelines.files import remove_leftovers, replacing
+from pipelines.errors import StageFailure, UserError
+from pipelines.files import read_sealed, remove_leftovers, replacing, sealed, sha256
 from pipelines.training.parallel import local_tensors
+from pipelines.training.plain_checkpoint import METADATA, PlainPlanner, PlainReader
 
 SAVE_SECONDS = 900.0
 """Seconds between two saved states of a stage that is not interrupted, for kills that give no warning."""
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 STATE = "trainer.json"
 
 
@@ -66,16 +67,29 @@ def save_tensors(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(tensors, checkpoint_id=shared)
+    _note_hashes(shared)
+    _barrier()
     if is_first:
+        hashes = {METADATA: sha256(shared / METADATA)}
+        for note in shared.glob("hashes-*.json"):
+            hashes |= json.loads(note.read_text())
+            note.unlink()
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         # `STATE` is written last: `saved_steps` only counts folders that have it.
-        content = {"format": STATE_FORMAT, "step": step, "shapes": shapes, **state}
-        (shared / STATE).write_text(json.dumps(content))
+        content = {"format": STATE_FORMAT, "step": step, "shapes": shapes, "files": hashes, **state}
+        (shared / STATE).write_bytes(sealed(content))
         with replacing(path) as temporary:
             shared.rename(temporary)
         for old in saved_steps(folder)[:-keep_last]:
             shutil.rmtree(_path(folder, old))
     _barrier()
+
+
+def _note_hashes(shared: Path) -> None:
+    """Write down the hashes of the files that this rank has written, for the first rank: each reads its own."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    hashes = {path.name: sha256(path) for path in shared.glob(f"__{rank}_*")}
+    (shared / f"hashes-{rank}.json").write_text(json.dumps(hashes))
 
 
 def _path(folder: Path, step: int) -> Path:
@@ -84,31 +98,45 @@ def _path(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps after which `folder` has a whole trainer state, ascending."""
-    return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob(f"step-*/{STATE}"))
+    names = (path.parent.name.removeprefix("step-") for path in folder.glob(f"step-*/{STATE}"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def saved_state(folder: Path) -> dict[str, Any] | None:
     """The plain values of the newest trainer state in `folder`, or None if there is no state.
 
-    Raises `StageFailure` if it has another format.
+    Raises `StageFailure` if it was changed or has another format.
     """
     steps = saved_steps(folder)
     if not steps:
         return None
     path = _path(folder, steps[-1]) / STATE
-    state: dict[str, Any] = json.loads(path.read_text())
-    if state.get("format") != STATE_FORMAT:
+    try:
+        state = read_sealed(path, ("format", "step"), _way_out(folder, steps[-1]))
+    except UserError as error:
+        raise StageFailure(str(error)) from error
+    if state["format"] != STATE_FORMAT:
         raise StageFailure(
-            f"{path.parent}: a trainer state of format {state.get('format')}, but this version reads {STATE_FORMAT}; "
+            f"{path.parent}: a trainer state of format {state['format']}, but this version reads {STATE_FORMAT}; "
             f"resume with the version that wrote it, or delete {folder} to start from the beginning"
         )
+    if state["step"] != steps[-1]:
+        raise StageFailure(f"{path}: it is the state after step {state['step']}; {_way_out(folder, steps[-1])}")
     return state
+
+
+def _way_out(folder: Path, step: int) -> str:
+    """What to do with the state after `step`, which cannot be used."""
+    older = [other for other in saved_steps(folder) if other != step]
+    if older:
+        return f"delete {_path(folder, step)} to resume from step {older[-1]}"
+    return f"delete {folder} to start from the beginning"
 
 
 def load_tensors(folder: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     """Fill `tensors` in place from the trainer state whose plain values are `state`. All ranks call this together.
 
-    Raises `StageFailure` if the state belongs to another model or is truncated.
+    Raises `StageFailure` if the state belongs to another model, or if one of its files was changed.
     """
     path = _path(folder, state["step"])
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -120,35 +148,43 @@ def load_tensors(folder: Path, state: Mapping[str, Any], tensors: dict[str, Tens
             f"{path}: the trainer state belongs to another model ({name} is {state['shapes'].get(name, 'missing')} in "
             f"the state and {shapes.get(name, 'missing')} in the model); delete {folder} to start from the beginning"
         )
+    if fault := _fault_on_any_rank(path, state["files"]):
+        raise StageFailure(f"{fault}; {_way_out(folder, state['step'])}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(tensors, checkpoint_id=path)
+            dcp.load(tensors, storage_reader=PlainReader(path), planner=PlainPlanner())
     except (Exception, CheckpointException) as error:  # CheckpointException does not derive from Exception
-        older = [step for step in saved_steps(folder) if step != state["step"]]
-        fix = f"delete it to resume from step {older[-1]}" if older else f"delete {folder} to start from the beginning"
+        reason = " ".join(str(error).split())
         raise StageFailure(
-            f"{path}: the trainer state cannot be read, one of its files may be truncated; {fix}"
+            f"{path}: the trainer state cannot be read ({reason}); {_way_out(folder, state['step'])}"
         ) from error
+
+
+def _fault_on_any_rank(path: Path, hashes: Mapping[str, str]) -> str | None:
+    """What is wrong with the files of a trainer state, of which each rank checks a share."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = sorted(hashes)[rank::ranks]
+    faults = [_fault(path / name, hashes[name]) for name in share]
+    fault = next((sentence for sentence in faults if sentence), None)
+    if ranks == 1:
+        return fault
+    of_ranks: list[str | None] = [None] * ranks
+    dist.all_gather_object(of_ranks, fault)
+    return next((sentence for sentence in of_ranks if sentence), None)
+
+
+def _fault(path: Path, digest: str) -> str | None:
+    try:
+        actual = sha256(path)
+    except OSError as error:
+        return f"{path}: a file of the trainer state cannot be read ({error.strerror})"
+    return None if actual == digest else f"{path}: its sha256 is {actual[:12]}, saved was {digest[:12]}"
 
 
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replace the one-file trainer state in `folder` by `state`: tensors, numbers, containers of them."""
-    folder.mkdir(exist_ok=True)
-    remove_leftovers(folder, "state.pt")
-    with replacing(folder / "state.pt") as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The one-file trainer state in `folder`, on the CPU, or None if the file does not exist."""
-    path = folder / "state.pt"
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 def every(seconds: float) -> Callable[[], bool]:

@@ -3,15 +3,14 @@
 import contextlib
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pipelines.errors import UserError
-from pipelines.files import write_json
 from sweeps.commands.shared_arguments import Filters, StorePath, app
 from sweeps.compose.launcher_options import SlurmLauncherConfig
 from sweeps.monitor.launched_sweeps import SweepRecord
 from sweeps.monitor.status import Row, rows
-from sweeps.store.leases import claim
 from sweeps.store.stage_runs import Store
 
 DISMISSIBLE = ("failed", "interrupted", "cancelled")
@@ -27,12 +26,11 @@ def dismiss(filters: Filters = None, store: StorePath = "store") -> None:
     selected = [row for row in rows(opened, filters) if row.status in DISMISSIBLE]
     dismissed = 0
     for row in selected:
-        folder = opened.run(row.stage, row.signature).folder
+        stored = opened.run(row.stage, row.signature)
         # With the lease no worker can be starting on it at this moment.
-        if lease := claim(folder):
+        if lease := stored.claim():
             with lease:
-                state = opened.run(row.stage, row.signature).state
-                write_json(folder / "state.json", state | {"status": "dismissed"})
+                stored.write_state("dismissed")
             dismissed += 1
     print(f"{dismissed} stage runs dismissed; launching a cell that needs them runs them again")
 
@@ -40,8 +38,6 @@ def dismiss(filters: Filters = None, store: StorePath = "store") -> None:
 @app.command()
 def retry(filters: Filters = None, store: StorePath = "store") -> None:
     """Run again what failed, was stopped or was cancelled, and what waits for it, as the sweep was launched."""
-    from sweeps.monitor.launched_sweeps import records
-
     opened = Store.open(store)
     all_rows = {row.signature: row for row in rows(opened)}
     selected = {
@@ -52,8 +48,18 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
     if not selected:
         print("Nothing to retry: none of the selected stage runs failed, was stopped or was cancelled")
         return
+    launch_again(opened, selected, all_rows)
+
+
+def launch_again(opened: Store, selected: set[str], all_rows: Mapping[str, Row]) -> None:
+    """Launch stage runs with what they need and what needs them, as their newest sweep was launched.
+
+    Raises `UserError` at the end for those that cannot be launched from here.
+    """
+    from sweeps.monitor.launched_sweeps import records
+
     # What is left to launch, less with each sweep.
-    remaining = _with_dependencies(selected, all_rows)
+    remaining = _with_dependencies(selected, all_rows) | (selected - all_rows.keys())
     problems = []
     # A stage run that several sweeps need is launched as in the newest one.
     for sweep in reversed(records(opened)):
@@ -79,7 +85,7 @@ def retry(filters: Filters = None, store: StorePath = "store") -> None:
         raise UserError("\n".join(problems))
 
 
-def _with_dependencies(selected: set[str], all_rows: dict[str, Row]) -> set[str]:
+def _with_dependencies(selected: set[str], all_rows: Mapping[str, Row]) -> set[str]:
     """Returns the selected stage runs with what they need and what needs them, except what is done."""
     unfinished = {signature for signature, row in all_rows.items() if row.status != "done"}
     needs = {signature: needed_by(signature, all_rows) for signature in unfinished}
@@ -87,7 +93,7 @@ def _with_dependencies(selected: set[str], all_rows: dict[str, Row]) -> set[str]
     return waiting | {needed for signature in selected for needed in needs[signature] & unfinished}
 
 
-def needed_by(signature: str, all_rows: dict[str, Row]) -> set[str]:
+def needed_by(signature: str, all_rows: Mapping[str, Row]) -> set[str]:
     """Returns a stage run and all that it needs, directly or through others."""
     needed: set[str] = set()
     waiting = [signature]

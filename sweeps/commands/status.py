@@ -17,7 +17,6 @@ from rich.text import Text
 
 from pipelines.configuration import STAGES
 from pipelines.errors import UserError
-from pipelines.files import write_json
 from sweeps.commands.shared_arguments import AsJson, Filters, StorePath, app, complete_cells, console
 from sweeps.execute.display import clock
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
@@ -171,7 +170,7 @@ def cancel(filters: Filters = None, store: StorePath = "store") -> int:
             stopped += 1
             # A queued job has no process that could record that it was cancelled.
             if row.status == "queued":
-                write_json(stored.folder / "state.json", stored.state | {"status": "cancelled"})
+                stored.write_state("cancelled")
         elif owner and owner.host == socket.gethostname():
             stopped += 1
             os.kill(owner.pid, signal.SIGTERM)

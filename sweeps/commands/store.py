@@ -1,6 +1,7 @@
 """`shaping-sweeps verify | gc | show | sync | measure | contamination`: the content of a store, and its upkeep."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,23 +16,64 @@ from sweeps.store.stage_runs import Store, StoredRun
 
 
 @app.command()
-def verify(filters: Filters = None, store: StorePath = "store", as_json: AsJson = False) -> int:
+def verify(
+    filters: Filters = None,
+    store: StorePath = "store",
+    *,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Remove what is broken and what descends from it, and run both again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
     """Check every published file against its hash and every spec against its signature. Exits with 1 for a fault."""
-    from sweeps.monitor.upkeep import faults
+    from sweeps.monitor.upkeep import descendants, faults, input_faults
 
     opened = Store.open(store)
     selected = {row.signature for row in rows(opened, filters)} if filters else None
-    runs = [run for run in opened.runs() if selected is None or run.signature in selected]
-    faulty = {run.signature: sentences for run in runs if (sentences := list(faults(run)))}
+    unlisted: list[UserError] = []
+    folders = list(opened.folders(unlisted))
+    runs = [run for run in folders if selected is None or run.signature in selected]
+    found = {run: [*faults(run), *input_faults(run, opened)] for run in runs}
+    faulty = {run: entries for run, entries in found.items() if entries}
+    sources = [run.signature for run, entries in faulty.items() if any(fault.spreads for fault in entries)]
+    doubtful = descendants(folders, sources)
     if as_json:
-        print(json.dumps({"checked": len(runs), "faults": faulty}, indent=1))
+        sentences = {run.signature: [fault.sentence for fault in entries] for run, entries in faulty.items()}
+        report = {"checked": len(runs), "faults": sentences, "descendants": doubtful}
+        print(json.dumps(report | {"unreadable": [str(error) for error in unlisted]}, indent=1))
     else:
-        for sentences in faulty.values():
-            print("\n".join(sentences))
-        print(f"{len(runs)} stage runs checked, {len(faulty)} with faults")
-        if faulty:
-            print("Delete the folder of each; the same sweep then runs them again")
-    return int(bool(faulty))
+        _print_faults([fault.sentence for entries in faulty.values() for fault in entries], doubtful, unlisted)
+        print(f"{len(runs)} stage runs checked, {len(faulty)} with faults, {len(doubtful)} descend from those")
+    broken = {run.signature for run, entries in faulty.items() if any(fault.is_broken for fault in entries)}
+    if redo:
+        _redo(opened, [run for run in folders if run.signature in broken | doubtful.keys()])
+        # The others need their owner, or one file to be deleted.
+        return int(bool(unlisted) or bool(faulty.keys() - {run for run in runs if run.signature in broken}))
+    if broken and not as_json:
+        print("shaping-sweeps verify --redo runs the broken ones again, and what descends from them")
+    return int(bool(faulty or unlisted))
+
+
+def _print_faults(sentences: list[str], doubtful: dict[str, str], unlisted: list[UserError]) -> None:
+    for line in (*map(str, unlisted), *sentences):
+        print(line)
+    for signature, ancestor in doubtful.items():
+        print(f"{signature}: it descends from {ancestor}")
+
+
+def _redo(store: Store, runs: list[StoredRun]) -> None:
+    """Remove stage runs and launch them again, parents first."""
+    from sweeps.commands.retry import launch_again
+    from sweeps.monitor.upkeep import discard
+
+    if not runs:
+        print("Nothing to run again")
+        return
+    removed = {run.signature for run in runs if discard(run)}
+    if held := [run.signature for run in runs if run.signature not in removed]:
+        print(f"{', '.join(held)}: a worker is writing to them now; verify again when it has ended", file=sys.stderr)
+    print(f"{len(removed)} stage runs removed; they run again now")
+    launch_again(store, removed, {row.signature: row for row in rows(store)})
 
 
 @app.command()
@@ -44,24 +86,25 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; by default they are only listed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free space: remove trainer states of stage runs that no named sweep needs, with --weights the whole stage runs.
+    """Free space: remove trainer states of stage runs that no named sweep needs, with --weights the whole stage runs,
+    and what killed commands left.
 
     Named sweeps are those that were launched into this store with +sweep=NAME, and all of conf/sweep. What is queued or
     running, and what that needs, stays too.
     """
     from sweeps.commands.retry import needed_by
     from sweeps.monitor.launched_sweeps import needed, records
-    from sweeps.monitor.upkeep import needed_by_named_sweeps, removable, remove
+    from sweeps.monitor.upkeep import leftovers, needed_by_named_sweeps, removable, remove
 
     opened = Store.open(store)
     # Stage runs may have been copied from another store, where their sweep was launched, so conf/sweep counts too.
-    keep = needed(sweep for sweep in records(opened) if sweep.name) | needed_by_named_sweeps()
+    keep = needed(sweep for sweep in records(opened, strict=True) if sweep.name) | needed_by_named_sweeps()
     # A job that waits in Slurm's queue has no live writer, and may be about to resume.
     all_rows = {row.signature: row for row in rows(opened)}
     for row in all_rows.values():
         if row.status in ("queued", "running"):
             keep |= needed_by(row.signature, all_rows)
-    items = list(removable(opened, keep, weights=weights))
+    items = [*removable(opened, keep, weights=weights), *leftovers(opened)]
     total = sum(item.bytes for item in items)
     if yes:
         remove(items)
@@ -81,7 +124,8 @@ def show(
 ) -> None:
     """Print one stage run as JSON: its configuration, state and result."""
     run = find(Store.open(store), signature)
-    print(json.dumps({"folder": str(run.folder), **run.spec, "state": run.state, "result": run.result}, indent=1))
+    content = {"folder": str(run.folder), **run.spec, "state": run.readable_state, "result": run.result}
+    print(json.dumps(content, indent=1))
 
 
 @app.command()
@@ -130,20 +174,25 @@ def measure(
         raise UserError(f"--k={k}: name whole numbers above 0, such as --k=1,4,16, or all")
     # Only finished evaluations whose samples are stored.
     table: list[dict[str, Any]] = []
+    faults = []
     for row in rows(opened, ["stage=evaluate", *(filters or [])]):
-        path = opened.run("evaluate", row.signature).folder / SAMPLES
-        if row.status == "done" and path.exists():
-            labels = {"stage_run": row.signature, "what": row.title}
-            table += [labels | measurement for measurement in _measurements(path, k)]
+        run = opened.run("evaluate", row.signature)
+        try:
+            if path := run.published(SAMPLES):
+                labels = {"stage_run": row.signature, "what": row.title}
+                table += [labels | measurement for measurement in _measurements(path, k)]
+        except UserError as error:
+            faults.append(str(error))
     if as_json:
         print(json.dumps(table, indent=1))
-        return
-    for entry in table:
+    for entry in table if not as_json else ():
         low, high = entry["low"], entry["high"]
         interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
         print(f"{entry['what']}  {entry['benchmark']}  {entry['metric']}  {entry['value']:.4f}{interval}")
-    if not table:
+    if not table and not faults and not as_json:
         print("None of the selected evaluations has stored samples")
+    if faults:
+        raise StageFailure("\n".join(faults))
 
 
 def _measurements(path: Path, k: str) -> Iterator[dict[str, Any]]:
@@ -212,7 +261,7 @@ def contamination(
 
 def find(store: Store, signature: str) -> StoredRun:
     """Returns the one stored stage run whose signature begins so; raises `UserError` for none or several."""
-    matches = [run for run in store.runs() if run.signature.startswith(signature)]
+    matches = [run for run in store.folders([]) if run.signature.startswith(signature) and run.folder.is_dir()]
     if len(matches) != 1:
         count = f"{len(matches)} signatures begin so; type more characters" if matches else "no signature begins so"
         raise UserError(f"{signature}: {count}; shaping-sweeps status lists them")

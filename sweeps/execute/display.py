@@ -57,7 +57,7 @@ class Display:
         if run.signature in outcome.failed:
             self.console.print(f"[{self._clock()}] FAILED {title(run)}: {outcome.failed[run.signature]}", markup=False)
         elif not self._live or run.stage != "evaluate":
-            result = self._store.run(run.stage, run.signature).result or {}
+            result = self._store.run(run.stage, run.signature).readable_result or {}
             self.console.print(
                 f"[{self._clock()}] done   {title(run)}  {clock(result.get('seconds', 0.0))}  "
                 f"{_metrics(result.get('metrics', {}))}",
@@ -94,7 +94,7 @@ class Display:
     def stopped(self, running: list[str]) -> None:
         """Report how many of the stopped stage runs have saved their state."""
         runs = [self._store.run(self._plan.runs[s].stage, s) for s in running]
-        saved = sum((run.work / "resume").exists() or run.result is not None for run in runs)
+        saved = sum((run.work / "resume").exists() or run.is_done for run in runs)
         self.console.print(f"Stopped; {saved} of {len(running)} stage runs have saved their progress.")
 
     def stop(self, outcome: "Outcome") -> None:

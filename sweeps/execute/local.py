@@ -6,9 +6,10 @@ running is waited for.
 """
 
 import contextlib
+import errno
 import heapq
 import os
-import shutil
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -19,19 +20,23 @@ from multiprocessing.process import BaseProcess
 from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.errors import Stopped
+from pipelines.errors import Stopped, UserError
+from pipelines.files import cannot_write, why_full
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.execute.display import Display
 from sweeps.execute.fork_server import THREADS
 from sweeps.execute.local_executor import ForkedExecutor
 from sweeps.execute.machine import Machine, threads_wanted
 from sweeps.execute.worker import run_submitted
+from sweeps.monitor.status import tail
 from sweeps.plan.cost import memory, useful_threads
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
 
 REFRESH_SECONDS = 0.25
 """How often the display is updated and stage runs of other commands are checked; an ended worker is noticed at once."""
+RAISED = re.compile(r"pipelines\.errors\.(?:UserError|StageFailure): (.*)")
+"""The last line of the log of a worker that could not record its error."""
 FULL_DISK_BYTES = 2**20
 """With less free space than this a disk counts as full."""
 GRACE_SECONDS = 60.0
@@ -80,11 +85,9 @@ def execute(
     Ctrl-C, SIGTERM and SIGHUP raises `KeyboardInterrupt` after the workers have stopped.
     """
     # What is done already needs no worker; if that is everything, the fork server is not started.
-    outcome = Outcome(skipped=[s for s, run in plan.runs.items() if _is_done(store, run)])
-    for signature in outcome.skipped:
-        store.run(plan.runs[signature].stage, signature).tidy()
+    outcome = _done_before(plan, store)
     display.start(plan, store, outcome)
-    if len(outcome.skipped) == len(plan.runs):
+    if len(outcome.skipped) + len(outcome.failed) + len(outcome.blocked) == len(plan.runs):
         display.stop(outcome)
         return outcome
     execution = _Execution(
@@ -114,8 +117,26 @@ def execute(
     return outcome
 
 
+def _done_before(plan: Plan, store: Store) -> Outcome:
+    """What is done already, what has a broken result, and what would need that."""
+    outcome = Outcome()
+    for signature, run in plan.runs.items():
+        stored = store.run(run.stage, signature)
+        if not stored.is_done:
+            continue
+        stored.tidy()
+        try:
+            _ = stored.result
+            outcome.skipped.append(signature)
+        except UserError as error:
+            outcome.failed[signature] = str(error)
+    needing = {run.signature for failed in outcome.failed for run in plan.descendants(failed)}
+    outcome.blocked = [s for s in needing if s not in outcome.failed and not store.run(plan.runs[s].stage, s).is_done]
+    return outcome
+
+
 def _is_done(store: Store, run: StageRun) -> bool:
-    return (store.run(run.stage, run.signature).folder / "result.json").exists()
+    return store.run(run.stage, run.signature).is_done
 
 
 class _Execution:
@@ -139,11 +160,15 @@ class _Execution:
         self.has_gpus = bool(machine.gpus)
         # One folder per command, since submitit names jobs by process ids, which the kernel uses again.
         folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         self.executor = ForkedExecutor(folder, tracked=tracking.mode != "off")
         self.running: dict[str, _Running] = {}
         self.elsewhere: set[str] = set()
         """Stage runs that could start but that another command holds."""
-        self.waiting = set(plan.runs) - set(outcome.skipped)
+        self.waiting = set(plan.runs) - set(outcome.skipped) - set(outcome.failed) - set(outcome.blocked)
         self.chain_lengths = self._chain_lengths()
         self.positions = {signature: position for position, signature in enumerate(plan.runs)}
         self.ready = [
@@ -220,7 +245,7 @@ class _Execution:
         A stage run that resumes keeps its number, on which the last bits of sums may depend.
         """
         stored = self.store.run(run.stage, run.signature).reread()
-        attempts = stored.state.get("attempts") or [{}]
+        attempts = stored.readable_state.get("attempts") or [{}]
         if self.threads_wanted or ((stored.work / "resume").exists() and "threads" in attempts[-1]):
             return self.threads_wanted or int(attempts[-1]["threads"])
         can_start = min(1 + len(self.ready), self.workers - len(self.running))
@@ -237,38 +262,40 @@ class _Execution:
 
         # The store decides, not the exit code: a worker may die after it has published the result.
         stored = self.store.run(running.run.stage, signature)
-        if result := stored.result:
+        attempts = stored.readable_state.get("attempts") or [{}]
+        is_own = attempts[-1].get("pid") == running.process.pid
+        if result := stored.readable_result:
             stored.tidy()
-            if self._was_done_here(running.job):
+            # Another command may have done it meanwhile.
+            if is_own:
                 self.outcome.done.append(signature)
                 self.outcome.stage_seconds += result["seconds"]
             else:
                 self.outcome.skipped.append(signature)
             self._free_children(signature)
         else:
-            # The worker has recorded its error, unless it was killed.
-            attempts = stored.state.get("attempts") or [{}]
-            error = attempts[-1].get("error") or self._unrecorded_error(running.process.exitcode)
+            # The worker has recorded its error, unless it was killed or could not write.
+            error = (attempts[-1].get("error") if is_own else None) or self._unrecorded_error(running)
             self.outcome.failed[signature] = f"{error}; log: {running.job.paths.stderr}"
-            for descendant in self.plan.descendants(signature):
-                if descendant.signature in self.waiting:
-                    self.waiting.remove(descendant.signature)
-                    self.outcome.blocked.append(descendant.signature)
+            self._block(signature)
         self.display.ended(running.run, self.outcome)
 
-    @staticmethod
-    def _was_done_here(job: LocalJob[bool]) -> bool:
-        """Whether the worker did the stage run itself, and not another command meanwhile."""
-        try:
-            return job.result()
-        except Exception:  # the stage run is published; only submitit's record of the result could not be written
-            return True
+    def _block(self, signature: str) -> None:
+        """Give up the descendants of a stage run that failed."""
+        for descendant in self.plan.descendants(signature):
+            if descendant.signature in self.waiting:
+                self.waiting.remove(descendant.signature)
+                self.outcome.blocked.append(descendant.signature)
 
-    def _unrecorded_error(self, exit_code: int | None) -> str:
-        """Why a worker ended without recording an error; on a full disk it cannot record one."""
-        if shutil.disk_usage(self.store.root).free < FULL_DISK_BYTES:
-            return f"store={self.store.root}: its disk is full; free some space and run the same command again"
-        return f"its worker died without an error message ({cause(exit_code)})"
+    def _unrecorded_error(self, running: _Running) -> str:
+        """Why a worker ended without recording an error: it may have been unable to write to the store."""
+        if raised := RAISED.match("".join(tail(running.job.paths.stderr, 1))):
+            return raised.group(1)
+        disk = os.statvfs(self.store.root)
+        if disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES or (disk.f_files and not disk.f_favail):
+            full = why_full(self.store.root, OSError(errno.ENOSPC, ""))
+            return f"store={self.store.root}: {full} and run the same command again"
+        return f"its worker died without an error message ({cause(running.process.exitcode)})"
 
     def _free_children(self, signature: str) -> None:
         """Make the children of a finished stage run ready that wait for nothing else."""

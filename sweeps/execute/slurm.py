@@ -29,7 +29,7 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
-from pipelines.files import write_json
+from pipelines.files import write_sealed
 from pipelines.logs import LEVEL_VARIABLE
 from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.worker import run_submitted
@@ -38,7 +38,7 @@ from sweeps.monitor.slurm_queue import SlurmUnreachable, job_states, slurm, slur
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease, claim
-from sweeps.store.stage_runs import FORMAT, Store
+from sweeps.store.stage_runs import Store
 
 PATIENCE_SECONDS = 120.0
 """How long a submission waits for another one to the same store to end."""
@@ -128,11 +128,11 @@ def _existing(plan: Plan, store: Store) -> Submission:
         statuses: dict[str, str] = {}
         for signature, run in plan.runs.items():
             stored = store.run(run.stage, signature)
-            if (stored.folder / "result.json").exists():
+            if stored.is_done:
                 stored.tidy()
                 submission.done.append(signature)
-            elif job := stored.state.get("job"):
-                jobs[signature], statuses[signature] = job["id"], stored.state["status"]
+            elif job := stored.readable_state.get("job"):
+                jobs[signature], statuses[signature] = job["id"], stored.readable_state["status"]
         states = job_states(jobs.values())
         # A job whose processes are being ended is about to be requeued, or over.
         is_ending = any(states[job].is_ending for job in jobs.values())
@@ -384,7 +384,7 @@ class _Submitter:
         stored = self.store.run(run.stage, run.signature)
         # With the spec, `status` and `show` know the stage run before its job starts.
         stored.folder.mkdir(parents=True, exist_ok=True)
-        write_json(stored.folder / "spec.json", run.spec)
+        write_sealed(stored.folder / "spec.json", run.spec)
         paths = JobPaths(self.folder, job, 0)
         record = {
             "id": job,
@@ -393,7 +393,5 @@ class _Submitter:
             "log": str(paths.stderr),
             "stdout": str(paths.stdout),
         }
-        attempts = stored.state.get("attempts", [])
-        state = {"format": FORMAT, "status": "queued", "attempts": attempts, "job": record}
-        write_json(stored.folder / "state.json", state)
+        stored.write_state("queued", job=record)
         self.submission.submitted[run.signature] = job

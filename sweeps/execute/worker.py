@@ -27,11 +27,12 @@ from submitit import JobEnvironment
 
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
-from pipelines.files import flush, sha256, write_json
+from pipelines.files import flush, sha256, write_sealed
 from pipelines.logs import set_up_logging
+from pipelines.published import checked_checkpoint
 from pipelines.python_gc import no_collection
 from sweeps.plan.names import cell_of
-from sweeps.store.leases import Lease, claim
+from sweeps.store.leases import Lease
 from sweeps.store.stage_runs import FORMAT, Store, StoredRun, remove_work
 
 VERSIONED_PACKAGES = ("shaping", "torch", "transformers", "lightning", "tokenizers", "numpy")
@@ -173,17 +174,11 @@ class _Work:
         """Stage, cell and signature, for the log."""
         return f"{self.spec['stage']} {cell_of(self.spec['labels'])} ({self.spec['signature']})"
 
-    def is_done(self) -> bool:
-        """Whether the stage run is finished, by a look at the disk."""
-        return (self.stored.folder / "result.json").exists()
-
     def claim(self) -> Lease | None:
         """The lease on the stage run, or None once another worker has finished it. Waits while another holds it."""
-        folder = self.stored.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        while not self.is_done():
-            if lease := claim(folder):
-                if not self.is_done():
+        while not self.stored.is_done:
+            if lease := self.stored.claim():
+                if not self.stored.is_done:
                     return lease
                 lease.release()  # another worker finished it just before the lease was granted
                 break
@@ -196,7 +191,7 @@ class _Work:
     def follow(self) -> None:
         """Do the share of a rank above 0. Rank 0 holds the lease, gives the start signal and writes the results."""
         while not (marks := list(self.stored.folder.glob(f"work-*/{self.start_mark}"))):
-            if self.is_done() or self.signals.should_stop():
+            if self.stored.is_done or self.signals.should_stop():
                 return
             time.sleep(WAIT_SECONDS)
         with contextlib.suppress(Interrupted):
@@ -213,14 +208,13 @@ class _Work:
             from pipelines.stages import run_stage
         set_up_logging("WARNING" if self.task.rank else None)  # libraries change warning filters when imported
 
-        def folder_of(identity: dict[str, Any] | None) -> Path | None:
-            return self.store.run(identity["stage"], identity["signature"]).folder if identity else None
-
+        parent, reference = self.spec["parent"], self.spec["config"].get("variant", {}).get("reference")
         return run_stage(
             self.spec,
             folder=folder,
-            parent=folder_of(self.spec["parent"]),
-            reference=folder_of(self.spec["config"].get("variant", {}).get("reference")),
+            parent=self._folder_of(parent) if parent else None,
+            reference=self._folder_of(reference) if reference else None,
+            inputs=self.inputs,
             root=self.store.root,
             tracking=self.tracking,
             interrupted=interrupted,
@@ -228,6 +222,25 @@ class _Work:
             tasks=self.task.tasks,
             nodes=self.task.nodes,
         )
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Stage, signature and checkpoint of each model that the stage loads -> the hash of its files, checked now.
+
+        Raises `StageFailure` if one of them is not what was published.
+        """
+        parent, reference = self.spec["parent"], self.spec["config"].get("variant", {}).get("reference")
+        loaded = [(parent, self.spec["checkpoint"])] if parent else []
+        loaded += [(reference, reference["checkpoint"])] if reference else []
+        return {
+            f"{identity['stage']}/{identity['signature']}/{checkpoint}": checked_checkpoint(
+                self._folder_of(identity), checkpoint
+            )
+            for identity, checkpoint in loaded
+        }
+
+    def _folder_of(self, identity: dict[str, Any]) -> Path:
+        return self.store.run(identity["stage"], identity["signature"]).folder
 
 
 class _Attempt:
@@ -248,7 +261,7 @@ class _Attempt:
         if self.task.slurm_job:
             self.record["job"] = self.task.slurm_job
         # The state that was read before the lease was taken may be out of date.
-        state = work.stored.reread().state
+        state = work.stored.reread().readable_state
         self.attempts = [*state.get("attempts", []), self.record]
         self.job = state.get("job")
 
@@ -256,13 +269,13 @@ class _Attempt:
         """Write `state.json`, unless another worker has taken the stage run over."""
         if self.lease.is_valid():
             state = {"format": FORMAT, "status": status, "attempts": self.attempts}
-            write_json(self.folder / "state.json", state | ({"job": self.job} if self.job else {}))
+            write_sealed(self.folder / "state.json", state | ({"job": self.job} if self.job else {}))
 
     def run(self) -> None:
         """Do the work and publish it; only publish it if an attempt died in between."""
         logger.info("%s: attempt %d starts in %s", self.work.title, len(self.attempts), self.folder)
         self._unpublish()
-        write_json(self.folder / "spec.json", self.work.spec | {"environment": package_versions()})
+        write_sealed(self.folder / "spec.json", self.work.spec | {"environment": package_versions()})
         self.note("running")
         try:
             if not (self.lease.work / "result.json").exists():
@@ -314,9 +327,10 @@ class _Attempt:
             "seconds": sum(a.get("ended", a["started"]) - a["started"] for a in self.attempts),
             "ranks": self.task.tasks,
             **outcome,
+            "inputs": self.work.inputs,
             "files": hashes,
         }
-        write_json(work / "result.json", result)
+        write_sealed(work / "result.json", result)
 
     def _record_failure(self, error: BaseException) -> None:
         """Write down how the attempt ended: failed, interrupted, or requeued because its time was up."""
@@ -363,7 +377,8 @@ class _Attempt:
 def _publish(work: Path, folder: Path) -> None:
     """Move everything from `work` to `folder`, `result.json` last; each move fails once another has taken over."""
     for path in sorted(work.iterdir(), key=lambda path: path.name == "result.json"):
-        path.rename(folder / path.name)
+        if not path.name.startswith("."):  # the temporary file of a killed writer
+            path.rename(folder / path.name)
     flush(folder)
 
 

@@ -6,22 +6,21 @@ last moments are read every time, since two changes may have the same modificati
 """
 
 import contextlib
-import json
-import os
+import logging
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailure, UserError
-from pipelines.files import write_json
+from pipelines.files import read_sealed, write_sealed
 from sweeps.store.stage_runs import Store, StoredRun
 
-FORMAT = 1
+FORMAT = 2
 SETTLED_SECONDS = 2.0
 """Age of a change after which another one is sure to have a different modification time."""
-OTHER_FOLDERS = ("cache", "jobs", "sweeps", "wandb")
-"""Folders of a store that contain no stage runs."""
+
+logger = logging.getLogger("sweeps")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Summary:
 def summaries(store: Store) -> dict[str, Summary]:
     """Signature -> summary of every stage run in the store; updates the index if it is writable.
 
-    A stage run with corrupt files has the status `corrupt` and the reason as its error.
+    A stage run with broken or unreadable files has the status `corrupt` and the reason as its error; a stage's folder
+    that cannot be listed is named in a warning.
     """
     path = store.root / "index.json"
     indexed = _load(path)
@@ -56,48 +56,50 @@ def summaries(store: Store) -> dict[str, Summary]:
     by_signature: dict[str, Summary] = {}
     now = time.time()
     changed = False
-    for stage in sorted(entry.name for entry in os.scandir(store.root) if entry.is_dir()):
-        if stage in OTHER_FOLDERS:
-            continue
-        for folder in os.scandir(store.root / stage):
-            with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
-                modified = folder.stat().st_mtime_ns
-                key = f"{stage}/{folder.name}"
-                # A folder that has not changed since it was indexed is not opened.
-                entry = indexed.get(key)
-                if entry and entry[0] == modified:
-                    summary = Summary(**entry[1])
-                else:
-                    if not os.path.exists(f"{folder.path}/spec.json"):
-                        continue
-                    summary = _summary(StoredRun(stage, folder.name, Path(folder.path)))
-                    changed = True
-                    entry = [modified, asdict(summary)]
-                by_signature[summary.signature] = summary
-                # A change of this moment might be followed by another one with the same modification time.
-                if now - modified / 1e9 > SETTLED_SECONDS:
-                    entries[key] = entry
+    unlisted: list[UserError] = []
+    for stored in store.folders(unlisted):
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
+            modified = stored.folder.stat().st_mtime_ns
+            key = f"{stored.stage}/{stored.signature}"
+            # A folder that has not changed since it was indexed is not opened.
+            entry = indexed.get(key)
+            if entry and entry[0] == modified:
+                summary = Summary(**entry[1])
+            else:
+                if not stored.is_planned and not stored.is_done:
+                    continue
+                summary = _summary(stored)
+                changed = True
+                entry = [modified, asdict(summary)]
+            by_signature[summary.signature] = summary
+            # A change of this moment might be followed by another one with the same modification time, and a change of
+            # the right to read a file leaves no trace in its folder.
+            if now - modified / 1e9 > SETTLED_SECONDS and summary.status != "corrupt":
+                entries[key] = entry
+    for error in unlisted:
+        logger.warning("%s", error)
     # Also written when stage runs were deleted.
     if changed or len(entries) != len(indexed):
         with contextlib.suppress(UserError, StageFailure):  # a read-only store, or a full disk
-            write_json(path, {"format": FORMAT, "runs": entries})
+            write_sealed(path, {"format": FORMAT, "runs": entries})
     return by_signature
 
 
 def _load(path: Path) -> dict[str, Any]:
     """The entries of the index; none if it is missing, broken or of another format."""
     try:
-        content = json.loads(path.read_text())
-        return content["runs"] if content["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_sealed(path, ("format", "runs"))
+    except (OSError, UserError):
         return {}
+    return content["runs"] if content["format"] == FORMAT else {}
 
 
 def _summary(run: StoredRun) -> Summary:
     """The summary of a stage run from its files."""
     try:
-        spec, state = run.spec, run.state
-        result = run.result
+        spec, result = run.spec, run.result
+        # What attempts were like does not matter once the stage run is done.
+        state = run.state if result is None else run.readable_state
         attempts = state.get("attempts", [])
         last = attempts[-1] if attempts else {}
         job = state.get("job") or {}
@@ -115,6 +117,5 @@ def _summary(run: StoredRun) -> Summary:
             log=last.get("log") or job.get("log"),
             job=job.get("id"),
         )
-    except (UserError, KeyError, TypeError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{run.folder}/spec.json: it has no {error}"
-        return Summary(run.stage, run.signature, status="corrupt", error=reason)
+    except UserError as error:
+        return Summary(run.stage, run.signature, status="corrupt", error=str(error))

@@ -4,15 +4,19 @@ A record holds the override lists of the cells, so that the sweep can be planned
 configurations, so that `status` knows which stage runs are missing without planning anything.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.files import read_json, sha256_of, write_json
+from pipelines.errors import UserError
+from pipelines.files import read_sealed, sha256_of, unreadable, write_sealed
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import FORMAT, Store
+
+logger = logging.getLogger("sweeps")
 
 KEYS = ("name", "jobs", "launcher", "options", "launched", "cells", "runs")
 """What every record has."""
@@ -63,7 +67,7 @@ def record(
     }
     folder = store.root / "sweeps"
     folder.mkdir(exist_ok=True)
-    write_json(folder / f"{identity}.json", content)
+    write_sealed(folder / f"{identity}.json", content)
     return _sweep_record(identity, content)
 
 
@@ -84,11 +88,27 @@ def _sweep_record(identity: str, content: dict[str, Any]) -> SweepRecord:
     return SweepRecord(identity, **{key: content[key] for key in KEYS}, folder=content.get("folder", ""))
 
 
-def records(store: Store) -> list[SweepRecord]:
-    """Every recorded sweep, the newest last."""
+def records(store: Store, *, strict: bool = False) -> list[SweepRecord]:
+    """Every recorded sweep, the newest last.
+
+    A broken record is named in a warning and left out; with `strict` it raises `UserError`.
+    """
     fix = "delete only this file; the command that launched the sweep writes it again"
-    paths = (store.root / "sweeps").glob("*.json")
-    sweeps = [_sweep_record(path.stem, read_json(path, KEYS, fix)) for path in paths]
+    folder = store.root / "sweeps"
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    sweeps = []
+    for name in names:
+        try:
+            sweeps.append(_sweep_record(name.removesuffix(".json"), read_sealed(folder / name, KEYS, fix)))
+        except UserError as error:
+            if strict:
+                raise
+            logger.warning("%s", error)
     return sorted(sweeps, key=lambda sweep: sweep.launched)
 
 

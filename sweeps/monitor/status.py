@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,9 +143,19 @@ def _merge(stored: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Ro
             sweeps=sweep_names.get(signature, []),
             reference=planned.get(signature, {}).get("reference"),
         )
-        for signature, summary in stored.items()
+        for signature, summary in (
+            (signature, _with_plan(summary, planned.get(signature))) for signature, summary in stored.items()
+        )
     ]
     return missing + existing
+
+
+def _with_plan(summary: Summary, planned: Mapping[str, Any] | None) -> Summary:
+    """The summary, with what the sweep's record says of a stage run whose own files are broken."""
+    if planned is None or summary.status != "corrupt":
+        return summary
+    names = ("labels", "parent", "checkpoint")
+    return replace(summary, **{name: planned[name] for name in names})
 
 
 KEYS = ("model", "objective", "seed", "scale", "sweep", "stage", "status", "checkpoint", "signature")

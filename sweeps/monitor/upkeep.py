@@ -1,13 +1,18 @@
 """Upkeep of a store: whether its files are what was published, and what can be removed to free space."""
 
 import contextlib
+import os
+import re
 import shutil
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.files import sha256
+from pipelines.files import UnreadableError, unreadable
+from pipelines.published import broken, checkpoint_hash, read_result, redo
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.composer import Composer
 from sweeps.compose.config_files import initialized_hydra, options_of
@@ -15,33 +20,129 @@ from sweeps.plan.planner import plan
 from sweeps.plan.signatures import signature_of
 from sweeps.store.stage_runs import Store, StoredRun
 
+LEFTOVER_SECONDS = 3600.0
+"""Age at which a temporary file counts as left by a killed writer."""
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}|\.clock-[0-9a-f]{8}|\.[0-9a-f]{32}|\.step-\d+\.all-ranks")
+"""Names of temporary files and folders."""
 
-def faults(run: StoredRun) -> Iterator[str]:
-    """What is wrong with a stage run's files, one sentence per fault."""
-    # Are the files readable?
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one file of a stage run."""
+
+    sentence: str
+    is_broken: bool = True
+    """Whether the stage run has to be run again; otherwise the sentence says what to do with the file."""
+    spreads: bool = True
+    """Whether what descends from the stage run is doubtful too."""
+
+
+def faults(run: StoredRun) -> Iterator[Fault]:
+    """What is wrong with a stage run's files; a folder that nothing was published in has no fault."""
     try:
-        spec, result = run.spec, run.result
+        names = os.listdir(run.folder)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        yield Fault(str(unreadable(run.folder, error)), is_broken=False, spreads=False)
+        return
+    if not {"spec.json", "result.json"} & set(names):
+        return
+    yield from _record_faults(run)
+    try:
+        result = run.result
+    except UserError:  # is among the faults of its records
+        return
+    if result is not None:
+        yield from _file_faults(run, result["files"])
+
+
+def _record_faults(run: StoredRun) -> Iterator[Fault]:
+    """What is wrong with the JSON files."""
+    try:
+        _ = run.result
     except UserError as error:
-        yield str(error)
-        return
-    # Does the spec still have the signature that it is stored under?
+        yield _fault(error)
     try:
-        expected = signature_of(spec)
+        if signature_of(run.spec) != run.signature:
+            yield Fault(
+                f"{run.folder}/spec.json: its content has the signature {signature_of(run.spec)}; {redo(run.folder)}"
+            )
     except (KeyError, TypeError) as error:
-        yield f"{run.folder}/spec.json: it is not a spec, it has no {error}"
-        return
-    if spec.get("signature") != run.signature or expected != run.signature:
-        yield f"{run.folder}/spec.json: its content has the signature {expected}, its folder is named {run.signature}"
-    if result is None:
-        return
-    # Is every published file unchanged?
-    for name, digest in result.get("files", {}).items():
+        yield Fault(f"{run.folder}/spec.json: it is not a spec, it has no {error}; {redo(run.folder)}")
+    except UserError as error:
+        yield _fault(error)
+    try:
+        _ = run.state
+    except UserError as error:
+        yield Fault(str(error), is_broken=False, spreads=False)
+
+
+def _file_faults(run: StoredRun, files: Mapping[str, str]) -> Iterator[Fault]:
+    """Published files that have changed, are missing or were added, and models that are not what was loaded."""
+    added = {str(path.relative_to(run.folder)): "" for path in (run.folder / "checkpoints").rglob("*")}
+    for name in {**added, **files}:
         path = run.folder / name
-        if not path.is_file():
-            yield f"{path}: it was published and is missing"
-            continue
-        if (actual := sha256(path)) != digest:
-            yield f"{path}: its sha256 is {actual[:12]}, published was {digest[:12]}"
+        try:
+            # The spec is sealed; its own fault is reported already.
+            if name == "spec.json" or (name not in files and path.is_dir()):
+                continue
+            if sentence := broken(path, files.get(name)):
+                yield Fault(sentence, spreads=name.startswith("checkpoints/"))
+        except (UnreadableError, PermissionError) as error:
+            problem = error if isinstance(error, UnreadableError) else unreadable(path, error)
+            yield Fault(str(problem), is_broken=False, spreads=False)
+
+
+def input_faults(run: StoredRun, store: Store) -> Iterator[Fault]:
+    """Models that the stage run loaded and that were published again since, with other weights."""
+    with contextlib.suppress(UserError):  # is among the faults of its records
+        for loaded, digest in (run.result or {}).get("inputs", {}).items():
+            stage, signature, checkpoint = loaded.split("/")
+            with contextlib.suppress(FileNotFoundError, UserError):
+                if checkpoint_hash(read_result(store.run(stage, signature).folder)["files"], checkpoint) != digest:
+                    yield Fault(f"{run.folder}: it was computed from other weights than {stage}/{signature} has now")
+
+
+def _fault(error: UserError) -> Fault:
+    is_broken = not isinstance(error, UnreadableError)
+    return Fault(str(error), is_broken=is_broken, spreads=is_broken)
+
+
+def descendants(runs: Iterable[StoredRun], ancestors: Iterable[str]) -> dict[str, str]:
+    """Signature of each stage run that was computed from one of `ancestors`, directly or not -> that one."""
+    needs: dict[str, set[str]] = {}
+    for run in runs:
+        with contextlib.suppress(UserError):
+            needs[run.signature] = run.needs if run.is_planned else set()
+    found = {signature: signature for signature in ancestors}
+    while new := {
+        signature: found[need]
+        for signature, needed in needs.items()
+        for need in sorted(needed & found.keys())
+        if signature not in found
+    }:
+        found |= new
+    return {signature: ancestor for signature, ancestor in found.items() if signature != ancestor}
+
+
+def discard(run: StoredRun) -> bool:
+    """Remove the folder of a stage run at once, unless a live process holds it; returns whether it was removed.
+
+    Raises `UserError` if this user may not remove it.
+    """
+    lease = run.claim()
+    if lease is None:
+        return False
+    # Renamed first, so that no reader sees half of it.
+    removed = run.folder.with_name(f".{run.folder.name}.{uuid.uuid4().hex[:8]}")
+    with lease:
+        try:
+            run.folder.rename(removed)
+            shutil.rmtree(removed)
+        except OSError as error:
+            raise UserError(f"{run.folder}: it cannot be removed ({error.strerror})") from error
+    return True
 
 
 def needed_by_named_sweeps() -> set[str]:
@@ -57,7 +158,7 @@ def needed_by_named_sweeps() -> set[str]:
 
 @dataclass(frozen=True)
 class Removable:
-    """A folder that can be removed."""
+    """A file or folder that can be removed."""
 
     path: Path
     bytes: int
@@ -79,14 +180,34 @@ def removable(store: Store, needed: set[str], *, weights: bool) -> Iterator[Remo
             yield Removable(work, _size(work), "trainer state" if (work / "resume").exists() else "unfinished work")
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def leftovers(store: Store) -> Iterator[Removable]:
+    """What killed commands left: temporary files, and folders of stage runs that have no spec yet."""
+    for folder, folders, files in os.walk(store.root):
+        names = [name for name in (*folders, *files) if TEMPORARY.fullmatch(name)]
+        # W&B's files are its own, and what is in a temporary folder goes with it.
+        folders[:] = [name for name in folders if name not in names and Path(folder, name) != store.root / "wandb"]
+        yield from _old(Path(folder, name) for name in names)
+    for run in store.folders([]):
+        if not run.is_planned and not run.is_done and run.folder.is_dir() and not run.is_held():
+            yield from _old([run.folder])
+
+
+def _old(paths: Iterable[Path]) -> Iterator[Removable]:
+    for path in paths:
+        with contextlib.suppress(OSError):  # another command removes it too
+            if time.time() - path.lstat().st_mtime >= LEFTOVER_SECONDS:
+                yield Removable(path, _size(path), "left by a killed command")
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def remove(items: list[Removable]) -> None:
-    """Remove the folders; raises `UserError` if one of them cannot be removed."""
+    """Remove the files and folders; raises `UserError` if one of them cannot be removed."""
     for item in items:
         try:
-            shutil.rmtree(item.path)
+            shutil.rmtree(item.path) if item.path.is_dir() else item.path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{item.path}: it cannot be removed ({error.strerror})") from error

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from pipelines.configuration import STAGES
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
-from pipelines.files import read_json, write_json
+from pipelines.files import read_sealed, write_sealed
 from pipelines.tracking.tracker import named
 from pipelines.tracking.wandb_run import TRACKING, send_evaluations
 from sweeps.store.stage_runs import Store, StoredRun
@@ -107,14 +107,14 @@ def add_evaluations(
     What `wandb/evaluations.json` lists was added before and is skipped, as is what the run itself has already.
     """
     path = store.root / "wandb" / "evaluations.json"
-    listed: dict[str, list[str]] = read_json(path) if path.exists() else {}
+    listed: dict[str, list[str]] = read_sealed(path) if path.exists() else {}
     added: list[str] = []
     for signature, tracking in _tracked(store, project=project, entity=entity).items():
         done = listed.setdefault(f"{tracking.entity or ''}/{tracking.project}", [])
         evaluations = [
             run
             for run in store.runs()
-            if run.stage == "evaluate" and run.result is not None and run.signature not in done
+            if run.stage == "evaluate" and run.readable_result is not None and run.signature not in done
             and run.spec["parent"]["signature"] == signature
         ]  # fmt: skip
         if not evaluations:
@@ -128,7 +128,7 @@ def add_evaluations(
                 "same command again to resume"
             ) from error
         done += [run.signature for run in evaluations]
-        write_json(path, listed)
+        write_sealed(path, listed)
         added += [run.signature for run in evaluations]
         report(f"{len(added)} evaluations added")
     return added
@@ -139,7 +139,7 @@ def _tracked(store: Store, *, project: str | None, entity: str | None) -> dict[s
     runs = {}
     for folder in _run_folders(store, "*run-*"):
         if (folder / TRACKING).exists():
-            tracking = TrackingConfig(**read_json(folder / TRACKING))
+            tracking = TrackingConfig(**read_sealed(folder / TRACKING))
             chosen = replace(
                 tracking, mode="online", project=project or tracking.project, entity=entity or tracking.entity
             )
@@ -150,8 +150,8 @@ def _tracked(store: Store, *, project: str | None, entity: str | None) -> dict[s
 def _values(run: StoredRun) -> dict[str, Any]:
     """What an evaluation's ledger has, under the names in W&B."""
     values: dict[str, Any] = {}
-    for line in (run.folder / "ledger.jsonl").read_text().splitlines():
-        values |= named(run.spec, json.loads(line))
+    for row in run.ledger():
+        values |= named(run.spec, row)
     return values
 
 
@@ -189,7 +189,7 @@ def send_artifacts(
     check_server()
     path = store.root / "wandb" / "artifacts.json"
     fix = "delete only this file; everything is sent again"
-    record = read_json(path, (), fix) if path.exists() else {}
+    record = read_sealed(path, (), fix) if path.exists() else {}
     key = f"{entity or ''}/{project}{'+checkpoints' if checkpoints else ''}"
     listed: dict[str, str] = record.setdefault(key, {})
     path.parent.mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def send_artifacts(
             _send_artifact(store, run, listed, project=project, entity=entity, checkpoints=checkpoints)
             names.append(name)
             listed[name] = f"{name}:latest"
-            write_json(path, record)
+            write_sealed(path, record)
             report(f"{name} sent")
     return names
 
@@ -240,7 +240,7 @@ def _send_artifact(
 def _finished(store: Store) -> Iterator[StoredRun]:
     """Finished stage runs, parents first."""
     runs = sorted(store.runs(), key=lambda run: (STAGES.index(run.stage), run.signature))
-    return (run for run in runs if run.result is not None)
+    return (run for run in runs if run.readable_result is not None)
 
 
 def _inputs(run: StoredRun, listed: dict[str, str]) -> list[str]:
@@ -272,7 +272,7 @@ def _artifact(run: StoredRun, name: str, *, checkpoints: bool) -> "wandb.Artifac
         metadata={**run.spec["labels"], "signature": run.signature},
     )
     for file in SMALL_FILES:
-        if (run.folder / file).exists():
+        if file == "result.json" or run.published(file):
             artifact.add_file(str(run.folder / file))
     if checkpoints and (run.folder / "checkpoints").is_dir():
         artifact.add_dir(str(run.folder / "checkpoints"), name="checkpoints")

@@ -60,7 +60,7 @@ def measured(store: Store, signatures: Iterable[str]) -> Assumptions:
     for run in store.runs():
         if run.stage == "grpo" and run.signature in selected:
             config = GRPOConfig(**run.spec["config"]["grpo"])
-            for row in run.ledger():
+            for row in run.readable_ledger():
                 # The row of step 0 has held-out prompts only.
                 if "prompt_length" in row:
                     prompts.append(row["prompt_length"])
@@ -80,8 +80,11 @@ def timed(store: Store, signatures: Iterable[str], assumptions: Assumptions) -> 
         graph.add(_planned(run))
     runs = []
     for signature in signatures:
+        # The spec of a stage run may be broken.
+        if signature not in stored:
+            continue
         run = stored[signature]
-        if (result := run.result) and result["seconds"] > 0:
+        if (result := run.readable_result) and result["seconds"] > 0:
             runs.append(
                 Timed(
                     model=run.spec["labels"]["model"],

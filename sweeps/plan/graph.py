@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.published import FORMAT
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -52,7 +54,7 @@ class StageRun:
     def spec(self) -> dict[str, Any]:
         """The content of `spec.json`, without the environment."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "stage": self.stage,
             "version": self.version,
             "signature": self.signature,

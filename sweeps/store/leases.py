@@ -24,6 +24,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
@@ -64,6 +65,14 @@ class Owner:
             restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         )
 
+    @classmethod
+    def from_json(cls, content: Any) -> "Owner | None":
+        """The owner that a lease names, or None if it is not the content of a lease."""
+        types = {"host": str, "boot": str, "pid": int, "began": int, "job": str | None, "user": str, "restart": int}
+        if not isinstance(content, dict) or content.keys() != types.keys():
+            return None
+        return cls(**content) if all(isinstance(content[name], kind) for name, kind in types.items()) else None
+
 
 @cache
 def _boot() -> str:
@@ -93,7 +102,7 @@ class Holder:
 
     number: int
     owner: Owner | None
-    """None if the file is not readable: a power cut truncated it."""
+    """None if the file is not readable: a power cut truncated it, or its user keeps it from others."""
     released: bool
     age: float
     """Seconds since the last heartbeat, by the file server's clock."""
@@ -127,12 +136,13 @@ def holder(folder: Path, now: float | None = None) -> Holder | None:
     path = leases / f"{number:06d}.json"
     owner, touched = None, 0.0
     try:
+        touched = path.stat().st_mtime
         with path.open() as file:  # on NFS, opening a file fetches its times from the server
             touched = os.fstat(file.fileno()).st_mtime
-            owner = Owner(**json.load(file))
+            owner = Owner.from_json(json.load(file))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError):
+    except (OSError, ValueError, RecursionError):
         pass
     age = (server_time(leases) if now is None else now) - touched
     return Holder(number, owner, f"{number:06d}.released" in names, age)

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipelines.configuration.cell import Cell
+from pipelines.files import write_sealed
 from sweeps.compose.cells import compose_cells
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
+from tests.published import publish
 
 METRICS = {
     "text": ["perplexity", "entropy"],
@@ -71,7 +73,7 @@ def write_run(store: Store, run: StageRun, number: Number = known, **result: Any
     """Write a finished stage run with `number` for each measurement; `result` replaces keys of its `result.json`."""
     folder = store.run(run.stage, run.signature).folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(json.dumps({**run.spec, "environment": {"shaping": "0.1.0"}}))
+    write_sealed(folder / "spec.json", {**run.spec, "environment": {"shaping": "0.1.0"}})
     measurements: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     if run.stage == "evaluate":
@@ -81,8 +83,8 @@ def write_run(store: Store, run: StageRun, number: Number = known, **result: Any
     else:
         rows = [{"step": s, "reward": s / 10, "entropy": 1 / s, "response_length": 20 + s} for s in range(1, 5)]
         (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = {"format": 1, "stage": run.stage, "seconds": 1.5, "metrics": metrics, "measurements": measurements}
-    (folder / "result.json").write_text(json.dumps({**content, **result}))
+    content = {"seconds": 1.5, "metrics": metrics, "measurements": measurements}
+    publish(folder, **{**content, **result})
     return folder
 
 

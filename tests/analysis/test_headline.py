@@ -14,6 +14,7 @@ from analysis.headline_words import cautions, odd_seeds, result_sentence, seeds_
 from analysis.study import read_study
 from analysis.table_builder import build_tables
 from tests.analysis.conftest import Measured, known, write_run
+from tests.published import publish
 
 FIVE = ["objective=ce,precision,diversity", "seed=1,2,3,4,5"]
 
@@ -38,6 +39,7 @@ def with_rewards(graph: object, store: object, reward: Callable[[str, int, int],
             for row in rows:
                 row["held_out_pass@2"] = 1 - (1 - row["held_out_reward"]) ** 2
             (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            publish(folder)
 
 
 def rows_by_setting(result: Headline) -> dict[str, object]:
@@ -83,6 +85,7 @@ def test_held_out_rewards_come_first_and_their_error_is_that_over_problems(make_
                 json.loads(line) | {"held_out_pass@2": float(np.mean(1 - (1 - shares) ** 2))} for line in path.open()
             ]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            publish(path.parent)
     study = read_study(graph, store)
     sampled = held_out_rewards(study)["nano", "ce"][20]
     error = 100 * np.sqrt((shares.var() + (shares * (1 - shares)).mean() / 16) / 63)

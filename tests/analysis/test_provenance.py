@@ -1,10 +1,10 @@
 """How a study was made, from states and launches that are known."""
 
-import json
 from collections.abc import Callable
 
 from analysis.provenance import launch_command, minutes, provenance
 from analysis.study import read_study
+from pipelines.files import read_sealed, write_sealed
 from sweeps.monitor.launched_sweeps import SweepRecord, record
 
 
@@ -15,7 +15,7 @@ def test_times_are_those_of_the_attempts_and_waiting_does_not_count(make_store: 
         start = 1.8e9 + number // 2 * 3600 + (86400 if number >= 4 else 0)
         attempts = [{"started": start, "ended": start + 3600, "host": "a"}]
         path = store.run(run.stage, run.signature).folder / "state.json"
-        path.write_text(json.dumps({"format": 1, "status": "done", "attempts": attempts}))
+        write_sealed(path, {"format": 2, "status": "done", "attempts": attempts})
     hours = -(-len(graph.runs) // 2)
     made = provenance(read_study(graph, store), command="shaping-run -m objective=ce seed=1,2")
     assert made.facts["time"] == f"{hours}:00:00 with {len(graph.runs) / hours:.1f} stage runs at a time, " + (
@@ -34,9 +34,9 @@ def test_what_is_missing_and_the_commit_are_named(make_store: Callable) -> None:
     for run in graph.runs.values():
         path = store.run(run.stage, run.signature).folder / "spec.json"
         if path.exists():
-            spec = json.loads(path.read_text())
+            spec = read_sealed(path)
             spec["environment"] |= {"commit": "abc-dirty", "cores": "2"}
-            path.write_text(json.dumps(spec))
+            write_sealed(path, spec)
     facts = provenance(read_study(graph, store), command="x").facts
     assert facts["not run"].startswith("1 stage runs missing, ")
     assert facts["commit"] == "abc-dirty"

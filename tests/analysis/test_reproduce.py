@@ -19,6 +19,7 @@ from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, se
 from analysis.table_files import file_name, html_table, latex, markdown
 from analysis.tables import NOT_MEASURED, NOT_RUN, Entry, Table
 from pipelines.errors import StageFailure, UserError
+from pipelines.files import write_sealed
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, composed_once, known, planned, write_run
 from tests.conftest import SMALL
@@ -202,12 +203,16 @@ def test_a_missing_store_is_named(tmp_path: Path, shaping_run: Command) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corrupt_spec_is_named(make_store: Callable, tmp_path: Path) -> None:
+def test_a_corrupt_spec_is_named_and_its_stage_run_missing(
+    make_store: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, store = make_store(["objective=ce"])
-    next(store.root.glob("grpo/*/spec.json")).write_text("{")
-    with pytest.raises(UserError, match=r"spec\.json: it is not readable JSON"):
-        reproduce(Options(store=str(store.root), sweep="nano", results=str(tmp_path / "results")), Console(quiet=True))
-    assert not (tmp_path / "results").exists()
+    path = next(store.root.glob("grpo/*/spec.json"))
+    path.write_text("{")
+    options = Options(store=str(store.root), sweep="nano", results=str(tmp_path / "results"))
+    folder = reproduce(options, Console(quiet=True))
+    assert f"{path}: it is not readable JSON" in caplog.text
+    assert (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -232,13 +237,14 @@ def test_files_of_others_are_not_replaced(
     assert all((tmp_path / "results" / "nano" / name).exists() for name in files)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "it is not readable JSON"), ("{}", "it has no 'overlap'; delete")])
-def test_a_corrupt_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_corrupt_manifest_is_no_fact(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
-    (store.cache / "data").mkdir(parents=True)
-    (store.cache / "data" / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=rf"manifest\.json: {message}"):
-        overlap_fact(store)
+    for name, overlap in (("a", 1), ("b", 2)):
+        (store.cache / name).mkdir(parents=True)
+        write_sealed(store.cache / name / "manifest.json", {"overlap": overlap})
+    assert overlap_fact(store) == {"questions in more than one split": "3"}
+    (store.cache / "a" / "manifest.json").write_text('{"overlap": 0}')
+    assert overlap_fact(store) == {"questions in more than one split": "2"}
 
 
 def test_ctrl_c_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, known, write_run
+from tests.published import publish
 
 
 def test_the_frame_has_the_documented_columns(make_store: Callable) -> None:
@@ -112,23 +114,71 @@ def test_nan_is_a_missing_value_and_not_corruption(make_store: Callable) -> None
         assert frame.loc[frame["stage_run"] == run.signature, "value"].isna().all()
 
 
-def test_another_format_is_refused(make_store: Callable) -> None:
+def test_another_format_is_named(make_store: Callable, caplog: pytest.LogCaptureFixture) -> None:
     graph, store = make_store(["objective=ce"])
-    write_run(store, next(iter(graph.runs.values())), format=2)
-    with pytest.raises(UserError, match=r"result\.json: its format is 2 and this version reads 1"):
-        analysis.load(store.root)
+    run = next(run for run in graph.runs.values() if run.stage == "evaluate")
+    write_run(store, run, format=3)
+    assert run.signature not in set(analysis.load(store.root)["stage_run"])
+    assert "result.json: its format is 3 and this version reads 2" in caplog.text
 
 
-@pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize(("text", "message"), [("{", "it is not readable JSON"), ("{}", "it has no 'stage'; delete")])
-def test_a_corrupt_spec_is_named(make_store: Callable, text: str, message: str, finished: bool) -> None:
+def broken_spec(folder: Path) -> None:
+    (folder / "spec.json").write_text("{")
+
+
+def broken_result(folder: Path) -> None:
+    """Another value, in a result that is readable JSON."""
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"n": 64', '"n": 46', 1))
+
+
+def result_of_another(folder: Path) -> None:
+    other = next(path for path in folder.parent.iterdir() if path != folder)
+    shutil.copy(other / "result.json", folder / "result.json")
+
+
+@pytest.mark.parametrize("damage", [broken_spec, broken_result, result_of_another])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_broken_stage_run_is_named_and_the_others_are_read(
+    make_store: Callable, damage: Callable[[Path], None], is_cached: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     _, store = make_store(["objective=ce"])
-    path = next(store.root.glob("grpo/*/spec.json"))
-    path.write_text(text)
-    if not finished:
-        (path.parent / "result.json").unlink()
-    with pytest.raises(UserError, match=rf"spec\.json: {message}"):
-        analysis.load(store.root)
+    before = analysis.load(store.root)
+    folder = sorted(store.root.glob("evaluate/*"))[1]
+    if not is_cached:
+        (store.root / "cache" / "readings.arrow").unlink()
+    damage(folder)
+    after = analysis.load(store.root)
+    # What was read before a spec changed is still right.
+    is_lost = not (is_cached and damage is broken_spec)
+    assert (f"verify --redo --store {store.root} {folder.name}" in caplog.text) == is_lost
+    kept = before[before["stage_run"] != folder.name] if is_lost else before
+    pd.testing.assert_frame_equal(values(after), values(kept))
+
+
+def values(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype({name: str for name in frame if frame[name].dtype == "category"}).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("position", [0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9999])
+def test_a_changed_cache_is_read_again(make_store: Callable, position: float) -> None:
+    """A flipped bit in the cached readings, whose file is still one of Arrow, changes no number."""
+    _, store = make_store(["objective=ce"])
+    first = analysis.load(store.root)
+    path = store.root / "cache" / "readings.arrow"
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 4
+    path.write_bytes(content)
+    pd.testing.assert_frame_equal(analysis.load(store.root), first)
+
+
+def test_a_changed_ledger_is_named_and_left_out(make_store: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    graph, store = make_store(["objective=ce,precision"])
+    changed, other = (run for run in graph.runs.values() if run.stage == "grpo")
+    path = store.run("grpo", changed.signature).folder / "ledger.jsonl"
+    path.write_text(path.read_text().replace("0.1", "0.9", 1))
+    assert set(analysis.ledger(store.root, "grpo")["stage_run"]) == {other.signature}
+    assert f"{path}: its sha256 is" in caplog.text
 
 
 def test_an_unfinished_last_ledger_line_is_left_out_and_a_broken_line_is_named(tmp_path: Path) -> None:
@@ -154,6 +204,7 @@ def test_ledger_and_samples(make_store: Callable) -> None:
     run = next(run for run in graph.runs.values() if run.stage == "evaluate" and "Chain-3" in str(run.config))
     rows = [{"benchmark": b, "question": "7+5", "response": "12", "answer": "12", "reward": 1.0} for b in ("A", "B")]
     write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
+    publish(store.root / "evaluate" / run.signature)
     samples = analysis.samples(store.root, benchmark="A", stage_run=run.signature[:8])
     assert samples[["benchmark", "response", "objective"]].drop_duplicates().values.tolist() == [["A", "12", "ce"]]
 
@@ -183,4 +234,4 @@ def test_an_evaluation_without_its_parents_keeps_its_labels(make_store: Callable
     write_run(store, replace(run))
     frame = analysis.load(store.root)
     assert set(frame["objective"]) == {"precision"}
-    assert frame["beta"].isna().all()
+    assert set(frame["beta"]) == {-0.25}

@@ -19,6 +19,7 @@ from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, composed, known, measurements_of, write_run
 from tests.analysis.figures.drawing import Mark, Panel, read_back
+from tests.published import publish
 
 SEEDS = (1, 2)
 BETA = {"precision": -0.25, "ce": 0.0, "diversity": 0.5, "tail_penalty": 0.0, "head_reward": 0.0}
@@ -63,6 +64,7 @@ def charts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chart]:
                 (folder / "ledger.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in ledger(objective, seed)))
                 rows = [{"step": 4, "by": "token", "token": t, "count": c} for t, c in (("so", seed), ("thus", 3))]
                 (folder / "forking.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+                publish(folder)
     built = build_figures(read_study(graph, store))
     assert built.missing == []
     return {chart.name: chart for chart in built.charts}

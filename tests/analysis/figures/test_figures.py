@@ -18,6 +18,7 @@ from analysis.table_builder import build_tables
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import composed, known, measurements_of, write_run
+from tests.published import publish
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def complete(tmp_path: Path) -> Study:
         if run.stage == "grpo":
             rows = [{"step": 4, "by": "token", "token": token, "count": 3} for token in ("so", "thus")]
             (folder / "forking.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            publish(folder)
     return read_study(graph, store)
 
 

@@ -1,7 +1,6 @@
 """The report in a real browser: what it shows and does, that it loads nothing, and that no text in it can run."""
 
 import io
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from rich.console import Console
 
 from analysis.reproduce import Options, reproduce
 from pipelines.evaluation.samples import SAMPLES, write_rows
+from pipelines.files import read_sealed, write_sealed
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import composed_once, planned, write_run
+from tests.published import publish
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>window.ran=1</script><img src=x onerror='window.ran=1'>{{7*7}}\u2028<!--"
@@ -43,6 +44,7 @@ def with_samples(store: Store, graph: Any, text: str) -> None:
                 for q in range(2)
             ]
             write_rows(evaluation / SAMPLES, rows)
+            publish(evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -297,12 +299,14 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
     graph, store = planned(("objective=ce,precision", "seed=1")), Store.create(tmp_path / "store")
     for run in graph.runs.values():
         folder = write_run(store, run)
-        spec = json.loads((folder / "spec.json").read_text())
+        spec = read_sealed(folder / "spec.json")
         spec["labels"] |= {"model": HOSTILE, "objective": HOSTILE + spec["labels"]["objective"]}
         spec["environment"] |= {HOSTILE: HOSTILE}
-        (folder / "spec.json").write_text(json.dumps(spec))
-        text = (folder / "result.json").read_text()
-        (folder / "result.json").write_text(text.replace('"Chain-4"', json.dumps(HOSTILE)))
+        write_sealed(folder / "spec.json", spec)
+        rows = read_sealed(folder / "result.json")["measurements"]
+        for row in rows:
+            row["benchmark"] = row["benchmark"].replace("Chain-4", HOSTILE)
+        publish(folder, measurements=rows)
     with_samples(store, graph, HOSTILE)
     options = Options(store=str(store.root), results=str(tmp_path / "results"), sweep=None)
     folder = reproduce(options, Console(quiet=True))

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
+from pipelines.files import write_sealed
 from sweeps.monitor.wandb_sync import add_evaluations, send_runs
 from sweeps.store.stage_runs import Store
 from tests.pipelines.tracking.specs import EVALUATE, PRETRAIN
+from tests.published import publish
 from tests.wandb_server import Received, wandb_server
 
 pytestmark = pytest.mark.slow
@@ -136,10 +138,8 @@ def test_offline_attempts_are_one_run_when_they_are_sent(tmp_path: Path, server:
     evaluation = store.root / "evaluate" / EVALUATE["signature"]
     evaluation.mkdir()
     (store.root / "evaluate" / "ledger.jsonl").rename(evaluation / "ledger.jsonl")
-    (evaluation / "spec.json").write_text(json.dumps({"format": 1, "version": 1, **EVALUATE}))
-    (evaluation / "result.json").write_text(
-        json.dumps({"format": 1, "seconds": 1.0, "measurements": [], "metrics": {}})
-    )
+    write_sealed(evaluation / "spec.json", {"format": 2, "version": 1, **EVALUATE})
+    publish(evaluation)
     options: dict[str, Any] = {"project": None, "entity": None, "report": print}
     for added in ([EVALUATE["signature"]], []):
         assert send_runs(store, **options).failed == []

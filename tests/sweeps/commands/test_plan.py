@@ -10,6 +10,7 @@ from pipelines.models.sizes import parameters
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.cost import Assumptions, Rate, work
 from sweeps.plan.planner import plan
+from tests.published import publish
 from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
 
 
@@ -21,10 +22,8 @@ def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
     assert run("objective=ce,precision", *FEW, cwd=folder).returncode == 0
     graph = plan(compose_cells(["objective=ce,precision", *FEW]))
     for signature, planned in graph.runs.items():
-        path = folder / "store" / planned.stage / signature / "result.json"
-        result = json.loads(path.read_text())
+        path = folder / "store" / planned.stage / signature
         seconds = rate.seconds(work(graph, planned, Assumptions(12, 0.25, 0.75)))
-        path.write_text(json.dumps(result | {"seconds": seconds / ranks, "ranks": ranks}))
         if planned.stage == "grpo":
             limit = planned.config["grpo"]["max_new_tokens"]
             steps = [
@@ -32,7 +31,8 @@ def timed_store(folder: Path, rate: Rate, ranks: int) -> None:
                 for step, share, mixed in ((0, 0.2, 1.0), (1, 0.25, 0.5), (2, 0.3, 0.75))
             ]
             lines = [{"step": 0, "held_out_reward": 0.5}, *steps]
-            path.with_name("ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        publish(path, seconds=seconds / ranks, ranks=ranks)
 
 
 def test_calibrate(tmp_path: Path) -> None:

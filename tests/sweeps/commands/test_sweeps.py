@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.files import write_json
+from pipelines.files import read_sealed, write_sealed
 from sweeps.monitor.index import summaries
 from sweeps.store.stage_runs import Store
 from tests.in_process import Result, in_process
@@ -158,8 +158,8 @@ def test_plan_finds_a_store_in_the_home_folder(made: Path, tmp_path: Path) -> No
 
 def test_retry_names_the_command_of_what_torchrun_launched(folder: Path) -> None:
     for path in (folder / "store" / "sweeps").glob("*.json"):
-        sweep = json.loads(path.read_text()) | {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
-        path.write_text(json.dumps(sweep))
+        changes = {"launcher": "torchrun", "options": {"ranks": 8, "words": ["seed=7,8"]}}
+        write_sealed(path, read_sealed(path) | changes)
     refused = in_process("sweeps.commands.shaping_sweeps", "retry", cwd=folder, environment=FAKE)
     assert refused.returncode == 2
     assert "with 8 ranks; start it again: torchrun ... --no-python shaping-torchrun seed=7,8" in refused.stderr
@@ -172,7 +172,7 @@ def test_logs(folder: Path) -> None:
     assert "working on" in sweeps("logs", rows(folder, "nano/ce/seed1:grpo")[0]["signature"][:9], cwd=folder).stdout
     state = Store.open(folder / "store").run("midtrain", rows(folder, "*:midtrain", "seed=7")[0]["signature"])
     attempts = [attempt | {"log": "/gone/0_log.err"} for attempt in state.state["attempts"]]
-    write_json(state.folder / "state.json", state.state | {"attempts": attempts})
+    write_sealed(state.folder / "state.json", state.state | {"attempts": attempts})
     without_log = sweeps("logs", "nano/ce/seed7:midtrain", cwd=folder)
     assert without_log.returncode == 2
     assert "its log /gone/0_log.err does not exist any more" in without_log.stderr
@@ -252,7 +252,7 @@ def test_verify_reports_changed_files(folder: Path) -> None:
     weights = next(changed.folder.glob("checkpoints/*/weights"))
     weights.write_text("other")
     next(lost.folder.glob("checkpoints/*/weights")).unlink()
-    write_json(swapped.folder / "spec.json", swapped.spec | {"config": swapped.spec["config"] | {"seed": 99}})
+    write_sealed(swapped.folder / "spec.json", swapped.spec | {"config": swapped.spec["config"] | {"seed": 99}})
     checked = sweeps("verify", "--json", cwd=folder)
     assert checked.returncode == 1
     faults = json.loads(checked.stdout)["faults"]
@@ -305,7 +305,7 @@ def test_the_index_can_be_deleted_and_damaged(folder: Path) -> None:
     assert summaries(store)[one.signature].status == "done"
     (one.folder / "result.json").unlink()
     assert summaries(store)[one.signature].status == "done"  # as its state.json says
-    write_json(one.folder / "state.json", one.state | {"status": "failed"})
+    write_sealed(one.folder / "state.json", one.state | {"status": "failed"})
     assert summaries(store)[one.signature].status == "failed"
     (one.folder / "spec.json").write_text("{")
     assert summaries(store)[one.signature].status == "corrupt"
@@ -331,7 +331,7 @@ def test_why_names_a_raised_stage_version(folder: Path) -> None:
     store = Store.open(folder / "store")
     for run in list(store.runs()):
         if run.stage == "pretrain":
-            write_json(run.folder / "spec.json", run.spec | {"version": 0})
+            write_sealed(run.folder / "spec.json", run.spec | {"version": 0})
             run.folder.rename(run.folder.with_name(run.signature[::-1]))
     output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
     assert "pretrain.version: 2 here, 0 there" in output

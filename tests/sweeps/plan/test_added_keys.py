@@ -16,12 +16,13 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.signed_content import added_later
-from pipelines.files import write_json
+from pipelines.files import write_sealed
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.execute.display import title
 from sweeps.plan.planner import plan
 from sweeps.plan.signatures import signature_of
 from sweeps.store.stage_runs import Store
+from tests.published import publish
 
 PINNED = Path(__file__).with_name("nano_signatures.json")
 
@@ -89,8 +90,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Store]:
     for run in plan([cell]).runs.values():
         folder = store.run(run.stage, run.signature).folder
         folder.mkdir(parents=True)
-        write_json(folder / "spec.json", run.spec)
-        write_json(folder / "result.json", {})
+        write_sealed(folder / "spec.json", run.spec)
+        publish(folder)
     return cell, store
 
 

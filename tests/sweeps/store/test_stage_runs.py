@@ -4,13 +4,15 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.files import read_json, write_json
-from sweeps.monitor.launched_sweeps import records
+from pipelines.files import write_json, write_sealed
+from sweeps.monitor.launched_sweeps import record, records
+from sweeps.monitor.status import rows
 from sweeps.plan.differences import explain
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.leases import Lease, claim
@@ -66,30 +68,74 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"a": 1}'])
-def test_corrupt_files_are_named(tmp_path: Path, content: str) -> None:
+BROKEN = {
+    "cut": b"{",
+    "a list": b"[1]",
+    "no text": b"\xff",
+    "another object": b'{"a": 1}',
+    "deep": b"[" * 10_000,
+    "empty": b"",
+    "zeros": bytes(100),
+    "unsealed": b'{"status": "done", "stage": "pretrain"}',
+    "a wrong seal": b'{\n "status": "done",\n "sha256": "' + b"0" * 64 + b'"\n}',
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_corrupt_files_are_named(tmp_path: Path, content: bytes) -> None:
     store = Store.create(tmp_path / "store")
     run = store.run("pretrain", "abc")
-    (store.root / "sweeps").mkdir()
     run.folder.mkdir(parents=True)
-    cases: list[tuple[Path, Callable[[], object], str]] = [
-        (run.folder / "spec.json", lambda: explain(Plan({}, {}), planned(), store), f"delete the folder {run.folder}"),
-        (run.folder / "state.json", lambda: run.status, f"delete the folder {run.folder}"),
-        (store.root / "sweeps" / "abc.json", lambda: records(store), "delete only this file"),
+    redo = f"shaping-sweeps verify --redo --store {store.root} abc"
+    cases: list[tuple[str, Callable[[StoredRun], object], str]] = [
+        ("spec.json", lambda run: run.spec, redo),
+        ("result.json", lambda run: run.result, redo),
+        ("state.json", lambda run: run.state, "delete only this file"),
     ]
-    for path, read, fix in cases:
-        path.write_bytes(content.encode("latin-1"))
-        with pytest.raises(UserError, match=f"{path}: it .*; {fix}"):
-            read()
+    for name, read, fix in cases:
+        path = run.folder / name
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path}: it.*; {fix}"):
+            read(run.reread())
         path.unlink()
-    note = store.root / "note.json"
-    note.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="delete only this file"):
-        read_json(note, ["format"])
-    (store.root / "STORE.json").write_bytes(content.encode("latin-1"))
+    (store.root / "STORE.json").write_bytes(content)
     with pytest.raises(UserError, match=r"STORE\.json: it |its format is None") as caught:
         Store.open(store.root)
     assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    run = Store.create(tmp_path / "store").run("pretrain", "abc")
+    run.folder.mkdir(parents=True)
+    make(run.folder / "result.json")
+    with pytest.raises(UserError, match=r"result\.json: it (is not a file|cannot be read)"):
+        _ = run.result
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_broken_records_of_one_stage_run_or_sweep_leave_the_others(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store.create(tmp_path / "store")
+    graph = Plan({f"{n:016x}": replace(planned(), signature=f"{n:016x}") for n in range(3)})
+    for run in graph.runs.values():
+        folder = store.run(run.stage, run.signature).folder
+        folder.mkdir(parents=True)
+        write_sealed(folder / "spec.json", run.spec)
+    record(store, graph, [["seed=1"]], name="a", launcher="local", options={})
+    record(store, graph, [["seed=2"]], name="b", launcher="local", options={})
+    (store.run("pretrain", f"{1:016x}").folder / "spec.json").write_bytes(content)
+    path = next((store.root / "sweeps").glob("*.json"))
+    path.write_bytes(content)
+    assert [run.signature for run in store.runs()] == [f"{0:016x}", f"{2:016x}"]
+    assert f"{1:016x}/spec.json: it" in caplog.text
+    assert len(records(store)) == 1
+    assert f"{path}: it" in caplog.text
+    with pytest.raises(UserError, match="delete only this file"):
+        records(store, strict=True)
+    assert explain(Plan(), planned(), store)[0] == f"{0:016x}"
+    assert {row.status for row in rows(store)} == {"missing", "corrupt"}
 
 
 def planned() -> StageRun:
@@ -108,7 +154,7 @@ def test_time_left_follows_the_pace_of_the_newest_attempt(tmp_path: Path) -> Non
     (folder / "ledger.jsonl").write_text("".join(row(step, now - 5000 + step) for step in range(1, 90)))
 
     def left(*started: float) -> float | None:
-        write_json(folder / "state.json", {"status": "running", "attempts": [{"started": at} for at in started]})
+        write_sealed(folder / "state.json", {"status": "running", "attempts": [{"started": at} for at in started]})
         return store.run("pretrain", "abc").time_left(110)
 
     assert left(now - 5000, now - 110) is None  # the second attempt has done no step yet
@@ -141,14 +187,14 @@ def test_status_follows_files_and_leases(tmp_path: Path) -> None:
     assert status() == "missing"
     folder = store.run("grpo", "abc").folder
     folder.mkdir(parents=True)
-    write_json(folder / "state.json", {"status": "running"})
+    write_sealed(folder / "state.json", {"status": "running"})
     assert status() == "interrupted"
     with claimed(folder):
         assert status() == "running"
     assert status() == "interrupted"
-    write_json(folder / "state.json", {"status": "failed"})
+    write_sealed(folder / "state.json", {"status": "failed"})
     assert status() == "failed"
-    write_json(folder / "result.json", {})
+    (folder / "result.json").touch()
     assert status() == "done"
 
 
@@ -157,8 +203,8 @@ def test_what_a_killed_worker_left_of_a_finished_stage_run_is_tidied(tmp_path: P
     folder = tmp_path / "pretrain" / "0123456789abcdef"
     lease = claim(folder)
     assert lease is not None
-    (folder / "state.json").write_text('{"format": 1, "status": "running", "attempts": [{"started": 1.0}]}')
-    (folder / "result.json").write_text('{"seconds": 1.0}')
+    write_sealed(folder / "state.json", {"format": 2, "status": "running", "attempts": [{"started": 1.0}]})
+    (folder / "result.json").touch()
     (folder / ".spec.json.0123abcd").write_text("{")
     stored = StoredRun("pretrain", "0123456789abcdef", folder)
     stored.tidy()
