@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,21 @@ def tracker_was_lost(run: Path) -> bool:
 
 
 def wandb_steps(file: Path) -> list[int]:
-    """The steps of the history in a file of an offline W&B run, in order; its end may be cut off.
+    """The steps of the history in a file of an offline W&B run, in order."""
+    histories = [record.history.item for record in wandb_records(file) if record.WhichOneof("record_type") == "history"]
+    items = [{item.key or "/".join(item.nested_key): item.value_json for item in history} for history in histories]
+    return [int(values["_step"]) for values in items]
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The records in a file of an offline W&B run; its end may be cut off.
 
     The file has a header of 7 bytes and blocks of 32 KiB with LevelDB's records: checksum, length, type (1 whole, 2
     first part, 3 middle, 4 last), content. W&B's client has no reader in Python.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    content, position, parts, steps = file.read_bytes(), 7, b"", []
+    content, position, parts = file.read_bytes(), 7, b""
     while position + RECORD.size <= len(content):
         if (rest := BLOCK_BYTES - position % BLOCK_BYTES) < RECORD.size:
             position += rest
@@ -99,10 +107,8 @@ def wandb_steps(file: Path) -> list[int]:
         position += RECORD.size + length
         parts += content[position - length : position]
         if kind in (1, 4) and position <= len(content):
-            record, parts = Record.FromString(parts), b""
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            steps += [int(items["_step"])] if items else []
-    return steps
+            yield Record.FromString(parts)
+            parts = b""
 
 
 def _compare(expected: Path, actual: Path) -> list[str]:
@@ -125,9 +131,10 @@ def _content(path: Path) -> Any:
     if path.name == "ledger.jsonl":
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.name == "result.json":
-        return {key: value for key, value in _timeless(json.loads(path.read_text())).items() if key != "files"}
+        result = _timeless(json.loads(path.read_text()))
+        return {key: value for key, value in result.items() if key not in ("files", "sha256")}
     if path.name == "spec.json":  # a checkout may change while the rounds run
-        spec = json.loads(path.read_text())
+        spec = json.loads(path.read_text()) | {"sha256": None}
         return {**spec, "environment": {k: v for k, v in spec.get("environment", {}).items() if k != "commit"}}
     if path.name == "README.md":  # a table with a row per column of the ledger
         return [line for line in path.read_text().splitlines() if not MEASURED_TIME.search(line.split(" | ")[0])]

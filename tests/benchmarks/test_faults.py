@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fault_breakpoints import Breakpoint, phase_of
-from benchmarks.fault_differences import RECORD, differences, leftovers, wandb_steps
+from benchmarks.fault_differences import RECORD, differences, leftovers, wandb_records, wandb_steps
 from benchmarks.fault_targets import MARK, choose, processes
 from pipelines.configuration.tracking import TrackingConfig
 from tests.pipelines.tracking.specs import train
@@ -121,6 +121,10 @@ def test_steps_are_missing_in_wandb_only_if_its_loss_was_noted(stores: tuple[Pat
 def test_steps_are_read_from_the_files_of_the_real_client(tmp_path: Path) -> None:
     train(tmp_path, TrackingConfig(mode="offline"), range(600))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+        assert time.monotonic() < deadline, "the client has not written the end"
+        time.sleep(0.1)
     assert file.stat().st_size > 3 * 2**15, "records cross the ends of blocks"
     assert wandb_steps(file) == list(range(600))
     file.write_bytes(file.read_bytes()[: 2**15 + 100])  # a killed client

@@ -13,7 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.fault_differences import wandb_records
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.files import write_sealed
+from pipelines.ledger import Ledger
+from pipelines.tracking.start import start_trackers
 from sweeps.monitor.wandb_sync import add_evaluations, send_runs
 from sweeps.store.stage_runs import Store
 from tests.pipelines.tracking.specs import EVALUATE, PRETRAIN
@@ -193,6 +197,38 @@ def test_the_service_ends_with_a_killed_stage(tmp_path: Path, server: Received) 
         act=lambda attempt: (processes.extend(services(attempt, tmp_path)), attempt.kill())[1],
     )
     assert psutil.wait_procs(processes, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize("option", ["neither", "console", "system_metrics"])
+def test_the_console_and_system_metrics_are_sent_by_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Both are off without their option; the kinds of records are those of W&B's own files."""
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
+    (tmp_path / "pretrain").mkdir()
+    tracking = TrackingConfig(mode="offline", **({option: True} if option != "neither" else {}))
+    deadline = time.monotonic() + 60
+
+    def records(kind: str) -> list[Any]:
+        """Those in the file so far; the client writes it in its own time, at the latest after the run."""
+        files = tmp_path.glob("wandb/*run-*/*.wandb")
+        found = [record for file in files for record in wandb_records(file) if record.WhichOneof("record_type") == kind]
+        assert time.monotonic() < deadline, f"no {kind}"
+        return found
+
+    with Ledger(tmp_path / "pretrain", start_trackers(PRETRAIN, tmp_path, tracking)) as ledger:
+        while not list(tmp_path.glob("wandb/*run-*/tracking.json")):  # the client has started
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        print("printed by the stage")
+        ledger.log({"step": 1, "tokens": 100})
+        time.sleep(1)  # ten samples
+    while not records("exit"):
+        time.sleep(0.1)
+    printed = "".join(record.output_raw.line for record in records("output_raw"))
+    assert ("printed by the stage" in printed) == (option == "console")
+    metrics = {item.key for record in records("stats") for item in record.stats.item}
+    assert any("memory" in name for name in metrics) == (option == "system_metrics")
 
 
 def test_variables_of_a_surrounding_run_are_not_taken(
