@@ -73,6 +73,59 @@ def test_a_process_is_slowed_down_above_memory_high(tmp_path: Path) -> None:
     assert memory_allowed(proc(tmp_path, "0::/\n", ("/", tmp_path / "m", "cgroup2", "rw"))) == GIB
 
 
+MEMORY_STAT = """anon 1610612736
+file 3758096384
+kernel 412090368
+kernel_stack 3391488
+pagetables 21921792
+sock 0
+shmem 536870912
+file_mapped 201326592
+file_dirty 0
+inactive_anon 1879048192
+active_anon 268435456
+inactive_file 2147483648
+active_file 1073741824
+unevictable 0
+slab_reclaimable 134217728
+slab_unreclaimable 41943040
+slab 176160768
+workingset_refault_anon 0
+pgfault 120934
+pgmajfault 12"""
+"""As the kernel writes it: 3 GiB of page cache and 128 MiB of its own memory can be reclaimed, shared memory cannot."""
+
+
+@pytest.mark.parametrize("view", ["systemd-run", "docker", "docker with the host's groups", "hybrid"])
+def test_a_recorded_hierarchy_of_version_2(tmp_path: Path, view: str) -> None:
+    """A scope of 2.5 cores and 8 GiB below slices without limits, as systemd-run, docker and systemd's hybrid
+    mode (controllers of version 1 are mounted, but have no limit) show it to a process."""
+    mounted = tmp_path / "sys fs" / "cgroup"
+    path = "/user.slice/user-1000.slice/user@1000.service/app.slice/run-r5.scope"
+    scope = mounted if view == "docker" else mounted / path[1:]
+    for folder in [scope, *scope.parents]:
+        if not folder.is_relative_to(mounted):
+            break
+        group(folder, cpu_max="max 100000", memory_max="max", memory_high="max", memory_low=0,
+              memory_current=6 * GIB, memory_stat=MEMORY_STAT)  # fmt: skip
+    group(scope, cpu_max="250000 100000", memory_max=8 * GIB, memory_current=5 * GIB)
+    if view in ("systemd-run", "hybrid"):  # the root of the machine has no limits, and no files for them
+        for name in ("cpu.max", "memory.max", "memory.high", "memory.low", "memory.current"):
+            (mounted / name).unlink()
+    escaped = Path(str(mounted).replace(" ", "\\040"))
+    mounts = [("/", escaped, "cgroup2", "rw,nsdelegate,memory_recursiveprot")]
+    membership = "0::/\n" if view == "docker" else f"0::{path}\n"
+    if view == "hybrid":
+        unlimited = {"cpu_cfs_quota_us": -1, "cpu_cfs_period_us": 100000, "memory_usage_in_bytes": GIB,
+                     "memory_limit_in_bytes": 2**63 - 4096, "memory_stat": "total_cache 0"}  # fmt: skip
+        group(tmp_path / "one", **unlimited)
+        membership += "5:cpu,cpuacct:/\n4:memory:/\n1:name=systemd:/\n"
+        mounts += [("/", tmp_path / "one", "cgroup", "rw,cpu,cpuacct"), ("/", tmp_path / "one", "cgroup", "rw,memory")]
+    process = proc(tmp_path, membership, *mounts)
+    assert cores_allowed(process) == 2
+    assert memory_allowed(process) == 6 * GIB + 128 * 2**20
+
+
 @pytest.mark.parametrize("root", ["/", "/docker/abc"], ids=["on the host", "in a container"])
 def test_version_1_has_a_hierarchy_per_controller(tmp_path: Path, root: str) -> None:
     """In a container the mounted root is the container's own group, whose path on the host the process has."""
