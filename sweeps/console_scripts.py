@@ -21,7 +21,10 @@ PACKAGES = ("conf", "shaping", "pipelines", "sweeps", "analysis")
 
 
 def main() -> None:
-    """Run the console script with the name of this program; exits with 2 if a package is not installed."""
+    """Run the console script with the name of this program.
+
+    Exits with 2 if a package is not installed, and with 130 at Ctrl-C during the imports, before the command handles it.
+    """
     program = Path(sys.argv[0]).stem
     try:
         module = import_module(MODULES[program])
@@ -30,4 +33,6 @@ def main() -> None:
             raise
         print(f"{program}: {error.name} is not installed; pip install 'shaping[platform]'", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     module.main()

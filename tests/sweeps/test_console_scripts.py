@@ -73,3 +73,16 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == (
         "shaping-data: rich.progress is not installed; pip install 'shaping[platform]'\n"
     )
+
+
+def test_ctrl_c_during_imports_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take one or two seconds, in which a command is easily stopped."""
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console_scripts, "import_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/shaping-run"])
+    with pytest.raises(SystemExit) as ended:
+        console_scripts.main()
+    assert ended.value.code == 130
