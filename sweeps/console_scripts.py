@@ -23,7 +23,7 @@ PACKAGES = ("conf", "shaping", "pipelines", "sweeps", "analysis")
 def main() -> None:
     """Run the console script with the name of this program.
 
-    Exits with 2 if a package is not installed, and with 130 at Ctrl-C during the imports, before the command handles it.
+    Exits with 2 if a package is not installed, and with 130 at Ctrl-C during the imports.
     """
     program = Path(sys.argv[0]).stem
     try:
