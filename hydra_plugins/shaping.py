@@ -1,4 +1,4 @@
-"""Hydra's sweeper and launchers of this project: a multirun becomes one graph of stage runs.
+"""Hydra's plugins of this project: a multirun becomes one graph of stage runs, and one's own folder is searched first.
 
 `graph` expands overrides and named sweeps into jobs; `local` and `slurm` receive all jobs at once and plan them as one
 graph: `local` runs the missing stage runs on this machine, `slurm` submits them and returns.
@@ -11,12 +11,23 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+
+class OwnFolder(SearchPathPlugin):
+    """Puts the folder of `--config-dir` or `SHAPING_CONFIG_DIR` in front of `conf/`, for every command."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the folder, if there is one; a file in it replaces ours of the same name."""
+        if folder := os.environ.get("SHAPING_CONFIG_DIR"):
+            search_path.prepend("own folder", f"file://{os.path.abspath(os.path.expanduser(folder))}")
 
 
 class GraphSweeper(Sweeper):

@@ -38,6 +38,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     For example `did you mean 'ce'? (one of: ce, precision)`.
     """
     options = list(allowed)
+    if not options:
+        return "there is nothing that it could name here"
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     listing = ", ".join(options)
     return f"did you mean {close[0]!r}? (one of: {listing})" if close else f"it is one of: {listing}"

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pipelines.configuration import TRAINING_STAGES
+from pipelines.configuration.bounds import check_bounds
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
@@ -24,6 +25,8 @@ from pipelines.configuration.sweep import SweepConfig
 from pipelines.configuration.tracking import TAG_LENGTH, TrackingConfig
 from pipelines.errors import UserError, nearest, require, require_option
 from pipelines.tasks.formats import FORMATS
+from pipelines.tasks.judging import QUESTION_FORMAT
+from pipelines.tasks.question_files import check_questions
 
 
 @dataclass
@@ -54,27 +57,40 @@ class Cell:
     """Folder of stage runs; created if it does not exist."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         require(self.seed >= 0, "seed", self.seed, fix="it must be 0 or more")
         require_option("until", self.until, TRAINING_STAGES)
-        self._check_tags()
+        self._check_labels()
         self._check_head()
         self._check_token_stages()
         self._check_questions()
         self._check_lengths()
+        self.evaluation.check_means_something()
         for name, benchmark in self.evaluation.benchmarks.items():
-            if benchmark.kind not in HARNESS:  # lm-eval knows its own tasks
+            # lm-eval knows its own tasks.
+            if benchmark.kind not in HARNESS and set(benchmark.stages) & set(self._stages):
                 self._check_benchmark(name, benchmark)
 
-    def _check_tags(self) -> None:
-        """Check that W&B accepts the labels that become tags of its runs."""
+    def _check_labels(self) -> None:
+        """Check that names are words, and that W&B accepts those that become tags of its runs."""
+        require(self.store.strip() != "", "store", repr(self.store), fix="name the folder of stage runs: store=FOLDER")
         tags = {"scale": self.scale, "model.name": self.model.name, "objective.name": self.objective.name}
+        names = tags | {"data.name": self.data.name, "evaluation.name": self.evaluation.name}
+        for key, label in names.items():
+            fix = "it is a name in tables and commands; give it letters or digits, and no line breaks"
+            require(label.strip() != "" and label.isprintable(), key, repr(label), fix=fix)
         for key, label in (tags | {"sweep.name": self.sweep.name}).items():
             require(
-                self.tracking.mode == "off" or len(label or "") <= TAG_LENGTH,
+                self.tracking.mode == "off" or len(label) <= TAG_LENGTH,
                 key,
                 label,
                 fix=f"as a tag in W&B it may have {TAG_LENGTH} characters; shorten it, or set tracking=off",
             )
+
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        """The training stages that run."""
+        return TRAINING_STAGES[: TRAINING_STAGES.index(self.until) + 1]
 
     def _check_head(self) -> None:
         require(
@@ -88,10 +104,12 @@ class Cell:
         """Check that batches can be divided, that mixtures name existing sources, and that rows do not get shorter."""
         sources = ["text", *self.data.tasks, *self.data.sources]
         for stage in (self.pretrain, self.midtrain):
-            if TRAINING_STAGES.index(stage.key) <= TRAINING_STAGES.index(self.until):
-                micro_batch(stage, self.compute, 1)
-            for source in stage.mixture:
+            if stage.key not in self._stages:
+                continue
+            micro_batch(stage, self.compute, 1)
+            for source, weight in stage.mixture.items():
                 require_option(f"{stage.key}.mixture", source, sources)
+                self._check_text(f"{stage.key}.mixture.{source}", weight, reads_text=source == "text" and weight > 0)
         require(
             self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
@@ -99,17 +117,26 @@ class Cell:
             fix=f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
         )
 
+    def _check_text(self, key: str, value: object, *, reads_text: bool) -> None:
+        fix = "data.text is empty, so there are no docstrings; name packages in data.text, or sources in data.sources"
+        require(bool(self.data.text) or not reads_text, key, value, fix=fix)
+
     def _check_questions(self) -> None:
-        """Check that the data sets of RL are existing files or families of `data.tasks`."""
-        for task in self.grpo.tasks:
+        """Check that the data sets of RL are families of `data.tasks`, or files of questions."""
+        for task in self.grpo.tasks if "grpo" in self._stages else ():
             if task.endswith(QUESTION_FILE):
                 require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
+                check_questions(task, QUESTION_FORMAT)
+            elif not self.data.tasks:
+                raise UserError(
+                    f"grpo.tasks={task}: data.tasks is empty; name a file of questions: grpo.tasks=[FILE.jsonl]"
+                )
             else:
                 require_option("grpo.tasks", task, self.data.tasks)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on."""
-        for stage in TRAINING_STAGES[: TRAINING_STAGES.index(self.until) + 1]:
+        for stage in self._stages:
             trained = self.pretrain if stage == "pretrain" else self.midtrain
             longest = {}
             if stage == "grpo":
@@ -136,13 +163,19 @@ class Cell:
                 fix="questions of a `sampled` benchmark come from a local .jsonl or .parquet file",
             )
             tasks = list(FORMATS)
+            require_option(f"{key}.task", benchmark.task, tasks)
+            check_questions(benchmark.dataset, benchmark.task)
         else:
             tasks = {
                 "text": ["text", *self.data.sources],
                 "choice": list(CHOICE_TASKS),
                 "sampled": self.data.tasks,
             }[benchmark.kind]
+        fix = "data.tasks is empty; name a file of questions: " + f"{key}.dataset=FILE.jsonl and {key}.task=boxed"
+        require(bool(tasks), f"{key}.task", benchmark.task, fix=fix)
         require_option(f"{key}.task", benchmark.task, tasks)
+        reads_text = benchmark.kind == "choice" or (benchmark.kind == "text" and benchmark.task == "text")
+        self._check_text(f"{key}.task", benchmark.task, reads_text=reads_text)
 
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":

@@ -80,7 +80,10 @@ class DataConfig:
 
     def _check_text(self) -> None:
         for package in self.text:
-            spec = find_spec(package)
+            try:
+                spec = find_spec(package)
+            except (ImportError, ValueError):  # of a.b without a, or of no name at all
+                spec = None
             require(spec is not None, "data.text", package, fix="no such package is installed; pip install it")
             assert spec is not None
             require(spec.origin is not None, "data.text", package, fix="it is a namespace package; name one with files")

@@ -144,6 +144,24 @@ class EvaluationConfig:
             require(k >= 1, "evaluation.pass_k", k, fix="it must be 1 or more")
         self._check_controls()
 
+    def check_means_something(self) -> None:
+        """Raise a `UserError` for benchmarks that are never measured and for Pass@k that is never reported.
+
+        The evaluation of a single stage run has no lists of stages, so only a cell is checked.
+        """
+        fix = "name at least one benchmark; a cell without measurements has no row in a table"
+        require(bool(self.benchmarks), "evaluation.benchmarks", self.benchmarks, fix=fix)
+        for name, benchmark in self.benchmarks.items():
+            key = f"evaluation.benchmarks.{name}"
+            require(bool(benchmark.stages), f"{key}.stages", "[]", fix=f"it is never measured; delete it: ~{key}")
+        samples = [part.samples for part in self.benchmarks.values() if part.kind in ("sampled", "harness")]
+        fix = "it lists each k that is reported once, such as [1,4]"
+        is_list = len(set(self.pass_k)) == len(self.pass_k) and (bool(self.pass_k) or not samples)
+        require(is_list, "evaluation.pass_k", self.pass_k, fix=fix)
+        for k in self.pass_k if max(samples, default=1) > 1 else ():
+            fix = f"no benchmark has so many samples per item, the most are {max(samples)}; lower it, or raise samples"
+            require(k <= max(samples), "evaluation.pass_k", k, fix=fix)
+
     def longest(self, stage: str) -> dict[str, int]:
         """Configuration key -> tokens of the longest rows and answers that checkpoints of `stage` are measured with."""
         longest: dict[str, int] = {}

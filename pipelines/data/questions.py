@@ -5,20 +5,19 @@ question becomes a prompt, how the answer is extracted from a response, and whic
 Questions are split by hash, so held-out ones are never trained on.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.configuration.grpo import QUESTION_FILE
 from pipelines.data.corpus import Corpus
 from pipelines.data.selection import evenly
-from pipelines.errors import UserError, require_option
+from pipelines.errors import UserError
 from pipelines.tasks.families import Problem, split_of
 from pipelines.tasks.formats import FORMATS
 from pipelines.tasks.judging import QUESTION_FORMAT
+from pipelines.tasks.question_files import read_questions
 
 SHORTEST = 30
 """Questions with fewer characters are not searched in text, which contains them by chance."""
@@ -99,33 +98,10 @@ def _file_split(question: str) -> str:
 
 
 def _read(path: Path, default_format: str) -> list[Question]:
-    """The distinct questions of a JSON-lines or Parquet file.
-
-    A line is {"question": ..., "answer": ..., "format": a name of `FORMATS`}; the format may be left out. A Parquet
-    file has these as columns.
-    """
-    questions: dict[str, Question] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            row = json.loads(line) if isinstance(line, str) else line
-            question, answer, form = str(row["question"]), str(row["answer"]), row.get("format") or default_format
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f'{path}:{number}: a line is a JSON object with "question" and "answer", and perhaps "format"'
-            ) from None
-        require_option(f"{path}:{number}: format", form, FORMATS)
-        # The first of equal questions is kept, so none is in the data set twice.
-        questions.setdefault(question, Question(str(path), question, answer, form))
-    return list(questions.values())
-
-
-def _lines(path: Path) -> list[Any]:
-    """Lines of a JSON-lines file, or rows of a Parquet file."""
-    if path.suffix == ".parquet":
-        import pandas as pd
-
-        return list(pd.read_parquet(path).to_dict("records"))
-    return list(path.read_text().splitlines())
+    """The distinct questions of a JSON-lines or Parquet file, in the form of `pipelines.tasks.question_files`."""
+    return [
+        Question(str(path), line.question, line.answer, line.format) for line in read_questions(path, default_format)
+    ]
 
 
 def contamination(questions: Sequence[Question], corpus: Corpus, families: Sequence[str]) -> float | None:

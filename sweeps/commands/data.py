@@ -41,12 +41,12 @@ def prepare(
     ] = None,
 ) -> None:
     """Prepare token shards of data.sources in data.shards. If it is killed, the same command resumes."""
-    from sweeps.compose.cells import compose_cell
+    from sweeps.compose.cells import compose_data
 
-    data = compose_cell(overrides or []).data
+    data = compose_data(overrides or [])
     start, totals = time.time(), {"documents": 0, "characters": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("parts", total=None)
 
         def progress(done: int, total: int, record: dict[str, Any]) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.configuration.cell import Cell
+from pipelines.configuration.cell import Cell, typed
+from pipelines.configuration.data import DataConfig
 from pipelines.errors import UserError
 from sweeps.compose.composer import Composer, NeedsHydra
 from sweeps.compose.config_files import initialized_hydra
-from sweeps.compose.error_messages import sentence
+from sweeps.compose.error_messages import one_line, sentence
 from sweeps.compose.expansion import expand
 from sweeps.compose.launcher_options import (  # registers all typed options with Hydra
     LocalLauncherConfig,
@@ -28,7 +29,28 @@ def compose_cell(overrides: Sequence[str]) -> Cell:
         with initialized_hydra():
             return Cell.from_config(compose(config_name="config", overrides=list(overrides)))
     except Exception as error:
+        # One line, whatever a value contains.
+        raise UserError(one_line(sentence(error))) from error
+
+
+def composed(arguments: Sequence[str]) -> list[tuple[list[str], DictConfig]]:
+    """Returns the overrides and the configuration of each cell that `arguments` name, before it is checked."""
+    try:
+        with initialized_hydra():
+            return [(job, compose(config_name="config", overrides=job)) for job in expand(arguments)]
+    except Exception as error:
         raise UserError(sentence(error)) from error
+
+
+def compose_data(overrides: Sequence[str]) -> DataConfig:
+    """Returns only the data of a cell, which alone is checked; raises `UserError` for a mistake."""
+    try:
+        with initialized_hydra():
+            data = typed(compose(config_name="config", overrides=list(overrides)).data, "data.")
+    except Exception as error:
+        raise UserError(sentence(error)) from error
+    assert isinstance(data, DataConfig)
+    return data
 
 
 def compose_cells(arguments: Sequence[str], composer: Composer | None = None) -> list[Cell]:

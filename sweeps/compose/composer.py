@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipelines.configuration.cell import Cell, typed
 from sweeps.compose.config_files import config_file, plain_option
+from sweeps.compose.overrides import apply_override
 
 PARTS = tuple(field.name for field in fields(Cell))
 
@@ -87,17 +88,13 @@ class Composer:
         OmegaConf.set_struct(config, True)
         for _, lines in settings.values():
             for line in lines:
-                self._apply(line, config)
-        value = config[part]
-        return typed(value, f"{part}.") if isinstance(value, DictConfig) else value
-
-    def _apply(self, line: str, config: DictConfig) -> None:
-        override = self._parse(line)
-        key, value = override.key_or_group, override.value()
-        # Hydra adds a key that has no value, and merges into collections.
-        if override.is_add() and not isinstance(value, dict | list) and OmegaConf.select(config, key) is not None:
-            raise NeedsHydra(line)
-        OmegaConf.update(config, key, value, force_add=override.is_add())
+                apply_override(self._parse(line), config)
+        if isinstance(config[part], DictConfig):
+            return typed(config[part], f"{part}.")
+        # A single value gets the type that it has in a cell.
+        leaves = OmegaConf.structured(Cell)
+        leaves[part] = config[part]
+        return leaves[part]
 
     def _find_target(self, line: str) -> tuple[str, bool]:
         """Returns the part that an override sets, and whether it chooses an option of a group."""

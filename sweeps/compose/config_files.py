@@ -1,11 +1,65 @@
-"""The files of `conf/`, and of other folders on Hydra's search path, read one by one."""
+"""The files of `conf/`, and of a folder of one's own in front of it on Hydra's search path."""
 
+import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigResult
+
+from pipelines.errors import UserError
+from sweeps.compose.hydra_internals import use_our_overrides
+
+use_our_overrides()  # every command imports this module before it composes anything
+
+
+CONFIG_DIR_VARIABLE = "SHAPING_CONFIG_DIR"
+"""Environment variable with a folder of one's own; `hydra_plugins.shaping` puts it in front of `conf/`."""
+CONFIG_DIR_FLAGS = ("--config-dir", "-cd")
+
+
+def without_config_dir(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command without `--config-dir DIR`, which is put into the environment.
+
+    Raises `UserError` if the folder of the flag or of the variable does not exist.
+    """
+    words, kept = list(arguments), list[str]()
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in CONFIG_DIR_FLAGS:
+            kept.append(word)
+            continue
+        if not equals and not words:
+            raise UserError(f"{flag}: name a folder: {flag}=FOLDER")
+        os.environ[CONFIG_DIR_VARIABLE] = value if equals else words.pop(0)
+    if folder := os.environ.get(CONFIG_DIR_VARIABLE):
+        if not os.path.isdir(os.path.expanduser(folder)):
+            raise UserError(
+                f"--config-dir={folder}: there is no such folder; name one with files such as sweep/mine.yaml"
+            )
+        # A retry composes in the folder of the launch.
+        os.environ[CONFIG_DIR_VARIABLE] = os.path.abspath(os.path.expanduser(folder))
+    return kept
+
+
+def unreadable_file() -> str | None:
+    """Returns the first file of one's own folder that is no text in UTF-8; None where all are."""
+    for path in sorted(Path(os.environ.get(CONFIG_DIR_VARIABLE) or os.devnull).rglob("*.yaml")):
+        try:
+            path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{path}: {error}"
+    return None
+
+
+def path_of_file(name: str) -> str:
+    """Returns the path of an option's file, such as `sweep/mine`, in one's own folder or in `conf/`."""
+    path = Path(os.environ.get(CONFIG_DIR_VARIABLE) or os.devnull) / f"{name}.yaml"
+    return str(path) if path.is_file() else f"conf/{name}.yaml"
 
 
 def initialized_hydra() -> AbstractContextManager[Any]:

@@ -13,13 +13,28 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import MarkedYAMLError, YAMLError
 
 from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
+from sweeps.compose.config_files import path_of_file, unreadable_file
 from sweeps.compose.launcher_options import LAUNCHERS
+from sweeps.compose.unparsed import why_unparsed
 
-TYPE_NAMES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "text"}
-"""OmegaConf's names of types -> what a value must be."""
+NEEDED = {
+    r"converted to Float|field of type 'float'": "a number",
+    r"converted to Integer|field of type 'int'": "a whole number",
+    r"converted to Boolean|is not a valid bool|field of type 'bool'": "true or false",
+    r"converted to String|Cannot convert '\w+' to string|field of type 'str'": "text",
+    r"Cannot merge DictConfig with": "a mapping: {name: value}",
+    r"is not Optional": "a value, which null is not",
+    r"ListConfig|\bList\[|is not a list": "a list: [a,b]",
+    r"DictConfig|\bDict\[|(dict|list|int|str|float|bool|NoneType) is not a subclass": "a mapping: {name: value}",
+}
+"""Words in OmegaConf's messages -> what a value must be."""
+
+IN_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config")
+"""Hydra's words for an error in a file."""
 
 
 def sentence(error: BaseException, keys: list[str] | None = None) -> str:
@@ -27,20 +42,38 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
 
     `keys` are the existing keys, where they are not those of a cell.
     """
-    chain = _chain(error)
-    # Our own errors are sentences already.
-    for link in chain:
+    # Our own errors are sentences already; one that joins those of several cells has a line for each.
+    for link in _chain(error):
         if isinstance(link, UserError | StageFailure):
             return str(link)
+    return one_line(_sentence(error, keys))
+
+
+def one_line(text: str) -> str:
+    """Returns a text with line breaks as escapes, as a value may contain them."""
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _sentence(error: BaseException, keys: list[str] | None) -> str:
     # Hydra wraps errors, and the first cause says most; some details are only in the text of the outer one.
-    cause, text = chain[-1], " ".join(str(error).split())
+    cause, text = _chain(error)[-1], " ".join(str(error).split())
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return f"{cause.filename or 'a file'}: its disk is full; free some space and type the same command again"
+    if isinstance(cause, YAMLError):
+        return _yaml_mistake(cause)
+    if isinstance(cause, UnicodeDecodeError) and (unreadable := unreadable_file()):
+        return f"{unreadable}; save it as UTF-8"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {why_unparsed(str(error.override), text.split(' See https')[0])}"
+    # An error in a file names the file first.
+    in_file = IN_FILE.match(text)
+    return (f"{path_of_file(in_file.group(1))}: " if in_file else "") + _composition_mistake(error, cause, keys)
+
+
+def _composition_mistake(error: BaseException, cause: BaseException, keys: list[str] | None) -> str:
+    text = " ".join(str(error).split())
     if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         return _unknown_option(missing.group(1), missing.group(2), text)
-    if isinstance(error, OverrideParseException):
-        reason = text.split(" See https")[0]
-        return f"{error.override}: it is not of the form key=value ({reason})"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown or isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(unknown.group(1) if unknown else "", cause, keys)
@@ -50,17 +83,37 @@ def sentence(error: BaseException, keys: list[str] | None = None) -> str:
         return f"{cause.full_key}: it has no value; choose an option of its group or set it"
     if "Config group override must be a string" in text:
         return "an option that reads as a number needs quotes: group='\"nan\"'"
+    if swept := re.search(r"Ambiguous value for argument '(.*?)' 1\.|Sweep parameters '(.*)' requires", text):
+        override = swept.group(1) or swept.group(2)
+        return f"{override}: it names several values, and this takes one; name one, or [a,b] for a list"
+    if merged := re.fullmatch(r"Error merging override (.*)", text):
+        needed = _needed(str(cause))
+        return f"{merged.group(1)}: " + (f"it must be {needed}" if needed else " ".join(str(cause).split()))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return text
     return f"{type(error).__name__}: {text}"
 
 
+def _yaml_mistake(error: YAMLError) -> str:
+    """Returns file, line and problem of a file that is no YAML."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if mark is None or not isinstance(error, MarkedYAMLError):
+        return f"{' '.join(str(error).split())}; correct this YAML"
+    context = f"{error.context}, " if error.context else ""
+    return f"{mark.name}:{mark.line + 1}: {context}{error.problem} in column {mark.column + 1}; correct this YAML"
+
+
 def _chain(error: BaseException) -> list[BaseException]:
     """Returns the error and its causes, the first cause last."""
     chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    while (cause := _cause(chain[-1])) is not None:
+        chain.append(cause)
     return chain
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    # For an error in a file Hydra raises a new one without a cause.
+    return error.__cause__ or (error.__context__ if IN_FILE.match(str(error)) else None)
 
 
 def _unknown_option(group: str, option: str, text: str) -> str:
@@ -70,12 +123,20 @@ def _unknown_option(group: str, option: str, text: str) -> str:
     return f"{group}={option}: unknown option; {nearest(option, options)}"
 
 
+def _needed(message: str) -> str | None:
+    """Returns what a value must be by a message of OmegaConf, if it says so."""
+    return next((words for pattern, words in NEEDED.items() if re.search(pattern, message)), None)
+
+
 def _wrong_type(error: ValidationError, text: str) -> str:
     message = (error.msg or text).split("\n")[0]
-    type_name = re.search(r"could not be converted to (\w+)", message)
-    fix = f"it must be {TYPE_NAMES.get(type_name.group(1), type_name.group(1))}" if type_name else message
+    if not error.full_key:
+        return "it is not a mapping of keys to values; write it as key: value"
+    needed = _needed(message)
     value = re.search(r"Value '(.*)' of type", message)
-    return f"{error.full_key}={value.group(1) if value else error.value}: {fix}"
+    return f"{error.full_key}={value.group(1) if value else error.value}: " + (
+        f"it must be {needed}" if needed else message
+    )
 
 
 def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> str:
@@ -85,7 +146,7 @@ def _unknown_key(typed: str, cause: BaseException, keys: list[str] | None) -> st
         return "sweep: a named sweep is added to a cell, so write +sweep=NAME"
     # `a.b.c` may be wrong in `b`: this is the first part of it that does not exist.
     wrong = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or typed)
-    key = typed or wrong
+    key = wrong if wrong.startswith(f"{typed}.") else typed or wrong
     # The key may be right and only its launcher not chosen.
     for name, launcher in LAUNCHERS.items():
         option = key.removeprefix("hydra.launcher.")

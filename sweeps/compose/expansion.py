@@ -1,42 +1,44 @@
 """From a command line to the override lists of all its cells: sweeps, ranges and globs, and named sweeps."""
 
 import itertools
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
-from pipelines.configuration.sweep import SweepConfig
 from pipelines.errors import UserError
-from sweeps.compose.config_files import initialized_hydra, plain_option
+from sweeps.compose.config_files import initialized_hydra, options_of
+from sweeps.compose.named_sweeps import cells_of_sweep
+
+MOST_CELLS = 100_000
+"""Cells of a command line; composing as many takes minutes."""
 
 
 def expand(arguments: Sequence[str]) -> list[list[str]]:
     """Returns the override lists of all cells that `arguments` name, in the order in which they are written.
 
-    A named sweep (`+sweep=NAME`) is multiplied with the sweeps on the command line, which win where both set the same
-    key. Raises `UserError` for a sweep without cells.
+    Named sweeps (`+sweep=NAME`, `+sweep=NAME,NAME`) are multiplied with the sweeps on the command line, which win where
+    both set the same key. Raises `UserError` for a sweep without cells or with too many.
     """
     with initialized_hydra():
         # The parser needs the config loader to look up the options that globs match.
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides(with_home(arguments))
         named = [override for override in overrides if override.key_or_group == "sweep"]
-        # Sweeps on the command line are expanded on their own, then multiplied with the named one.
+        # Sweeps on the command line are expanded on their own, then multiplied with the named ones.
         typed_jobs = _product([override for override in overrides if override.key_or_group != "sweep"])
         if not named:
             return typed_jobs
-        sweep = OmegaConf.to_object(OmegaConf.merge(SweepConfig, named_sweep(named)))
-    assert isinstance(sweep, SweepConfig)
-    chosen = [str(override.input_line) for override in named]
-    return [chosen + _without(cell, _keys_of(job)) + job for cell in _cells_of(sweep) for job in typed_jobs]
+        jobs: list[list[str]] = []
+        for chosen in _product(named):
+            cells = cells_of_sweep(chosen)
+            _check_count(len(jobs) + len(cells) * len(typed_jobs), " ".join(chosen))
+            jobs += [chosen + _without(cell, _keys_of(job)) + job for cell in cells for job in typed_jobs]
+        return jobs
 
 
 def with_home(arguments: Sequence[str]) -> list[str]:
@@ -49,52 +51,51 @@ def with_home(arguments: Sequence[str]) -> list[str]:
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:
     """Returns one override list for each combination of the values that `overrides` sweep over."""
-    # Key -> its overrides; of a key that is written twice the last one counts.
+    # Key -> its overrides. Of a key that is written twice the last one counts, and so does its place; with + each adds.
     values: dict[str, list[str]] = {}
-    for override in overrides:
+    for position, override in enumerate(overrides):
         key = override.get_key_element()
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise HydraException(f"{override.input_line}: name the values of a sweep: {key}=1,2,3")
-        texts = override.sweep_string_iterator() if override.is_sweep_override() else [_value_text(override)]
-        values[key] = [f"{key}={text}" for text in texts]
+        texts = _values(override)
+        adds_to_mapping = override.is_add() and isinstance(override.value(), dict)
+        values.pop(key, None)
+        values[f"{key} {position}" if adds_to_mapping else key] = [
+            key if text is None else f"{key}={text}" for text in texts
+        ]
+    _check_count(math.prod(map(len, values.values())), " ".join(str(override.input_line) for override in overrides))
     return [list(job) for job in itertools.product(*values.values())]
 
 
-def _value_text(override: Override) -> str:
-    return str(override.get_value_element_as_str())
+def _values(override: Override) -> list[str | None]:
+    """Returns the values of an override, of which only a sweep has several; None for a deletion without a value."""
+    if not override.is_sweep_override():
+        return [None if override.is_delete() and override.value() is None else override.get_value_element_as_str()]
+    key, line = override.get_key_element(), override.input_line
+    if not override.is_discrete_sweep():
+        raise UserError(f"{line}: name the values of a sweep: {key}=1,2,3")
+    content = override.value()
+    if isinstance(content, RangeSweep):
+        _check_count(_range_length(content, str(line)), str(line))
+    texts = list(override.sweep_string_iterator())
+    if not texts and isinstance(content, Glob):
+        options = options_of(override.key_or_group)
+        known = f"its options are {', '.join(options)}" if options else f"{key} is no group of options"
+        raise UserError(f"{line}: it matches nothing; {known}")
+    if not texts:
+        raise UserError(f"{line}: it has no values; write a range as range(1,4), which is 1, 2, 3")
+    return list(texts)
 
 
-def named_sweep(chosen: Sequence[Override]) -> Any:
-    """Returns the configuration of the named sweep that the overrides choose."""
-    # A plain file is read directly, because composing everything takes as long as composing all cells.
-    if len(chosen) == 1 and chosen[0].is_add() and chosen[0].package is None and isinstance(chosen[0].value(), str):
-        option = plain_option("sweep", str(chosen[0].value()))
-        if option is not None:
-            return option
-    return compose(config_name="config", overrides=[str(override.input_line) for override in chosen]).sweep
+def _range_length(content: RangeSweep, line: str) -> int:
+    """Returns how many values a range has, without making them."""
+    start, stop, step = content.start or 0, content.stop or 0, content.step
+    if not all(map(math.isfinite, (start, stop, step))) or step == 0:
+        raise UserError(f"{line}: start, stop and step of a range are finite numbers, and the step is not 0")
+    return max(0, math.ceil((stop - start) / step))
 
 
-def _cells_of(sweep: SweepConfig) -> list[list[str]]:
-    """Returns the override lists of a named sweep: every point with every combination of the grid."""
-    # Dictionaries of key -> value, one for each combination of the grid's values.
-    combinations = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    cells = [_lines(point) + _lines(combination) for point in sweep.points or [{}] for combination in combinations]
-    if not (sweep.points or sweep.grid) or not cells:
-        raise UserError(f"sweep={sweep.name}: it has no cells; give it `points` or a `grid` with values")
-    return cells
-
-
-def _lines(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={_literal(value)}" for key, value in values.items()]
-
-
-def _literal(value: Any) -> str:
-    """Returns `value` in Hydra's grammar of overrides."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list):
-        return "[" + ",".join(map(_literal, value)) + "]"
-    return str(value)
+def _check_count(count: int, words: str) -> None:
+    if count > MOST_CELLS:
+        raise UserError(f"{words}: it has {count:,} cells, and a command may have {MOST_CELLS:,}; split it")
 
 
 def _keys_of(job: Sequence[str]) -> set[str]:

@@ -38,7 +38,7 @@ def test_quick_composition_is_hydras(job: list[str], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "override",
-    ["objective@model=ce", "~sweep", "++seed=4", "hydra.verbose=true", "objective=unknown", "+seed=4"],
+    ["objective@model=ce", "~sweep", "++seed=4", "hydra.verbose=true", "objective=unknown"],
 )
 def test_unusual_overrides_are_left_to_hydra(override: str) -> None:
     with initialized_hydra(), pytest.raises(NeedsHydra):

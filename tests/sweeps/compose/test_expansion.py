@@ -13,7 +13,8 @@ from pipelines.errors import UserError
 from shaping import NAMED
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.config_files import initialized_hydra, options_of
-from sweeps.compose.expansion import expand, named_sweep
+from sweeps.compose.expansion import expand
+from sweeps.compose.named_sweeps import named_sweep
 from tests.sweeps.compose.search_path import search_first
 
 
@@ -27,7 +28,7 @@ def test_sweeps_on_the_command_line_are_products() -> None:
 
 
 def test_a_key_that_is_written_twice_has_its_last_value() -> None:
-    assert expand(["seed=1,2", "objective=ce", "seed=3"]) == [["seed=3", "objective=ce"]]
+    assert expand(["seed=1,2", "objective=ce", "seed=3"]) == [["objective=ce", "seed=3"]]
 
 
 def test_a_sweep_without_values_is_refused() -> None:

@@ -1,0 +1,72 @@
+"""The largest whole numbers that a cell may have.
+
+They are far above any study, and low enough that a cell with them can be planned and its numbers fit their types. So a
+slip of the keyboard is an error message at once, and not a process that fills the memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pipelines.errors import require
+
+LARGEST = {
+    "seed": 2**63 - 1,  # torch's generators take no larger one
+    "tokens": 10**15,
+    "batch_tokens": 10**10,
+    "micro_batch_tokens": 10**10,
+    "sequence_length": 10**8,
+    "text_length": 10**8,
+    "max_new_tokens": 10**8,
+    "extended_max_new_tokens": 10**8,
+    "stage_max_new_tokens": 10**8,
+    "vocab_size": 10**8,
+    "top_k": 10**8,
+    "tasks_per_family": 10**8,
+    "items": 10**8,
+    "warmup_steps": 10**9,
+    "steps": 10**7,
+    "extended_from_step": 10**9,
+    "milestones": 10**4,
+    "layers": 10**4,
+    "d_model": 10**6,
+    "ffn": 10**7,
+    "heads": 10**5,
+    "kv_heads": 10**5,
+    "head_dim": 10**5,
+    "experts": 10**5,
+    "active_experts": 10**5,
+    "prompts": 10**6,
+    "samples": 10**6,
+    "pass_k": 10**6,
+}
+"""Name of a key, the last part of it or that of the mapping around it -> its largest value."""
+LARGEST_OTHER = 10**6
+"""The largest value of every other key: counts of steps, passes, ranks, examples."""
+
+
+def check_bounds(cell: Any) -> None:
+    """Raise `UserError` for the first whole number in a cell that is larger than its key allows."""
+    for key, name, value in _whole_numbers(cell, "", ""):
+        largest = LARGEST.get(name, LARGEST_OTHER)
+        require(value <= largest, key, value, fix=f"it may be at most {largest:,}")
+
+
+def _whole_numbers(value: Any, key: str, name: str) -> Iterator[tuple[str, str, int]]:
+    """Yields the key, the name by which it has a bound, and the value of every whole number."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield key, name, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            inner = f"{key}.{field.name}" if key else field.name
+            # A named sweep has overrides, which are checked in the cells that they make.
+            if inner != "sweep":
+                yield from _whole_numbers(getattr(value, field.name), inner, field.name)
+    elif isinstance(value, dict):
+        for entry, item in value.items():
+            yield from _whole_numbers(item, f"{key}.{entry}", name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _whole_numbers(item, key, name)
