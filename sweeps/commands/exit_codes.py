@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from typer import Abort, BadParameter
+from yaml import YAMLError
 
 from pipelines.errors import Stopped
 from pipelines.logs import is_debugging, set_up_logging
@@ -43,7 +44,7 @@ def exit_codes(program: str) -> Iterator[None]:
         if is_debugging():
             raise
         print(f"{program}: {_typer_message(error) or sentence(error)}", file=sys.stderr)
-        is_mistake = isinstance(error, HydraException | OmegaConfBaseException)
+        is_mistake = isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeDecodeError)
         sys.exit(2 if is_mistake else getattr(error, "exit_code", 1))
 
 
@@ -73,5 +74,8 @@ def _stop_signals_as_ctrl_c(received: list[int]) -> Iterator[None]:
 
 def _typer_message(error: Exception) -> str:
     """Returns typer's message, which for a wrong value names its option or argument; empty for other errors."""
-    message: str = error.format_message() if hasattr(error, "format_message") else ""
-    return " ".join(message.split()) if isinstance(error, BadParameter) else message
+    if not hasattr(error, "format_message"):
+        return ""
+    message = " ".join(error.format_message().split())
+    has_fix = isinstance(error, BadParameter) or "Did you mean" in message
+    return message if has_fix else f"{message.rstrip('.')}; --help lists what the command takes"

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines.errors import UserError
 from sweeps.commands.exit_codes import exit_codes
+from sweeps.compose.config_files import without_config_dir
 from sweeps.monitor.status import rows
 from sweeps.store.stage_runs import Store
 
@@ -51,5 +52,5 @@ def console() -> Console:
 def run(commands: typer.Typer, program: str) -> None:
     """Run a command line of typer; the exit codes are those of `sweeps.commands.exit_codes`."""
     with exit_codes(program):
-        code = commands(standalone_mode=False)
+        code = commands(without_config_dir(sys.argv[1:]), standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

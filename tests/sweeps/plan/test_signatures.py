@@ -60,7 +60,7 @@ CHANGES = {
 """The first stage whose signature a key changes; those after it follow through their parents."""
 
 KEEPS = """
-    model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid
+    model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid sweep.zip
     tracking.mode tracking.project tracking.entity tracking.console tracking.system_metrics
     tracking.tensorboard tracking.csv tracking.mlflow
     until evaluation.controls
@@ -123,6 +123,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.pass_k": [2],
     "sweep.points": [{"seed": 1}],
     "sweep.grid": {"seed": [1]},
+    "sweep.zip": {"seed": [1]},
 }
 """Other valid values, where they do not follow from the type."""
 
