@@ -99,6 +99,14 @@ def coins(completions: list[str], **_: object) -> list[float | None]:
     return [coin(text) for text in completions]
 
 
+class Text(Question):
+    """A question whose answer is the whole response, also where the limit cut it."""
+
+    def judged(self, response: str, *, complete: bool = True) -> tuple[str, str | None, str]:
+        """See `Question.judged`."""
+        return "exact", response, ""
+
+
 class Coin(Judge):
     """Rewards by `coin` instead of a verifier."""
 
@@ -118,7 +126,7 @@ def our_step(shape: Shape) -> Callable[[], None]:
     policy, reference = Policy(model), Policy(shape.model().eval().requires_grad_(False))
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
     updater = Updater(policy, optimizer, config, exact_sampler=True)
-    questions = Questions([[Question("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
+    questions = Questions([[Text("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
     collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
     # A step as in pipelines.grpo: collection, diagnostics, update.
     step = 0
@@ -129,7 +137,7 @@ def our_step(shape: Shape) -> Callable[[], None]:
         collected = collector.collect(step)
         divergence_from(reference, collected.sampled, config, seed=(0, step), division=updater.division)
         collected_row(collected)
-        updater.update(collected.kept, step)
+        assert not updater.update(collected.kept, step)["skipped"]
 
     return run
 

@@ -1,4 +1,4 @@
-"""How pre-training and mid-training are computed, on one device or many."""
+"""How models are trained, on one device or many."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ ACTIVATIONS = ("none", "selective", "full")
 
 @dataclass
 class ComputeConfig:
-    """How the token stages are computed. No key changes a result beyond the order in which floating-point numbers are
-    summed, so none is part of a signature. All defaults are ours."""
+    """How the training stages are computed. No key changes a result beyond the order in which floating-point numbers
+    are summed, so none is part of a signature. All defaults are ours."""
 
     micro_batch_tokens: int | None = None
     """Tokens that a rank runs through the model at a time; gradients are accumulated over the rank's share of a batch.
-    null: the whole share at once."""
+    null: the whole share at once, in RL `grpo.micro_batch_tokens`."""
     strategy: str = "auto"
     """How several ranks share the model: `ddp`: a copy on each; `fsdp`: weights, gradients and optimizer sharded over
     all; `hsdp`: sharded over groups of `shard_ranks`, one copy per group; `auto`: `ddp`."""

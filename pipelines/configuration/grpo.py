@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from pipelines.configuration.budgets import milestone_steps
+from pipelines.configuration.budgets import PRECISIONS, milestone_steps
+from pipelines.configuration.signed_content import added_later
 from pipelines.errors import (
     require,
     require_fraction,
@@ -21,10 +22,13 @@ OVERLONG = ("wrong", "filter", "penalty")
 LEFTOVERS = ("discard", "keep")
 COLLAPSE = ("off", "mark", "stop")
 ENGINES = {
+    "replica": "pipelines.rollouts.replica_engine:ReplicaEngine",
     "transformers": "pipelines.rollouts.transformers_engine:TransformersEngine",
     "vllm": "pipelines.rollouts.vllm_engine:VLLMEngine",
 }
 """Name -> `module:class` of a rollout engine; `pipelines.rollouts.load_engine` imports it. To add one, add an entry."""
+IMPORTANCE_CAP = 2.0
+"""The cap of truncated importance sampling where the sampler does not compute as the learner does (as in verl)."""
 QUESTION_FILE = ".jsonl"
 """Suffix by which a name in `grpo.tasks` is a file of questions."""
 
@@ -57,10 +61,15 @@ class GRPOConfig:
     extended_max_new_tokens: int = 16384
     """Longest response in tokens from `extended_from_step` on. The paper's."""
     engine: str = "transformers"
-    """Engine that samples: `transformers`, in the training process, or `vllm`. Ours."""
+    """Engine that samples: `transformers`, the model itself; `replica`, a copy in bfloat16 on each rank; or `vllm`.
+    Ours."""
+    precision: str = added_later(as_before="float32")
+    """As in pre-training: `float32`; `bfloat16-mixed`: weights in float32, products in bfloat16; `bfloat16`: weights in
+    bfloat16. Ours."""
     importance_cap: float | None = None
-    """Truncated importance sampling: the loss of a token is weighted by min(pi_learner / pi_sampler, cap); null: no
-    weights. Ours."""
+    """Truncated importance sampling: the loss of a token is weighted by min(pi_learner / pi_sampler, cap). null: 2, but
+    no weights where the sampler computes exactly as the learner does (`transformers` in float32); 0: no weights.
+    Ours."""
 
     advantage: str = "standardised"
     """`standardised`: (r - mean) / std within the group; `centred`: r - mean (Dr. GRPO); `leave_one_out`: r - mean of
@@ -107,7 +116,10 @@ class GRPOConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient. The paper's."""
     micro_batch_tokens: int = 16384
-    """Tokens that an update runs through the model at a time; the gradient is that of the whole batch. Ours."""
+    """Tokens that an update runs through the model at a time on each rank, unless `compute.micro_batch_tokens` says
+    otherwise; the gradient is that of the whole batch. Ours."""
+    start_divergence: bool = added_later(as_before=True)
+    """Whether the ledger has `kl_start`, for which a copy of the start model is kept in main memory. Ours."""
 
     held_out_every: int = 10
     """Steps between measurements on held-out questions, beginning at step 0; 0: never. Ours."""
@@ -145,6 +157,7 @@ class GRPOConfig:
             ("leftovers", LEFTOVERS),
             ("collapse", COLLAPSE),
             ("engine", ENGINES),
+            ("precision", PRECISIONS),
         ):
             require_option(f"grpo.{key}", getattr(self, key), options)
 
@@ -182,10 +195,10 @@ class GRPOConfig:
         require(self.clip_high > 0, "grpo.clip_high", self.clip_high, fix="it must be above 0")
         require(0 < self.overlong_buffer <= 1, "grpo.overlong_buffer", self.overlong_buffer, fix="it must be in (0, 1]")
         require(
-            self.importance_cap is None or self.importance_cap > 0,
+            self.importance_cap is None or self.importance_cap >= 0,
             "grpo.importance_cap",
             self.importance_cap,
-            fix="it must be above 0, or null for no correction",
+            fix="it must be above 0, or 0 for no correction, or null for one where the sampler is not exact",
         )
 
     @property

@@ -3,12 +3,16 @@
 A group whose rewards are all equal has no advantage, so it is dropped and another prompt replaces it, for a limited
 number of extra rounds (DAPO). The size of an extra round follows from the share of mixed groups so far. Groups are kept
 in the order of their prompts, so the kept ones are a fair sample of the mixed groups.
+
+With several ranks, all draw the same questions, and each samples and verifies a consecutive share of the responses.
+Rewards, lengths and ends are gathered, so every rank knows the same groups and the same next round; tokens stay where
+they were sampled.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +22,15 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.data.tokenizer import encode
+from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.sharing import consecutive
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Engine, Sampling
+from pipelines.rollouts import Engine, Sampling, never
 from pipelines.verifiers import Judge
 from pipelines.verifiers.judge import FAILURES
+
+NOTHING = torch.empty(0)
+"""The log-probabilities of a response that another rank has."""
 
 LEAST_SHARE = 0.125
 """Lower bound on the share of mixed groups that sets the size of an extra round."""
@@ -29,27 +38,27 @@ LEAST_SHARE = 0.125
 
 @dataclass
 class Group:
-    """One prompt and its n responses."""
+    """One prompt and its n responses, of which other ranks may have the tokens."""
 
     question: Question
     prompt: list[int]
     """Token ids."""
     responses: list[list[int]]
-    """Token ids, the end token included."""
+    """Token ids, the end token included; empty where another rank has them."""
     log_probs: list[Tensor]
-    """Of each response's tokens, under the policy that sampled them."""
+    """Of each response's tokens, under the policy that sampled them; empty where another rank has them."""
     texts: list[str]
+    """Empty where another rank has the response, and of groups that an earlier attempt left over."""
     rewards: Tensor
     """[n], 0 to 1, from the verifier; 0 for a response that the limit cut."""
     stopped: Tensor
     """[n] bool: whether the response ended before the limit."""
+    lengths: Tensor
+    """[n] int64: tokens of each response."""
+    owners: list[int]
+    """[n]: the rank that has each response."""
     step: int
     """The step that sampled the group."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each response, [n]."""
-        return torch.tensor([len(response) for response in self.responses])
 
     @property
     def mixed(self) -> bool:
@@ -70,6 +79,17 @@ class Collected:
     """Mixed groups that the step does not need."""
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """Samples whose verifier failed, by kind of failure; their reward is 0."""
+
+
+class _LocalSamples(NamedTuple):
+    """What one rank has sampled."""
+
+    outcomes: Tensor
+    """[rows, 4] float64: reward, tokens, whether the response ended, and 1 + the index of its failure, or 0."""
+    responses: dict[int, list[int]]
+    """By row of the whole batch, as the others."""
+    log_probs: dict[int, Tensor]
+    texts: dict[int, str]
 
 
 class Questions:
@@ -106,16 +126,31 @@ class Collector:
         tokenizer: PreTrainedTokenizerFast,
         questions: Questions,
         seed: int,
+        exchange: Exchange = ALONE,
+        interrupted: Callable[[], bool] = never,
     ) -> None:
+        """Raises `Interrupted` between two batches of rollouts once `interrupted()` is true on any rank."""
         self._config, self._engine, self._judge, self._tokenizer = config, engine, judge, tokenizer
         self._questions, self._seed = questions, seed
+        self._exchange, self._interrupted = exchange, interrupted
         self._waiting: list[Group] = []
 
     def collect(self, step: int) -> Collected:
-        """The groups of step 1, 2, ...: `grpo.prompts` of them, or fewer if the extra rounds do not find as many."""
+        """The groups of step 1, 2, ...: `grpo.prompts` of them, or fewer if the extra rounds do not find as many.
+
+        After an exception, also `Interrupted`, the step can be collected again, with the same result.
+        """
+        before = self._questions.drawn, self._waiting
+        try:
+            return self._collect(step)
+        except BaseException:
+            self._questions.drawn, self._waiting = before
+            raise
+
+    def _collect(self, step: int) -> Collected:
         config = self._config
         result = Collected()
-        usable, self._waiting = self._waiting, []
+        usable, self._waiting = list(self._waiting), []
         mixed_share = 1.0
         for round_ in range(1 + (config.resample_rounds if config.dynamic_sampling else 0)):
             missing = config.prompts - len(usable)
@@ -148,43 +183,133 @@ class Collector:
         n = self._config.samples
         prompts = [encode(self._tokenizer, question.prompt) for question in questions]
         sampling = Sampling(self._config.temperature, 1.0, self._config.response_limit(max(1, step)))
-        # Row i * n + j of everything below is sample j of question i.
-        rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed)
-        responses = rollouts.responses()
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        stopped = rollouts.stopped.tolist()
-        judged = [questions[row // n].judged(text, complete=stopped[row]) for row, text in enumerate(texts)]
-        verdicts = self._judge.rewards(judged)
+        local = self._exchange.together(lambda: self._local_samples(questions, prompts, sampling, seed=seed))
+        # [questions x n, 4]; row i * n + j is sample j of question i, and each rank has consecutive rows.
+        rewards, lengths, stopped, failed = self._exchange.concatenated(local.outcomes).unbind(1)
         if failures is not None:
-            for verdict in verdicts:
-                if verdict.failure:
-                    failures[verdict.failure] = failures.get(verdict.failure, 0) + 1
-        rewards = torch.tensor([verdict.reward for verdict in verdicts])
+            for code in failed[failed > 0].int().tolist():
+                kind = FAILURES[code - 1]
+                failures[kind] = failures.get(kind, 0) + 1
+        shares = [consecutive(len(rewards), rank, self._exchange.ranks) for rank in range(self._exchange.ranks)]
+        owners = [rank for rank, share in enumerate(shares) for _ in share]
         groups = []
         for i, question in enumerate(questions):
-            first, last = i * n, (i + 1) * n
+            rows = range(i * n, (i + 1) * n)
+            part = slice(rows.start, rows.stop)
             groups.append(
                 Group(
                     question=question,
                     prompt=prompts[i],
-                    responses=responses[first:last],
-                    log_probs=[rollouts.log_probs[row, : len(responses[row])].clone() for row in range(first, last)],
-                    texts=texts[first:last],
-                    rewards=rewards[first:last],
-                    stopped=rollouts.stopped[first:last],
+                    responses=[local.responses.get(row, []) for row in rows],
+                    log_probs=[local.log_probs.get(row, NOTHING) for row in rows],
+                    texts=[local.texts.get(row, "") for row in rows],
+                    rewards=rewards[part].float(),
+                    stopped=stopped[part] > 0,
+                    lengths=lengths[part].long(),
+                    owners=owners[part],
                     step=step,
                 )
             )
         return groups
 
+    def _local_samples(
+        self,
+        questions: Sequence[Question],
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seed: Sequence[int],
+    ) -> _LocalSamples:
+        """Sample and verify this rank's share."""
+        n = self._config.samples
+        share = self._exchange.share(len(questions) * n)
+        if not share:
+            return _LocalSamples(torch.empty(0, 4, dtype=torch.float64), {}, {}, {})
+        rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed, share=share, interrupted=self._interrupted)
+        responses = rollouts.responses()
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        stopped = rollouts.stopped.tolist()
+        judged = [
+            questions[row // n].judged(text, complete=complete)
+            for row, text, complete in zip(share, texts, stopped, strict=True)
+        ]
+        verdicts = self._judge.rewards(judged)
+        outcomes = [
+            [verdict.reward, len(response), complete, FAILURES.index(verdict.failure) + 1 if verdict.failure else 0]
+            for verdict, response, complete in zip(verdicts, responses, stopped, strict=True)
+        ]
+        log_probs = [rollouts.log_probs[i, : len(response)].clone() for i, response in enumerate(responses)]
+        return _LocalSamples(
+            torch.tensor(outcomes, dtype=torch.float64),
+            dict(zip(share, responses, strict=True)),
+            dict(zip(share, log_probs, strict=True)),
+            dict(zip(share, texts, strict=True)),
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """The position in the questions and the waiting groups, as numbers, strings and tensors."""
+        """The position in the questions and the waiting groups without their tokens, as plain JSON."""
         return {
             "drawn": self._questions.drawn,
-            "waiting": [vars(group) | {"question": vars(group.question)} for group in self._waiting],
+            "waiting": [
+                {
+                    "question": vars(group.question),
+                    "prompt": group.prompt,
+                    "step": group.step,
+                    **{key: getattr(group, key).tolist() for key in ("rewards", "stopped", "lengths")},
+                }
+                for group in self._waiting
+            ],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the result of `state_dict`."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The tokens of the waiting groups and their log-probabilities, one response after another, on every rank."""
+        rows = [(group, j) for group in self._waiting for j in range(len(group.owners))]
+        if not rows:
+            return {}
+        tokens = torch.tensor([token for group, j in rows for token in group.responses[j]], dtype=torch.int64)
+        log_probs = torch.cat([group.log_probs[j] for group, j in rows])
+        # Gathered rank by rank, and put back into the order of the rows.
+        by_owner = sorted(range(len(rows)), key=lambda i: rows[i][0].owners[rows[i][1]])
+        sizes = [int(rows[i][0].lengths[rows[i][1]]) for i in by_owner]
+        result = {}
+        for name, local in zip(WAITING, (tokens, log_probs), strict=True):
+            parts = dict(zip(by_owner, self._exchange.concatenated(local).split(sizes), strict=True))
+            result[name] = torch.cat([parts[i] for i in range(len(rows))])
+        return result
+
+    def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore `state_dict` and `tensors`; every response goes to a rank, whichever had it before."""
         self._questions.drawn = state["drawn"]
-        self._waiting = [Group(**{**group, "question": Question(**group["question"])}) for group in state["waiting"]]
+        self._waiting = []
+        lengths = [length for group in state["waiting"] for length in group["lengths"]]
+        parts = [tensors[name].split(lengths) for name in WAITING] if lengths else [(), ()]
+        rows = list(zip(*parts, strict=True))
+        for group in state["waiting"]:
+            n = len(group["lengths"])
+            local, rows = rows[:n], rows[n:]
+            shares = [consecutive(n, rank, self._exchange.ranks) for rank in range(self._exchange.ranks)]
+            owned = shares[self._exchange.rank]
+            self._waiting.append(
+                Group(
+                    question=Question(**group["question"]),
+                    prompt=group["prompt"],
+                    responses=[tokens.tolist() if j in owned else [] for j, (tokens, _) in enumerate(local)],
+                    log_probs=[log_probs if j in owned else NOTHING for j, (_, log_probs) in enumerate(local)],
+                    texts=[""] * n,
+                    rewards=torch.tensor(group["rewards"]),
+                    stopped=torch.tensor(group["stopped"]),
+                    lengths=torch.tensor(group["lengths"]),
+                    owners=[rank for rank, share in enumerate(shares) for _ in share],
+                    step=group["step"],
+                )
+            )
+
+
+WAITING = ("waiting.tokens", "waiting.log_probs")
+"""Names of the waiting groups' tensors in a trainer state."""
+
+
+def empty_waiting(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors to read `Collector.tensors` into, for the groups of `Collector.state_dict`."""
+    size = sum(sum(group["lengths"]) for group in state["waiting"])
+    return dict(zip(WAITING, (torch.empty(size, dtype=torch.int64), torch.empty(size)), strict=True)) if size else {}

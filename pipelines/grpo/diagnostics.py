@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.evaluation.metrics import RIGHT, pass_at_k
 from pipelines.grpo.algorithm import divergence
 from pipelines.grpo.collection import Collected, Group
-from pipelines.grpo.update import FORKING_SHARE, Row, rows_of
-from pipelines.rollouts import length_batches, score
+from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.policy import Policy
+from pipelines.grpo.update import FORKING_SHARE, Division, Row, measured, rows_of
 
 KL_RESPONSES = 64
 """Responses, drawn from all of a step's, on which the divergence from the start model is estimated."""
 
 
-def collected_row(collected: Collected) -> dict[str, float]:
-    """The ledger's columns on the groups that a step sampled."""
+def collected_row(collected: Collected, exchange: Exchange = ALONE) -> dict[str, float]:
+    """The ledger's columns on the groups that a step sampled; all ranks compute them together."""
     groups = collected.sampled
     # [groups, n] each.
     rewards = torch.stack([group.rewards for group in groups])
@@ -38,7 +39,7 @@ def collected_row(collected: Collected) -> dict[str, float]:
         "reward": rewards.mean().item(),
         "reward_std": rewards.std(1).mean().item(),
         "reward_spread": rewards.mean(1).std().item() if len(groups) > 1 else float("nan"),
-        "entropy": sampled_entropy(groups),
+        "entropy": sampled_entropy(groups, exchange),
         "prompt_length": float(np.mean([len(group.prompt) for group in groups])),
         "response_length": lengths.mean().item(),
         "length_p10": float(p10),
@@ -70,9 +71,11 @@ def pass_row(groups: Sequence[Group]) -> dict[str, float]:
     return {f"pass@{k}": float(pass_at_k(right, n, k).mean()) for k in powers}
 
 
-def sampled_entropy(groups: Sequence[Group]) -> float:
+def sampled_entropy(groups: Sequence[Group], exchange: Exchange = ALONE) -> float:
     """Mean of -log pi over the groups' tokens, in nats."""
-    return -torch.cat([log_probs for group in groups for log_probs in group.log_probs]).double().mean().item()
+    local = torch.cat([log_probs for group in groups for log_probs in group.log_probs]).double()
+    total, count = exchange.sums(local.sum().item(), len(local))
+    return -total / count
 
 
 def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
@@ -98,28 +101,31 @@ def _mean(rows: Sequence[dict[str, float]], key: str) -> float:
 
 
 def divergence_from(
-    reference: PreTrainedModel, groups: Sequence[Group], config: GRPOConfig, *, seed: Sequence[int]
+    reference: Policy,
+    groups: Sequence[Group],
+    config: GRPOConfig,
+    *,
+    seed: Sequence[int],
+    division: Division,
 ) -> float:
     """Sampled, unbiased KL(policy || reference) per token, in nats; the groups must be from the current policy."""
-    pairs = [(group, j) for group in groups for j in range(len(group.responses))]
+    rows = [row for group in rows_of(groups, config, step=groups[0].step) for row in group]
     # A fixed number of responses, so that the cost does not grow with the batch.
-    chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:KL_RESPONSES]]
+    chosen = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:KL_RESPONSES]]
     total, count = 0.0, 0
-    lengths = [len(group.prompt) + len(group.responses[j]) for group, j in chosen]
-    for batch in length_batches(lengths, config.micro_batch_tokens):
-        part = [chosen[i] for i in batch]
-        prompts, responses = [group.prompt for group, _ in part], [group.responses[j] for group, j in part]
-        with torch.no_grad():
-            scores = score(reference, prompts, responses, temperature=config.temperature)
-        policy = torch.cat([group.log_probs[j] for group, j in part]).to(scores.log_probs.device)
-        total += divergence(policy.double(), scores.log_probs.double()).sum().item()
-        count += len(policy)
-    return total / count
+    for micro in division(chosen):
+        scores = measured(reference, micro, temperature=config.temperature)
+        if micro:
+            policy = torch.cat([row.sampler_log_probs for row in micro]).to(scores.log_probs.device)
+            total += divergence(policy.double(), scores.log_probs.double()).sum().item()
+            count += len(policy)
+    total, tokens = division.exchange.sums(total, count)
+    return total / tokens
 
 
 @dataclass(frozen=True)
 class _TokenTable:
-    """One entry for each response token."""
+    """One entry for each response token of all ranks."""
 
     tokens: list[int]
     positions: list[int]
@@ -133,12 +139,13 @@ class _TokenTable:
 
 
 def forking_tokens(
-    model: PreTrainedModel,
+    policy: Policy,
     groups: Sequence[Group],
     config: GRPOConfig,
     *,
     tokenizer: PreTrainedTokenizerFast,
     step: int,
+    division: Division,
     most: int = 20,
 ) -> list[dict[str, Any]]:
     """Where the policy's entropy is highest, as rows by token and by tenth of the response.
@@ -152,7 +159,7 @@ def forking_tokens(
     if not rows:
         return []
     # Forking tokens are compared over all responses of the step, not within one.
-    table = _token_table(model, rows, config)
+    table = _token_table(policy, division(rows), temperature=config.temperature, exchange=division.exchange)
     threshold = float(np.quantile(table.entropies, 1 - FORKING_SHARE))
     forking = np.flatnonzero(table.entropies > threshold).tolist()
     summary = {
@@ -170,28 +177,32 @@ def forking_tokens(
     ]
 
 
-def _token_table(model: PreTrainedModel, rows: Sequence[Row], config: GRPOConfig) -> _TokenTable:
+def _token_table(
+    policy: Policy, micro_batches: Sequence[list[Row]], *, temperature: float, exchange: Exchange
+) -> _TokenTable:
+    """The table of all ranks' rows, of which `micro_batches` are this rank's."""
     tokens: list[int] = []
     positions: list[int] = []
     tenths: list[int] = []
-    entropies, slopes = [], []
-    for batch in length_batches([len(row.prompt) + len(row.response) for row in rows], config.micro_batch_tokens):
-        part = [rows[i] for i in batch]
-        prompts, responses = [row.prompt for row in part], [row.response for row in part]
-        with torch.no_grad():
-            scores = score(model, prompts, responses, temperature=config.temperature)
+    entropies, slopes = [torch.empty(0)], [torch.empty(0)]
+    for part in micro_batches:
+        scores = measured(policy, part, temperature=temperature)
+        if not part:
+            continue
         # One entry per response token, in the order of the scores.
-        sizes = [len(response) for response in responses]
-        tokens += [token for response in responses for token in response]
+        sizes = [row.length for row in part]
+        tokens += [token for row in part for token in row.response]
         positions += [i for size in sizes for i in range(size)]
         tenths += [10 * i // size for size in sizes for i in range(size)]
-        entropies.append(scores.entropies.cpu().numpy())
+        entropies.append(scores.entropies.cpu())
         # |d loss / d logits| of a token is |advantage| times the norm of d log pi / d logits.
         advantage = torch.tensor([abs(row.advantage) for row in part]).repeat_interleave(torch.tensor(sizes))
-        slopes.append((advantage * scores.steepness.cpu()).numpy())
-    slope = np.concatenate(slopes)
+        slopes.append(advantage * scores.steepness.cpu())
+    whole = exchange.concatenated(torch.tensor([tokens, positions, tenths], dtype=torch.int64).T.contiguous())
+    entropy, slope = (exchange.concatenated(torch.cat(parts)).numpy() for parts in (entropies, slopes))
     gradients = slope / max(slope.sum(), 1e-30)
-    return _TokenTable(tokens, positions, np.array(tenths), np.concatenate(entropies), gradients)
+    all_tokens, all_positions, all_tenths = whole.T.contiguous()
+    return _TokenTable(all_tokens.tolist(), all_positions.tolist(), all_tenths.numpy(), entropy, gradients)
 
 
 def _forking_by_token(table: _TokenTable, forking: Sequence[int], most: int) -> list[tuple[int, dict[str, Any]]]:

@@ -5,17 +5,21 @@ old log-probabilities then are the new ones without gradient: the ratio is 1 by 
 which the ledger's counts show. With several updates per batch, the old log-probabilities are taken before the first:
 the sampler's if it is the same program as the learner, else those of a scoring pass. Groups left over from an earlier
 step keep their sampler's.
+
+With several ranks, each learns from a part of the rows. The weight of a token is that in the whole minibatch, so the
+sum of the ranks' gradients is the gradient of one process.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.grpo import IMPORTANCE_CAP, GRPOConfig
 from pipelines.grpo.algorithm import (
     advantages,
     divergence,
@@ -25,7 +29,11 @@ from pipelines.grpo.algorithm import (
     token_weights,
 )
 from pipelines.grpo.collection import Group
-from pipelines.rollouts import length_batches, score
+from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.policy import Policy
+from pipelines.grpo.sharing import micro_batches
+from pipelines.rollouts import Scores
+from pipelines.training.throughput import step_operations
 
 FORKING_SHARE = 0.2
 """Forking tokens are this share of the tokens, those with the highest entropy (arXiv 2506.01939)."""
@@ -33,21 +41,31 @@ FORKING_SHARE = 0.2
 
 @dataclass
 class Row:
-    """One response in the loss."""
+    """One response in the loss or in a measurement; other ranks may have its tokens."""
 
     prompt: list[int]
+    length: int
+    """Tokens of the response."""
+    owner: int
+    """The rank that sampled the response and has its tokens."""
     response: list[int]
+    """Token ids; empty where another rank has them."""
+    sampler_log_probs: Tensor
+    """Of its tokens, under the policy that sampled them; empty where another rank has them."""
     advantage: float
     kept: bool
     """Whether it is in the loss; a filtered overlong response is not."""
-    sampler_log_probs: Tensor
-    """Of its tokens, under the policy that sampled them."""
-    old_log_probs: Tensor
-    """Of its tokens, under the policy in the denominator of the ratio."""
     fresh: bool
     """Whether the policy that is being updated sampled it."""
     weight: float = 0.0
     """Of each of its tokens in the minibatch's loss."""
+    rescored: Tensor | None = None
+    """Log-probabilities of its tokens by the learner before the first update, where the sampler's do not do."""
+
+    @property
+    def old_log_probs(self) -> Tensor:
+        """Of its tokens, under the policy in the denominator of the ratio."""
+        return self.sampler_log_probs if self.rescored is None else self.rescored
 
 
 def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[list[Row]]:
@@ -72,17 +90,46 @@ def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[l
         [
             Row(
                 prompt=group.prompt,
-                response=response,
+                length=length,
+                owner=group.owners[j],
+                response=group.responses[j],
+                sampler_log_probs=group.log_probs[j],
                 advantage=advantage[i][j],
                 kept=config.overlong != "filter" or bool(group.stopped[j]),
-                sampler_log_probs=group.log_probs[j],
-                old_log_probs=group.log_probs[j],
                 fresh=group.step == step,
             )
-            for j, response in enumerate(group.responses)
+            for j, length in enumerate(group.lengths.tolist())
         ]
         for i, group in enumerate(groups)
     ]
+
+
+class Division:
+    """Divides rows among the ranks, by the operations that each costs, and brings each rank its own."""
+
+    def __init__(self, policy: Policy, exchange: Exchange, tokens: int) -> None:
+        """`tokens`: most tokens of a micro-batch."""
+        self.exchange, self._tokens = exchange, tokens
+        model = policy.model
+        self._cost = lru_cache(maxsize=None)(lambda length: step_operations(model, length, length))
+
+    def __call__(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """This rank's micro-batches, with their tokens; as many on every rank, so some may be empty."""
+        exchange = self.exchange
+        lengths = [len(row.prompt) + row.length for row in rows]
+        parts = micro_batches(lengths, self._cost, ranks=exchange.ranks, tokens=self._tokens)
+        destination = {index: rank for rank, part in enumerate(parts) for batch in part for index in batch}
+        exchange.deliver(rows, [destination[index] for index in range(len(rows))])
+        return [[rows[index] for index in batch] for batch in parts[exchange.rank]]
+
+
+def measured(policy: Policy, rows: Sequence[Row], *, temperature: float) -> Scores:
+    """The scores of the rows' tokens without gradient, row by row; all ranks measure together."""
+    return policy.measured([row.prompt for row in rows], [row.response for row in rows], temperature)
+
+
+def _plain_backward(loss: Tensor, last: bool) -> None:
+    loss.backward()
 
 
 class Updater:
@@ -90,16 +137,29 @@ class Updater:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        policy: Policy,
         optimizer: torch.optim.Optimizer,
         config: GRPOConfig,
         *,
-        reference: PreTrainedModel | None,
+        reference: Policy | None = None,
         exact_sampler: bool,
+        exchange: Exchange = ALONE,
+        micro_batch_tokens: int | None = None,
+        backward: Callable[[Tensor, bool], None] = _plain_backward,
     ) -> None:
-        """`reference` is the model of the KL term; `exact_sampler` is `Engine.exact`."""
-        self._model, self._optimizer, self._config = model, optimizer, config
+        """`reference` is the model of the KL term; `exact_sampler` is whether the sampler computes as the learner does.
+
+        `micro_batch_tokens` is by default that of `config`. `backward` computes the gradient of a micro-batch's loss,
+        and with True, for the last one of an optimizer step, also the mean of the gradients over the ranks.
+        """
+        self._policy, self._optimizer, self._config = policy, optimizer, config
         self._reference, self._exact_sampler = reference, exact_sampler
+        self._exchange, self._backward = exchange, backward
+        self.division = Division(policy, exchange, micro_batch_tokens or config.micro_batch_tokens)
+        cap = config.importance_cap
+        if cap is None and not exact_sampler:
+            cap = IMPORTANCE_CAP
+        self._cap = cap or None
         optimizer.zero_grad()  # an earlier training run of the model may have left gradients
 
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
@@ -109,68 +169,72 @@ class Updater:
         if the norm of a gradient is not finite; that gradient is not applied.
         """
         config = self._config
-        if not groups:
-            return {"skipped": 1}
-        by_group = rows_of(groups, config, step=step)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
+        minibatches = list(self._minibatches(rows_of(groups, config, step=step), config.response_limit(step)))
+        if not minibatches:
+            return {"skipped": 1}
         # Several updates need the log-probabilities of the policy before the first; see the module's docstring.
         if not config.on_policy and not self._exact_sampler:
-            self._score_old([row for group in by_group for row in group if row.fresh])
-        # Each minibatch is a part of the groups, in their order.
+            for micro in (micro for minibatch in minibatches for micro in minibatch):
+                self._score_old(micro)
         statistics = _Statistics()
-        size = -(-len(by_group) // config.minibatches)
         for _ in range(config.epochs):
-            for start in range(0, len(by_group), size):
-                rows = [row for group in by_group[start : start + size] for row in group]
-                self._minibatch(rows, statistics, limit=config.response_limit(step))
-        if not statistics.norms:
-            return {"skipped": 1}
-        return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **statistics.row()}
+            for minibatch in minibatches:
+                self._step(minibatch, statistics)
+        row = statistics.row(self._exchange)
+        return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **row}
+
+    def _minibatches(self, by_group: Sequence[list[Row]], limit: int) -> Iterator[list[list[Row]]]:
+        """The micro-batches of this rank in each minibatch that has a gradient; a minibatch is a part of the groups."""
+        config = self._config
+        size = -(-len(by_group) // config.minibatches)
+        for start in range(0, len(by_group), size or 1):
+            rows = [row for group in by_group[start : start + size] for row in group]
+            lengths, kept = [row.length for row in rows], [row.kept for row in rows]
+            for row, weight in zip(rows, token_weights(lengths, kept, loss=config.loss, limit=limit), strict=True):
+                row.weight = weight
+            # Rows without a gradient are not computed. With a KL term, every row with a weight has a gradient.
+            rows = [row for row in rows if row.weight and (row.advantage or config.kl_weight)]
+            if rows:
+                yield self.division(rows)
 
     def _score_old(self, rows: list[Row]) -> None:
-        """Set `old_log_probs` to those of the current policy."""
-        for micro in self.micro_batches(rows):
-            prompts, responses = [row.prompt for row in micro], [row.response for row in micro]
-            with torch.no_grad():
-                scores = score(self._model, prompts, responses, temperature=self._config.temperature)
-            lengths = [len(response) for response in responses]
-            for row, log_probs in zip(micro, scores.log_probs.cpu().split(lengths), strict=True):
-                row.old_log_probs = log_probs
+        """Set the old log-probabilities of fresh rows to those of the current policy."""
+        log_probs = measured(self._policy, rows, temperature=self._config.temperature).log_probs.cpu()
+        for row, part in zip(rows, log_probs.split([row.length for row in rows]) if rows else (), strict=True):
+            if row.fresh:
+                row.rescored = part
 
-    def _minibatch(self, rows: list[Row], statistics: "_Statistics", *, limit: int) -> None:
-        """One step of the optimizer; none if no row has a gradient."""
-        config = self._config
-        lengths, kept = [len(row.response) for row in rows], [row.kept for row in rows]
-        for row, weight in zip(rows, token_weights(lengths, kept, loss=config.loss, limit=limit), strict=True):
-            row.weight = weight
-        # Rows without a gradient are not computed. With a KL term, every row with a weight has a gradient.
-        rows = [row for row in rows if row.weight and (row.advantage or config.kl_weight)]
-        if not rows:
-            return
+    def _step(self, minibatch: list[list[Row]], statistics: "_Statistics") -> None:
+        """One step of the optimizer."""
         # The weights are of the whole minibatch, so the micro-batches' gradients add up to its gradient.
-        for micro in self.micro_batches(rows):
-            self._loss(micro, statistics).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.gradient_clip).item()
+        for index, micro in enumerate(minibatch):
+            # Gradients are averaged over ranks.
+            loss = self._loss(micro, statistics) * self._exchange.ranks
+            self._backward(loss, index + 1 == len(minibatch))
+        total: Any = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.gradient_clip)
+        norm = (total.full_tensor() if hasattr(total, "full_tensor") else total).item()
         if not np.isfinite(norm):
             self._optimizer.zero_grad()
-            raise FloatingPointError(f"the gradient's norm is {norm}; lower grpo.learning_rate={config.learning_rate}")
+            raise FloatingPointError(
+                f"the gradient's norm is {norm}; lower grpo.learning_rate={self._config.learning_rate}"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad()
         statistics.norms.append(norm)
 
-    def micro_batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """The rows sorted by length, in parts of at most `micro_batch_tokens` tokens."""
-        lengths = [len(row.prompt) + len(row.response) for row in rows]
-        for batch in length_batches(lengths, self._config.micro_batch_tokens):
-            yield [rows[i] for i in batch]
-
     def _loss(self, rows: list[Row], statistics: "_Statistics") -> Tensor:
         """The rows' part of the minibatch's loss. All tensors are [T], the rows' response tokens one after another."""
-        config, device = self._config, self._model.device
-        prompts, responses = [row.prompt for row in rows], [row.response for row in rows]
-        scores = score(self._model, prompts, responses, temperature=config.temperature)
-        lengths = torch.tensor([len(response) for response in responses], device=device)
+        config, device = self._config, self._policy.model.device
+        scores = self._policy([row.prompt for row in rows], [row.response for row in rows], config.temperature)
+        reference = None
+        if config.kl_weight:
+            assert self._reference is not None
+            reference = measured(self._reference, rows, temperature=config.temperature).log_probs
+        if not rows:
+            return scores.log_probs.sum() * 0.0
+        lengths = torch.tensor([row.length for row in rows], device=device)
 
         def per_token(values: list[float]) -> Tensor:
             """A value of each row, repeated for each of its tokens."""
@@ -188,38 +252,34 @@ class Updater:
         parts = surrogate(scores.log_probs, old, advantage, clip_low=config.clip_low, clip_high=config.clip_high)
         loss = parts.loss
         # Correct for a sampler with other arithmetic, then add the KL term.
-        if config.importance_cap is not None:
-            loss = loss * importance_weights(old, sampler, config.importance_cap)
-        if config.kl_weight:
-            assert self._reference is not None
-            with torch.no_grad():
-                reference = score(self._reference, prompts, responses, temperature=config.temperature).log_probs
+        if self._cap is not None:
+            loss = loss * importance_weights(old, sampler, self._cap)
+        if reference is not None:
             loss = loss + config.kl_weight * divergence(scores.log_probs, reference)
-        statistics.add(parts.ratio, parts.low, parts.high, current - sampler, scores.entropies)
-        statistics.slopes.append(((weight * advantage).abs() * scores.steepness).cpu())
+        slopes = (weight * advantage).abs() * scores.steepness
+        statistics.add(parts.ratio, parts.low, parts.high, current - sampler, scores.entropies, slopes)
         return (loss * weight).sum()
 
 
+@dataclass
 class _Statistics:
     """Statistics of all updates of one step, collected token by token."""
 
-    def __init__(self) -> None:
-        self.norms: list[float] = []
-        """The gradient's norm of each update."""
-        self.slopes: list[Tensor] = []
-        """The norm of each token's gradient with respect to its logits."""
-        self._columns: list[list[Tensor]] = []
-        """By micro-batch: ratio, clipped low, clipped high, mismatch and entropy of each token."""
+    norms: list[float] = field(default_factory=list)
+    """The gradient's norm of each update."""
+    micro_batches: list[Tensor] = field(default_factory=list)
+    """[6, T] each: ratio, clipped low, clipped high, mismatch, entropy, and norm of the gradient with respect to the
+    logits, of each token."""
 
     def add(self, *columns: Tensor) -> None:
         """Add the columns of a micro-batch."""
-        self._columns.append([column.detach().float().cpu() for column in columns])
+        self.micro_batches.append(torch.stack([column.detach().float().cpu() for column in columns]))
 
-    def row(self) -> dict[str, float]:
-        """The ledger's columns."""
-        ratio, low, high, mismatch, entropies = (torch.cat(parts) for parts in zip(*self._columns, strict=True))
-        # Columns of all tokens of all updates.
-        slopes = torch.cat(self.slopes)
+    def row(self, exchange: Exchange) -> dict[str, float]:
+        """The ledger's columns, over the tokens of all ranks."""
+        local = torch.cat([torch.empty(6, 0), *self.micro_batches], 1)
+        columns = local if exchange.ranks == 1 else exchange.concatenated(local.T.contiguous()).T.contiguous()
+        ratio, low, high, mismatch, entropies, slopes = columns
         percentiles = np.percentile(ratio.numpy(), [1, 50, 99])
         forking = entropies > np.quantile(entropies.numpy(), 1 - FORKING_SHARE)
         return {

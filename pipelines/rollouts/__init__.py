@@ -5,7 +5,7 @@ copy of its weights in vLLM; `load_engine` returns the one that `grpo.engine` na
 makes small dense models fast.
 """
 
-from pipelines.rollouts.engine import Engine, Rollouts, Sampling, load_engine
+from pipelines.rollouts.engine import Engine, Rollouts, Sampling, load_engine, never
 from pipelines.rollouts.scoring import Scores, length_batches, likelihoods, score
 from pipelines.rollouts.transformers_engine import TransformersEngine, generate
 
@@ -19,5 +19,6 @@ __all__ = [
     "length_batches",
     "likelihoods",
     "load_engine",
+    "never",
     "score",
 ]

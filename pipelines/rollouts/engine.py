@@ -5,7 +5,7 @@ add an entry to `pipelines.configuration.grpo.ENGINES`.
 """
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,31 +43,67 @@ class Rollouts:
         return [row[:length] for row, length in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
 
+def never() -> bool:
+    """The default of `interrupted`."""
+    return False
+
+
 class Engine(Protocol):
     """Samples responses from the policy."""
 
     exact: bool
-    """Whether `log_probs` equal the learner's, up to rounding. If not, the mismatch is measured."""
+    """Whether `log_probs` equal those of a learner in float32, up to rounding. If not, the mismatch is measured."""
+    checkpoint_names: bool
+    """Whether `take` wants weights under the names of a checkpoint, else under those of the model's modules."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        n: int,
+        seed: Sequence[int],
+        share: range | None = None,
+        interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
         """Sample `n` responses to each of `prompts` (token ids, none empty).
 
-        `seed` is one of `pipelines.random_streams.stream_seed`. Equal seeds give equal samples.
+        `seed` is one of `pipelines.random_streams.stream_seed`. Equal seeds give equal samples. Sample j of prompt i
+        has the number i n + j. `share` are the consecutive numbers that this engine samples and returns, by default
+        all; a sample is the same in any share. Raises `Interrupted`, between two batches, once `interrupted()` is true.
         """
         ...
 
-    def sync(self, model: PreTrainedModel) -> None:
-        """Take the weights of `model` for the next samples."""
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take new weights: the whole tensor of each name, router biases and the output layer included.
+
+        Gathering a tensor needs all ranks, so all take the whole stream, or none of it.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Release the device's memory while the weights are updated."""
+        ...
+
+    def wake(self) -> None:
+        """Be ready for `take` and `generate` again."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; the engine is not used again."""
         ...
 
 
-def load_engine(name: str, model: PreTrainedModel, longest: Callable[[], int]) -> Engine:
+def load_engine(name: str, model: PreTrainedModel, longest: Callable[[], int], *, sharded: bool = False) -> Engine:
     """The engine that `grpo.engine` names, which imports only that engine.
 
     `longest` returns the tokens of the longest prompt and response together. It is a function because it has to
-    tokenize every prompt, and not every engine needs it.
+    tokenize every prompt, and not every engine needs it. A `sharded` model cannot sample by itself: the engine
+    `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`.
     """
+    if sharded and name == "transformers":
+        from pipelines.rollouts.replica_engine import WholeEngine
+
+        return WholeEngine(model)
     engine: Engine = pkgutil.resolve_name(ENGINES[name])(model, longest)
     return engine

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
+from pipelines.rollouts.flat_tokens import layout
+
 
 def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
-    """Whether `model` is a plain Qwen3: full attention, SiLU, no biases, RoPE without rescaling.
-
-    Not with activation checkpointing, which only the model's own forward pass does.
-    """
+    """Whether `model` is a plain Qwen3: full attention, SiLU, no biases, RoPE without rescaling."""
     if not isinstance(model, Qwen3ForCausalLM):
         return False
     config: Any = model.config
@@ -30,8 +29,25 @@ def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
         set(config.layer_types) == {"full_attention"}
         and config.hidden_act == "silu"
         and not config.attention_bias
-        and not model.is_gradient_checkpointing
         and config.rope_parameters["rope_type"] == "default"
+    )
+
+
+def trains(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
+    """Whether `hidden_states` may train `model`: nothing happens around its layers that would be skipped.
+
+    Sharding, activation checkpointing, compilation and autocast only act on the model's own forward pass, which also
+    keeps sums in float32 for weights in bfloat16.
+    """
+    if not supports(model):
+        return False
+    layer: Any = model.model.layers[0]
+    return (
+        model.dtype == torch.float32
+        and not layer._forward_pre_hooks
+        and not layer.gradient_checkpointing
+        and layer._compiled_call_impl is None
+        and not torch.is_autocast_enabled(model.device.type)
     )
 
 
@@ -133,9 +149,9 @@ class Decoder:
         self.keep(torch.arange(len(self._position), device=self._position.device))
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """RMSNorm over the last dimension, without its scale."""
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        return x * square.div_(x.shape[-1]).add_(self._eps).rsqrt_()
+        """RMSNorm over the last dimension, without its scale; its sum is in float32 for any type."""
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        return (x * square.div_(x.shape[-1]).add_(self._eps).rsqrt_()).to(x.dtype)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Append `tokens` [B] to the rows; returns the logits [B, V] of the tokens after them."""
@@ -255,18 +271,19 @@ def hidden_states(
     Equal prompts are computed once. With a `prefix`, `prompts` are what follows it. The gradient reaches the model's
     weights, but not through the prefix.
     """
-    layout, device = _layout(prompts, responses), model.device
-    positions, mask = layout.positions, None
+    flat, device = layout(prompts, responses), model.device
+    (rows,) = flat.groups
+    positions, mask = flat.positions, None
     if prefix:
         # Every row sees the whole prefix and, causally, its own tokens: [width, prefix + width].
-        prefix_length, width = prefix[0][0].shape[2], layout.rows.shape[1]
+        prefix_length, width = prefix[0][0].shape[2], rows.shape[1]
         positions = positions + prefix_length
         mask = torch.ones(width, prefix_length + width, dtype=torch.bool, device=device).tril_(prefix_length)
-    to_rows, from_rows = layout.rows.flatten().to(device).clamp(min=0), layout.origins.to(device)
+    to_rows, from_rows = rows.flatten().to(device).clamp(min=0), flat.origins.to(device)
     cosine, sine = (part[:, None] for part in _angles(model, positions.to(device)))
     heads, kv_heads, dim = _heads(model.config)
     eps = model.config.rms_norm_eps
-    x = model.model.embed_tokens(layout.tokens.to(device))
+    x = model.model.embed_tokens(flat.tokens.to(device))
     for index, layer in enumerate(model.model.layers):
         # Flat tokens [N, heads, head_dim]: normalise and rotate queries and keys.
         attention, mlp = layer.self_attn, layer.mlp
@@ -277,7 +294,7 @@ def hidden_states(
         rotated = _Rotary.apply(_Norm.apply(qkv[:, : heads + kv_heads], scale, eps), cosine, sine)
         qkv = torch.cat([rotated, qkv[:, heads + kv_heads :]], 1).view(len(x), -1)
         # Copy them to the rows of attention [R, heads, width, head_dim], attend, and go back to flat tokens.
-        in_rows = F.embedding(to_rows, qkv).view(*layout.rows.shape, -1, dim).transpose(1, 2)
+        in_rows = F.embedding(to_rows, qkv).view(*rows.shape, -1, dim).transpose(1, 2)
         query, key, value = in_rows.split([heads, kv_heads, kv_heads], 1)
         if prefix:
             key, value = (
@@ -291,52 +308,4 @@ def hidden_states(
         x = x + attention.o_proj(attended)
         y = _Norm.apply(x, layer.post_attention_layernorm.weight, eps)
         x = x + mlp.down_proj(_SwiGLU.apply(mlp.gate_proj(y), mlp.up_proj(y)))
-    return F.embedding(layout.predicts.to(device), _Norm.apply(x, model.model.norm.weight, eps))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Prompts and responses as one flat list of N tokens, in which equal prompts are stored once.
-
-    The last token of a response predicts nothing and is left out.
-    """
-
-    tokens: Tensor
-    """[N]."""
-    positions: Tensor
-    """[N]: position of each token in its sequence."""
-    rows: Tensor
-    """[R, width]: the rows of attention as indices into the flat tokens; -1 is padding, on the right."""
-    origins: Tensor
-    """[N]: index into the flattened rows of each flat token; for a prompt in several rows, of one of them."""
-    predicts: Tensor
-    """[sum of response lengths]: index of the flat token from which each response token is predicted."""
-
-
-def _layout(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> _Layout:
-    tokens: list[int] = []
-    positions: list[int] = []
-    rows: list[list[int]] = []
-    predicts: list[int] = []
-    stored: dict[tuple[int, ...], int] = {}
-    """The index of each prompt's first token in `tokens`."""
-    for prompt, response in zip(prompts, responses, strict=True):
-        # Equal prompts are stored once, every response is appended.
-        key = tuple(prompt)
-        if key not in stored:
-            stored[key] = len(tokens)
-            tokens += prompt
-            positions += range(len(prompt))
-        prompt_start, response_start, size = stored[key], len(tokens), len(prompt)
-        # The last token of a response predicts nothing, so it is not computed.
-        tokens += response[:-1]
-        positions += range(size, size + len(response) - 1)
-        rows.append([*range(prompt_start, prompt_start + size), *range(response_start, len(tokens))])
-        predicts += [prompt_start + size - 1, *range(response_start, len(tokens))]
-    # [rows, width] indices into `tokens`, -1 for padding; and for each token one place in it that holds it.
-    width = max(map(len, rows))
-    padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-    filled = padded >= 0
-    origins = torch.empty(len(tokens), dtype=torch.int64)
-    origins[padded[filled]] = filled.flatten().nonzero()[:, 0]
-    return _Layout(torch.tensor(tokens), torch.tensor(positions), padded, origins, torch.tensor(predicts))
+    return F.embedding(flat.predicts.to(device), _Norm.apply(x, model.model.norm.weight, eps))

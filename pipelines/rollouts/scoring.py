@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from pipelines.rollouts import qwen3
+from pipelines.rollouts import flat_tokens, qwen3
 from shaping.loss_operators import add_product
 
 CHUNK = 1 << 20
@@ -39,15 +39,19 @@ def score(
 ) -> Scores:
     """Score the tokens of `responses`, each after its prompt; no prompt and no response may be empty.
 
-    Logits are computed only where a response token is predicted. Qwen3 models run each prompt once, even if several
-    responses share it, and have padding only inside attention.
+    Logits are computed only where a response token is predicted. Each prompt runs once, even if several responses
+    share it, and padding exists only inside attention.
     """
-    if qwen3.supports(model):
+    if qwen3.trains(model):
         hidden = qwen3.hidden_states(model, prompts, responses)
     else:
-        hidden = _padded_hidden_states(model, prompts, responses)
+        hidden = flat_tokens.hidden_states(model, prompts, responses)
+    weight = model.get_output_embeddings().weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        # As autocast would: the product with the output layer is the model's largest.
+        hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
     targets = torch.tensor([token for response in responses for token in response], device=hidden.device)
-    return Scores(*_TokenScores.apply(hidden, model.get_output_embeddings().weight, targets, temperature))
+    return Scores(*_TokenScores.apply(hidden, weight, targets, temperature))
 
 
 class Likelihoods(NamedTuple):

@@ -6,8 +6,9 @@ have ended are removed from the batch. Qwen3 models decode by `pipelines.rollout
 by their own forward pass.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from pipelines.errors import Interrupted
 from pipelines.rollouts import qwen3
-from pipelines.rollouts.engine import Rollouts, Sampling
+from pipelines.rollouts.engine import Rollouts, Sampling, never
 from pipelines.rollouts.qwen3 import Prefill
 
 COMPACT_BELOW = 0.75
@@ -41,20 +43,36 @@ class TransformersEngine:
     """Samples from the model itself, so its weights are always the newest."""
 
     exact = True
+    checkpoint_names = False
 
     def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
         """`longest` is not needed, since the buffers grow."""
         self._model = model
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        n: int,
+        seed: Sequence[int],
+        share: range | None = None,
+        interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
-        """See `Engine.generate`."""
-        return generate(self._model, prompts, sampling, n=n, seed=seed)
+        """See `Engine.generate`; batches are as large as the memory for keys and values."""
+        return generate(self._model, prompts, sampling, n=n, seed=seed, share=share, interrupted=interrupted)
 
-    def sync(self, model: PreTrainedModel) -> None:
-        """Nothing is copied: the learner's model is the sampler's."""
-        self._model = model
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Nothing is copied, and nothing gathered: the learner's model is the sampler's."""
+
+    def sleep(self) -> None:
+        """The learner needs the model."""
+
+    def wake(self) -> None:
+        """It was not asleep."""
+
+    def close(self) -> None:
+        """There is nothing to release."""
 
 
 Ended = Callable[[list[list[int]]], list[int | None]]
@@ -72,18 +90,22 @@ def generate(
     rows: int | None = None,
     first: int = 0,
     ended: Ended | None = None,
+    share: range | None = None,
+    interrupted: Callable[[], bool] = never,
 ) -> Rollouts:
     """Sample `n` responses to each of `prompts` (token ids, none empty); the end token is `config.eos_token_id`.
 
     `seed` is a path of non-negative integers, such as (run seed, step, round). Each sample draws from its own stream of
     random numbers, so it depends neither on `rows`, the most sequences that run together (None: as many as fit in
     memory), nor on the rest of the batch. `first` is the number of the first prompt if the prompts are part of a longer
-    list. `ended` is called every `STOP_EVERY` tokens and at the end; a response is cut to the
-    length that it returns and has stopped there, whatever was sampled after it. A response
-    ends as if at the limit where prompt and response fill the model's `max_position_embeddings`.
+    list. `share` are consecutive numbers of samples, where sample j of prompt i has the number i n + j; only these are
+    sampled and returned, by default all. `ended` is called every `STOP_EVERY` tokens and at the end; a response is cut
+    to the length that it returns and has stopped there, whatever was sampled after it. A response ends as if at the
+    limit where prompt and response fill the model's `max_position_embeddings`.
 
-    Raises `ValueError` for models without full attention in every layer, whose caches are not one plain buffer, and for
-    a prompt that leaves no position for a response.
+    Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for models without full
+    attention in every layer, whose caches are not one plain buffer, and for a prompt that leaves no position for a
+    response.
     """
     layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
@@ -93,31 +115,48 @@ def generate(
         raise ValueError(
             f"a prompt of {longest} tokens leaves no room for an answer: the model has {positions} positions"
         )
-    count = len(prompts) * n
+    share = range(len(prompts) * n) if share is None else share
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     end = model.config.eos_token_id
     result = Rollouts(
-        tokens=torch.full((count, sampling.max_new_tokens), end, dtype=torch.int64),
-        log_probs=torch.zeros(count, sampling.max_new_tokens),
-        lengths=torch.zeros(count, dtype=torch.int64),
-        stopped=torch.zeros(count, dtype=torch.bool),
+        tokens=torch.full((len(share), sampling.max_new_tokens), end, dtype=torch.int64),
+        log_probs=torch.zeros(len(share), sampling.max_new_tokens),
+        lengths=torch.zeros(len(share), dtype=torch.int64),
+        stopped=torch.zeros(len(share), dtype=torch.bool),
     )
     # Prompts of similar length run together: less padding, and often none, which avoids the attention mask.
-    order = np.argsort([len(prompts[i // n]) for i in range(count)], kind="stable")
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, count, rows):
+    order = np.argsort([len(prompts[sample // n]) for sample in share], kind="stable")
+    with _sampling(model):
+        for start in range(0, len(share), rows):
+            if interrupted():
+                raise Interrupted("asked to stop between two batches of rollouts")
             batch = torch.from_numpy(order[start : start + rows])
+            samples = batch + share.start
             # `used` are the prompts of this batch, and row b continues prompt used[source[b]].
-            used, source = torch.unique(batch // n, return_inverse=True)
-            uniforms = _uniforms(seed, (batch + first * n).tolist(), sampling.max_new_tokens).to(model.device)
+            used, source = torch.unique(samples // n, return_inverse=True)
+            uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             prefill, logits = _prefill(model, [prompts[i] for i in used], source.to(model.device))
             tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
             _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), end=end, ended=ended)
-    model.train(training)
-    _cut(result, positions - torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(n), end=end)
+    _cut(result, torch.tensor([positions - len(prompts[sample // n]) for sample in share], dtype=torch.int64), end=end)
     return result
+
+
+@contextmanager
+def _sampling(model: PreTrainedModel) -> Iterator[None]:
+    """Inference in evaluation mode; a compiled model runs uncompiled, since every token has another shape."""
+    training = model.training
+    layers: Any = model.base_model.layers
+    model.eval()
+    try:
+        with torch.inference_mode():
+            if layers[0]._compiled_call_impl is None:
+                yield
+            else:
+                with torch.compiler.set_stance("force_eager"):
+                    yield
+    finally:
+        model.train(training)
 
 
 def _rows_in_memory(model: PreTrainedModel, width: int) -> int:

@@ -57,21 +57,24 @@ def is_sharded(compute: ComputeConfig, ranks: int) -> bool:
     return ranks > 1 and compute.strategy in ("fsdp", "hsdp")
 
 
-def shard(module: nn.Module, model: PreTrainedModel, *, mesh: DeviceMesh, precision: str) -> None:
+def shard(
+    module: nn.Module, model: PreTrainedModel, *, mesh: DeviceMesh, precision: str, in_main_memory: bool = False
+) -> None:
     """FSDP2 in place: each layer of `model` is a group, and `module`, whose forward returns the loss, is the last one.
 
-    Every rank starts with the whole model and keeps its part, so that the weights equal those of a single process.
+    Every rank starts with the whole model and keeps its part, so that the weights equal those of a single process. With
+    `in_main_memory` a GPU has only the group that is being computed.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     mixed = precision == "bfloat16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
     # One dimension shards only; two copy over the first and shard over the second.
     if mesh["tensor_parallel"].size() == 1:
         mesh = mesh["data_parallel"]
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    offload = CPUOffloadPolicy() if in_main_memory and mesh.device_type != "cpu" else OffloadPolicy()
+    for group in (*model.model.layers, module):
+        fully_shard(group, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
 
 def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, documents: bool) -> None:

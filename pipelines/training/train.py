@@ -3,10 +3,6 @@
 Pre-training warms up and then holds its learning rate; mid-training starts at that rate and decays.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -19,6 +15,7 @@ from pipelines.errors import StageFailure
 from pipelines.stage_context import StageContext
 from pipelines.training import parallel
 from pipelines.training.next_token import Budget, NextToken
+from pipelines.training.trainer import trainer, without_noise
 from pipelines.training.training_rows import RankRows, TrainingRows
 from shaping.objective import Objective
 
@@ -54,12 +51,12 @@ def train(
     )
     # `RankRows` already returns micro-batches as tensors [rows, length + 1].
     loader = DataLoader(rows, batch_size=micro_rows, collate_fn=_unchanged)
-    with _without_noise():
+    with without_noise():
         try:
             # Nothing is left to train if the state was saved after the last step.
             if module.first_step < budget.steps:
-                trainer = _trainer(budget, context, accumulation=accumulation, steps=budget.steps - module.first_step)
-                trainer.fit(module, loader)
+                steps = budget.steps - module.first_step
+                _trainer(budget, context, accumulation=accumulation, steps=steps).fit(module, loader)
         except torch.OutOfMemoryError as error:
             raise StageFailure(
                 f"compute.micro_batch_tokens={micro_rows * budget.sequence_length}: the device's memory does not hold "
@@ -77,37 +74,14 @@ def train(
 
 
 def _trainer(budget: Budget, context: StageContext, *, accumulation: int, steps: int) -> L.Trainer:
-    ranks, compute = context.ranks, context.compute
     # FSDP's own policy sets the precision of a sharded model.
-    mixed = budget.precision == "bfloat16-mixed" and not parallel.is_sharded(compute, ranks.tasks)
-    trainer = L.Trainer(
+    mixed = budget.precision == "bfloat16-mixed" and not parallel.is_sharded(context.compute, context.ranks.tasks)
+    return trainer(
+        context,
         max_steps=steps,
-        accelerator="auto",
-        devices=ranks.tasks // ranks.nodes,
-        num_nodes=ranks.nodes,
-        strategy=parallel.strategy(compute, ranks.tasks, ranks.nodes),
         precision="bf16-mixed" if mixed else "32-true",
         accumulate_grad_batches=accumulation,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
-    # At SIGTERM Lightning would end training after the micro-batch, before a state is saved, and its handler would wait
-    # for the other ranks. A stage asks `context.interrupted` instead.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Silence Lightning's hints, which do not apply to training that this package starts."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-        yield
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1,7 +1,6 @@
 """One cell by the ranks that torchrun started: `torchrun --nproc-per-node 8 --no-python shaping-torchrun model=1B ...`.
 
-Rank 0 holds leases, writes and publishes as a Slurm job's first task does; the others take their share of pre-training,
-mid-training and evaluations. RL runs only in rank 0.
+Rank 0 holds leases, writes and publishes as a Slurm job's first task does; all ranks share the work of every stage.
 """
 
 import os
@@ -21,10 +20,6 @@ from sweeps.execute.worker import Task, noting_signals, perform
 from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import store_path
-
-SHARED_STAGES = (*TOKEN_STAGES, "evaluate")
-"""Stages whose work all ranks share."""
-
 
 def torchrun_task(store: Path) -> Task:
     """This process as torchrun's environment variables describe it."""
@@ -62,13 +57,10 @@ def run(overrides: list[str]) -> None:
         graph = plan(cells)
         while not (root / "STORE.json").exists():
             time.sleep(0.1)
-    # All ranks share training and evaluation; rank 0 does the other stages by itself.
     with noting_signals() as signals:
         for stage_run in sorted(graph.runs.values(), key=lambda r: r.stage == "evaluate"):
             if signals.should_stop():
                 break
-            if task.rank and stage_run.stage not in SHARED_STAGES:
-                continue
             try:
                 perform(root, stage_run.spec, cells[0].tracking, task=task, signals=signals)
             except Interrupted:

@@ -50,13 +50,6 @@ def launch_on_slurm(
     """
     # All mistakes are reported before the first write.
     check_options(options)
-    require(
-        ranks(options, "grpo") == 1,
-        "hydra.launcher.grpo.tasks",
-        f"{ranks(options, 'grpo')} on {resources(options, 'grpo')['nodes']} nodes",
-        fix="grpo runs in a single task, so more can be planned but not launched; set hydra.launcher.grpo.nodes=1 and "
-        "hydra.launcher.grpo.gpus=1",
-    )
     if not is_slurm_installed():
         raise UserError(
             "hydra/launcher=slurm: sbatch is not installed on this machine; log in to a machine of the cluster"

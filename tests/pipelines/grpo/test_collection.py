@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collapse import collapsed
-from pipelines.grpo.collection import Collector, Group, Questions
+from pipelines.grpo.collection import Collector, Group, Questions, empty_waiting
 from pipelines.grpo.diagnostics import (
     collected_row,
     correlation,
@@ -25,7 +25,10 @@ from pipelines.grpo.diagnostics import (
     forking_tokens,
     sampled_entropy,
 )
-from pipelines.rollouts import Rollouts, Sampling, generate
+from pipelines.grpo.exchange import ALONE
+from pipelines.grpo.policy import Policy
+from pipelines.grpo.update import Division
+from pipelines.rollouts import Rollouts, Sampling, generate, never
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.rollouts.test_transformers_engine import tiny
@@ -47,12 +50,20 @@ class Scripted:
     """An engine whose answer to a question is right with the probability that the question states."""
 
     exact = True
+    checkpoint_names = False
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seed: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        n: int,
+        seed: Sequence[int],
+        share: range | None = None,
+        interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
         self.calls.append(len(prompts))
         rng = random.Random(str(list(seed)))
@@ -64,7 +75,13 @@ class Scripted:
         lengths = torch.full((len(rows),), 7)
         return Rollouts(tokens, torch.full(tokens.shape, -0.5), lengths, torch.ones(len(rows), dtype=torch.bool))
 
-    def sync(self, model: object) -> None: ...
+    def take(self, weights: object) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def questions(probabilities: Sequence[float]) -> list[Question]:
@@ -133,10 +150,17 @@ def test_left_over_groups_wait_or_are_discarded(tokenizer: PreTrainedTokenizerFa
         step += 1
         left_over = source.collect(step).left_over
     restored = collector(settings, probabilities, tokenizer, seed=3)
-    restored.load_state_dict(source.state_dict())
+    state = json.loads(json.dumps(source.state_dict()))
+    tensors = {name: tensor.clone() for name, tensor in source.tensors().items()}
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in empty_waiting(state).items()}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == expected
+    restored.load_state_dict(state, tensors)
     second, repeated = source.collect(step + 1), restored.collect(step + 1)
     assert [g.step for g in second.kept].count(step) == (left_over if leftovers == "keep" else 0)
-    assert [(g.question, g.texts) for g in second.kept] == [(g.question, g.texts) for g in repeated.kept]
+    for kept, again in zip(second.kept, repeated.kept, strict=True):
+        assert (kept.question, kept.responses, kept.step) == (again.question, again.responses, again.step)
+        assert torch.equal(torch.stack(kept.log_probs), torch.stack(again.log_probs))
+        assert torch.equal(kept.rewards, again.rewards)
 
 
 def test_questions_come_in_shuffled_passes_and_resume_from_a_number() -> None:
@@ -213,6 +237,8 @@ def real_groups(n: int = 64, temperature: float = 1.0) -> list[Group]:
                 texts=[""] * n,
                 rewards=torch.tensor([float(len(responses[row]) % 2) for row in rows]),
                 stopped=rollouts.stopped[list(rows)],
+                lengths=rollouts.lengths[list(rows)],
+                owners=[0] * n,
                 step=1,
             )
         )
@@ -240,18 +266,25 @@ def test_the_sampled_entropy_estimates_the_exact_one() -> None:
     assert abs(sampled_entropy(groups) - exact.mean().item()) < 5 * error
 
 
+def measured_divergence(reference: Qwen3ForCausalLM, groups: list[Group], seed: Sequence[int]) -> float:
+    policy = Policy(reference)
+    return divergence_from(policy, groups, config(), seed=seed, division=Division(policy, ALONE, 16384))
+
+
 def test_the_divergence_from_the_start_is_zero_at_the_start_and_right_elsewhere() -> None:
-    groups, settings = real_groups(100), config()
+    groups = real_groups(100)
     policy, other = tiny(scale=3.0), tiny(scale=2.9)
-    assert divergence_from(policy, groups, settings, seed=(0,)) < 1e-9
-    estimates = [divergence_from(other, groups, settings, seed=(i,)) for i in range(20)]
+    assert measured_divergence(policy, groups, seed=(0,)) < 1e-9
+    estimates = [measured_divergence(other, groups, seed=(i,)) for i in range(20)]
     p, q = (distributions(model, groups) for model in (policy, other))
     assert np.mean(estimates) == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=0.3)
 
 
 def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTrainedTokenizerFast) -> None:
     model, groups = tiny(scale=3.0), real_groups(8)
-    rows = forking_tokens(model, groups, config(), tokenizer=tokenizer, step=7)
+    policy = Policy(model)
+    division = Division(policy, ALONE, 16384)
+    rows = forking_tokens(policy, groups, config(), tokenizer=tokenizer, step=7, division=division)
     p = distributions(model, groups)
     entropies = -(p.exp() * p).sum(-1).numpy()
     threshold = np.quantile(entropies, 0.8)

@@ -12,6 +12,7 @@ from pipelines.configuration.grpo import ADVANTAGES, LOSSES, GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.algorithm import advantages
 from pipelines.grpo.collection import Group
+from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import Updater
 from pipelines.rollouts import Sampling, generate
 from tests.pipelines.rollouts.test_transformers_engine import END, tiny
@@ -35,6 +36,8 @@ def group(
         texts=[""] * len(responses),
         rewards=torch.tensor(rewards),
         stopped=torch.tensor(stopped),
+        lengths=torch.tensor([len(response) for response in responses]),
+        owners=[0] * len(responses),
         step=1,
     )
 
@@ -69,7 +72,8 @@ def updater(
     reference: Qwen3ForCausalLM | None = None,
     exact_sampler: bool = True,
 ) -> Updater:
-    return Updater(model, optimizer, settings, reference=reference, exact_sampler=exact_sampler)
+    frozen = reference and Policy(reference)
+    return Updater(Policy(model), optimizer, settings, reference=frozen, exact_sampler=exact_sampler)
 
 
 def updated(
@@ -122,7 +126,7 @@ def test_the_tokens_of_a_filtered_response_do_not_matter() -> None:
     """Its tokens, their number and their log-probabilities do not reach the weights; its reward does, by its group."""
     settings = config(overlong="filter", learning_rate=1.0)
     first, second = ragged(), ragged()
-    second[1].responses[1] = [1, 2, 3]
+    second[1].responses[1], second[1].lengths[1] = [1, 2, 3], 3
     second[1].log_probs[1] = torch.tensor([-9.0, -9.0, -9.0])
     assert torch.equal(updated(first, settings)[0], updated(second, settings)[0])
     kept = updated(second, config(learning_rate=1.0))[0]
@@ -194,15 +198,19 @@ def test_an_inexact_sampler_is_scored_before_several_updates() -> None:
 
 
 def test_importance_weights_correct_the_sampler() -> None:
-    """A sampler with twice the probabilities halves each token's loss; with half, the weight is capped."""
+    """A sampler with twice the probabilities halves each token's loss; with less, the weight is capped."""
     plain, _ = updated(ragged(), config(learning_rate=1.0))
-    for factor, cap, expected in ((2.0, 2.0, 0.5), (0.5, 1.5, 1.5)):
+    # The cap is 2 by default where the sampler is not exact, and 0 means no correction.
+    cases = ((2.0, 2.0, 0.5, True), (0.5, 1.5, 1.5, True), (0.1, None, 2.0, False), (0.1, 0.0, 1.0, False))
+    for factor, cap, expected, exact in (*cases, (0.1, None, 1.0, True)):
         groups, model = ragged(), tiny(scale=2.0)
         for g in groups:
             for j, response in enumerate(g.responses):
                 g.log_probs[j] = naive_log_probs(model, g.prompt, response).detach() + math.log(factor)
-        corrected, _ = updated(groups, config(importance_cap=cap, learning_rate=1.0))
-        torch.testing.assert_close(corrected, expected * plain, rtol=1e-3, atol=1e-6)
+        before = copy.deepcopy(model)
+        settings = config(importance_cap=cap, learning_rate=1.0)
+        updater(model, sgd(model), settings, exact_sampler=exact).update(groups, 1)
+        torch.testing.assert_close(moved(before, model), expected * plain, rtol=1e-3, atol=1e-6)
 
 
 def test_the_divergence_pulls_towards_the_reference() -> None:
@@ -275,6 +283,8 @@ def test_a_bandit_finds_its_best_arm() -> None:
                 texts=[""] * 16,
                 rewards=paid[i : i + 16],
                 stopped=ended,
+                lengths=torch.ones(16, dtype=torch.int64),
+                owners=[0] * 16,
                 step=step,
             )
             for i in range(0, 64, 16)

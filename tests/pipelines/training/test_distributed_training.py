@@ -1,13 +1,9 @@
 """Two gloo processes train like one: copies (DDP), shards (FSDP2) and both (HSDP); dense models and mixtures;
 accumulation; activation checkpointing; and a trainer state that another number of processes resumes.
-
-Processes get the environment variables that torchrun sets.
 """
 
 import contextlib
 import json
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ from pipelines.training import causal_loss
 from pipelines.training.train import train
 from pipelines.training.weight_stream import weight_stream
 from shaping import Objective
-from tests.forked import forked
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -99,38 +95,14 @@ def train_as(ranks: Ranks, corpus_folder: Path, job: Job) -> None:
         train(model, OBJECTIVE, BUDGET, context=context)
 
 
-def process(ranks: Ranks, port: int, work: tuple[Path, list[Job]]) -> None:
-    """The function of each process: `work` is the folder of the corpus and the jobs."""
-    torch.set_num_threads(1)
-    if ranks.tasks > 1:
-        os.environ |= {
-            "RANK": str(ranks.rank),
-            "LOCAL_RANK": str(ranks.rank),
-            "WORLD_SIZE": str(ranks.tasks),
-            "LOCAL_WORLD_SIZE": str(ranks.tasks),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-    corpus, jobs = work
+def train_all(ranks: Ranks, corpus: Path, jobs: list[Job]) -> None:
     for job in jobs:
         train_as(ranks, corpus, job)
 
 
 def run_processes(count: int, corpus: Path, jobs: list[Job]) -> None:
     """Do `jobs` in `count` new processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        forked.Process(target=process, args=(Ranks(rank, count), port, (corpus, jobs))) for rank in range(count)
-    ]
-    for started in processes:
-        started.start()
-    for started in processes:
-        started.join(240)
-    assert [ended.exitcode for ended in processes] == [0] * count
+    assert run_ranks(count, train_all, corpus, jobs) == [0] * count
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ CHANGES = {
         grpo.extended_from_step grpo.extended_max_new_tokens grpo.advantage grpo.loss grpo.epochs grpo.minibatches
         grpo.kl_weight grpo.overlong grpo.overlong_buffer grpo.dynamic_sampling grpo.leftovers grpo.pass_rate_low
         grpo.pass_rate_high grpo.held_out_every grpo.held_out_problems grpo.collapse grpo.collapse_entropy
-        grpo.collapse_length
+        grpo.collapse_length grpo.precision grpo.start_divergence
     """,
     "evaluate": """
         evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.text_length evaluation.pass_k
@@ -102,6 +102,7 @@ OTHER_VALUES: dict[str, Any] = {
     "grpo.collapse": "off",
     "grpo.engine": "vllm",
     "grpo.importance_cap": 2.0,
+    "grpo.precision": "bfloat16",
     "grpo.kl_weight": 0.1,
     "grpo.warmup_steps": 1,
     "grpo.pass_rate_low": 0.1,

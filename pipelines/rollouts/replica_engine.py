@@ -1,0 +1,83 @@
+"""Engines that sample from a copy of the model on every rank: in bfloat16, or in the type of a sharded learner.
+
+The copy gets its weights from the stream, so it exists once on each rank however the learner is sharded. While the
+learner updates, it is in main memory.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipelines.rollouts.engine import Rollouts, Sampling, never
+from pipelines.rollouts.transformers_engine import generate
+
+
+class ReplicaEngine:
+    """Samples from a copy in bfloat16; its log-probabilities differ from the learner's by that type's rounding."""
+
+    exact = False
+    checkpoint_names = False
+    dtype: torch.dtype | None = torch.bfloat16
+    """Type of the copy's parameters; None: the learner's."""
+
+    def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
+        """`longest` is not needed, since the buffers grow."""
+        self._device = model.device
+        self._model: Any = _empty_copy(model, self.dtype or model.dtype)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        n: int,
+        seed: Sequence[int],
+        share: range | None = None,
+        interrupted: Callable[[], bool] = never,
+    ) -> Rollouts:
+        """See `Engine.generate`; batches are as large as the memory for keys and values."""
+        return generate(self._model, prompts, sampling, n=n, seed=seed, share=share, interrupted=interrupted)
+
+    @torch.no_grad()
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `Engine.take`."""
+        tensors = self._model.state_dict(keep_vars=True)
+        for name, tensor in weights:
+            tensors[name].copy_(tensor)
+
+    def sleep(self) -> None:
+        """Move the copy to main memory."""
+        self._model.to("cpu")
+
+    def wake(self) -> None:
+        """Move the copy back to the device."""
+        self._model.to(self._device)
+
+    def close(self) -> None:
+        """Forget the copy."""
+        del self._model
+
+
+class WholeEngine(ReplicaEngine):
+    """Samples from a whole copy of a sharded model in the learner's type."""
+
+    exact = True
+    dtype = None
+
+
+def _empty_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the same architecture on the same device, without weights; buffers are copied, in their own type."""
+    with torch.device("meta"):
+        replica = type(model)(copy.deepcopy(model.config))
+    for parameter in replica.parameters():
+        parameter.data = parameter.data.to(dtype)
+    replica.to_empty(device=model.device).requires_grad_(False).eval()
+    replica.tie_weights()
+    buffers = dict(model.named_buffers())
+    for name, buffer in replica.named_buffers():
+        buffer.copy_(buffers[name])
+    return replica
