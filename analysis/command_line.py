@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from pipelines.errors import UserError, nearest
 from pipelines.logs import DEBUG_VARIABLE, set_up_logging
+from sweeps.compose.config_files import without_config_dir
 from sweeps.compose.error_messages import sentence
 
 HELP_FLAGS = {"-h", "--help"}
@@ -25,10 +26,10 @@ def parse_options(
     Raises `UserError` for an unknown key or flag, or a value of another type; `flags` are the flags to suggest.
     """
     keys = [option.name for option in fields(options_type)]  # type: ignore[arg-type]
-    arguments = list(arguments)
+    arguments = without_config_dir(list(arguments))
     for argument in arguments:
         if argument.startswith("-"):
-            suggestion = nearest(argument.partition("=")[0], (*flags, "--help", *keys))
+            suggestion = nearest(argument.partition("=")[0], (*flags, "--config-dir", "--help", *keys))
             raise UserError(f"{argument}: unknown flag; {suggestion}")
         if "=" not in argument:
             raise UserError(f"{argument}: it is not of the form key=value; --help lists the keys")

@@ -184,7 +184,7 @@ class EvaluationConfig:
             for stage in stages:
                 require_option(f"evaluation.controls.{control}", stage, TRAINING_STAGES)
             require(
-                not stages or measures_text,
+                not stages or measures_text or not self.benchmarks,
                 f"evaluation.controls.{control}",
                 stages,
                 fix="a control is fitted on held-out text; add a benchmark of the kind text",

@@ -10,7 +10,8 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -28,7 +29,7 @@ from pipelines.data.shard_writer import ShardWriter
 from pipelines.data.sources import Part, documents_of, open_file, parts_of
 from pipelines.data.token_shards import FORMAT, SPLITS, token_type
 from pipelines.data.tokenizer import END_OF_TEXT, train_tokenizer
-from pipelines.errors import UserError, require
+from pipelines.errors import StageFailure, UserError, require
 from pipelines.files import read_json, replacing, sha256, write_json
 from pipelines.processes import die_with_parent
 
@@ -75,7 +76,9 @@ def prepare_shards(
     assert data.shards is not None
     folder = Path(data.shards)
     # Parts come before the folder is created: a wrong path leaves nothing behind.
-    parts = [part for name, source in data.sources.items() for part in parts_of(name, source)]
+    parts = _all_parts(data)
+    for name in evaluation_files:
+        require(os.path.isfile(name), "--decontaminate", name, fix="no such file; give the path of an existing one")
     folder.mkdir(parents=True, exist_ok=True)
     ngrams = _write_evaluation_ngrams(folder, evaluation_files)
     # Shards of different settings must not be mixed in one folder.
@@ -97,6 +100,22 @@ def prepare_shards(
     preparation = Preparation(folder, validation, ngrams, tokenizer["end_of_text"], tokenizer["vocabulary"])
     records = _prepare_parts(parts, preparation, processes=processes, progress=progress)
     return _write_index(folder, records, tokenizer, searched=ngrams is not None)
+
+
+def _all_parts(data: DataConfig) -> list[Part]:
+    """The parts of all sources; one exception has a sentence for each source that cannot be read."""
+    parts: list[Part] = []
+    problems: list[Exception] = []
+    # Opening a data set of the Hub mostly waits.
+    with ThreadPoolExecutor(max(1, len(data.sources))) as pool:
+        for future in [pool.submit(parts_of, name, source) for name, source in data.sources.items()]:
+            try:
+                parts += future.result()
+            except (UserError, StageFailure) as problem:
+                problems.append(problem)
+    if problems:
+        raise type(problems[0])("\n".join(map(str, problems)))
+    return parts
 
 
 def _tokenizer_content(data: DataConfig) -> Any:
@@ -122,6 +141,11 @@ def _prepare_parts(
             for future in as_completed(futures):
                 records[futures[future]] = future.result()
                 progress(len(records), len(parts), future.result())
+        except BrokenProcessPool as error:
+            raise StageFailure(
+                f"data.shards={preparation.folder}: a process was killed, most likely for want of memory; the same "
+                "command resumes, with --processes=1 if it happens again"
+            ) from error
         except BaseException:
             # Do not wait for parts that have not started; finished ones have their records.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -252,7 +276,6 @@ def _evaluation_texts(name: str) -> Iterator[str]:
 
     Texts of fewer than `N` words, such as answers, have no n-grams: they would be found everywhere.
     """
-    require(os.path.isfile(name), "--decontaminate", name, fix="no such file; give the path of an existing one")
     with open_file(name) as file:
         for number, line in enumerate(file, start=1):
             try:

@@ -65,7 +65,7 @@ def parts_of(name: str, source: SourceConfig) -> list[Part]:
 
 
 def _hub_parts(name: str, source: SourceConfig) -> list[Part]:
-    shards = _open_hub(source).num_shards
+    shards = _open_hub(name, source).num_shards
     return [
         Part(
             name,
@@ -86,7 +86,7 @@ def _hub_parts(name: str, source: SourceConfig) -> list[Part]:
 def documents_of(part: Part) -> Iterator[str]:
     """Yields the documents of a part. Raises `StageFailure`, with the position, for a record without a document."""
     if part.kind == "hub":
-        for record in _open_hub(part).shard(num_shards=part.stop or 1, index=part.start):
+        for record in _open_hub(part.source, part).shard(num_shards=part.stop or 1, index=part.start):
             yield _document(record, part, "a record")
     elif part.kind == "parquet":
         yield from _parquet_documents(part)
@@ -150,10 +150,17 @@ def _open_parquet(path: str) -> Any:
     return parquet.ParquetFile(path)
 
 
-def _open_hub(source: SourceConfig | Part) -> Any:
-    """The streamed data set of the Hub that a source or a part of it names."""
+def _open_hub(name: str, source: SourceConfig | Part) -> Any:
+    """The streamed data set of the Hub that a source or a part of it names. Raises `StageFailure` without it."""
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UserError("data.sources.*.kind=hub: it needs datasets; pip install 'shaping[data]'") from error
-    return load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=True)
+        raise UserError(f"data.sources.{name}.kind=hub: it needs datasets; pip install 'shaping[data]'") from error
+    try:
+        return load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise StageFailure(
+            f"data.sources.{name}.path={source.path}: the data set cannot be read from the Hub ({reason}); correct its "
+            f"name, or name files in place of it: 'data.sources.{name}={{kind:jsonl,path:FILE,column:{source.column}}}'"
+        ) from error

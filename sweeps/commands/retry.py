@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipelines.errors import UserError
 from sweeps.commands.shared_arguments import Filters, StorePath, app
+from sweeps.compose.config_files import CONFIG_DIR_VARIABLE
 from sweeps.compose.launcher_options import SlurmLauncherConfig
 from sweeps.monitor.launched_sweeps import SweepRecord
 from sweeps.monitor.status import Row, rows
@@ -111,6 +112,9 @@ def _launch(sweep: SweepRecord, store: Store, signatures: set[str]) -> None:
     from sweeps.compose.cells import compose_jobs
     from sweeps.execute.launch import launch_locally, launch_on_slurm
 
+    # Options in the overrides may be those of the launch's own folder.
+    if sweep.config_dir:
+        os.environ[CONFIG_DIR_VARIABLE] = sweep.config_dir
     # Paths in the overrides are relative to where the sweep was launched.
     with contextlib.chdir(sweep.folder if os.path.isdir(sweep.folder) else "."):
         cells = [replace(cell, store=str(store.root)) for cell in compose_jobs(sweep.jobs)]

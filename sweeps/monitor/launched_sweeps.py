@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.files import read_sealed, sha256_of, unreadable, write_sealed
+from sweeps.compose.config_files import CONFIG_DIR_VARIABLE
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import FORMAT, Store
 
@@ -40,6 +41,8 @@ class SweepRecord:
     """Signature -> stage, parent, checkpoint, steps, labels."""
     folder: str
     """The working directory of the launch, to which paths in the overrides are relative."""
+    config_dir: str = ""
+    """The folder of `--config-dir`, where options of the overrides may be; empty: none."""
 
 
 def record(
@@ -64,6 +67,7 @@ def record(
         "cells": plan.cells,
         "runs": {signature: _graph_entry(run) for signature, run in plan.runs.items()},
         "folder": os.getcwd(),
+        "config_dir": os.environ.get(CONFIG_DIR_VARIABLE, ""),
     }
     folder = store.root / "sweeps"
     folder.mkdir(exist_ok=True)
@@ -85,7 +89,8 @@ def _graph_entry(run: StageRun) -> dict[str, Any]:
 
 def _sweep_record(identity: str, content: dict[str, Any]) -> SweepRecord:
     # Older records have no folder; their paths are then relative to the working directory of the command.
-    return SweepRecord(identity, **{key: content[key] for key in KEYS}, folder=content.get("folder", ""))
+    later = {key: content.get(key, "") for key in ("folder", "config_dir")}
+    return SweepRecord(identity, **{key: content[key] for key in KEYS}, **later)
 
 
 def records(store: Store, *, strict: bool = False) -> list[SweepRecord]:
