@@ -97,6 +97,7 @@ With tables, models or format, only the chosen tables are written, to results/<s
 Flags:
   --missing          print what is missing and the command that computes it; write nothing
   --claims           judge the claims; write nothing. Exit code 0: all supported, 3: one contradicted, 4: undecided
+  --config-dir DIR   a folder of your own with sweeps, models, ..., as for shaping-run; or SHAPING_CONFIG_DIR
   --debug            show tracebacks and all log lines
 """
 

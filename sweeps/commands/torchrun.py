@@ -13,8 +13,9 @@ from pipelines.configuration import TOKEN_STAGES
 from pipelines.errors import Interrupted, UserError
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells
+from sweeps.compose.config_files import without_config_dir
 from sweeps.compose.expansion import expand
-from sweeps.execute.launch import check_ranks, prepared
+from sweeps.execute.launch import check_ranks, prepared, sweep_names
 from sweeps.execute.quick_exit import quick_exit
 from sweeps.execute.worker import Task, noting_signals, perform
 from sweeps.monitor.launched_sweeps import record
@@ -51,7 +52,7 @@ def run(overrides: list[str]) -> None:
     if task.rank == 0:
         graph, store = prepared(cells)
         options = {"ranks": task.tasks, "words": overrides}
-        name = cells[0].sweep.name
+        name = sweep_names(cells)
         record(store, graph, expand(overrides), name=name, launcher="torchrun", options=options)
     else:
         graph = plan(cells)
@@ -76,7 +77,8 @@ def run(overrides: list[str]) -> None:
 def main() -> None:
     """Run the command line; exit codes are those of `sweeps.commands.exit_codes`."""
     with quick_exit(), exit_codes("shaping-torchrun"):
-        run([argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")])
+        words = without_config_dir(sys.argv[1:])
+        run([word for word in words if word not in ("-m", "--multirun")])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sweeps.execute.display import Display, plan_table, title
 from sweeps.execute.local import execute
 from sweeps.execute.slurm import OWN_PARAMETERS, Submission, submit
 from sweeps.monitor.launched_sweeps import record
-from sweeps.monitor.slurm_queue import is_slurm_installed
+from sweeps.monitor.slurm_queue import is_slurm_installed, slurm
 from sweeps.plan.graph import Plan
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store, store_path
@@ -32,7 +32,7 @@ def launch_locally(cells: list[Cell], jobs: Jobs, *, workers: int, only: set[str
     """
     require(workers >= 0, "hydra.launcher.workers", workers, fix="it must be 1 or more, or 0 for one per GPU or core")
     graph, store = prepared(cells)
-    record(store, graph, jobs, name=cells[0].sweep.name, launcher="local", options={"workers": workers})
+    record(store, graph, jobs, name=sweep_names(cells), launcher="local", options={"workers": workers})
     outcome = execute(graph.part(only) if only else graph, store, cells[0].tracking, display=Display(), workers=workers)
     if outcome.failed:
         raise StageFailure(
@@ -56,8 +56,9 @@ def launch_on_slurm(
         )
     for cell in cells:
         check_ranks(cell, {stage: ranks(options, stage) for stage in TOKEN_STAGES})
+    slurm(["scontrol", "show", "config"])  # a Slurm that does not answer ends the command here
     graph, store = prepared(cells)
-    record(store, graph, jobs, name=cells[0].sweep.name, launcher="slurm", options=asdict(options))
+    record(store, graph, jobs, name=sweep_names(cells), launcher="slurm", options=asdict(options))
     submission = submit(graph.part(only) if only else graph, store, cells[0].tracking, options=options)
     _print(graph, store, submission)
     # One line for each message of Slurm, with the first three stage runs that it is about.
@@ -69,6 +70,11 @@ def launch_on_slurm(
         ]
         waiting = f"; {len(submission.blocked)} stage runs wait for those" if submission.blocked else ""
         raise UserError("hydra.launcher: " + "\n".join(lines) + waiting)
+
+
+def sweep_names(cells: list[Cell]) -> str:
+    """Returns the names of the sweeps that the cells are of, separated by commas; empty for typed overrides."""
+    return ",".join(dict.fromkeys(cell.sweep.name for cell in cells if cell.sweep.name))
 
 
 def ranks(options: SlurmLauncherConfig, stage: str) -> int:
