@@ -1,17 +1,19 @@
 """Shared fixtures: the commands, and a study so small that all of its stages train in seconds."""
 
 import gc
+import logging
 import os
 import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from pipelines.logs import PACKAGES
 from tests.in_process import in_process
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run in parallel; torch reads it at import
@@ -40,6 +42,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with many slow tests first, so that none of them is the last one running."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """The warnings of the packages, whether or not a command has set up logging in this process."""
+    handler = _Kept(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler.lines
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+class _Kept(logging.Handler):
+    """Keeps the text of what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 SMALL = [

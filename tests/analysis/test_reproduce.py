@@ -204,14 +204,14 @@ def test_a_missing_store_is_named(tmp_path: Path, shaping_run: Command) -> None:
 
 
 def test_a_corrupt_spec_is_named_and_its_stage_run_missing(
-    make_store: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_store: Callable, tmp_path: Path, warnings: list[str]
 ) -> None:
     _, store = make_store(["objective=ce"])
     path = next(store.root.glob("grpo/*/spec.json"))
     path.write_text("{")
     options = Options(store=str(store.root), sweep="nano", results=str(tmp_path / "results"))
     folder = reproduce(options, Console(quiet=True))
-    assert f"{path}: it is not readable JSON" in caplog.text
+    assert f"{path}: it is not readable JSON" in "\n".join(warnings)
     assert (folder / "report.html").exists()
 
 

@@ -114,12 +114,12 @@ def test_nan_is_a_missing_value_and_not_corruption(make_store: Callable) -> None
         assert frame.loc[frame["stage_run"] == run.signature, "value"].isna().all()
 
 
-def test_another_format_is_named(make_store: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_format_is_named(make_store: Callable, warnings: list[str]) -> None:
     graph, store = make_store(["objective=ce"])
     run = next(run for run in graph.runs.values() if run.stage == "evaluate")
     write_run(store, run, format=3)
     assert run.signature not in set(analysis.load(store.root)["stage_run"])
-    assert "result.json: its format is 3 and this version reads 2" in caplog.text
+    assert "result.json: its format is 3 and this version reads 2" in "\n".join(warnings)
 
 
 def broken_spec(folder: Path) -> None:
@@ -140,7 +140,7 @@ def result_of_another(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [broken_spec, broken_result, result_of_another])
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_a_broken_stage_run_is_named_and_the_others_are_read(
-    make_store: Callable, damage: Callable[[Path], None], is_cached: bool, caplog: pytest.LogCaptureFixture
+    make_store: Callable, damage: Callable[[Path], None], is_cached: bool, warnings: list[str]
 ) -> None:
     _, store = make_store(["objective=ce"])
     before = analysis.load(store.root)
@@ -151,7 +151,7 @@ def test_a_broken_stage_run_is_named_and_the_others_are_read(
     after = analysis.load(store.root)
     # What was read before a spec changed is still right.
     is_lost = not (is_cached and damage is broken_spec)
-    assert (f"verify --redo --store {store.root} {folder.name}" in caplog.text) == is_lost
+    assert (f"verify --redo --store {store.root} {folder.name}" in "\n".join(warnings)) == is_lost
     kept = before[before["stage_run"] != folder.name] if is_lost else before
     pd.testing.assert_frame_equal(values(after), values(kept))
 
@@ -172,13 +172,13 @@ def test_a_changed_cache_is_read_again(make_store: Callable, position: float) ->
     pd.testing.assert_frame_equal(analysis.load(store.root), first)
 
 
-def test_a_changed_ledger_is_named_and_left_out(make_store: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_ledger_is_named_and_left_out(make_store: Callable, warnings: list[str]) -> None:
     graph, store = make_store(["objective=ce,precision"])
     changed, other = (run for run in graph.runs.values() if run.stage == "grpo")
     path = store.run("grpo", changed.signature).folder / "ledger.jsonl"
     path.write_text(path.read_text().replace("0.1", "0.9", 1))
     assert set(analysis.ledger(store.root, "grpo")["stage_run"]) == {other.signature}
-    assert f"{path}: its sha256 is" in caplog.text
+    assert f"{path}: its sha256 is" in "\n".join(warnings)
 
 
 def test_an_unfinished_last_ledger_line_is_left_out_and_a_broken_line_is_named(tmp_path: Path) -> None:

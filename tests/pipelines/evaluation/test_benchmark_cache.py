@@ -1,7 +1,9 @@
 """Benchmark results in the cache: what is reused, resumed and shared by several processes."""
 
+import gzip
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,44 @@ def test_a_stop_is_obeyed_between_two_ranges(tmp_path: Path) -> None:
         cache.rows("b", {}, ranges=cache.ranges(5, most=1), compute=compute)
     assert done == [0, 1]
     assert len(list(tmp_path.glob("*/*.jsonl.gz"))) == 2
+
+
+def changed_value(path: Path) -> None:
+    """Another number, in a file that is whole for gzip."""
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"item": 3', b'"item": 9')))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-6])
+
+
+def of_another_range(path: Path) -> None:
+    path.write_bytes((path.parent / "000000-000002.jsonl.gz").read_bytes())
+
+
+def folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks(0, 2), Ranks(1, 2)])
+@pytest.mark.parametrize(
+    "damage", [changed_value, cut, of_another_range, folder_in_its_place, lambda path: path.write_bytes(b"[]")]
+)
+def test_a_changed_range_is_computed_again(tmp_path: Path, damage: Callable[[Path], object], ranks: Ranks) -> None:
+    """By whichever process notices it first, also if it is in the share of another."""
+    computed: list[range] = []
+
+    def compute(items: range) -> list[dict]:
+        computed.append(items)
+        return [{"item": item, "text": "a\u2028b"} for item in items]
+
+    ranges = [range(0, 2), range(2, 4), range(4, 6)]
+    expected = BenchmarkCache(tmp_path, {}).rows("b", {}, ranges=ranges, compute=compute)
+    damage(next(tmp_path.glob("*/000002-000004.jsonl.gz")))
+    computed.clear()
+    assert BenchmarkCache(tmp_path, {}, ranks).rows("b", {}, ranges=ranges, compute=compute) == expected
+    assert computed == [range(2, 4)]
+    computed.clear()
+    assert BenchmarkCache(tmp_path, {}, ranks).rows("b", {}, ranges=ranges, compute=compute) == expected
+    assert computed == []

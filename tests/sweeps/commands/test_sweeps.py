@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from pipelines.evaluation.samples import SAMPLES, write_rows
 from pipelines.files import read_sealed, write_sealed
 from sweeps.monitor.index import summaries
 from sweeps.store.stage_runs import Store
 from tests.in_process import Result, in_process
+from tests.published import publish
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +180,33 @@ def test_logs(folder: Path) -> None:
     assert "its log /gone/0_log.err does not exist any more" in without_log.stderr
 
 
+ATTACK = "\x1b]0;owned\x07\x1b[2J\u202e\x9b1m"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("logs", "nano/ce/seed7:midtrain"), ("show", "SIGNATURE"), ("verify",)],
+    ids=" ".join,
+)
+def test_nothing_in_a_store_controls_the_terminal(command: tuple[str, ...], folder: Path) -> None:
+    """An error, a host and a log with escape sequences."""
+    signature = rows(folder, "*:midtrain", "seed=7")[0]["signature"]
+    run = Store.open(folder / "store").run("midtrain", signature)
+    attempts = run.state["attempts"]
+    hostile = [attempt | {"error": f"boom {ATTACK}", "host": f"host{ATTACK}"} for attempt in attempts]
+    write_sealed(run.folder / "state.json", run.state | {"attempts": hostile, "error": f"boom {ATTACK}"})
+    log = Path(attempts[-1]["log"])
+    if not log.is_relative_to(folder):  # of the store that was copied
+        log = log.with_name("hostile.err")
+        write_sealed(run.folder / "state.json", run.state | {"attempts": [a | {"log": str(log)} for a in hostile]})
+    log.write_text(f"50%\r100%\r\n\x1b[34mwandb\x1b[0m: {ATTACK} end\n")
+    result = sweeps(*(signature[:12] if part == "SIGNATURE" else part for part in command), cwd=folder)
+    for text in (result.stdout, result.stderr):
+        assert not set(text) & set("\x1b\x07\x9b\r\u202e")
+    if command[0] == "logs":
+        assert "50%\n100%\nwandb: \\x1b]0;owned\\x07\\x1b[2J\\u202e\\x9b1m end\n" in result.stdout
+
+
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.time() + seconds
     while not condition():
@@ -262,6 +291,76 @@ def test_verify_reports_changed_files(folder: Path) -> None:
     assert "its content has the signature" in faults[swapped.signature][0]
 
 
+def test_a_changed_checkpoint_is_refused_and_run_again_with_what_descends_from_it(folder: Path) -> None:
+    """Only the last four bytes are others, and the file has its size and time."""
+    store = Store.open(folder / "store")
+    cell = {run.stage: run for run in store.runs() if run.spec["labels"]["objective"] == "precision"}
+    weights = next(cell["midtrain"].folder.glob("checkpoints/*/weights"))
+    times = weights.stat()
+    weights.write_bytes(weights.read_bytes()[:-4] + b"WXYZ")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.rmtree(cell["grpo"].folder)
+    # What has to be trained from it is refused, by the name of the file and with the command that mends it.
+    refused = run("objective=ce,precision", *FEW, cwd=folder)
+    assert refused.returncode == 1
+    assert f"FAILED grpo nano/precision/seed1: StageFailure: {weights}: its sha256 is" in refused.stdout
+    assert "shaping-sweeps verify --redo" in refused.stdout
+    # What was trained from it is named.
+    checked = json.loads(sweeps("verify", "--json", cwd=folder).stdout)
+    assert set(checked["faults"]) == {cell["midtrain"].signature}
+    descendants = {run.signature for run in store.runs() if cell["midtrain"].signature in str(run.spec["parent"])}
+    assert set(checked["descendants"]) >= descendants
+    assert cell["pretrain"].signature not in checked["descendants"]
+    # One command runs both again.
+    redone = process("sweeps.commands.shaping_sweeps", "verify", "--redo", cwd=folder)
+    assert redone.returncode == 0, redone.stdout + redone.stderr
+    assert sweeps("verify", cwd=folder).returncode == 0
+    assert {row["status"] for row in rows(folder, "objective=precision")} == {"done"}
+
+
+def test_a_model_that_was_trained_again_with_other_weights_makes_its_descendants_doubtful(folder: Path) -> None:
+    store = Store.open(folder / "store")
+    midtrain = next(run for run in store.runs() if run.stage == "midtrain" and run.result)
+    weights = next(midtrain.folder.glob("checkpoints/*/weights"))
+    weights.write_text("trained on another machine")
+    publish(midtrain.folder)
+    checked = sweeps("verify", cwd=folder)
+    assert checked.returncode == 1
+    assert f"it was computed from other weights than midtrain/{midtrain.signature} has now" in checked.stdout
+
+
+@pytest.mark.parametrize("name", ["state.json", "index.json"])
+def test_a_broken_file_that_is_written_again_makes_nothing_train_again(folder: Path, name: str) -> None:
+    store = Store.open(folder / "store")
+    done = next(run for run in store.runs() if run.status == "done")
+    path = store.root / name if name == "index.json" else done.folder / name
+    for content in ("{", "[]", '{"runs": {"pretrain/x": 3}, "status": 5, "attempts": {}}'):
+        path.write_text(content)
+        assert f"done        {done.signature}" in sweeps("status", "--all", cwd=folder).stdout
+        assert sweeps("show", done.signature, cwd=folder).returncode == 0
+        checked = sweeps("verify", cwd=folder)
+        assert "--redo" not in checked.stdout
+        assert checked.returncode == (name == "state.json")
+        assert ("delete only this file" in checked.stdout) == (name == "state.json")
+    path.unlink(missing_ok=True)
+    assert sweeps("verify", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"nonsense", b'{"benchmark": 1}\n'])
+def test_measure_names_changed_samples(folder: Path, content: bytes) -> None:
+    store = Store.open(folder / "store")
+    first, second = [run for run in store.runs() if run.stage == "evaluate" and run.result][:2]
+    rows_of = [{"benchmark": "B", "item": 0, "vote": 1, "answer": "1", "reward": 1.0, "length": 3, "question": "q"}]
+    for evaluation in (first, second):
+        write_rows(evaluation.folder / SAMPLES, rows_of)
+        publish(evaluation.folder)
+    (first.folder / SAMPLES).write_bytes(content)
+    measured = sweeps("measure", "--json", cwd=folder)
+    assert measured.returncode == 1
+    assert f"{first.folder / SAMPLES}: its sha256 is" in measured.stderr
+    assert {row["stage_run"] for row in json.loads(measured.stdout)} == {second.signature}
+
+
 def test_stage_runs_can_be_copied_to_another_store(made: Path, tmp_path: Path) -> None:
     """Their folders are copied as rsync does it, and they count as done."""
     copy = Store.create(tmp_path / "store")
@@ -331,8 +430,9 @@ def test_why_names_a_raised_stage_version(folder: Path) -> None:
     store = Store.open(folder / "store")
     for run in list(store.runs()):
         if run.stage == "pretrain":
-            write_sealed(run.folder / "spec.json", run.spec | {"version": 0})
-            run.folder.rename(run.folder.with_name(run.signature[::-1]))
+            other = run.signature[::-1]
+            write_sealed(run.folder / "spec.json", run.spec | {"version": 0, "signature": other})
+            run.folder.rename(run.folder.with_name(other))
     output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
     assert "pretrain.version: 2 here, 0 there" in output
 
@@ -374,7 +474,7 @@ def test_a_full_disk_is_named_and_free_space_is_enough_to_resume(tmp_path: Path)
     try:
         failed = run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000")
         assert failed.returncode == 1
-        assert "disk is full" in failed.stderr + failed.stdout
+        assert "No space left on device; free some space" in failed.stderr + failed.stdout
         assert "Traceback" not in failed.stderr + failed.stdout
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         assert run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000").returncode == 0

@@ -12,6 +12,7 @@ anything imports it, and torch is not loaded. Environment variables control what
 The metric `cores` is the number of cores that it may use.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -37,14 +38,26 @@ def run_stage(spec, *, folder, parent, reference, interrupted, **_):
     for page in range(0, len(memory), 4096):
         memory[page] = 1
     seconds_before = work(folder, interrupted)
-    if spec["stage"] != "evaluate":
-        checkpoint = folder / "checkpoints" / "step-000001"
+    for step in milestones(spec):
+        checkpoint = folder / "checkpoints" / f"step-{step:06d}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "weights").write_text(spec["signature"] + " " * int(os.environ.get("FAKE_BYTES", 0)))
     return {
         "metrics": {"resumed": seconds_before, "cores": len(os.sched_getaffinity(0))},
         "measurements": [],
     }
+
+
+def milestones(spec):
+    """The steps at which the stage would save checkpoints."""
+    from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
+    from pipelines.configuration.grpo import GRPOConfig
+
+    kinds = {"pretrain": PretrainConfig, "midtrain": MidtrainConfig, "grpo": GRPOConfig}
+    kind = kinds.get(spec["stage"])
+    known = {field.name for field in dataclasses.fields(kind)} if kind else ()
+    content = {key: value for key, value in spec["config"].get(spec["stage"], {}).items() if key in known}
+    return kind(**content).checkpoints() if kind else []
 
 
 def work(folder, interrupted):
