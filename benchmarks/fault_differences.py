@@ -55,7 +55,9 @@ def _wandb_files(store: Path) -> dict[str, list[Path]]:
     """The files of the offline W&B runs by their identity, which is the signature of a stage run."""
     files: dict[str, list[Path]] = {}
     for folder in sorted(store.glob("wandb/*run-*-*")):
-        files.setdefault(folder.name.rsplit("-", 1)[1], []).extend(folder.glob("*.wandb"))
+        # Of two attempts that began in one second, the second has a folder with `-1` at the end.
+        identity = folder.name.removeprefix("offline-").split("-")[2]
+        files.setdefault(identity, []).extend(folder.glob("*.wandb"))
     return files
 
 

@@ -137,9 +137,14 @@ def start_wandb_run(spec: Spec, root: Path, tracking: TrackingConfig) -> WandbRu
 
 def _remove_earlier(run: "wandb.Run", folder: Path) -> None:
     """Remove the offline files of earlier attempts: the rows that they hold are logged to this run again."""
-    for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):
-        if earlier.name != folder.name:
+    for earlier in folder.parent.glob("offline-run-*-*"):
+        if run_id(earlier) == run.id and earlier.name != folder.name:
             shutil.rmtree(earlier, ignore_errors=True)
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run in a folder of W&B: `offline-run-TIME-ID`, or `offline-run-TIME-ID-1` in the same second."""
+    return folder.name.removeprefix("offline-").split("-")[2]
 
 
 def _files(root: Path) -> Path:

@@ -23,7 +23,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import StageFailure
 from pipelines.files import read_sealed, write_sealed
 from pipelines.tracking.tracker import named
-from pipelines.tracking.wandb_run import TRACKING, send_evaluations
+from pipelines.tracking.wandb_run import TRACKING, run_id, send_evaluations
 from sweeps.store.stage_runs import Store, StoredRun
 
 if TYPE_CHECKING:
@@ -137,13 +137,13 @@ def add_evaluations(
 def _tracked(store: Store, *, project: str | None, entity: str | None) -> dict[str, TrackingConfig]:
     """The W&B runs of stage runs, by signature: where each is in W&B."""
     runs = {}
-    for folder in _run_folders(store, "*run-*"):
+    for folder in _run_folders(store, "*run-*-*"):
         if (folder / TRACKING).exists():
             tracking = TrackingConfig(**read_sealed(folder / TRACKING))
             chosen = replace(
                 tracking, mode="online", project=project or tracking.project, entity=entity or tracking.entity
             )
-            runs[folder.name.rsplit("-", 1)[-1]] = chosen
+            runs[run_id(folder)] = chosen
     return runs
 
 

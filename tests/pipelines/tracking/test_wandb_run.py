@@ -18,7 +18,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.files import write_sealed
 from pipelines.ledger import Ledger
 from pipelines.tracking.start import start_trackers
-from sweeps.monitor.wandb_sync import add_evaluations, send_runs
+from sweeps.monitor.wandb_sync import _tracked, add_evaluations, send_runs
 from sweeps.store.stage_runs import Store
 from tests.pipelines.tracking.specs import EVALUATE, PRETRAIN
 from tests.published import publish
@@ -151,6 +151,21 @@ def test_offline_attempts_are_one_run_when_they_are_sent(tmp_path: Path, server:
     assert steps_of(server) == list(range(9))
     assert steps_of(server, "evaluate/step") == [8]
     assert json.loads(server.summaries["abc123"])["pretrain/loss"] == 0.1
+
+
+def test_attempts_of_one_second_are_one_run_too(tmp_path: Path, server: Received) -> None:
+    """W&B gives the second of them a folder with another ending."""
+    finished(tmp_path, "offline", (0, 5))
+    (first,) = tmp_path.glob("wandb/offline-run-*-abc123")
+    first.rename(first.with_name(first.name + "-1"))
+    finished(tmp_path, "offline", (3, 9))
+    (left,) = tmp_path.glob("wandb/offline-run-*")
+    left.rename(left.with_name(left.name + "-1"))
+    (tmp_path / "STORE.json").write_text('{"format": 1}')
+    send_runs(Store(tmp_path), project=None, entity=None, report=print)
+    assert list(server.runs) == ["abc123"]
+    assert steps_of(server) == list(range(9))
+    assert list(_tracked(Store(tmp_path), project=None, entity=None)) == ["abc123"]
 
 
 def test_what_arrived_online_is_not_doubled_by_an_offline_attempt(tmp_path: Path, server: Received) -> None:
