@@ -94,7 +94,11 @@ class Display:
     def stopped(self, running: list[str]) -> None:
         """Report how many of the stopped stage runs have saved their state."""
         runs = [self._store.run(self._plan.runs[s].stage, s) for s in running]
-        saved = sum((run.work / "resume").exists() or run.is_done for run in runs)
+        # A worker that was killed has not recorded its end, and its state is that of an earlier attempt.
+        saved = sum(
+            run.is_done or (run.readable_state.get("status") == "interrupted" and (run.work / "resume").exists())
+            for run in runs
+        )
         self.console.print(f"Stopped; {saved} of {len(running)} stage runs have saved their progress.")
 
     def stop(self, outcome: "Outcome") -> None:
