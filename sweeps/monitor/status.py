@@ -241,9 +241,11 @@ def _checked(store: Store, row: Row, *, states: dict[str, JobState], silence: st
     if row.job and silence:
         return replace(row, note=f"as recorded, since {silence}")
     if row.status == "interrupted":
-        # Its worker recorded the end itself. Slurm may have requeued its job by itself, after a preemption for example.
-        came_back = row.job and (states[row.job].is_waiting or states[row.job].is_running)
-        return replace(row, **_status_from_slurm(row, states[row.job])) if row.job and came_back else row
+        # Its worker recorded the end itself. Slurm may have requeued its job by itself, after a preemption for example,
+        # and only Slurm knows whether the job was cancelled.
+        state = states[row.job] if row.job else None
+        is_newer = state and (state.is_waiting or state.is_running or state.name == "CANCELLED")
+        return replace(row, **_status_from_slurm(row, state)) if state and is_newer else row
     if row.job:
         return replace(row, **_status_from_slurm(row, states[row.job]))
     if row.status == "running":

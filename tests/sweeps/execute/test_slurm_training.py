@@ -1,14 +1,17 @@
 """Real training as jobs of a real Slurm: exact resume, logs, an evaluation, several tasks."""
 
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.fault_differences import wandb_steps
 from tests.conftest import SMALL, Command
-from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster, pretraining
+from tests.sweeps.cluster import FEW, NEEDS_SLURM, REPOSITORY, SLURM, Cluster, pretraining
 from tests.sweeps.execute.test_local import check_log
 
 pytestmark = NEEDS_SLURM
@@ -36,6 +39,48 @@ def test_a_requeued_job_gives_the_bits_of_an_uninterrupted_run(
     assert weights
     assert [run.result["files"][name] for name in weights] == [uninterrupted.result["files"][name] for name in weights]
     assert [row["step"] for row in run.ledger()] == [row["step"] for row in uninterrupted.ledger()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.ci_only
+def test_a_requeued_and_a_cancelled_job_save_their_state_with_default_tracking(plain: Cluster, tmp_path: Path) -> None:
+    """Slurm's SIGTERM reaches W&B's service too. All three attempts are one W&B run."""
+    words = [word for word in SLURM if not word.startswith("tracking")]
+    plain.train(tmp_path, *SMALL, *FEW, "pretrain.tokens=1_000_000", "until=pretrain", *words)
+
+    def wait(reached: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 120
+        while not reached():
+            assert time.monotonic() < deadline, plain.sweeps(tmp_path, "status").stdout
+            time.sleep(0.1)
+
+    def is_tracked_for(attempts: int) -> bool:
+        """Whether that many attempts have begun, and the newest has logged a row and has the only W&B run."""
+        run = pretraining(tmp_path).reread()
+        if len(began := run.state.get("attempts", [])) != attempts:
+            return False
+        started = [path.stat().st_mtime for path in tmp_path.glob("store/wandb/offline-run-*/tracking.json")]
+        times = [run.last_row().get("time", 0.0), *started]
+        return len(times) == 2 and min(times) > began[-1]["started"]
+
+    wait(lambda: is_tracked_for(1))
+    job = plain.status(tmp_path, "stage=pretrain")[0]["job"]
+    assert plain.call("scontrol", "requeue", job).returncode == 0
+    wait(lambda: is_tracked_for(2))
+    assert plain.sweeps(tmp_path, "cancel", "*").returncode == 0
+    wait(lambda: not plain.queue())
+    assert plain.count(tmp_path) == {"cancelled": 2}
+    assert list(pretraining(tmp_path).work.glob("resume/step-*"))
+    assert plain.sweeps(tmp_path, "retry", PYTHONPATH=str(REPOSITORY)).returncode == 0
+    assert plain.finished(tmp_path, 300) == {"done": 2}
+    run = pretraining(tmp_path)
+    logs = "".join(log.read_text() for log in sorted({Path(attempt["log"]) for attempt in run.state["attempts"]}))
+    assert len(re.findall("starting at step 1 ", logs)) == 1
+    first, second = (int(step) for step in re.findall(r"resuming after step (\d+) ", logs))
+    assert 0 < first < second
+    assert "is lost" not in logs
+    (file,) = tmp_path.glob(f"store/wandb/*run-*{run.signature}/*.wandb")
+    assert wandb_steps(file) == [row["step"] for row in run.ledger()]
 
 
 @pytest.mark.parametrize("places", ["tasks", "nodes"])
