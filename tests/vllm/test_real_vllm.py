@@ -1,0 +1,64 @@
+"""The real vLLM, built for CPUs, in an environment of its own: `.ci/run` makes it, elsewhere these tests are skipped.
+
+vLLM changes torch's threads and its process group, so all checks run in one process of that environment.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+
+pytestmark = [
+    pytest.mark.ci_only,
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no environment with vLLM at {PYTHON}; .ci/run makes one"),
+]
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("vllm")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [str(PYTHON), "-m", "tests.vllm.checks", str(folder)]
+    finished = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    result: dict[str, Any] = json.loads((folder / "checks.json").read_text())
+    return result
+
+
+@pytest.mark.timeout(660)
+@pytest.mark.parametrize("update", [0, 1, 2])
+def test_samples_are_those_of_the_newest_weights(checks: dict[str, Any], update: int) -> None:
+    """Tied and untied: greedy tokens of transformers, log-probabilities of a forward pass, cached prompts forgotten."""
+    result = checks["updates"][update]
+    assert result["greedy"]
+    assert result["difference"] < 1e-4
+    assert result["same share"]
+    assert result["other seed"]
+    assert result["nucleus"]
+    assert result["stops"]
+    assert result["distinct"] > 1
+
+
+def test_other_weights_give_other_samples(checks: dict[str, Any]) -> None:
+    responses = [json.dumps(result["responses"]) for result in checks["updates"]]
+    assert len(set(responses)) == len(responses)
+
+
+def test_two_steps_of_rl(checks: dict[str, Any]) -> None:
+    rows = checks["rl"]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in rows[1:]:
+        assert not row["skipped"]
+        assert row["gradient_norm"] > 0
+        assert row["mismatch"] < 1e-4
+        assert row["ratio_p01"] == row["ratio_p99"] == 1
+    assert all(0 <= row["held_out_reward"] <= 1 for row in rows)
