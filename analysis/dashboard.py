@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rich.console import Console
-
 from analysis.claim_sources import StudySource
 from analysis.claims import Verdict, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
@@ -20,6 +18,7 @@ from analysis.study import Study, read_stored
 from analysis.table_builder import build_tables
 from analysis.table_files import numbers
 from analysis.tables import Table
+from pipelines import foreign_text
 from pipelines.configuration import TOKEN_STAGES, TRAINING_STAGES
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json, write_json
@@ -102,7 +101,7 @@ def main() -> None:
         set_up(arguments)
         options = parse_options(Options, (argument for argument in arguments if argument != DEBUG_FLAG))
         for name, url in build(options).items():
-            Console(highlight=False, soft_wrap=True).print(f"{name}: {url}", markup=False)
+            foreign_text.console().print(f"{name}: {url}", markup=False)
 
 
 def build(options: Options) -> dict[str, str]:

@@ -39,8 +39,9 @@ from analysis.paper_tables import TABLES
 from analysis.provenance import Provenance, minutes, provenance
 from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables
-from analysis.table_files import FORMATS, write_table
+from analysis.table_files import FORMATS, csv_bytes, write_table
 from analysis.tables import Table
+from pipelines import foreign_text
 from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import UserError, nearest
 from pipelines.files import read_sealed, replacing
@@ -111,7 +112,7 @@ def main() -> None:
     if HELP_FLAGS & set(arguments):
         print(HELP)
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = foreign_text.console()
     with exit_codes("reproduce-paper-tables"):
         set_up(arguments)
         # Flags first, since they are not of the form key=value.
@@ -354,7 +355,7 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
             (temporary / "figures").mkdir()
             for table in content.tables:
                 write_table(table, temporary / "tables", formats=list(FORMATS), command=content.command)
-            content.study.measurements.to_csv(temporary / "measurements.csv", index=False)
+            (temporary / "measurements.csv").write_bytes(csv_bytes(content.study.measurements))
             (temporary / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")
             (temporary / "report.html").write_text(page)
             figure_files.write(temporary / "figures")

@@ -28,6 +28,7 @@ from analysis.result_cache import (
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
+from pipelines.foreign_text import parsed
 from pipelines.python_gc import no_collection
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import LEDGER, Store, StoredRun
@@ -196,7 +197,7 @@ def read_samples(
         for line in file:
             if not line.endswith(b"\n") or (encoded_name and encoded_name not in line):
                 continue
-            row = orjson.loads(line)
+            row = parsed(line)
             row["right"] = row["reward"] >= RIGHT
             if benchmark is None or row["benchmark"] == benchmark:
                 rows.append(row)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import MISSING, NOT_RUN, Entry, Table, show
+from pipelines.foreign_text import defused
 
 
 def numbers(table: Table) -> pd.DataFrame:
@@ -42,7 +43,14 @@ def numbers(table: Table) -> pd.DataFrame:
 
 def csv(table: Table) -> bytes:
     """Plain numbers in full precision, empty if missing."""
-    return numbers(table).to_csv(index=False).encode()
+    return csv_bytes(numbers(table))
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """Returns the rows as CSV, in which no text is one that a spreadsheet runs."""
+    texts = frame.select_dtypes(exclude="number").columns
+    safe = frame.assign(**{name: frame[name].map(defused) for name in texts}).rename(columns=defused)
+    return safe.to_csv(index=False).encode(errors="replace")
 
 
 def parquet(table: Table) -> bytes:

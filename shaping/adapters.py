@@ -42,7 +42,7 @@ def trainer_loss(objective: Objective) -> Callable[..., Tensor]:
 
 
 def _loss_of_outputs(
-    objective: Objective, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    objective: Objective, outputs: Any, labels: Tensor | None, *, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
     """The loss of a model's outputs with logits [B, T, V] at labels [B, T]."""
     check_label_smoothing(calling_trainer())
@@ -87,12 +87,13 @@ def _causal_lm(model: Any) -> Any:
     inner: Any = model
     while isinstance(inner, nn.Module) and not hasattr(type(inner), "loss_function"):
         # torch.compile's; PEFT's models; those of DistributedDataParallel, DataParallel and FSDP; PEFT's tuners.
-        if "_orig_mod" in inner._modules:
-            inner = inner._orig_mod
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
+        within: Any = inner
+        if "_orig_mod" in within._modules:
+            inner = within._orig_mod
+        elif hasattr(within, "get_base_model"):
+            inner = within.get_base_model()
         else:
-            inner = getattr(inner, "module", None) or getattr(inner, "model", None)
+            inner = getattr(within, "module", None) or getattr(within, "model", None)
     if not isinstance(inner, nn.Module):
         given = type(model).__name__ if isinstance(model, nn.Module) else f"{model!r:.80}"
         raise ValueError(f"model: {given} is not a causal LM of transformers, nor a wrapper of one")

@@ -20,6 +20,7 @@ from analysis.figures.charts import Chart, panel_specs
 from analysis.figures.vega_lite import DRAWN_BY, Drawing, Spec, panels_of
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_json
+from pipelines.foreign_text import printable_values
 
 logger = logging.getLogger("analysis")
 
@@ -97,7 +98,7 @@ class FigureFiles:
 
     def begin(self, chart: Chart) -> None:
         """Draw a chart in the background, unless the previous results have it."""
-        name, specs = _file_name(chart.name), panel_specs(chart)
+        name, specs = _file_name(chart.name), printable_values(panel_specs(chart))
         # Reuse the previous files if the descriptions, the program and the bytes are all the same.
         drawing = _read_drawing(self._previous, name)
         if drawing is not None and self._digests.get(name) == _digest(specs, drawing):

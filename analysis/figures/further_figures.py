@@ -6,7 +6,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import orjson
 import pandas as pd
 
 from analysis.figures.charts import (
@@ -26,6 +25,7 @@ from analysis.measurement_grid import Checkpoint
 from analysis.paper_tables import STAGE_TITLES
 from analysis.study import NotMeasured
 from analysis.table_columns import Scores, average_column, average_columns
+from pipelines.foreign_text import parsed
 
 
 def theory(data: FigureData) -> Drawn:
@@ -210,7 +210,7 @@ def _forking_rows(data: FigureData) -> Iterator[dict[str, object]]:
         path = data.study.store.root / "grpo" / run["stage_run"] / "forking.jsonl"
         if path.exists():
             for line in path.read_bytes().split(b"\n")[:-1]:
-                yield {**orjson.loads(line), "objective": run["objective"], "seed": run["seed"]}
+                yield {**parsed(line), "objective": run["objective"], "seed": run["seed"]}
 
 
 def scaling(data: FigureData) -> Drawn:

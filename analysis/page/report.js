@@ -62,10 +62,12 @@ const cells_of = (row) => [...row.cells].map((cell) => {
   const text = cell.textContent.replace(interval, "").trim();
   return { text, value: cell.dataset.v ?? (cell.classList.contains("absent") ? "" : text), low, high, interval };
 });
-const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+// A text that a spreadsheet would run as a formula gets an apostrophe in front, as in the files of tables.
+const defused = (text) => /^\s*[=+\-@＝＋－＠]/.test(text) && isNaN(text) ? `'${text}` : text;
+const quoted = (text) => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 const as_csv = (heads, rows) => {
   const ranged = heads.map((_, index) => rows.some((row) => row[index].low !== ""));
-  const line = (parts) => parts.flat().map((part) => quoted(String(part))).join(",");
+  const line = (parts) => parts.flat().map((part) => quoted(defused(String(part)))).join(",");
   return [line(heads.map((head, index) => ranged[index] ? [head, `${head} low`, `${head} high`] : [head])),
     ...rows.map((row) => line(row.map((cell, index) => ranged[index] ? [cell.value, cell.low, cell.high] : [cell.value])))].join("\n") + "\n";
 };

@@ -5,9 +5,12 @@ from typing import Any
 
 from analysis.figures.charts import setting_order
 from analysis.study import Study, read_samples
+from pipelines.foreign_text import shortened
 
 SHOWN_QUESTIONS = 3
 SHOWN_OBJECTIVES = 6
+SHOWN_CHARACTERS = 5_000
+"""Of a question or an answer; the page says how many more it has."""
 SAMPLES_READ = 128
 """Samples read per shown question, to find that many questions."""
 
@@ -39,9 +42,18 @@ def samples(study: Study) -> list[dict[str, Any]]:
         for benchmark, questions in answers.items():
             if questions:
                 title = f"{benchmark}, {model}, RL step {step}, seed {seed}"
-                chosen = list(questions.items())[:SHOWN_QUESTIONS]
+                chosen = [_shown(*question) for question in list(questions.items())[:SHOWN_QUESTIONS]]
                 shown.append({"title": title, "settings": settings, "questions": chosen})
     return shown
+
+
+def _shown(question: str, answers: dict[str, dict[str, Any]]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """A question with its answers, as long as a page can show them."""
+    short = {
+        name: answer | {"response": shortened(str(answer["response"]), SHOWN_CHARACTERS)}
+        for name, answer in answers.items()
+    }
+    return shortened(question, SHOWN_CHARACTERS), short
 
 
 def _first_answers(study: Study, stage_run: str, benchmark: str) -> Sequence[dict[str, Any]]:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from typer import Abort, BadParameter
+from typer import Abort
 from yaml import YAMLError
 
 from pipelines.errors import Stopped
+from pipelines.foreign_text import printable_streams
 from pipelines.logs import is_debugging, set_up_logging
 from sweeps.compose.error_messages import sentence
 
@@ -27,8 +28,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def exit_codes(program: str) -> Iterator[None]:
     """Run the body of the command `program`; an exception becomes a sentence and an exit code.
 
-    With `--debug` or `SHAPING_DEBUG` the exception is raised unchanged.
+    With `--debug` or `SHAPING_DEBUG` the exception is raised unchanged. What is printed is free of control characters.
     """
+    with printable_streams(), _exceptions_as_exit_codes(program):
+        yield
+
+
+@contextlib.contextmanager
+def _exceptions_as_exit_codes(program: str) -> Iterator[None]:
     received: list[int] = []
     try:
         set_up_logging()
@@ -43,6 +50,9 @@ def exit_codes(program: str) -> Iterator[None]:
     except Exception as error:
         if is_debugging():
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command without a subcommand
+            print(_typer_message(error))
+            sys.exit(0)
         print(f"{program}: {_typer_message(error) or sentence(error)}", file=sys.stderr)
         is_mistake = isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeDecodeError)
         sys.exit(2 if is_mistake else getattr(error, "exit_code", 1))
@@ -76,6 +86,8 @@ def _typer_message(error: Exception) -> str:
     """Returns typer's message, which for a wrong value names its option or argument; empty for other errors."""
     if not hasattr(error, "format_message"):
         return ""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
     message = " ".join(error.format_message().split())
-    has_fix = isinstance(error, BadParameter) or "Did you mean" in message
+    has_fix = message.startswith("Invalid value") or "Did you mean" in message
     return message if has_fix else f"{message.rstrip('.')}; --help lists what the command takes"

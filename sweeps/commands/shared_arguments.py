@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines import foreign_text
 from pipelines.errors import UserError
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.config_files import without_config_dir
@@ -46,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def console() -> Console:
     """Returns a terminal that prints text unchanged."""
-    return Console(highlight=False, soft_wrap=True, markup=False)
+    return foreign_text.console(markup=False)
 
 
 def run(commands: typer.Typer, program: str) -> None:

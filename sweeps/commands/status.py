@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -146,7 +147,8 @@ def _print_from(path: Path, start: int) -> int:
     with path.open("rb") as file:
         file.seek(start)
         content = file.read()
-    sys.stdout.write(content.decode(errors="replace"))
+    # A progress bar overwrites its line, and here becomes lines.
+    sys.stdout.write(re.sub(r"\r+\n?", "\n", content.decode(errors="replace")))
     sys.stdout.flush()
     return start + len(content)
 

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import foreign_text
 from pipelines.configuration import STAGES
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.names import cell_of
@@ -26,7 +27,7 @@ class Display:
     """Follows one call of `execute`; everything shown is read from the store."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or foreign_text.console()
         self._live: Live | None = None
         self._running: list[str] = []
         self._last_line = 0.0

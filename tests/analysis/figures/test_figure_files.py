@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -52,6 +53,16 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
 
     real = Artist.draw
     return run
+
+
+def test_control_characters_do_not_reach_the_drawing_process(draw: Draw, tmp_path: Path) -> None:
+    """They are no XML, and Vega prints its warnings to the terminal."""
+    made = chart()
+    panel = made.panels[0] | {"title": "a\x1b]0;owned\x07\ud83d\x00 title"}
+    draw([replace(made, panels=(panel,))], "hostile", "none")
+    (svg,) = (tmp_path / "hostile").glob("*.svg")
+    ElementTree.fromstring(svg.read_text())
+    assert "a\\x1b]0;owned\\x07\\ud83d\\x00 title" in svg.read_text()
 
 
 def files(folder: Path) -> dict[str, bytes]:

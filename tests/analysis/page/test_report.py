@@ -3,7 +3,7 @@
 import io
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,20 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
     assert "49" not in page.locator("#samples td pre").first.inner_text()
     assert troubles == []
     page.close()
+
+
+@pytest.mark.slow
+def test_a_huge_answer_is_cut_and_half_a_character_stops_nothing(make_store: Callable, tmp_path: Path) -> None:
+    graph, store = make_store(["objective=ce"])
+    with_samples(store, graph, "9" * 10_000_000 + "\ud83d")
+    options = Options(store=str(store.root), results=str(tmp_path / "results"), sweep=None)
+    text = (reproduce(options, Console(quiet=True)) / "report.html").read_text()
+    assert text.count("… (9,995,002 more characters)") == 2  # of the questions, which have a number at their end
+    assert text.count("… (9,995,001 more characters)") == 2  # of the answers
+    assert len(text) < 5_000_000
+    with_samples(store, graph, "half \ud83d")
+    text = (reproduce(options, Console(quiet=True)) / "report.html").read_text()
+    assert "half \ufffd" in text
 
 
 def test_the_policy_stops_what_escaping_would_miss(browser: Browser, folder: Path, tmp_path: Path) -> None:
