@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from pipelines.configuration import STAGES, TOKEN_STAGES
+from pipelines.configuration import STAGES, TRAINING_STAGES
 from sweeps.execute.display import amount, title
 from sweeps.plan.cost import Assumptions, Capacity, Estimate, Rate, estimate, rank_memory
 from sweeps.plan.graph import Plan, StageRun
@@ -99,11 +99,11 @@ class PlanReport:
         )
 
     def _memory_lines(self) -> Iterator[str]:
-        """Yields the memory of a rank, once for each way in which the token stages of the plan are computed."""
+        """Yields the memory of a rank, once for each way in which the training stages of the plan are computed."""
         # Most stage runs of a sweep have the same line.
         lines = dict[str, None]()
         for run in self.graph.runs.values():
-            if run.stage in TOKEN_STAGES:
+            if run.stage in TRAINING_STAGES:
                 ranks = self.capacity.devices_of(run)
                 parts = rank_memory(self.graph, run, ranks)
                 shown = ", ".join(f"{name} {amount(value)}" for name, value in parts.items())

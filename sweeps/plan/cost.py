@@ -178,34 +178,42 @@ def useful_threads(plan: Plan, run: StageRun) -> int:
 
 
 def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:
-    """Returns the bytes that a rank of a token stage holds on its device, by purpose, with their `total`.
+    """Returns the bytes that a rank of a training stage holds on its device, by purpose, with their `total`.
 
     `logits avoided` are what a loss that holds all logits and their gradient would add. Weights are sharded over all
     ranks with `fsdp`, and over `shard_ranks` with `hsdp` (0 counts as all ranks). Activations are those of one
-    micro-batch. Not included are the allocator's overhead, buffers of collectives and workspaces.
+    micro-batch. RL holds the whole gradient between micro-batches, and a `sampler` that is a copy of the model while it
+    does not update. Not included are the allocator's overhead, buffers of collectives, workspaces, and the keys and
+    values of rollouts, which take what is left.
     """
     model, budget, compute = _Model.of(plan, run), run.config[run.stage], run.compute
     shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
-    precision = budget["precision"]
-    weights = model.weights * (2 if precision == "bfloat16" else 4) // shards
+    precision = budget.get("precision", "float32")
+    whole = model.weights * (2 if precision == "bfloat16" else 4)
+    rl = run.stage == "grpo"
+    tokens = compute["micro_batch_tokens"] or (budget["micro_batch_tokens"] if rl else budget["batch_tokens"] // ranks)
     # Numbers per token that are kept for the backward pass; with checkpointing one layer is computed again.
     checkpointing = compute["activation_checkpointing"]
     kept = model.shape["layers"] * activations(model.shape, checkpointing)
     if checkpointing != "none":
         kept += activations(model.shape)
-    tokens = compute["micro_batch_tokens"] or budget["batch_tokens"] // ranks
     # Of many logits the fused loss holds two chunks, and the gradient of the output matrix.
     logits = 4 * tokens * model.vocabulary
     is_chunked = logits > CHUNK_BYTES
     held_logits = 2 * CHUNK_BYTES + 4 * model.vocabulary * model.shape["d_model"] if is_chunked else 3 * logits
-    parts = {
-        "parameters": weights,
-        "gradients": weights,
-        "optimizer": 2 * weights,
+    always = {"parameters": whole // shards, "optimizer": 2 * whole // shards}
+    update = {
+        "gradients": whole // (1 if rl else shards),
         "activations": int(tokens * (4 if precision == "float32" else 2) * kept),
         "logits": held_logits,
     }
-    return parts | {"total": sum(parts.values()), "logits avoided": 2 * logits if is_chunked else 0}
+    sampling = {}
+    if rl:
+        always["reference"] = whole // shards if budget["kl_weight"] else 0
+        itself = budget["engine"] == "transformers"
+        sampling["sampler"] = (0 if shards == 1 else whole) if itself else 2 * model.weights
+    total = sum(always.values()) + max(sum(update.values()), sum(sampling.values()))
+    return always | update | sampling | {"total": total, "logits avoided": 2 * logits if is_chunked else 0}
 
 
 @dataclass(frozen=True)

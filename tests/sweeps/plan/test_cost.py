@@ -205,3 +205,21 @@ def test_memory_of_a_rank() -> None:
     assert parts["total"] < 80e9
     graph, stage = runs("model=4B", *PAPER, "until=pretrain")
     assert rank_memory(graph, stage["pretrain"], 64)["parameters"] == 64 * parts["parameters"]
+
+
+@pytest.mark.parametrize("model", ["4B", "10B-A0.5B"])
+def test_rl_fits_eight_devices_of_a_node(model: str) -> None:
+    """Sharded weights and moments, the whole gradient of an update, and a copy in bfloat16 while it samples."""
+    graph, stage = runs(f"model={model}", *PAPER, "compute=sharded")
+    parts = rank_memory(graph, stage["grpo"], 8)
+    assert parts["gradients"] == pytest.approx(8 * parts["parameters"], rel=1e-6)
+    assert parts["sampler"] == pytest.approx(parts["gradients"] / 2)
+    sampling = parts["parameters"] + parts["optimizer"] + parts["sampler"]
+    assert sampling < parts["total"] < 80e9
+    # One process holds everything, and its sampler is the model itself.
+    graph, stage = runs(f"model={model}", *PAPER, "grpo.engine=transformers")
+    alone = rank_memory(graph, stage["grpo"])
+    assert alone["sampler"] == 0
+    assert alone["total"] > 4 * alone["parameters"]
+    graph, stage = runs(f"model={model}", *PAPER, "compute=sharded", "grpo.kl_weight=0.1")
+    assert rank_memory(graph, stage["grpo"], 8)["reference"] == parts["parameters"]
