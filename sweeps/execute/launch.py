@@ -6,8 +6,7 @@ Used by both launchers and by `shaping-sweeps retry`.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
-
+from pipelines import foreign_text
 from pipelines.configuration import STAGES, TOKEN_STAGES, TRAINING_STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
@@ -140,7 +139,7 @@ def prepared(cells: list[Cell]) -> tuple[Plan, Store]:
 
 def _print(graph: Plan, store: Store, submission: Submission) -> None:
     """Print what was submitted."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = foreign_text.console()
     console.print(plan_table(graph, set(submission.done)))
     arrays = submission.arrays
     named = f" as {len(arrays)} job arrays ({', '.join(arrays[:8])}{', ...' if len(arrays) > 8 else ''})"
