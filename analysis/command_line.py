@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from pipelines.errors import UserError, nearest
 from pipelines.logs import DEBUG_VARIABLE, set_up_logging
@@ -33,9 +34,19 @@ def parse_options(
             raise UserError(f"{argument}: unknown flag; {suggestion}")
         if "=" not in argument:
             raise UserError(f"{argument}: it is not of the form key=value; --help lists the keys")
+    options: Any = OmegaConf.structured(options_type)
+    for argument in arguments:
+        try:
+            options = OmegaConf.merge(options, OmegaConf.from_dotlist([argument]))
+        except YAMLError as error:
+            key, _, value = argument.partition("=")
+            raise UserError(f"{argument}: {value!r} is no value; text is written in quotes: \"{key}='...'\"") from error
+        except Exception as error:
+            message = sentence(error, keys)
+            key = argument.partition("=")[0]
+            raise UserError(message if message.startswith(key) else f"{argument}: {message}") from error
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(options_type), OmegaConf.from_dotlist(arguments))
-        options: Any = OmegaConf.to_object(merged)
+        options = OmegaConf.to_object(options)
     except Exception as error:
         raise UserError(sentence(error, keys)) from error
     assert isinstance(options, options_type)

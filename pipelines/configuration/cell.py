@@ -111,7 +111,7 @@ class Cell:
                 require_option(f"{stage.key}.mixture", source, sources)
                 self._check_text(f"{stage.key}.mixture.{source}", weight, reads_text=source == "text" and weight > 0)
         require(
-            self.midtrain.sequence_length >= self.pretrain.sequence_length,
+            "midtrain" not in self._stages or self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
             self.midtrain.sequence_length,
             fix=f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",

@@ -37,6 +37,16 @@ class SourceConfig:
 
 
 @dataclass
+class MixturesConfig:
+    """Weights of the sources of some data, for `pretrain.mixture` and `midtrain.mixture`."""
+
+    pretrain: dict[str, float] = field(default_factory=dict)
+    """Those of pre-training."""
+    midtrain: dict[str, float] = field(default_factory=dict)
+    """Those of mid-training."""
+
+
+@dataclass
 class DataConfig:
     """Text, generated tasks and a tokenizer trained on both; or token shards, made by `shaping-data prepare`.
 
@@ -45,19 +55,19 @@ class DataConfig:
 
     name: str = MISSING
     """Label of the data set."""
-    text: list[str] = field(default_factory=lambda: ["sympy", "networkx"])
+    text: list[str] = field(default_factory=list)
     """Installed packages whose docstrings are the text."""
-    tasks: list[str] = MISSING
+    tasks: list[str] = field(default_factory=list)
     """Families of generated reasoning tasks: names of `pipelines.tasks.families.FAMILIES`, or `gym_` families."""
-    tasks_per_family: int = MISSING
+    tasks_per_family: int = 16_000
     """Number of distinct questions generated per family, before the split by hash."""
-    worked_share: float = MISSING
+    worked_share: float = 0.5
     """Share of training answers that show their steps, in [0, 1]; the others only state the answer."""
-    careless_share: float = MISSING
+    careless_share: float = 0.5
     """Share of the answers without steps that are wrong, in [0, 1]."""
-    vocab_size: int = MISSING
+    vocab_size: int = 32_768
     """Size of the tokenizer's vocabulary; with `shards`, the size to which the model's vocabulary is padded."""
-    top_k: int = MISSING
+    top_k: int = 100
     """Size k of the objective's head for this vocabulary, in tokens; objectives may override it."""
     seed: int = 0
     """Seed of the generated tasks. Independent of the cell's seed, so that all cells share one data set."""
@@ -65,6 +75,8 @@ class DataConfig:
     """Folder of token shards, whose tokenizer is used and whose sources can be mixed in; null: none."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Corpora that `shaping-data prepare` reads, by the name that mixtures use."""
+    mixtures: MixturesConfig = field(default_factory=MixturesConfig)
+    """Mixtures of these data for the stages whose `mixture` names no other."""
     tokenizer: str | None = None
     """Tokenizer of the token shards: a name on the Hub or a folder; null: train a byte-level BPE of `vocab_size`."""
 

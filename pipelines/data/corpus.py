@@ -228,8 +228,8 @@ def _content(config: DataConfig, shards: TokenShards | None) -> dict[str, Any]:
         "text_versions": text_versions(config),
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
-    # These two determine only the shards, whose tokenizer is in `shards`.
-    del content["sources"], content["tokenizer"]
+    # Sources and tokenizer determine only the shards, whose tokenizer is in `shards`; mixtures draw from the corpus.
+    del content["sources"], content["tokenizer"], content["mixtures"]
     return content
 
 

@@ -27,6 +27,7 @@ def show_plan(
     overrides: Overrides = None,
     *,
     as_json: AsJson = False,
+    multirun: Annotated[bool, typer.Option("-m", "--multirun", hidden=True)] = False,
     why: Annotated[
         str | None, typer.Option("--why", metavar="CELL", help="Say why a cell's stage runs are not in the store.")
     ] = None,
@@ -51,8 +52,9 @@ def show_plan(
     from sweeps.plan.cost import Assumptions, Rate, capacity
     from sweeps.plan.planner import plan
 
+    del multirun  # as for shaping-run, whose words may be copied
     # The launcher's overrides are not part of cells, so they are composed separately.
-    words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
+    words = overrides or []
     launcher_words = [word for word in words if word.lstrip("+~").startswith("hydra")]
     cells = compose_cells([word for word in words if word not in launcher_words])
     graph = plan(cells)

@@ -12,7 +12,7 @@ from pipelines.errors import UserError, nearest
 from pipelines.logs import DEBUG_VARIABLE
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.config_files import without_config_dir
-from sweeps.compose.expansion import with_home
+from sweeps.compose.expansion import parsed, with_home
 from sweeps.compose.hydra_internals import flag_names, flags_parser
 
 ELSEWHERE = {
@@ -37,6 +37,8 @@ def main() -> None:
         arguments = without_config_dir(words)
         flags = _flags(arguments)
         _check_hydra_keys(flags.overrides)
+        if not flags.shell_completion:
+            parsed(flags.overrides)
         if flags.cfg == "job":
             _show_cells(flags)
             return
@@ -73,6 +75,12 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
     if len(shown) > 1:
         names = ", ".join("--" + name.replace("_", "-") for name in shown)
         raise UserError(f"{names}: they cannot be combined; leave one out")
+    if flags.shell_completion and not {word.split("=")[0] for word in flags.overrides} & {
+        "install",
+        "uninstall",
+        "query",
+    }:
+        raise UserError("--shell-completion: add what to do: install=bash, uninstall=bash or query=bash")
     return flags
 
 

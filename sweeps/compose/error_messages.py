@@ -17,7 +17,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from pipelines.configuration.cell import Cell
 from pipelines.errors import StageFailure, UserError, nearest
-from sweeps.compose.config_files import path_of_file, unreadable_file
+from sweeps.compose.config_files import options_of, path_of_file, unreadable_file
 from sweeps.compose.launcher_options import LAUNCHERS
 from sweeps.compose.unparsed import why_unparsed
 
@@ -26,7 +26,7 @@ NEEDED = {
     r"converted to Integer|field of type 'int'": "a whole number",
     r"converted to Boolean|is not a valid bool|field of type 'bool'": "true or false",
     r"converted to String|Cannot convert '\w+' to string|field of type 'str'": "text",
-    r"Cannot merge DictConfig with": "a mapping: {name: value}",
+    r"Cannot merge DictConfig with ListConfig": "a list: [a,b]",
     r"is not Optional": "a value, which null is not",
     r"ListConfig|\bList\[|is not a list": "a list: [a,b]",
     r"DictConfig|\bDict\[|(dict|list|int|str|float|bool|NoneType) is not a subclass": "a mapping: {name: value}",
@@ -72,8 +72,11 @@ def _sentence(error: BaseException, keys: list[str] | None) -> str:
 
 def _composition_mistake(error: BaseException, cause: BaseException, keys: list[str] | None) -> str:
     text = " ".join(str(error).split())
-    if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        return _unknown_option(missing.group(1), missing.group(2), text)
+    if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
+        # `basic` is Hydra's own launcher and sweeper, which run no graph.
+        group, option = missing.groups()
+        options = [name for name in options_of(group) if name != "basic"]
+        return f"{group}={option}: unknown option; {nearest(option, options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown or isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(unknown.group(1) if unknown else "", cause, keys)
@@ -81,14 +84,22 @@ def _composition_mistake(error: BaseException, cause: BaseException, keys: list[
         return _wrong_type(cause, text)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key}: it has no value; choose an option of its group or set it"
-    if "Config group override must be a string" in text:
-        return "an option that reads as a number needs quotes: group='\"nan\"'"
+    if twice := re.search(r"(\S+) appears more than once in the final defaults list", text):
+        return f"+{twice.group(1)}: an option of this group is chosen already; leave out the +"
+    if forced := re.search(r"force-add of config groups is not supported: '\+\+(.*)'", text):
+        return f"++{forced.group(1)}: an option is added with one plus: +{forced.group(1)}"
+    if deleted := re.search(r"Could not delete '(.*)'. No match in the defaults list", text):
+        return f"~{deleted.group(1)}: no option of this group is chosen; leave it out"
     if swept := re.search(r"Ambiguous value for argument '(.*?)' 1\.|Sweep parameters '(.*)' requires", text):
         override = swept.group(1) or swept.group(2)
         return f"{override}: it names several values, and this takes one; name one, or [a,b] for a list"
+    if hydras := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        return f"{hydras.group(1)}: keys of Hydra and the launcher cannot be swept; name one value"
     if merged := re.fullmatch(r"Error merging override (.*)", text):
         needed = _needed(str(cause))
         return f"{merged.group(1)}: " + (f"it must be {needed}" if needed else " ".join(str(cause).split()))
+    if needed := _needed(text):
+        return f"it must be {needed}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return text
     return f"{type(error).__name__}: {text}"
@@ -114,13 +125,6 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _cause(error: BaseException) -> BaseException | None:
     # For an error in a file Hydra raises a new one without a cause.
     return error.__cause__ or (error.__context__ if IN_FILE.match(str(error)) else None)
-
-
-def _unknown_option(group: str, option: str, text: str) -> str:
-    listing = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
-    # `basic` is Hydra's own launcher and sweeper, which run no graph.
-    options = [word for word in listing.group(1).split() if word != "basic"] if listing else []
-    return f"{group}={option}: unknown option; {nearest(option, options)}"
 
 
 def _needed(message: str) -> str | None:

@@ -14,6 +14,8 @@ from pipelines.errors import UserError
 from sweeps.compose.config_files import initialized_hydra, options_of
 from sweeps.compose.named_sweeps import cells_of_sweep
 
+COMBINED_GROUPS = ("tracking",)
+"""Groups of which several options may be chosen together."""
 MOST_CELLS = 100_000
 """Cells of a command line; composing as many takes minutes."""
 
@@ -25,9 +27,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     both set the same key. Raises `UserError` for a sweep without cells or with too many.
     """
     with initialized_hydra():
-        # The parser needs the config loader to look up the options that globs match.
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(with_home(arguments))
+        overrides = parsed(with_home(arguments))
         named = [override for override in overrides if override.key_or_group == "sweep"]
         # Sweeps on the command line are expanded on their own, then multiplied with the named ones.
         typed_jobs = _product([override for override in overrides if override.key_or_group != "sweep"])
@@ -39,6 +39,27 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
             _check_count(len(jobs) + len(cells) * len(typed_jobs), " ".join(chosen))
             jobs += [chosen + _without(cell, _keys_of(job)) + job for cell in cells for job in typed_jobs]
         return jobs
+
+
+def parsed(arguments: Sequence[str]) -> list[Override]:
+    """Returns the overrides of a command line; raises `UserError` for an option of a group that is no name."""
+    with initialized_hydra():
+        # The parser needs the config loader to look up the options that globs match.
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+        groups = loader.list_groups("")
+    for override in overrides:
+        key, line, value = override.key_or_group, override.input_line, override.value()
+        if key not in groups or override.is_delete() or override.is_sweep_override() or isinstance(value, str):
+            continue
+        typed = override.get_key_element()
+        if not isinstance(value, list):
+            fix = f"one that reads as another value needs quotes: {typed}='\"{override.get_value_element_as_str()}\"'"
+            raise UserError(f"{line}: an option of a group is a name; {fix}")
+        if key not in COMBINED_GROUPS:
+            names = ",".join(map(str, value))
+            raise UserError(f"{line}: a list would merge its options into one; sweep over them: {typed}={names}")
+    return overrides
 
 
 def with_home(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipelines.errors import UserError
-from sweeps.compose.overrides import apply_override
+from sweeps.compose.overrides import apply_override, copy_references
 
 _hydras_apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 
@@ -56,6 +56,7 @@ def _apply_overrides(overrides: Sequence[Override], config: DictConfig) -> None:
 
 def _delete(override: Override, config: DictConfig) -> None:
     key = override.key_or_group
+    copy_references(config, key)
     mapping = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
     if "." not in key or (OmegaConf.is_config(mapping) and OmegaConf.get_type(mapping) is not dict):
         fix = "only an entry of a mapping can be deleted, such as ~pretrain.mixture.text; set this key to another value"

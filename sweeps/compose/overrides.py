@@ -9,7 +9,7 @@ entries may be added whole or key by key: `+data.sources.mine={kind: jsonl, path
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, Sweep
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import Container
 from omegaconf.basecontainer import BaseContainer
@@ -21,10 +21,15 @@ from pipelines.errors import UserError
 def apply_override(override: Override, config: DictConfig) -> None:
     """Change `config` as an override says that sets or adds a value.
 
-    Raises `UserError` where `+` would change a value, and the errors of OmegaConf for unknown keys and wrong values.
+    Raises `UserError` where `+` would change a value and for sweeps inside of a value, and the errors of OmegaConf for
+    unknown keys and wrong values.
     """
     key, value = override.key_or_group, override.value()
+    if _has_sweep(value):
+        fix = f"sweep over whole values, as in {key}=[1],[2]"
+        raise UserError(f"{override.input_line}: a sweep cannot be inside a list or a mapping; {fix}")
     adds = override.is_add() or override.is_force_add()
+    copy_references(config, key)
     present = _select(config, key)
     if (
         override.is_add()
@@ -43,6 +48,8 @@ def apply_override(override: Override, config: DictConfig) -> None:
     ):
         needed = "a list: [a,b]" if isinstance(present, ListConfig) else "a single value"
         raise UserError(f"{key}={override.get_value_element_as_str()}: it must be {needed}")
+    if isinstance(present, DictConfig) and isinstance(value, list):
+        raise UserError(f"{key}={override.get_value_element_as_str()}: it must be a mapping: {{name: value}}")
     if is_value or (not adds and not isinstance(value, dict)):
         OmegaConf.update(config, key, value)
         return
@@ -51,12 +58,39 @@ def apply_override(override: Override, config: DictConfig) -> None:
         OmegaConf.update(config, key, "???")
     if not isinstance(node, DictConfig):
         raise UserError(f"{key}: a list is set as a whole: {key.rpartition('.')[0]}=[...]")
+    _merge(node, names, value)
+
+
+def _merge(node: DictConfig, names: list[str], value: Any) -> None:
+    """Merge a value into `node`, at the names below it, which may be new."""
     content: Any = value
     for name in reversed(names):
         content = {name: content}
     # New entries of a typed mapping become objects of its type only when they are merged, not when they are assigned.
     with flag_override(node, "struct", False):
         node.merge_with(content)
+
+
+def copy_references(config: DictConfig, key: str) -> None:
+    """Replace mappings around `key` that refer to another one by copies, so that the other one does not change."""
+    names = key.split(".")
+    for depth in range(1, len(names) + 1):
+        name = ".".join(names[:depth])
+        parent = OmegaConf.select(config, ".".join(names[: depth - 1])) if depth > 1 else config
+        if not isinstance(parent, DictConfig) or names[depth - 1] not in parent:
+            return
+        if OmegaConf.is_interpolation(parent, names[depth - 1]) and isinstance(
+            target := _select(config, name), DictConfig
+        ):
+            content = OmegaConf.to_container(target, resolve=False)
+            OmegaConf.update(config, name, "???")
+            _merge(parent, [names[depth - 1]], content)
+
+
+def _has_sweep(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_sweep, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Sweep | Glob)
 
 
 def _select(config: DictConfig, key: str) -> Any:

@@ -2,6 +2,9 @@
 
 import re
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 NEEDS_QUOTES = re.compile(r"[^\w/\-\\+.$%*@?|:=,\[\]{}() \t'\"]|[^\x00-\x7f]")
 """Characters that occur only in quoted values."""
 PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -17,7 +20,7 @@ def why_unparsed(override: str, reason: str) -> str:
             else "it is not of the form key=value"
         )
     form = "it is not of the form key=value"
-    if not re.fullmatch(r"(~|\+{0,2})[\w$][\w$./@:-]*", key):
+    if not _is_key(key):
         return f"{form}; a key has letters, digits, _, - and dots: {_plain_key(key)}=..."
     if evaluated := re.search(r"while evaluating '.*?': (.*)", reason):
         return f"{form}; {evaluated.group(1)}, so write it as choice(1,2), range(1,4), glob(*) or 1,2,3"
@@ -34,8 +37,17 @@ def why_unparsed(override: str, reason: str) -> str:
     return f"{form}; if it is text, {quoted}"
 
 
+def _is_key(key: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{key}=1")
+    except HydraException:
+        return False
+    return True
+
+
 def _plain_key(key: str) -> str:
-    return re.sub(r"[^\w$./@-]+", "", key) or "key"
+    plain = re.sub(r"[^\w$./@-]+", "", key).strip("./@-")
+    return (plain.replace("/", "") if "." in plain else plain) or "key"
 
 
 def _quoted(key: str, value: str) -> str:

@@ -78,7 +78,8 @@ def _dotted_content(cell: Cell, part: str) -> dict[str, Any]:
     value = getattr(cell, part)
     # Objectives are compared as in signatures: cells that differ only in a head without effect are one cell.
     content = objective_content(value) if isinstance(value, ObjectiveConfig) else asdict(value)
-    content.pop("name", None)
+    for key in ("name", "mixtures"):  # stages have their mixtures themselves
+        content.pop(key, None)
     return flatten(content, f"{part}.")
 
 

@@ -103,9 +103,9 @@ def midtrain_content(midtrain: MidtrainConfig) -> Content:
 def data_content(data: DataConfig) -> Content:
     """Returns the data; token shards are identified by their hash, whatever their folder and recipe."""
     content = nameless_content(data)
-    # How shards are made is their recipe; with shards the tokenizer is theirs.
+    # How shards are made is their recipe; with shards the tokenizer is theirs. Stages have their mixtures themselves.
     shards = content.pop("shards")
-    del content["sources"], content["tokenizer"]
+    del content["sources"], content["tokenizer"], content["mixtures"]
     if shards is not None:
         content["shards"] = fingerprint(shards)
     return content | {"version": DATA_VERSION}

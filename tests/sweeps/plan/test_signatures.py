@@ -64,7 +64,7 @@ KEEPS = """
     tracking.mode tracking.project tracking.entity tracking.console tracking.system_metrics
     tracking.tensorboard tracking.csv tracking.mlflow
     until evaluation.controls
-    data.sources data.tokenizer
+    data.sources data.tokenizer data.mixtures.pretrain data.mixtures.midtrain
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
     compute.keep_last
 """
@@ -84,6 +84,8 @@ OTHER_VALUES: dict[str, Any] = {
     "data.shards": "tokens",
     "data.sources": {"web": SourceConfig("text", "*.txt")},
     "data.tokenizer": "folder",
+    "data.mixtures.pretrain": {"text": 1.0},
+    "data.mixtures.midtrain": {"text": 1.0},
     "compute.micro_batch_tokens": 128,
     "compute.strategy": "fsdp",
     "compute.shard_ranks": 2,
