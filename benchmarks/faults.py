@@ -52,7 +52,7 @@ GRACE_SECONDS = 15.0
 TINY = [
     "data.text=[networkx]", "data.tasks_per_family=300", "data.vocab_size=300", "data.top_k=8",
     "model.layers=1", "model.d_model=16", "model.ffn=32", "model.heads=2", "model.kv_heads=1", "model.head_dim=8",
-    "pretrain.tokens=65536", "pretrain.warmup_steps=2", "pretrain.milestones=2",
+    "pretrain.tokens=65536", "pretrain.warmup_steps=2", "pretrain.milestones=2", "compute.micro_batch_tokens=512",
     "midtrain.tokens=8192", "midtrain.milestones=1",
     "grpo.steps=12", "grpo.prompts=4", "grpo.samples=4", "grpo.max_new_tokens=8", "grpo.milestones=1",
     "evaluation.max_new_tokens=8", "evaluation.benchmarks.Docstrings.items=8",
