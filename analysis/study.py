@@ -331,8 +331,11 @@ def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
     first = run
     while first.parent and first.parent[1] in plan.runs:
         first = plan.runs[first.parent[1]]
-    # Where the pre-training is lost, the labels of its descendants have its parameters.
-    objective = (first.config if first.stage == "pretrain" else {"objective": first.labels}).get("objective") or {}
+    if first.stage == "pretrain":
+        objective = first.config.get("objective") or {}
+    else:  # the pre-training is lost, and the labels of its descendants have its parameters
+        has_head = first.labels.get("lam_head") != first.labels.get("lam_tail")
+        objective = dict(first.labels) | ({} if has_head else {"top_k": None})
     return {
         "model": first.labels["model"],
         "objective": _setting_name(first.labels),

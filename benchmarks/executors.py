@@ -49,8 +49,8 @@ def write_store(folder: Path, count: int) -> None:
         path = store.run(run.stage, run.signature).folder
         path.mkdir(parents=True)
         write_sealed(path / "spec.json", run.spec)
-        state = {"format": FORMAT, "status": "done", "attempts": [{"started": 1.0, "ended": 2.0, "log": "x"}]}
-        write_sealed(path / "state.json", state)
+        attempts = [{"started": 1.0, "ended": 2.0, "log": "x"}]
+        store.run(run.stage, run.signature).write_state("done", attempts=attempts)
         result = {"format": FORMAT, "stage": run.stage, "signature": run.signature, "seconds": 1.0}
         write_sealed(path / "result.json", result | {"metrics": {}, "measurements": [], "files": {}})
     record(store, graph, jobs, name="", launcher="local", options={"workers": 0})

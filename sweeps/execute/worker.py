@@ -263,13 +263,11 @@ class _Attempt:
         # The state that was read before the lease was taken may be out of date.
         state = work.stored.reread().readable_state
         self.attempts = [*state.get("attempts", []), self.record]
-        self.job = state.get("job")
 
     def note(self, status: str) -> None:
         """Write `state.json`, unless another worker has taken the stage run over."""
         if self.lease.is_valid():
-            state = {"format": FORMAT, "status": status, "attempts": self.attempts}
-            write_sealed(self.folder / "state.json", state | ({"job": self.job} if self.job else {}))
+            self.work.stored.write_state(status, attempts=self.attempts)
 
     def run(self) -> None:
         """Do the work and publish it; only publish it if an attempt died in between."""

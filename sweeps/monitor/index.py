@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import read_sealed, write_sealed
+from pipelines.published import redo
 from sweeps.store.stage_runs import Store, StoredRun
 
 FORMAT = 2
@@ -100,6 +101,8 @@ def _summary(run: StoredRun) -> Summary:
         spec, result = run.spec, run.result
         # What attempts were like does not matter once the stage run is done.
         state = run.state if result is None else run.readable_state
+        if result is None and state.get("status") == "done":
+            raise UserError(f"{run.folder}/result.json: it was published and is missing; {redo(run.folder)}")
         attempts = state.get("attempts", [])
         last = attempts[-1] if attempts else {}
         job = state.get("job") or {}

@@ -56,7 +56,7 @@ def record(
 ) -> SweepRecord:
     """Record that a sweep was launched; launching the same sweep again replaces its record."""
     overrides = [list(job) for job in jobs]
-    identity = sha256_of(sorted(overrides))[:12]
+    identity = _identity(overrides)
     content = {
         "format": FORMAT,
         "name": name,
@@ -73,6 +73,11 @@ def record(
     folder.mkdir(exist_ok=True)
     write_sealed(folder / f"{identity}.json", content)
     return _sweep_record(identity, content)
+
+
+def _identity(jobs: Sequence[Sequence[str]]) -> str:
+    """What the record of a sweep is called: a hash of its cells' overrides."""
+    return sha256_of(sorted(map(list, jobs)))[:12]
 
 
 def _graph_entry(run: StageRun) -> dict[str, Any]:
@@ -109,7 +114,11 @@ def records(store: Store, *, strict: bool = False) -> list[SweepRecord]:
     sweeps = []
     for name in names:
         try:
-            sweeps.append(_sweep_record(name.removesuffix(".json"), read_sealed(folder / name, KEYS, fix)))
+            content = read_sealed(folder / name, KEYS, fix)
+            identity = _identity(content["jobs"])
+            if name != f"{identity}.json":
+                raise UserError(f"{folder / name}: it is the record of the sweep {identity}; {fix}")
+            sweeps.append(_sweep_record(identity, content))
         except UserError as error:
             if strict:
                 raise

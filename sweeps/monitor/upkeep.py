@@ -60,7 +60,8 @@ def faults(run: StoredRun) -> Iterator[Fault]:
 def _record_faults(run: StoredRun) -> Iterator[Fault]:
     """What is wrong with the JSON files."""
     try:
-        _ = run.result
+        if run.result is None and run.readable_state.get("status") == "done":
+            yield Fault(f"{run.folder}/result.json: it was published and is missing; {redo(run.folder)}")
     except UserError as error:
         yield _fault(error)
     try:

@@ -71,10 +71,14 @@ class StoredRun:
     @cached_property
     def state(self) -> dict[str, Any]:
         """Status and attempts; empty before the first attempt. Raises `UserError` if the file was changed."""
+        path = self.folder / "state.json"
         try:
-            return read_sealed(self.folder / "state.json", ("status",), STATE_FIX)
+            state = read_sealed(path, ("status", "signature"), STATE_FIX)
         except FileNotFoundError:
             return {}
+        if state["signature"] != self.signature:
+            raise UserError(f"{path}: it is the state of {state['signature']}; {STATE_FIX}")
+        return state
 
     @property
     def readable_state(self) -> dict[str, Any]:
@@ -87,8 +91,8 @@ class StoredRun:
 
     def write_state(self, status: str, **changes: Any) -> None:
         """Replace `state.json` by its content with another status and other changes."""
-        content = {"attempts": []} | self.reread().readable_state | changes | {"format": FORMAT, "status": status}
-        write_sealed(self.folder / "state.json", content)
+        own = {"format": FORMAT, "signature": self.signature, "status": status}
+        write_sealed(self.folder / "state.json", {"attempts": []} | self.reread().readable_state | changes | own)
 
     def reread(self) -> "StoredRun":
         """The same stage run, to be read from the disk again."""

@@ -14,8 +14,7 @@ def test_times_are_those_of_the_attempts_and_waiting_does_not_count(make_store: 
     for number, run in enumerate(graph.runs.values()):
         start = 1.8e9 + number // 2 * 3600 + (86400 if number >= 4 else 0)
         attempts = [{"started": start, "ended": start + 3600, "host": "a"}]
-        path = store.run(run.stage, run.signature).folder / "state.json"
-        write_sealed(path, {"format": 2, "status": "done", "attempts": attempts})
+        store.run(run.stage, run.signature).write_state("done", attempts=attempts)
     hours = -(-len(graph.runs) // 2)
     made = provenance(read_study(graph, store), command="shaping-run -m objective=ce seed=1,2")
     assert made.facts["time"] == f"{hours}:00:00 with {len(graph.runs) / hours:.1f} stage runs at a time, " + (

@@ -403,7 +403,8 @@ def test_the_index_can_be_deleted_and_damaged(folder: Path) -> None:
     time.sleep(2.1)
     assert summaries(store)[one.signature].status == "done"
     (one.folder / "result.json").unlink()
-    assert summaries(store)[one.signature].status == "done"  # as its state.json says
+    assert summaries(store)[one.signature].status == "corrupt"  # as its state.json says that it was done
+    assert "result.json: it was published and is missing" in sweeps("verify", cwd=folder).stdout
     write_sealed(one.folder / "state.json", one.state | {"status": "failed"})
     assert summaries(store)[one.signature].status == "failed"
     (one.folder / "spec.json").write_text("{")

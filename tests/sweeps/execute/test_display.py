@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.files import write_sealed
 from sweeps.execute.display import Display
 from sweeps.execute.local import Outcome
 from sweeps.plan.graph import Plan, StageRun
@@ -22,7 +21,7 @@ def test_an_evaluation_shows_its_steps_and_the_time_left(tmp_path: Path, termina
     run = StageRun("evaluate", "abc", 1, {}, ("pretrain", "def"), "step-000001", 9, labels)
     folder = store.run("evaluate", "abc").folder
     folder.mkdir(parents=True)
-    write_sealed(folder / "state.json", {"status": "running", "attempts": [{"started": now - 400}]})
+    store.run("evaluate", "abc").write_state("running", attempts=[{"started": now - 400}])
     rows = [{"step": step, "benchmark": "Order", "time": now - 310 + 100 * step} for step in (1, 2, 3)]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = io.StringIO()

@@ -154,7 +154,7 @@ def test_time_left_follows_the_pace_of_the_newest_attempt(tmp_path: Path) -> Non
     (folder / "ledger.jsonl").write_text("".join(row(step, now - 5000 + step) for step in range(1, 90)))
 
     def left(*started: float) -> float | None:
-        write_sealed(folder / "state.json", {"status": "running", "attempts": [{"started": at} for at in started]})
+        store.run("pretrain", "abc").write_state("running", attempts=[{"started": at} for at in started])
         return store.run("pretrain", "abc").time_left(110)
 
     assert left(now - 5000, now - 110) is None  # the second attempt has done no step yet
@@ -187,12 +187,12 @@ def test_status_follows_files_and_leases(tmp_path: Path) -> None:
     assert status() == "missing"
     folder = store.run("grpo", "abc").folder
     folder.mkdir(parents=True)
-    write_sealed(folder / "state.json", {"status": "running"})
+    store.run("grpo", "abc").write_state("running")
     assert status() == "interrupted"
     with claimed(folder):
         assert status() == "running"
     assert status() == "interrupted"
-    write_sealed(folder / "state.json", {"status": "failed"})
+    store.run("grpo", "abc").write_state("failed")
     assert status() == "failed"
     (folder / "result.json").touch()
     assert status() == "done"
@@ -203,7 +203,7 @@ def test_what_a_killed_worker_left_of_a_finished_stage_run_is_tidied(tmp_path: P
     folder = tmp_path / "pretrain" / "0123456789abcdef"
     lease = claim(folder)
     assert lease is not None
-    write_sealed(folder / "state.json", {"format": 2, "status": "running", "attempts": [{"started": 1.0}]})
+    StoredRun("pretrain", "0123456789abcdef", folder).write_state("running", attempts=[{"started": 1.0}])
     (folder / "result.json").touch()
     (folder / ".spec.json.0123abcd").write_text("{")
     stored = StoredRun("pretrain", "0123456789abcdef", folder)
