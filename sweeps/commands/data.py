@@ -46,17 +46,17 @@ def prepare(
     data = compose_data(overrides or [])
     start, totals = time.time(), {"documents": 0, "characters": 0}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("parts", total=None)
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("parts", total=None)
 
-        def progress(done: int, total: int, record: dict[str, Any]) -> None:
-            for key in totals:
-                totals[key] += record[key]
-            rate = totals["characters"] / 1e6 / (time.time() - start)
-            bar.update(
-                task, completed=done, total=total, description=f"{totals['documents']:,} documents, {rate:.1f} MB/s"
-            )
+    def progress(done: int, total: int, record: dict[str, Any]) -> None:
+        for key in totals:
+            totals[key] += record[key]
+        rate = totals["characters"] / 1e6 / (time.time() - start)
+        bar.start()  # not before: a mistake is only its sentence
+        bar.update(task, completed=done, total=total, description=f"{totals['documents']:,} documents, {rate:.1f} MB/s")
 
+    try:
         index = prepare_shards(
             data,
             processes=processes or available_cores(),
@@ -64,6 +64,9 @@ def prepare(
             evaluation_files=decontaminate or [],
             progress=progress,
         )
+    finally:
+        if bar.live.is_started:
+            bar.stop()
     print(index)
     show(str(index.parent))
 

@@ -100,6 +100,20 @@ def test_cfg_job_shows_the_cells_that_run(tmp_path: Path, shaping_run: Command) 
         (["evaluation.pass_k=[99]"], "evaluation.pass_k=99: no benchmark has so many samples per item, the most are 8"),
         (["scale="], "scale='': it is a name in tables"),
         (["store="], "store='': name the folder of stage runs"),
+        (["objective=[ce,precision]"], "sweep over them: objective=ce,precision"),
+        (["+sweep=[nano,micro]"], "sweep over them: +sweep=nano,micro"),
+        (["+sweep=null"], "+sweep=null: an option of a group is a name"),
+        (["+sweep=69"], "needs quotes: +sweep='\"69\"'"),
+        (["+sweep="], "sweep=: unknown option; it is one of: beta_lambda_k"),
+        (["++sweep=nano"], "++sweep=nano: an option is added with one plus: +sweep=nano"),
+        (["~sweep"], "~sweep: no option of this group is chosen"),
+        (["+objective=ce"], "+objective: an option of this group is chosen already; leave out the +"),
+        (["tracking=[csv,nope]"], "tracking=nope: unknown option; it is one of: csv"),
+        (["seed=[range(1,3)]"], "a sweep cannot be inside a list or a mapping"),
+        (["pretrain.mixture={text:choice(1,2)}"], "a sweep cannot be inside a list or a mapping"),
+        (["hydra.launcher.workers=1,2"], "keys of Hydra and the launcher cannot be swept"),
+        (["evaluation.bench/marks.Order.items=1"], "a key has letters, digits, _, - and dots"),
+        (["--shell-completion"], "--shell-completion: add what to do: install=bash"),
         (["grpo.tasks=[missing.jsonl]"], "grpo.tasks=missing.jsonl: no such file"),
     ],
 )  # fmt: skip
@@ -112,6 +126,52 @@ def test_a_mistake_exits_with_2_and_writes_nothing(
     assert len(finished.stderr.splitlines()) == 1
     assert finished.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (SWEEPS, ["plan", "seed=range(0)"], "seed=range(0): it has no values"),
+        (SWEEPS, ["plan", "--why"], "Option '--why' requires an argument; --help lists what the command takes"),
+        (SWEEPS, ["plan", "--nope"], "No such option: --nope"),
+        (SWEEPS, ["show"], "Missing argument 'signature'; --help lists what the command takes"),
+        (SWEEPS, ["pln"], "No such command 'pln'. Did you mean 'plan'?"),
+        (DATA, ["prepare", "seed=1,2"], "seed=1,2: it names several values, and this takes one"),
+        (DATA, ["prepare", "data=papr"], "data=papr: unknown option; did you mean 'paper'?"),
+        (DATA, ["prepare"], "data.shards=null: name the folder for the token shards"),
+        (DATA, ["prepare", "data.sources={m:{kind:text,path:nope}}", "data.shards=x"], "no file matches"),
+        (DATA, ["prepare", "data.sources={m:{kind:text}}", "data.shards=x"], "data.sources.m.path: it has no value"),
+        (DATA, ["prepare", "--processes=x"], "Invalid value for '--processes'"),
+        (TABLES, ["seeds=]"], "seeds=]: ']' is no value; text is written in quotes"),
+        (TABLES, ["overrides={a:1}"], "overrides={a:1}: it must be a list: [a,b]"),
+        (TABLES, ["tables=x"], "tables=x: it must be a list: [a,b]"),
+        (TABLES, ["scael=nano"], "scael: unknown key; did you mean 'scale'?"),
+        (TABLES, ["sweep=nope"], "sweep=nope: unknown option; did you mean 'nano'?"),
+        (TABLES, ["--clams"], "--clams: unknown flag; did you mean '--claims'?"),
+    ],
+)
+def test_a_mistake_in_another_command_is_a_sentence(
+    module: str, arguments: list[str], message: str, tmp_path: Path, shaping_run: Command
+) -> None:
+    if module == TABLES:
+        Store.create(tmp_path / "store")
+    finished = shaping_run(*arguments, cwd=tmp_path, module=module)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"store"}
+
+
+def test_a_command_without_a_subcommand_shows_its_help(tmp_path: Path, shaping_run: Command) -> None:
+    for module, word in ((SWEEPS, "contamination"), (DATA, "prepare")):
+        shown = shaping_run(cwd=tmp_path, module=module)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert word in shown.stdout
+
+
+def test_words_of_a_run_may_be_planned(tmp_path: Path, shaping_run: Command) -> None:
+    planned = shaping_run("plan", "-m", "seed=1,2", "--json", cwd=tmp_path, module=SWEEPS)
+    assert len(json.loads(planned.stdout)["cells"]) == 2
 
 
 def test_a_slurm_that_does_not_answer_leaves_nothing_written(
