@@ -9,7 +9,8 @@ Commands:   `reproduce` (reproduce-paper-tables), `dashboard` (shaping-dashboard
 Numbers:    `result_cache` and `study` (store -> pandas), `measurement_grid` (arrays over seeds), `statistics`,
             `estimates` (means with intervals)
 Paper:      `paper_tables` (what each table shows), `reference` (the numbers it reports)
-Result:     `headline` (each setting's numbers and differences), `headline_words`, `provenance` (how it was made)
+Result:     `headline` (each setting's numbers and differences), `headline_words`, `terminal`, `provenance` (how it was
+            made), `comparison` (two studies), `watch` (again as stage runs finish)
 Tables:     `tables`, `table_columns`, `table_builder`, `best_entries` (significance), `table_files` (formats)
 Claims:     `claims.yaml`, `claims`, `claim_language`, `claim_sources`, `claim_words`
 Figures:    `figures`

@@ -2,8 +2,8 @@
 
     shaping-dashboard project=shaping entity=me scale=nano
 
-saves three views (pre-training, RL, progress) and one Report, with the tables and claims as W&B tables of a run with a
-fixed id. `wandb/dashboard.json` in the store records what was saved, so a second call updates it.
+saves four views (the result first, pre-training, RL, progress) and one Report, with the tables and claims as W&B tables
+of a run with a fixed id. `wandb/dashboard.json` in the store records what was saved, so a second call updates it.
 """
 
 import os
@@ -14,10 +14,16 @@ from typing import Any
 from analysis.claim_sources import StudySource
 from analysis.claims import Verdict, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
+from analysis.figures.charts import panel_specs
+from analysis.figures.headline_figure import headline_chart
+from analysis.figures.vega_lite import draw
+from analysis.headline import Headline, headline
+from analysis.headline_words import cautions, result_sentence
 from analysis.study import Study, read_stored
 from analysis.table_builder import build_tables
 from analysis.table_files import numbers
 from analysis.tables import Table
+from analysis.terminal import cells
 from pipelines import foreign_text
 from pipelines.configuration import TOKEN_STAGES, TRAINING_STAGES
 from pipelines.errors import StageFailure, UserError
@@ -38,6 +44,9 @@ class Options:
 
 GROUPS = ("objective", "model", "seed")
 """Configuration keys by which W&B groups the runs."""
+
+HEADLINE, HEADLINE_FIGURE = "headline", "headline_figure"
+"""Keys of the headline's table and figure in the run of the tables."""
 
 PANELS: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "pre-training": {
@@ -87,6 +96,7 @@ class Results:
     """What the dashboard shows of a study."""
 
     study: Study
+    headline: Headline
     tables: list[Table]
     verdicts: list[Verdict]
 
@@ -111,7 +121,7 @@ def build(options: Options) -> dict[str, str]:
     study = read_stored(store, options.scale)
     tables = build_tables(study, options.store)
     verdicts = judge(read_claims(), StudySource(study))
-    results = Results(study, tables, verdicts)
+    results = Results(study, headline(study), tables, verdicts)
     try:
         import wandb
         import wandb_workspaces  # noqa: F401
@@ -145,6 +155,12 @@ def table_rows(table: Table) -> tuple[list[str], list[Any]]:
     return [str(name) for name in frame], rows
 
 
+def headline_rows(result: Headline) -> tuple[list[str], list[Any]]:
+    """Returns the headline for W&B: columns and rows."""
+    columns = ["setting", "entropy (nats)", "perplexity", "before -> after RL", "minus baseline", "word"]
+    return columns, [[result.name(row), *cells(result, row)] for row in result.rows]
+
+
 def claim_rows(verdicts: list[Verdict]) -> tuple[list[str], list[Any]]:
     """Returns the claims for W&B: columns and rows."""
     rows = [
@@ -176,10 +192,15 @@ def log_tables(options: Options, entity: str, *, results: Results, store: Store)
         for artifact in _sent_evaluations(store, options):
             run.use_artifact(artifact)
         for name, (columns, rows) in {
+            HEADLINE: headline_rows(results.headline),
             **{f"tables/{table.name}": table_rows(table) for table in results.tables},
             "claims": claim_rows(results.verdicts),
         }.items():
             run.log({name: wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)})
+        chart = headline_chart(results.headline)
+        if chart.panels:
+            drawing = draw(HEADLINE_FIGURE, panel_specs(chart))
+            run.log({HEADLINE_FIGURE: wandb.Html(drawing.svg, inject=False)})
         run.summary.update({f"stage_runs/{status}": int(count) for status, count in progress.items()})
         run.summary.update({"stage_runs/planned": len(runs)})
 
@@ -198,8 +219,16 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    # One view per entry of PANELS, then the progress of all stage runs.
-    workspaces = {}
+    # The result first, then one view per entry of PANELS, then the progress of all stage runs.
+    workspaces = {
+        "result": ws.Workspace(
+            entity=entity,
+            project=options.project,
+            name=f"Shaping {options.scale}: result",
+            sections=[ws.Section(name="Result", is_open=True, panels=_headline_panels())],
+            runset_settings=ws.RunsetSettings(filters=[ws.Metric("JobType").isin(["tables"])]),
+        )
+    }
     for name, sections in PANELS.items():
         workspaces[name] = ws.Workspace(
             entity=entity,
@@ -243,6 +272,14 @@ def views(entity: str, options: Options, study: Study) -> dict[str, Any]:
     return workspaces
 
 
+def _headline_panels() -> list[Any]:
+    """The headline's table and figure."""
+    import wandb_workspaces.reports.v2 as wr
+
+    figure = wr.MediaBrowser(title="Differences from cross-entropy", media_keys=[HEADLINE_FIGURE], num_columns=1)
+    return [wr.WeavePanelSummaryTable(table_name=HEADLINE), figure]
+
+
 def _statuses(study: Study) -> list[str]:
     return ["planned", *sorted(study.runs["status"].unique())]
 
@@ -281,9 +318,13 @@ def _save_report(entity: str, options: Options, *, results: Results, url: str | 
     """Save the Report, or update the one at `url`; returns its URL."""
     import wandb_workspaces.reports.v2 as wr
 
-    # The report has the verdicts first, then the curves, then the tables.
+    # The report has the result first, then the verdicts, the curves and the tables.
     runset = wr.Runset(entity=entity, project=options.project, name="runs", groupby=["config.objective"])
     blocks: list[Any] = [
+        wr.H1("Result"),
+        wr.P(result_sentence(results.headline)),
+        wr.PanelGrid(runsets=[runset], panels=_headline_panels()),
+        *(wr.P(caution) for caution in cautions(results.headline)),
         wr.H1("What it shows"),
         *(wr.P(line) for line in sentences(results.verdicts)),
         wr.H1("Claims"),

@@ -104,43 +104,49 @@ class Headline:
 
 def headline(study: Study) -> Headline:
     """Returns the headline of a study; numbers that are missing are empty entries."""
-    source = StudySource(study)
-    result, quantities = _result(study, source)
-    cells = study.runs[["model", "objective"]].drop_duplicates()
+    result, measured = measures(study)
     plain = baselines(study)
     rows = []
-    for model in cells["model"].unique().tolist():
-        settings = setting_order(cells.loc[cells["model"] == model, "objective"])
+    for model in dict.fromkeys(model for model, _ in measured):
+        settings = [setting for other, setting in measured if other == model]
         baseline = plain.get(model)
-        measured = {
-            setting: {
-                "entropy": _of_text(source, setting, model=model, metric="entropy"),
-                "perplexity": _of_text(source, setting, model=model, metric="perplexity"),
-                **quantities.get((model, setting), {}),
-            }
-            for setting in settings
-        }
         for setting in sorted(settings, key=lambda name: name != baseline):
-            rows.append(_row(model, setting, measured, baseline=baseline))
+            of_baseline = measured.get((model, str(baseline)), {}) if setting != baseline else {}
+            rows.append(_row((model, setting), measured[model, setting], of_baseline))
     seeds = sorted(study.runs["seed"].unique().tolist())
     return Headline(_with_words(rows), plain, result, seeds)
 
 
 Measured = dict[str, Sampled | None]
-"""Measure -> values, with `before` and `after` for those of RL; None if it is not measured."""
+"""`entropy`, `perplexity`, `before` and `after` -> values by seed; None if it is not measured."""
 
 
-def _row(model: str, setting: str, measured: dict[str, Measured], *, baseline: str | None) -> HeadlineRow:
-    own = measured[setting]
+def measures(study: Study) -> tuple[Measure, dict[tuple[str, str], Measured]]:
+    """Returns what RL is judged by, and the values of every (model, setting), settings in their usual order."""
+    source = StudySource(study)
+    result, quantities = _result(study, source)
+    cells = study.runs[["model", "objective"]].drop_duplicates()
+    measured: dict[tuple[str, str], Measured] = {}
+    for model in cells["model"].unique().tolist():
+        for setting in setting_order(cells.loc[cells["model"] == model, "objective"]):
+            measured[model, setting] = {
+                "entropy": _of_text(source, setting, model=model, metric="entropy"),
+                "perplexity": _of_text(source, setting, model=model, metric="perplexity"),
+                **quantities.get((model, setting), {}),
+            }
+    return result, measured
+
+
+def _row(cell: tuple[str, str], own: Measured, baseline: Measured) -> HeadlineRow:
+    """The row of a (model, setting); `baseline` is empty for the baseline itself."""
     differences = {}
-    if baseline is not None and setting != baseline:
-        for name, key in (("entropy", "entropy"), ("perplexity", "perplexity"), ("result", "after")):
-            if difference := _difference(own.get(key), measured[baseline].get(key)):
-                differences[name] = difference
+    for name, key in (("entropy", "entropy"), ("perplexity", "perplexity"), ("result", "after")):
+        if found := difference(own.get(key), baseline.get(key)):
+            differences[name] = found
     last = own.get("after") or own.get("entropy")
     return HeadlineRow(
-        model=model,
-        setting=setting,
+        model=cell[0],
+        setting=cell[1],
         entropy=sampled_entry(own.get("entropy"), ENTROPY.digits),
         perplexity=sampled_entry(own.get("perplexity"), PERPLEXITY.digits),
         before=sampled_entry(own.get("before"), 1),
@@ -164,8 +170,8 @@ def sampled_entry(sampled: Sampled | None, digits: int) -> Entry:
     return Entry(mean.value, mean.low, mean.high, mean.n, by_seed=mean.by_seed, number_format=form)
 
 
-def _difference(setting: Sampled | None, baseline: Sampled | None) -> Difference | None:
-    """The difference over the seeds that both have; None without any."""
+def difference(setting: Sampled | None, baseline: Sampled | None) -> Difference | None:
+    """Returns the difference over the seeds that both have; None without any."""
     if setting is None or baseline is None:
         return None
     seeds = tuple(seed for seed in setting.seeds if seed in baseline.seeds)
@@ -183,17 +189,21 @@ def _minus(values: list[Floats]) -> Floats:
 def _with_words(rows: list[HeadlineRow]) -> list[HeadlineRow]:
     """The rows with a word for each difference, by tests that are corrected together."""
     keys = [(number, name) for number, row in enumerate(rows) for name in row.differences]
-    p = [rows[number].differences[name].estimate.p for number, name in keys]
+    worded = dict(zip(keys, with_words([rows[number].differences[name] for number, name in keys]), strict=True))
+    return [
+        replace(row, differences={name: worded[number, name] for name in row.differences})
+        for number, row in enumerate(rows)
+    ]
+
+
+def with_words(differences: list[Difference]) -> list[Difference]:
+    """Returns the differences with their words, by two-sided tests with Holm's correction over all of them."""
+    p = [found.estimate.p for found in differences]
     corrected = holm(np.array([1.0 if value is None else value for value in p]))
-    words = dict(zip(keys, corrected.tolist(), strict=True))
-    worded = []
-    for number, row in enumerate(rows):
-        differences = {
-            name: replace(difference, word=_word(difference.estimate.value, words[number, name]))
-            for name, difference in row.differences.items()
-        }
-        worded.append(replace(row, differences=differences))
-    return worded
+    return [
+        replace(found, word=_word(found.estimate.value, value))
+        for found, value in zip(differences, corrected.tolist(), strict=True)
+    ]
 
 
 def _word(value: float, p: float) -> str:

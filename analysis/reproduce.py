@@ -8,6 +8,8 @@ and `report.html` to `results/<scale>/`. It trains nothing.
     reproduce-paper-tables tables=[3,15] models=[4B] format=latex      some tables, in one format
     reproduce-paper-tables --missing                                  the missing stage runs and the command for them
     reproduce-paper-tables --claims                                   judges the claims; the exit code is the verdict
+    reproduce-paper-tables --watch                                    writes the results again as stage runs finish
+    reproduce-paper-tables compare=[a,b]                              two sweeps, stores or commits on one page
 """
 
 import contextlib
@@ -17,22 +19,22 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from analysis.claim_sources import PaperSource, StudySource
 from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
+from analysis.comparison import compare, comparison_chart, resolve, sentence
 from analysis.figures.all_figures import build_figures
 from analysis.figures.figure_files import FigureFiles
 from analysis.figures.headline_figure import headline_chart
 from analysis.headline import Headline, headline
 from analysis.headline_words import seeds_that_decide
+from analysis.page.comparison_page import render_comparison
 from analysis.page.headline_view import decide_view
 from analysis.page.report import Content, render
 from analysis.paper_tables import TABLES
@@ -41,6 +43,8 @@ from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables
 from analysis.table_files import FORMATS, csv_bytes, write_table
 from analysis.tables import Table
+from analysis.terminal import print_headline
+from analysis.watch import watch
 from pipelines import foreign_text
 from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import UserError, nearest
@@ -52,7 +56,7 @@ from sweeps.store.stage_runs import Store
 
 logger = logging.getLogger("analysis")
 
-FLAGS = ("--missing", "--claims", DEBUG_FLAG)
+FLAGS = ("--missing", "--claims", "--watch", DEBUG_FLAG)
 
 RESULTS = {"tables", "figures", "measurements.csv", "claims.json", "report.html"}
 """What this command writes to results/<scale>, besides `selection`."""
@@ -79,6 +83,8 @@ class Options:
     format: str = "all"
     claims: str | None = None
     """A YAML file of claims; null: the six of the study."""
+    compare: list[str] = field(default_factory=list)
+    """Two sweeps, folders of stores or commits, which are put on one page; empty: no comparison."""
 
 
 HELP = f"""{__doc__}
@@ -94,11 +100,15 @@ Options, as key=value:
   models=[4B]        models (default: all)
   format=all         {", ".join(FORMATS)} or all
   claims=FILE        a YAML file with claims (default: the six of the study)
+  compare=[A,B]      two named sweeps, folders of stores, or commits that stage runs recorded: one page, in
+                     results/<scale>-A-B
 With tables, models or format, only the chosen tables are written, to results/<scale>/selection.
 Flags:
   --missing          print what is missing and the command that computes it; write nothing
   --claims           judge the claims; write nothing. Exit code 0: all supported, 3: one contradicted, 4: undecided
   --config-dir DIR   a folder of your own with sweeps, models, ..., as for shaping-run; or SHAPING_CONFIG_DIR
+  --watch            write the results again whenever a stage run has finished, until none is queued or running; an
+                     open page reads itself again
   --debug            show tracebacks and all log lines
 """
 
@@ -121,6 +131,11 @@ def main() -> None:
             show_missing(options, console)
         elif "--claims" in arguments:
             sys.exit(show_claims(options, console))
+        elif options.compare:
+            compare_sides(options, console)
+        elif "--watch" in arguments:
+            store = Store.open(options.store)
+            watch(store, lambda refresh: reproduce(options, console, refresh=refresh))
         elif options.tables or options.models or options.format != "all":
             select(options, console)
         else:
@@ -221,8 +236,11 @@ def _refusal(folder: Path, others: set[str]) -> UserError:
     )
 
 
-def reproduce(options: Options, console: Console) -> Path:
-    """Write the results of a study; returns their folder. Raises `UserError` or `StageFailure`."""
+def reproduce(options: Options, console: Console, *, refresh: int | None = None) -> Path:
+    """Write the results of a study; returns their folder. Raises `UserError` or `StageFailure`.
+
+    An open page reads itself again after `refresh` seconds.
+    """
     folder = Path(options.results) / options.scale
     _check_replaceable(folder)
     with FigureFiles(folder / "figures") as figure_files:
@@ -253,6 +271,7 @@ def reproduce(options: Options, console: Console) -> Path:
             command=source.command,
             decide=_decide(options, result, made),
             folder=folder,
+            refresh=refresh,
         )
         _write(folder, content, figure_files)
     _show(console, content, folder)
@@ -276,6 +295,41 @@ def _decide(options: Options, result: Headline, made: Provenance) -> dict[str, s
     time = f", {minutes(made.seed_seconds * more)} more" if made.seed_seconds else ""
     seeds = ",".join(map(str, range(1, count + 1))) if count < 10 else f"range(1,{count + 1})"
     return decide_view(result, _command(options, seeds), time)
+
+
+def compare_sides(options: Options, console: Console) -> Path:
+    """Write the page of the two that `options.compare` names; returns its folder. Raises `UserError`."""
+    if len(options.compare) != 2:
+        given = ",".join(options.compare)
+        raise UserError(f"compare=[{given}]: name two, such as compare=[nano,micro] or compare=[store,old/store]")
+
+    def named(sweep: str) -> Study | None:
+        if not files("conf").joinpath("sweep", f"{sweep}.yaml").is_file():
+            return None
+        return _read(dataclasses.replace(options, sweep=sweep, scale=sweep)).study
+
+    first, second = (resolve(name, named, lambda: read_stored(Store.open(options.store))) for name in options.compare)
+    name = "-".join(re.sub(r"[^\w.+]+", "_", side.name).strip("._") or "store" for side in (first, second))
+    folder = Path(options.results) / f"{options.scale}-{name}"
+    _check_replaceable(folder)
+    with FigureFiles(folder / "figures") as figure_files:
+        compared = compare(first, second)
+        chart = comparison_chart(compared)
+        if chart.panels:
+            figure_files.begin(chart)
+        page = render_comparison(compared, figure_files.panels(chart) if chart.panels else [])
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(folder, durable=False) as temporary:
+                (temporary / "figures").mkdir(parents=True)
+                (temporary / "report.html").write_text(page)
+                (temporary / "claims.json").write_text("{}\n")
+                figure_files.write(temporary / "figures")
+        except OSError as error:
+            raise _cannot_write(folder.parent, error) from error
+    console.print(sentence(compared), markup=False)
+    console.print(f"open {folder / 'report.html'}", markup=False)
+    return folder
 
 
 def select(options: Options, console: Console) -> Path:
@@ -364,35 +418,20 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
 
 
 def _show(console: Console, content: Content, folder: Path) -> None:
-    """Print the summary: RL's results, what is missing, the path of the results, and the verdicts."""
-    rl_tables = [table for table in content.tables if table.stage == "grpo" and len(table.cells)]
-    if rl_tables:
-        console.print(_rl_summary(rl_tables))
+    """Print the headline, what is missing, the path of the results, and the verdicts."""
+    print_headline(content.headline, console)
     runs = content.study.runs
     if missing := int((runs["status"] != "done").sum()):
         console.print(
             f"{missing} of {len(runs)} stage runs are missing; this command computes them:\n  {content.command}",
             markup=False,
         )
+    if content.decide:
+        console.print(f"{content.decide['words']}\n  {content.decide['command']}", markup=False)
     page = folder / "report.html"
     console.print(f"{len(content.tables)} tables, figures and measurements.csv in {folder}; open {page}", markup=False)
     for line in sentences(content.verdicts):
         console.print(line, markup=False)
-
-
-def _rl_summary(tables: Sequence[Table]) -> RichTable:
-    """The averages of each RL table's first and last row."""
-    summary = RichTable(title="RL on held-out problems, percent: before -> after", box=None, title_justify="left")
-    summary.add_column("setting")
-    averages = [column for column in tables[0].columns if column[0] == "average"]
-    for _, metric in averages:
-        summary.add_column(metric, justify="right")
-    for table in tables:
-        # Without the control's rows.
-        rows = table.cells[table.cells.index.get_level_values(0) == table.objectives[0]]
-        cells = [" -> ".join(str(row.get(column, "–")) for row in (rows.iloc[0], rows.iloc[-1])) for column in averages]
-        summary.add_row(escape(f"{table.objectives[0]}, {table.model}"), *cells)
-    return summary
 
 
 if __name__ == "__main__":

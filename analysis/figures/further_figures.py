@@ -103,14 +103,12 @@ SHAPED, CONTROL = "the setting", "cross-entropy at its entropy"
 
 def _control_panel(drawn: pd.DataFrame, step: int, data: FigureData) -> Spec:
     drawn = drawn.assign(tip=tips(drawn, "role", ""))
-    encoding = {
+    encoding: Spec = {
         "y": {"field": "setting", "type": "nominal", "sort": setting_order(drawn["setting"]), "title": None},
         "yOffset": {"field": "role", "sort": [SHAPED, CONTROL]},
         "x": {"field": "mean", "type": "quantitative", "title": "Pass@k (percent)",
               "scale": {"domain": domain(drawn), "nice": False}, "axis": {"tickCount": 5}},
         "color": colour(drawn["objective"], settings=data.settings),
-        "fill": {"field": "role", "type": "nominal", "legend": None,
-                 "scale": {"domain": [SHAPED, CONTROL], "range": [None, "transparent"]}},
         "description": TIP,
     }  # fmt: skip
     encoding["fill"] = {

@@ -31,7 +31,7 @@ def pretraining(data: FigureData) -> Drawn:
             continue
         axis = Axis("tokens", "pre-training tokens")
         # Perplexity falls over orders of magnitude, so its axis is logarithmic.
-        drawn, part = _curve_panels(data, curve.astype({"tokens": float}), axis, title)
+        drawn, part = _curve_panels(data, curve.astype({"tokens": float}), axis, title=title)
         panels += drawn
         parts.append(part.assign(metric=metric))
     if not panels:
@@ -47,7 +47,7 @@ def base_scores(data: FigureData) -> Drawn:
         curve = data.curve(stage, scores)
         if scores.pairs and len(curve):
             axis = Axis("tokens", f"{title} tokens")
-            drawn, part = _curve_panels(data, curve.astype({"tokens": float}), axis, "average score (percent)")
+            drawn, part = _curve_panels(data, curve.astype({"tokens": float}), axis, title="average score (percent)")
             panels += drawn
             parts.append(part.assign(stage=stage))
     if not panels:
@@ -66,7 +66,7 @@ def rl_scores(data: FigureData) -> Drawn:
         curve = data.curve("grpo", sized[-1]) if sized else None
         if curve is not None and len(curve):
             title = f"{metric_title(sized[-1].pairs[0][1])} (percent)"
-            drawn, part = _curve_panels(data, curve, Axis("step", "RL step"), title)
+            drawn, part = _curve_panels(data, curve, Axis("step", "RL step"), title=title)
             panels += drawn
             parts.append(part.assign(metric=metric))
     if not panels:
@@ -81,7 +81,7 @@ INTERVALS = (
 )
 
 
-def _curve_panels(data: FigureData, curve: pd.DataFrame, axis: Axis, title: str) -> tuple[list[Spec], pd.DataFrame]:
+def _curve_panels(data: FigureData, curve: pd.DataFrame, axis: Axis, *, title: str) -> tuple[list[Spec], pd.DataFrame]:
     """A panel of all settings, and small ones of the differences if the lines coincide; also the numbers."""
     is_log = title == "perplexity"
     panels = [line_panel(curve, axis, title, settings=data.settings, log=is_log)]
@@ -136,11 +136,10 @@ def _smoothed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean over seeds and then over the steps around each step, with the range of what is averaged."""
     drawn = over_seeds(rows, ["objective", "step"], column).sort_values(["objective", "step"])
     curves = drawn.groupby("objective", sort=False)
-    window = {"window": SMOOTHED_STEPS, "min_periods": 1, "center": True}
     ranges = {
-        "mean": curves["mean"].rolling(**window).mean(),
-        "low": curves["low"].rolling(**window).min(),
-        "high": curves["high"].rolling(**window).max(),
+        "mean": curves["mean"].rolling(SMOOTHED_STEPS, min_periods=1, center=True).mean(),
+        "low": curves["low"].rolling(SMOOTHED_STEPS, min_periods=1, center=True).min(),
+        "high": curves["high"].rolling(SMOOTHED_STEPS, min_periods=1, center=True).max(),
     }
     return drawn.assign(**{name: values.reset_index(level=0, drop=True) for name, values in ranges.items()})
 

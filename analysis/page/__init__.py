@@ -1,1 +1,5 @@
-"""The page `report.html`: `report` renders its parts, `report.html.j2`, `report.css` and `report.js` are its files."""
+"""The page `report.html`: `report` renders it from `templates`, `report.css` and `report.js`.
+
+`headline_view`, `table_views`, `sample_views` and `lineage` arrange what it shows; `comparison_page` is that of two
+studies.
+"""

@@ -52,17 +52,17 @@ def _row(headline: Headline, row: HeadlineRow, colours: Mapping[str, str]) -> di
     return {
         "name": headline.name(row),
         "colour": colours[row.setting],
-        "entropy": _cell(row.entropy),
-        "perplexity": _cell(row.perplexity),
-        "before": _cell(row.before),
-        "after": _cell(row.after),
+        "entropy": cell_view(row.entropy),
+        "perplexity": cell_view(row.perplexity),
+        "before": cell_view(row.before),
+        "after": cell_view(row.after),
         "difference": view,
         "no_difference": "baseline" if is_baseline else "not run",
     }
 
 
-def _cell(entry: Entry) -> dict[str, str]:
-    """A number with its interval apart."""
+def cell_view(entry: Entry) -> dict[str, str]:
+    """Returns a number with its interval apart."""
     if entry.value is None:
         return {"text": "not run", "interval": ""}
     number, _, interval = str(entry).partition(" ")

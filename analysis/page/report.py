@@ -71,7 +71,7 @@ def render(content: Content) -> str:
     # The data may contain any text: "<" is escaped, so that no "</script>" or "<!--" ends the element it is in.
     data = lineage(study, indices, colours=colours, folder=content.folder)
     island = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    script = _asset("report.js")
+    script = asset("report.js")
     missing = study.runs[study.runs["status"] != "done"]
     first_screen = headline_view(content.headline, colours, content.panels.get("headline", ()))
     return environment.get_template("report.html.j2").render(
@@ -83,21 +83,22 @@ def render(content: Content) -> str:
         undrawn=content.figures.other_models + content.figures.missing,
         tables=[table_view(table, indices, colours) for table in content.tables],
         filters=filters(content.tables),
-        samples=samples(study),
+        samples=samples(study, colours),
         missing=[f"{s}/{r}" for s, r in zip(missing["stage"], missing["stage_run"], strict=True)],
         planned=len(study.runs),
         command=content.command,
         refresh=content.refresh,
         reference=reference().astype(str).to_dict("records"),
         version=version("shaping"),
-        style=_asset("report.css"),
+        style=asset("report.css"),
         script=script,
         island=island,
         policy=_policy(script),
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Returns a file of the page."""
     return files("analysis.page").joinpath(name).read_text()
 
 

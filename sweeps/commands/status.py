@@ -20,6 +20,7 @@ from pipelines.configuration import STAGES
 from pipelines.errors import UserError
 from sweeps.commands.shared_arguments import AsJson, Filters, StorePath, app, complete_cells, console
 from sweeps.execute.display import clock
+from sweeps.monitor.sparklines import curve_text
 from sweeps.monitor.status import ORDER, TROUBLE, Row, rows
 from sweeps.store.leases import Owner, holder
 from sweeps.store.stage_runs import Store, StoredRun
@@ -56,7 +57,8 @@ def _watch(store: Store, filters: list[str], every: bool) -> list[Row]:
     with Live(get_renderable=lambda: "", refresh_per_second=4, console=console(), screen=False) as live:
         while True:
             selected = rows(store, filters)
-            live.update(Text("\n".join(_status_lines(selected, every))), refresh=True)
+            lines = [*_status_lines(selected, every), *_curve_lines(store, selected)]
+            live.update(Text("\n".join(lines)), refresh=True)
             if not any(_is_active(row) for row in selected):
                 return selected
             time.sleep(WATCH_SECONDS)
@@ -82,6 +84,17 @@ def _status_lines(selected: list[Row], every: bool) -> Iterator[str]:
         yield from _row_lines(row)
     if len(of_interest) > len(listed):
         yield f"... and {len(of_interest) - len(listed)} more; --all lists all of them"
+
+
+def _curve_lines(store: Store, selected: list[Row]) -> Iterator[str]:
+    """The losses and rewards of what is running, as sparklines of the end of their ledgers."""
+    running = [row for row in selected if row.status == "running"][:LISTED]
+    texts = [(row, curve_text(row.stage, store.run(row.stage, row.signature).newest_rows())) for row in running]
+    if any(text for _, text in texts):
+        yield ""
+    for row, text in texts:
+        if text:
+            yield f"{text}  {row.title}"
 
 
 def _row_lines(row: Row) -> Iterator[str]:

@@ -36,7 +36,7 @@ def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable
     with wandb_server() as (address, arrived):
         first = dashboard(tmp_path, address)
         assert first.returncode == 0, first.stderr
-        assert len(arrived.views) == 4
+        assert len(arrived.views) == 5
         views = {view["displayName"]: view for view in arrived.views.values()}
         text = views["Shaping nano: RL"]["spec"]
         for panels in PANELS["RL"].values():
@@ -46,16 +46,19 @@ def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable
         assert '"grpo"' in text
         for stage in ("pretrain", "midtrain"):
             assert f"{stage}/entropy" in views["Shaping nano: pre-training"]["spec"]
+        assert '"headline"' in views["Shaping nano: result"]["spec"]
         report = views["Shaping: the nano study"]["spec"]
+        assert report.index("With one seed, entropy") < report.index("headline_figure") < report.index("What it shows")
         assert "Table 14: RL from ce, nano" in report
         assert "It leaves undecided" in report
         sent = {a["variables"]["artifactCollectionName"] for a in arrived.artifacts.values()}
         assert sum("tablestable-" in name for name in sent) == 7
         assert any("claims" in name for name in sent)
+        assert any("headline" in name for name in sent)
         second = dashboard(tmp_path, address)
         assert second.returncode == 0, second.stderr
         assert {view["saves"] for view in arrived.views.values()} == {2}
-        assert len(arrived.views) == 4
+        assert len(arrived.views) == 5
         assert set(arrived.runs) == {"tables-nano"}
         assert arrived.unknown == []
 

@@ -277,6 +277,7 @@ def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
     assert page.locator("#samples thead th").all_inner_texts()[1:] == [
         "ce", "precision", "diversity", "tail_penalty", "head_reward"
     ]  # fmt: skip
+    assert "ce 1 of 2; precision 1 of 2" in page.locator("#samples p").nth(1).inner_text()
     assert page.locator("#claims .claim").count() == 6
     assert "Scaling over model sizes: models of 1 size(s)" in page.locator("#figures").inner_text()
 

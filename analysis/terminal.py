@@ -1,0 +1,43 @@
+"""The headline in the terminal: the sentence, the table of settings, and what hides differences."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.headline import Headline, HeadlineRow
+from analysis.headline_words import cautions, difference_text, result_sentence
+from analysis.tables import Entry
+
+
+def print_headline(headline: Headline, console: Console) -> None:
+    """Print the result of a study as the page shows it first."""
+    console.print(result_sentence(headline), markup=False)
+    if any(row.entropy.value is not None or row.after.value is not None for row in headline.rows):
+        console.print(headline_table(headline))
+    for caution in cautions(headline):
+        console.print(f"! {caution}", markup=False)
+
+
+def headline_table(headline: Headline) -> Table:
+    """Returns the headline's rows: entropy, perplexity, RL's result before and after, and the difference to ce."""
+    table = Table(box=None, title=f"before -> after RL: {headline.result.title}, percent", title_justify="left")
+    for name in ("setting", "entropy", "perplexity", "before -> after", "minus baseline", ""):
+        table.add_column(name, justify="left" if name in ("setting", "") else "right", no_wrap=True)
+    for row in headline.rows:
+        table.add_row(escape(headline.name(row)), *map(escape, cells(headline, row)))
+    return table
+
+
+def cells(headline: Headline, row: HeadlineRow) -> list[str]:
+    """Returns a row's numbers as text: entropy, perplexity, before and after RL, difference, and a word for it."""
+    found = row.differences.get("result")
+    is_baseline = headline.baselines.get(row.model) == row.setting
+    size, word = ("", "baseline" if is_baseline else "not run")
+    if found:
+        size, word = difference_text(found, headline.result).replace(" points", ""), found.word
+    return [_number(row.entropy), _number(row.perplexity), f"{_number(row.before)} -> {_number(row.after)}", size, word]
+
+
+def _number(entry: Entry) -> str:
+    """A number without its interval."""
+    return str(entry) if entry.value is None else entry.number_format.format(entry.value)

@@ -1,0 +1,94 @@
+"""Which samples are shown: those that differ, one wrong answer of each setting that has any, and marks of doubt."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from analysis.page.sample_views import SHOWN_QUESTIONS, marked, samples
+from analysis.study import read_study
+from pipelines.evaluation.samples import SAMPLES, write_rows
+from tests.published import publish
+
+COLOURS = {"ce": "#000", "precision": "#111"}
+
+
+def write_samples(graph: object, store: object, rewards: dict[str, list[list[int]]]) -> None:
+    """Write samples of Chain-5 after RL: setting -> for each question the rewards of its samples."""
+    for run in graph.runs.values():  # type: ignore[attr-defined]
+        if run.stage == "evaluate" and run.checkpoint == "step-000020" and not run.control:
+            rows = [
+                {"benchmark": "Chain-5", "question": f"q{q}", "response": f"{q}.{n}", "reward": float(reward)}
+                for q, of_question in enumerate(rewards[run.labels["objective"]])
+                for n, reward in enumerate(of_question)
+            ]
+            folder = store.root / "evaluate" / run.signature  # type: ignore[attr-defined]
+            write_rows(folder / SAMPLES, rows)
+            publish(folder)
+
+
+def test_questions_that_differ_come_first_and_every_setting_with_a_wrong_answer_has_one(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision"])
+    same, half = [1, 1], [1, 0]
+    ce = [same] * 10
+    # ce is wrong on 4, 6 and 8 only, precision only on 9, and a little.
+    ce[4] = ce[6] = ce[8] = [0, 0]
+    precision = [same] * 9 + [half]
+    write_samples(graph, store, {"ce": ce, "precision": precision})
+    view = samples(read_study(graph, store), COLOURS)
+    assert view is not None
+    (benchmark,) = view["benchmarks"]
+    assert [q["question"] for q in benchmark["questions"]] == ["q4", "q6", "q8", "q9"]
+    assert len(benchmark["questions"]) == SHOWN_QUESTIONS + 1
+    assert [(c["setting"], c["wrong"], c["total"]) for c in benchmark["counts"]] == [
+        ("ce", 6, 20),
+        ("precision", 1, 20),
+    ]
+    last = benchmark["questions"][-1]["answers"]
+    assert last["precision"] == {"parts": [("9.1", False)], "right": False, "count": "1 of 2 right"}
+    assert last["ce"]["right"]
+
+
+def test_the_same_question_over_steps_and_settings(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision"])
+    for run in graph.runs.values():
+        if run.stage == "grpo":
+            rows = [
+                {"step": step, "question": f"q{q}", "response": f" {step}{q}", "reward": float(q == 1 and step >= 10),
+                 "tokens": [" ", f"{step}", f"{q}"], "log_probs": [-0.01, -1.2, -0.3]}
+                for step in (0, 10, 20)
+                for q in range(2)
+            ]  # fmt: skip
+            folder = store.run("grpo", run.signature).folder
+            (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            publish(folder)
+    view = samples(read_study(graph, store), COLOURS)
+    assert view is not None
+    (course,) = view["courses"]
+    assert course["is_marked"]
+    assert course["settings"] == ["ce", "precision"]
+    first = course["questions"][0]
+    assert first["question"] == "q1"  # its verdicts change
+    assert [(a["step"], a["right"]) for a in first["answers"]["ce"]] == [(0, False), (10, True), (20, True)]
+    assert first["answers"]["ce"][2]["parts"] == [(" ", False), ("20", True), ("1", False)]
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"response": "abc"}, [("abc", False)]),
+        ({"response": "abc", "tokens": ["a", "b", "c"], "log_probs": [0.0, 0.0, 0.0]}, [("abc", False)]),
+        (
+            {"response": "abc", "tokens": ["a", "b", "c"], "log_probs": [-2, -3, 0.0]},
+            [("a", True), ("b", True), ("c", False)],
+        ),
+        ({"response": "abc", "tokens": ["a"], "log_probs": [0.0, -9.0]}, [("abc", False)]),
+    ],
+)
+def test_tokens_of_which_the_policy_was_unsure(row: dict, parts: list[tuple[str, bool]]) -> None:
+    assert marked(row) == parts
+
+
+def test_without_samples_nothing_is_shown(make_store: Callable) -> None:
+    assert samples(read_study(*make_store(["objective=ce"])), COLOURS) is None
+    assert samples(read_study(make_store(["objective=ce"])[0], None), COLOURS) is None
