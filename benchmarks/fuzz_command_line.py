@@ -74,7 +74,7 @@ SWEEPS_COMMANDS = [
 ]
 DATA_COMMANDS = ["prepare", "show", "verify", "shw"]
 TABLES_KEYS = ["scale", "sweep", "seeds", "store", "results", "overrides", "tables", "models", "format", "claims"]
-FILES = {
+FILES: dict[str, str | bytes] = {
     "own/sweep/good.yaml": "name: good\ngrid: {seed: [1, 2], pretrain.mixture: [{text: 1.0}, {chain3: 1.0}]}\n",
     "own/sweep/strings.yaml": "name: strings\ngrid: {scale: ['a=b', 'c,d', \"it's\", 'null', '1e-3', 'ü', '[']}\n",
     "own/sweep/broken.yaml": "name: broken\ngrid: {seed: [1\n",

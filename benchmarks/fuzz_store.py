@@ -77,7 +77,7 @@ def read(store: Path) -> Rows:
     rows: Rows = Counter()
     for table in (analysis.load(store), analysis.ledger(store)):
         for row in table.to_dict("records"):
-            values = {(name, _text(value)) for name, value in row.items() if not pd.isna(value)}
+            values = {(str(name), _text(value)) for name, value in row.items() if not pd.isna(value)}
             rows[row["stage_run"], frozenset(values)] += 1
     return rows
 

@@ -59,9 +59,9 @@ def _checked(content: Any, chosen: Sequence[str]) -> SweepConfig:
     keys = list(SweepConfig.__dataclass_fields__)
     if not isinstance(plain, dict):
         raise UserError(f"{words}: its file is no mapping; give it the keys {', '.join(keys)}")
-    for key in plain:
+    for key in map(str, plain):
         if key not in keys:
-            raise UserError(f"{words}: {key}: unknown key; {nearest(str(key), keys)}")
+            raise UserError(f"{words}: {key}: unknown key; {nearest(key, keys)}")
     points = plain.get("points") or []
     if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         raise UserError(f"{words}: points={points}: it is a list of cells, such as - {{objective: ce, seed: 1}}")
