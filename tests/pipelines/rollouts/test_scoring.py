@@ -1,11 +1,15 @@
 """Scoring at the edges: vocabularies of the study's size, half precision, and improbable tokens."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipelines.configuration.compute import ComputeConfig
+from pipelines.rollouts import Sampling, generate, qwen3, score
 from pipelines.rollouts.scoring import _TokenScores, chunk_rows
+from pipelines.training.parallel import prepare
 from tests.pipelines.rollouts.test_transformers_engine import tiny
 
 VOCABULARY = 151_936
@@ -75,3 +79,42 @@ def test_targets_outside_the_vocabulary_raise(target: int) -> None:
     hidden = torch.zeros(1, weight.shape[1])
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
         _TokenScores.apply(hidden, weight, torch.tensor([target]), 1.0)
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_the_models_own_pass_scores_as_the_one_by_hand(checkpointing: str) -> None:
+    """Flat tokens with shared prompts and rows of many lengths; the backward pass computes layers again."""
+    prompts = [[1, 2, 3]] * 3 + [[4, 5]] * 2 + [[6]]
+    responses = [[7, 8], [9] * 30, [5, 5, 5, 5], [1, 2, 3], [2], [3] * 12]
+    plain, other = tiny(scale=3.0).train(), tiny(scale=3.0).train()
+    prepare(other, ComputeConfig(activation_checkpointing=checkpointing), precision="float32", documents=False)
+    assert qwen3.trains(plain)
+    assert not qwen3.trains(other)
+    weights = torch.randn(52, generator=torch.Generator().manual_seed(0))
+    scores = [score(model, prompts, responses, temperature=0.7) for model in (plain, other)]
+    for one, another in zip(*scores, strict=True):
+        torch.testing.assert_close(one, another, atol=1e-4, rtol=1e-4)
+    for result in scores:
+        (result.log_probs * weights).sum().backward()
+    for one, another in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, another.grad, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_score_and_sample_alike() -> None:
+    """Scores and gradients by compiled layers, for two shapes, and samples, which run uncompiled."""
+    plain, compiled = tiny(scale=3.0).train(), tiny(scale=3.0).train()
+    for layer in compiled.model.layers:
+        layer.compile()
+    for prompts, responses in (([[1, 2], [3]], [[4, 5, 6], [7]]), ([[1]] * 3, [[2, 3], [4] * 9, [5]])):
+        scores = [score(model, prompts, responses).log_probs for model in (plain, compiled)]
+        torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-4)
+        for values in scores:
+            values.sum().backward()
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3)
+    sampled = [
+        generate(model, [[1, 2]], Sampling(1.0, 1.0, 8), n=4, seed=(1,)).responses() for model in (plain, compiled)
+    ]
+    assert sampled[0] == sampled[1]
