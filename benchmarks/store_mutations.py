@@ -62,10 +62,10 @@ def digit(path: Path, dice: random.Random) -> None:
 
 
 def other_file(path: Path, dice: random.Random) -> None:
-    """It is another file of the same kind."""
-    others = [other for other in path.parents[2].rglob(f"*{path.suffix}") if other.is_file() and other != path]
-    if others:
-        shutil.copyfile(dice.choice(sorted(others)), path)
+    """It is the file of another stage run or checkpoint with the same name, or another one of its folder."""
+    others = [*path.parents[1].glob(f"*/{path.name}"), *path.parent.glob(f"*{path.suffix}")]
+    if others := sorted(other for other in others if other != path and other.is_file()):
+        shutil.copyfile(dice.choice(others), path)
 
 
 def shape(path: Path, dice: random.Random) -> None:

@@ -153,10 +153,17 @@ def why_full(path: Path, error: OSError) -> str:
 def _owner_of(path: Path) -> str:
     """Whose the nearest existing folder of `path` is, if it is another user's."""
     for parent in (path, *path.parents):
-        with contextlib.suppress(OSError, KeyError):
+        with contextlib.suppress(OSError):
             owner = parent.stat().st_uid
-            return "" if owner == os.geteuid() else f"; {parent} belongs to {pwd.getpwuid(owner).pw_name}"
+            return "" if owner == os.geteuid() else f"; {parent} belongs to {_user(owner)}"
     return ""
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # a user of another machine
+        return f"user {number}"
 
 
 def read_json(
@@ -210,7 +217,7 @@ def _read(path: Path, fix: str) -> bytes:
 def unreadable(path: Path, error: OSError) -> UnreadableError:
     """Returns the exception for a file or folder that this user may not read."""
     return UnreadableError(
-        f"{path}: it cannot be read ({error.strerror}{_owner_of(path.parent)}); "
+        f"{path}: it cannot be read ({error.strerror}{_owner_of(path)}); "
         f"its owner can give you the right to: chmod g+rX {path}"
     )
 

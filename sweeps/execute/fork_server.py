@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -65,7 +66,15 @@ def start_worker(
     context.set_forkserver_preload(PRELOAD + (PRELOAD_FOR_TRACKING if tracked else []))
     process = context.Process(target=_run, args=(work, folder, dict(environment)), daemon=False)
     with _server_settings():
-        process.start()
+        is_new = _server_process() is None
+        _start_server()
+        try:
+            process.start()
+        except BaseException:
+            # Ctrl-C while it imports the libraries: it would go on for seconds, with nobody to work for.
+            if is_new and (server := _server_process()):
+                os.kill(server, signal.SIGKILL)
+            raise
     assert process.pid is not None
     return LocalWorker(process, _log(folder, process.pid))
 
@@ -73,6 +82,25 @@ def start_worker(
 def _log(folder: Path, pid: int) -> Path:
     """The file for standard error of a worker; standard output goes to the same name with the suffix `.out`."""
     return folder / f"{pid}_0_log.err"
+
+
+def _server_process() -> int | None:
+    """The process id of the fork server, if it was started."""
+    return getattr(forkserver._forkserver, "_forkserver_pid", None)
+
+
+def _start_server() -> None:
+    """Start the fork server, if it does not run yet, so that Ctrl-C in the terminal does not reach it.
+
+    It ignores Ctrl-C only once it has imported the libraries, and would print a traceback before. A signal that is
+    blocked stays blocked in a new program; workers let it in again (`_run`).
+    """
+    resource_tracker.ensure_running()  # the server starts it too, and that lets the signal in again
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextlib.contextmanager
@@ -104,6 +132,7 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
     gc.enable()  # the server has disabled it
     os.setsid()  # Ctrl-C in the terminal reaches only the command, which then asks its workers to stop
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores these
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.update(environment)

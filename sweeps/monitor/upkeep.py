@@ -182,7 +182,7 @@ def removable(store: Store, needed: set[str], *, weights: bool) -> Iterator[Remo
 
 
 def leftovers(store: Store) -> Iterator[Removable]:
-    """What killed commands left: temporary files, and folders of stage runs that have no spec yet."""
+    """What killed commands left: temporary files, and folders of stage runs and commands that had not begun."""
     for folder, folders, files in os.walk(store.root):
         names = [name for name in (*folders, *files) if TEMPORARY.fullmatch(name)]
         # W&B's files are its own, and what is in a temporary folder goes with it.
@@ -191,6 +191,9 @@ def leftovers(store: Store) -> Iterator[Removable]:
     for run in store.folders([]):
         if not run.is_planned and not run.is_done and run.folder.is_dir() and not run.is_held():
             yield from _old([run.folder])
+    # A job has its call as soon as it is submitted, and its log as soon as it runs.
+    jobs = (store.root / "jobs").glob("*")
+    yield from _old(folder for folder in jobs if not [*folder.glob("*_submitted.pkl"), *folder.glob("*_log.*")])
 
 
 def _old(paths: Iterable[Path]) -> Iterator[Removable]:

@@ -101,3 +101,30 @@ def write_parent(log: Path) -> None:
     command = multiprocessing.parent_process()
     assert command is not None
     print(command.pid)
+
+
+def test_ctrl_c_while_the_server_imports_ends_both_without_a_traceback(tmp_path: Path) -> None:
+    """The terminal sends it to the whole group: to the command and to the server, which is importing."""
+    (tmp_path / "slow_import.py").write_text("print('importing', flush=True); import time; time.sleep(60)")
+    (tmp_path / "command.py").write_text(
+        "import sys; from pathlib import Path\n"
+        "from sweeps.execute import fork_server\n"
+        "fork_server.PRELOAD[:] = ['slow_import']\n"
+        "try:\n    fork_server.start_worker(print, Path('jobs'), environment={}, tracked=False)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    interrupted = subprocess.Popen(
+        [sys.executable, "command.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[3]}:{tmp_path}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert interrupted.stdout is not None
+    assert interrupted.stdout.readline() == "importing\n"
+    os.killpg(interrupted.pid, signal.SIGINT)
+    # The pipe ends when the server has ended too.
+    assert interrupted.communicate(timeout=30)[0] == ""
+    assert interrupted.returncode == 130
