@@ -22,6 +22,7 @@ from sweeps.monitor.launched_sweeps import record
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import store_path
 
+
 def torchrun_task(store: Path) -> Task:
     """This process as torchrun's environment variables describe it."""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
