@@ -75,7 +75,7 @@ def _times(study: Study) -> _Times:
     if study.store is None:
         return times
     done = study.runs[study.runs["status"] == "done"]
-    every = -(-len(done) // TIMED)
+    every = max(1, -(-len(done) // TIMED))
     for stage, signature in done[["stage", "stage_run"]].iloc[::every].itertuples(index=False):
         for attempt in study.store.run(stage, signature).readable_state.get("attempts") or []:
             if "started" in attempt and "ended" in attempt:

@@ -27,7 +27,7 @@ def show_plan(
     overrides: Overrides = None,
     *,
     as_json: AsJson = False,
-    multirun: Annotated[bool, typer.Option("-m", "--multirun", hidden=True)] = False,
+    _multirun: Annotated[bool, typer.Option("-m", "--multirun", hidden=True)] = False,  # as for shaping-run
     why: Annotated[
         str | None, typer.Option("--why", metavar="CELL", help="Say why a cell's stage runs are not in the store.")
     ] = None,
@@ -52,15 +52,12 @@ def show_plan(
     from sweeps.plan.cost import Assumptions, Rate, capacity
     from sweeps.plan.planner import plan
 
-    del multirun  # as for shaping-run, whose words may be copied
     # The launcher's overrides are not part of cells, so they are composed separately.
-    words = overrides or []
-    launcher_words = [word for word in words if word.lstrip("+~").startswith("hydra")]
-    cells = compose_cells([word for word in words if word not in launcher_words])
+    launcher_words = [word for word in overrides or [] if word.lstrip("+~").startswith("hydra")]
+    cells = compose_cells([word for word in overrides or [] if word not in launcher_words])
     graph = plan(cells)
     root = store_path(cells[0].store)
-    # Planning must not create a store.
-    store = Store.open(root) if root.is_dir() else None
+    store = Store.open(root) if root.is_dir() else None  # planning must not create one
     if why is not None:
         _print_differences(graph, store, why)
         return

@@ -24,8 +24,11 @@ CONFIG_DIR_FLAGS = ("--config-dir", "-cd")
 def without_config_dir(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments of a command without `--config-dir DIR`, which is put into the environment.
 
-    Raises `UserError` if the folder of the flag or of the variable does not exist.
+    Raises `UserError` if the folder of the flag or variable does not exist, and for an argument of several lines.
     """
+    for argument in arguments:
+        if len(argument.splitlines()) > 1 or argument.endswith(("\n", "\r")):
+            raise UserError(f"{argument!r}: an argument is one line; leave the line break out")
     words, kept = list(arguments), list[str]()
     while words:
         word = words.pop(0)

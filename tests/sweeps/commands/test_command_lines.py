@@ -134,6 +134,7 @@ def test_a_mistake_exits_with_2_and_writes_nothing(
         (SWEEPS, ["plan", "seed=range(0)"], "seed=range(0): it has no values"),
         (SWEEPS, ["plan", "--why"], "Option '--why' requires an argument; --help lists what the command takes"),
         (SWEEPS, ["plan", "--nope"], "No such option: --nope"),
+        (SWEEPS, ["status", "a\nb=c"], "'a\\nb=c': an argument is one line"),
         (SWEEPS, ["show"], "Missing argument 'signature'; --help lists what the command takes"),
         (SWEEPS, ["pln"], "No such command 'pln'. Did you mean 'plan'?"),
         (DATA, ["prepare", "seed=1,2"], "seed=1,2: it names several values, and this takes one"),
