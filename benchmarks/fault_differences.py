@@ -135,9 +135,9 @@ def _content(path: Path) -> Any:
     if path.name == "result.json":
         result = _timeless(json.loads(path.read_text()))
         return {key: value for key, value in result.items() if key not in ("files", "sha256")}
-    if path.name == "spec.json":  # a checkout may change while the rounds run
-        spec = json.loads(path.read_text()) | {"sha256": None}
-        return {**spec, "environment": {k: v for k, v in spec.get("environment", {}).items() if k != "commit"}}
+    if path.name == "spec.json":  # its environment is the machine, and a checkout that may change meanwhile
+        spec = json.loads(path.read_text())
+        return {key: value for key, value in spec.items() if key not in ("environment", "sha256")}
     if path.name == "README.md":  # a table with a row per column of the ledger
         return [line for line in path.read_text().splitlines() if not MEASURED_TIME.search(line.split(" | ")[0])]
     content = path.read_bytes()

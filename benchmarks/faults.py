@@ -35,7 +35,7 @@ from pipelines.configuration import TOKEN_STAGES
 from pipelines.logs import DEBUG_VARIABLE
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-PAUSE_SECONDS = {"local": 0.6, "slurm": 8.0}
+PAUSE_SECONDS = {"local": 0.6, "slurm": 5.0}
 """Between two interruptions at most, by launcher; a job of Slurm takes ten seconds to start."""
 PHASE_SECONDS = 1.5
 """How long an interruption waits for its phase before it falls where it may."""
