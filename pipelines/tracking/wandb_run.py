@@ -164,6 +164,10 @@ def _init(spec: Spec, root: Path, tracking: TrackingConfig, *, resume: Any) -> "
         settings["init_timeout"] = SERVER_SECONDS
     mode: Any = tracking.mode
     arguments = _arguments(spec, tracking) | {"dir": _files(root), "mode": mode, "resume": resume}
+    # W&B stages tables in the home folder, which some machines do not let a job write to.
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            os.environ.setdefault(name, str(_files(root) / "wandb" / "home"))
     _protect_service()
     run = wandb.init(**arguments, settings=wandb.Settings(**settings))
     # W&B keeps the axes of the last writer, so an evaluation repeats that of the stage that it measures.

@@ -1,5 +1,6 @@
 """Atomic writes under kills, full disks and unwritable folders; checked reads of JSON; hashes against hashlib."""
 
+import errno
 import hashlib
 import json
 import math
@@ -13,7 +14,17 @@ from unittest.mock import patch
 import pytest
 
 from pipelines.errors import StageFailure, UserError
-from pipelines.files import read_json, remove_leftovers, replacing, sha256, sha256_of, write_json
+from pipelines.files import (
+    read_json,
+    read_sealed,
+    remove_leftovers,
+    replacing,
+    sha256,
+    sha256_of,
+    why_full,
+    write_json,
+    write_sealed,
+)
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
@@ -180,3 +191,61 @@ def test_hashes_are_those_of_hashlib(tmp_path: Path) -> None:
     # Pinned: names of caches and signatures of stage runs are made of it.
     assert sha256_of({"b": [1, None], "a": 0.5}) == hashlib.sha256(b'{"a": 0.5, "b": [1, null]}').hexdigest()
     assert sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:659] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_disk_that_is_full_inside_a_folder_names_it_and_the_way_out(tmp_path: Path, error: Exception) -> None:
+    """Libraries that write checkpoints say so in their own words."""
+
+    def write() -> None:
+        with replacing(tmp_path / "step-000004") as temporary:
+            temporary.mkdir()
+            raise error
+
+    with pytest.raises(StageFailure, match=r"step-000004: .*; (free some space|delete some of your files) and run the"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_libraries_are_no_full_disk(tmp_path: Path) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "a"):
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        write()
+
+
+def test_a_disk_without_inodes_is_told_from_one_without_space(tmp_path: Path) -> None:
+    class Disk:
+        f_files, f_favail = 1000, 0
+
+    with patch("os.statvfs", lambda path: Disk):
+        assert why_full(tmp_path / "a", OSError(errno.ENOSPC, "")).endswith("has no inodes left; delete some files")
+    assert why_full(tmp_path / "a", OSError(errno.ENOSPC, "")).endswith("No space left on device; free some space")
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, {"a": float("nan"), "b": [None, {"c": "\ud800"}]}, {"sha256x": "y"}])
+def test_a_sealed_file_is_read_back_and_every_changed_byte_is_noticed(tmp_path: Path, content: dict) -> None:
+    path = tmp_path / "a.json"
+    write_sealed(path, content)
+    assert repr(read_sealed(path)) == repr(content)
+    written = path.read_bytes()
+    json.loads(written)  # other programs can read it
+    for place in range(len(written)):
+        changed = bytearray(written)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"a\.json: it"):
+            read_sealed(path)
+    path.write_bytes(written + b" x")
+    with pytest.raises(UserError, match=r"a\.json: it"):
+        read_sealed(path)

@@ -361,6 +361,36 @@ def test_measure_names_changed_samples(folder: Path, content: bytes) -> None:
     assert {row["stage_run"] for row in json.loads(measured.stdout)} == {second.signature}
 
 
+def test_a_folder_that_cannot_be_entered_stops_only_its_stage_run(folder: Path) -> None:
+    """Permissions bind a process of root that gave up the right to ignore them."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv here")
+    store = Store.open(folder / "store")
+    closed = next(run for run in store.runs() if run.stage == "midtrain" and run.spec["labels"]["objective"] == "ce")
+    # Only new enough to be read: what the index has read before is still right.
+    (folder / "store" / "index.json").unlink(missing_ok=True)
+    closed.folder.chmod(0)
+    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    try:
+        for words, message in {
+            ("sweeps.commands.run", "objective=ce,precision", *FEW): "it cannot be written (Permission denied)",
+            ("sweeps.commands.shaping_sweeps", "verify"): "it cannot be read (Permission denied)",
+            ("sweeps.commands.shaping_sweeps", "status"): "corrupt",
+        }.items():
+            command = [*bound, sys.executable, "-m", *words]
+            ended = subprocess.run(command, cwd=folder, env=FAKE, capture_output=True, text=True, check=False)
+            assert ended.returncode == 1, ended.stdout + ended.stderr
+            assert "Traceback" not in ended.stdout + ended.stderr
+            assert message in ended.stdout
+        assert "1 with faults" in subprocess.run(
+            [*bound, sys.executable, "-m", "sweeps.commands.shaping_sweeps", "verify"],
+            cwd=folder, env=FAKE, capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+    finally:
+        closed.folder.chmod(0o755)
+    assert sweeps("verify", cwd=folder).returncode == 0
+
+
 def test_stage_runs_can_be_copied_to_another_store(made: Path, tmp_path: Path) -> None:
     """Their folders are copied as rsync does it, and they count as done."""
     copy = Store.create(tmp_path / "store")

@@ -47,6 +47,15 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         Store.open(other)
 
 
+def test_a_store_may_be_a_link_to_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "disk" / "stores" / "mine")
+    assert Store.create(tmp_path / "store").root == tmp_path / "store"
+    assert (tmp_path / "disk" / "stores" / "mine" / "STORE.json").exists()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"it is a link to itself|Too many levels"):
+        Store.create(tmp_path / "loop")
+
+
 def test_a_folder_that_is_not_writable_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match="cannot be written"):
         Store.create("/proc/store")
