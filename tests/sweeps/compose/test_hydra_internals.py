@@ -1,5 +1,8 @@
 """Hydra's private parts are as `sweeps.compose.hydra_internals` expects them."""
 
+from hydra import compose
+
+from sweeps.compose.config_files import initialized_hydra
 from sweeps.compose.hydra_internals import flag_names, flags_parser
 
 
@@ -10,3 +13,10 @@ def test_hydras_flags_are_known() -> None:
     assert (flags.cfg, flags.run, flags.resolve, flags.shell_completion) == ("job", False, False, False)
     assert flags.overrides == ["seed=1"]
     assert unknown == ["--unknown"]
+
+
+def test_hydra_applies_overrides_by_our_function() -> None:
+    """Hydra itself would merge the mapping."""
+    with initialized_hydra():
+        config = compose(config_name="config", overrides=["pretrain.mixture={order:1}"])
+    assert dict(config.pretrain.mixture) == {"order": 1.0}
