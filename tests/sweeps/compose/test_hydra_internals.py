@@ -1,8 +1,6 @@
 """Hydra's private parts are as `sweeps.compose.hydra_internals` expects them."""
 
-from hydra import compose
-
-from sweeps.compose.config_files import initialized_hydra
+from sweeps.compose.cells import composed
 from sweeps.compose.hydra_internals import flag_names, flags_parser
 
 
@@ -17,6 +15,5 @@ def test_hydras_flags_are_known() -> None:
 
 def test_hydra_applies_overrides_by_our_function() -> None:
     """Hydra itself would merge the mapping."""
-    with initialized_hydra():
-        config = compose(config_name="config", overrides=["pretrain.mixture={order:1}"])
+    ((_, config),) = composed(["pretrain.mixture={order:1}"])
     assert dict(config.pretrain.mixture) == {"order": 1.0}
