@@ -22,7 +22,9 @@ def headline_table(headline: Headline) -> Table:
     """Returns the headline's rows: entropy, perplexity, RL's result before and after, and the difference to ce."""
     table = Table(box=None, title=f"before -> after RL: {headline.result.title}, percent", title_justify="left")
     for name in ("setting", "entropy", "perplexity", "before -> after", "minus baseline", ""):
-        table.add_column(name, justify="left" if name in ("setting", "") else "right", no_wrap=True)
+        # In a narrow terminal the interval and the word take a second line.
+        is_last = name in ("minus baseline", "")
+        table.add_column(name, justify="left" if name in ("setting", "") else "right", no_wrap=not is_last)
     for row in headline.rows:
         table.add_row(escape(headline.name(row)), *map(escape, cells(headline, row)))
     return table

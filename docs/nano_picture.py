@@ -15,7 +15,7 @@ from sweeps.compose.cells import compose_cells
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
-PANELS = ("perplexity", "entropy (nats)", "reward", "reward on held-out problems")
+PANELS = ("perplexity", "entropy (nats)", "reward", "held-out reward (percent)")
 FIGURES = ("pretraining-nano", "pretraining-nano", "rl-nano", "rl-nano")
 
 

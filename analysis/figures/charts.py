@@ -128,6 +128,8 @@ ROOM = 0.6
 """How far intervals may widen an axis at either end, as a share of the range of the numbers themselves."""
 COINCIDE = 0.12
 """Lines coincide if the settings differ by less than this share of the range of their panel."""
+BANDS = 12
+"""Most settings whose bands can be told apart in one panel."""
 MULTIPLES = 6
 """Most small panels of one measure."""
 
@@ -152,7 +154,7 @@ def line_panel(
     shade = colour(frame["objective"], settings=settings)
     # The band is drawn first, below the line.
     layers: list[Spec] = []
-    if (frame["low"] < frame["high"]).any():
+    if frame["objective"].nunique() <= BANDS and (frame["low"] < frame["high"]).any():
         band = {"x": x_axis, "y": {**y_axis, "field": "low"}, "y2": {"field": "high"}, "color": shade}
         layers.append({"mark": {"type": "area", "opacity": 0.15, "clip": True}, "encoding": band})
     # Points are too many to tell apart in curves over RL steps, so they are optional.
@@ -207,7 +209,9 @@ def small_multiples(frame: pd.DataFrame, x: Axis, title: str, *, settings: Itera
 def interval_layer(encoding: Spec, along: str) -> Spec:
     """Returns a rule from `low` to `high` along an axis, for a layer of points or bars with this `encoding`."""
     ends = {along: {**encoding[along], "field": "low"}, f"{along}2": {"field": "high"}}
-    others = {name: part for name, part in encoding.items() if name not in (along, "opacity", "shape", "fill")}
+    others = {
+        name: part for name, part in encoding.items() if name not in (along, "opacity", "shape", "fill", "description")
+    }
     mark = {"type": "rule", "strokeWidth": 2, "opacity": 0.55, "clip": True}
     return {"mark": mark, "encoding": {**others, **ends}}
 

@@ -22,7 +22,7 @@ Spec = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 VERSION = "6.4"
 """Of Vega-Lite."""
-DRAWN_BY = f"{importlib.metadata.version('vl-convert-python')} {VERSION} 2"
+DRAWN_BY = f"{importlib.metadata.version('vl-convert-python')} {VERSION} 3"
 """What a drawing depends on besides its description; the last number is that of the code in this file."""
 
 FILE_WIDTH = 1000
@@ -68,14 +68,15 @@ def panel_svg(spec: Spec, prefix: str) -> str:
     # not depend on those drawn before.
     names: dict[str, str] = {}
     text = re.sub(r"\b(gradient_|clip)(\d+)\b", lambda m: names.setdefault(m[0], f"{prefix}{m[1]}{len(names)}"), text)
-    # Only points and bars are one datum each; a line's or band's label would be that of its first point.
-    is_datum = r"(?= role=\"graphics-symbol\" aria-roledescription=\"(?:point|bar|circle|rect|rule mark|tick)\")"
+    # Points and bars show their values. A line's or band's label would be that of its first point, and an interval
+    # repeats that of its point.
+    is_datum = r"(?= role=\"graphics-symbol\" aria-roledescription=\"(?:point|bar|circle|rect|tick)\")"
     text = re.sub(rf" aria-label=\"([^\"]*)\"{is_datum}", r' data-tip="\1"', text)
     text = re.sub(r" aria-label=\"[^\"]*\"", "", text)
     for pattern, replacement in DROPPED:
         text = re.sub(pattern, replacement, text)
     # Hundredths of a pixel are enough.
-    return re.sub(r" (?:d|transform)=\"[^\"]*\"", lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    return re.sub(r" (?:d|transform|x2|y2)=\"[^\"]*\"", lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
 
 
 def composed(panels: Sequence[str]) -> str:

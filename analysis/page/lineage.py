@@ -24,9 +24,15 @@ def lineage(
 ) -> dict[str, Any]:
     """Returns the page's data: all stage runs, the parts of their configurations, and where the store is.
 
-    Equal parts of configurations are stored once.
+    Equal parts, sets of parts and words are stored once, and stage runs refer to them by number.
     """
     parts: dict[str, int] = {}
+    sets: dict[str, int] = {}
+    words: dict[str, int] = {}
+
+    def word(text: Any) -> int:
+        return words.setdefault(str(text or ""), len(words))
+
     runs = []
     neighbours = _neighbours(study, indices)
     curves = _curves(study)
@@ -37,25 +43,27 @@ def lineage(
         shown = dict(spec["config"])
         if spec.get("environment"):
             shown["environment"] = spec["environment"]
+        numbers = {name: parts.setdefault(json.dumps(part, indent=1), len(parts)) for name, part in shown.items()}
         runs.append(
             [
-                spec["stage"],
+                word(spec["stage"]),
                 signature,
                 indices.get(spec["parent"]["signature"], -1) if spec["parent"] else -1,
-                cell_of(spec["labels"]),
-                spec["checkpoint"],
-                statuses[signature],
-                {name: parts.setdefault(json.dumps(part, indent=1), len(parts)) for name, part in shown.items()},
-                neighbours.get(signature, []),
+                word(cell_of(spec["labels"])),
+                word(spec["checkpoint"]),
+                word(statuses[signature]),
+                sets.setdefault(json.dumps(numbers), len(sets)),
+                [[word(title), index] for title, index in neighbours.get(signature, [])],
                 curves.get(signature, []),
-                objectives[signature],
+                word(objectives[signature]),
             ]
         )
     # A path relative to the page, so that both can be moved together.
     store = None
     if study.store is not None and folder is not None:
         store = Path(os.path.relpath(study.store.root.resolve(), folder.resolve())).as_posix()
-    return {"runs": runs, "parts": list(parts), "store": store, "colours": dict(colours), "curves": CURVES}
+    shared = {"words": list(words), "parts": list(parts), "sets": [json.loads(numbers) for numbers in sets]}
+    return {"runs": runs, **shared, "store": store, "colours": dict(colours), "curves": CURVES}
 
 
 def _neighbours(study: Study, indices: Mapping[str, int]) -> dict[str, list[list[Any]]]:

@@ -1,6 +1,10 @@
 "use strict";
 // The page's behaviour. Text from the study only ever enters the page as text nodes (textContent).
 const data = JSON.parse(document.getElementById("data").textContent);
+// Stage runs refer to words and sets of parts by number (`lineage.py`).
+data.runs = data.runs.map(([stage, signature, parent, cell, checkpoint, state, set, neighbours, curve, setting]) =>
+  [data.words[stage], signature, parent, data.words[cell], data.words[checkpoint], data.words[state], data.sets[set],
+    neighbours.map(([title, index]) => [data.words[title], index]), curve, data.words[setting]]);
 const element = (name, text, ...children) => {
   const made = document.createElement(name);
   if (text) made.textContent = text;
