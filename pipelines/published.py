@@ -11,6 +11,8 @@ from pipelines.files import read_sealed, sha256, sha256_of, unreadable
 
 FORMAT = 2
 """Version of the store's layout, in `STORE.json`, `spec.json`, `result.json` and `state.json`."""
+SAVED = "saved.json"
+"""The hashes of an unfinished stage run's checkpoints, in its folder of work."""
 RESULT_KEYS = ("stage", "signature", "seconds", "metrics", "measurements", "files")
 """What every `result.json` has."""
 
@@ -38,6 +40,15 @@ def check_format(path: Path, content: dict[str, Any]) -> None:
             f"{path}: its format is {content.get('format')!r} and this version reads {FORMAT}; "
             "use the version of shaping that wrote it, or another store"
         )
+
+
+def saved_hashes(work: Path) -> dict[str, str]:
+    """The hashes that the checkpoints in a folder of work had when they were saved.
+
+    Raises `UserError` if they were changed.
+    """
+    path = work / SAVED
+    return read_sealed(path, (), f"delete {work} to start from the beginning") if path.exists() else {}
 
 
 def broken(path: Path, digest: str | None) -> str | None:

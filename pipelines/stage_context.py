@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.data.corpus import Corpus
+from pipelines.files import sha256, write_sealed
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
+from pipelines.published import SAVED, saved_hashes
 
 logger = logging.getLogger("pipelines")
 
@@ -99,6 +101,9 @@ class StageContext:
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
         save_checkpoint(model, self.corpus.tokenizer, path, card=card, weights=weights)
+        # An attempt that resumes publishes it, and by then it must still be what was saved.
+        hashes = {str(file.relative_to(self.folder)): sha256(file) for file in path.rglob("*") if file.is_file()}
+        write_sealed(self.folder / SAVED, saved_hashes(self.folder) | hashes)
         self.log("milestone saved: %s", path)
 
     def log(self, message: str, *values: object) -> None:

@@ -23,7 +23,7 @@ from analysis.figures.figure_data import Drawn, FigureData, interval_columns, la
 from analysis.figures.vega_lite import Spec
 from analysis.measurement_grid import Checkpoint
 from analysis.paper_tables import STAGE_TITLES
-from analysis.study import NotMeasured
+from analysis.study import NotMeasured, published
 from analysis.table_columns import Scores, average_column, average_columns
 from pipelines.foreign_text import parsed
 
@@ -205,8 +205,7 @@ def _forking_rows(data: FigureData) -> Iterator[dict[str, object]]:
     finished = runs[(runs["stage"] == "grpo") & (runs["status"] == "done") & (runs["model"] == data.model)]
     for run in finished.to_dict("records"):
         assert data.study.store is not None
-        path = data.study.store.root / "grpo" / run["stage_run"] / "forking.jsonl"
-        if path.exists():
+        if path := published(data.study.store.run("grpo", run["stage_run"]), "forking.jsonl"):
             for line in path.read_bytes().split(b"\n")[:-1]:
                 yield {**parsed(line), "objective": run["objective"], "seed": run["seed"]}
 

@@ -29,7 +29,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.errors import Interrupted, StageFailure
 from pipelines.files import flush, sha256, write_sealed
 from pipelines.logs import set_up_logging
-from pipelines.published import checked_checkpoint
+from pipelines.published import SAVED, checked_checkpoint, saved_hashes
 from pipelines.python_gc import no_collection
 from sweeps.plan.names import cell_of
 from sweeps.store.leases import Lease
@@ -40,7 +40,7 @@ VERSIONED_PACKAGES = ("shaping", "torch", "transformers", "lightning", "tokenize
 BOOKKEEPING = {"spec.json", "state.json", "result.json", "leases"}
 """Files and folders in a stage run's folder that the stage itself did not write."""
 
-RESUMED = {"resume", "checkpoints", "ledger.jsonl", "samples.jsonl", "forking.jsonl"}
+RESUMED = {"resume", "checkpoints", SAVED, "ledger.jsonl", "samples.jsonl", "forking.jsonl"}
 """What an attempt that resumes from a trainer state keeps of the attempt before."""
 
 WAIT_SECONDS = 1.0
@@ -311,12 +311,18 @@ class _Attempt:
         mark.unlink(missing_ok=True)
         shutil.rmtree(work / "resume", ignore_errors=True)
 
+        saved = saved_hashes(work)
+        (work / SAVED).unlink(missing_ok=True)
         # Everything is on the disk, and hashed, before the result that makes it count.
         files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
         files["spec.json"] = self.folder / "spec.json"
         for path in files.values():
             flush(path)
         hashes = {name: sha256(path) for name, path in files.items()}
+        if changed := [name for name, digest in saved.items() if hashes.get(name) != digest]:
+            raise StageFailure(
+                f"{work / changed[0]}: it was changed after it was saved; delete {work} and run the same command again"
+            )
         self.record["ended"] = time.time()
         result = {
             "format": FORMAT,

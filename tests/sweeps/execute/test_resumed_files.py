@@ -7,17 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sweeps.execute.worker import RESUMED
+from pipelines.configuration.tracking import TrackingConfig
+from pipelines.errors import StageFailure
+from pipelines.files import sha256, write_sealed
+from pipelines.published import SAVED
+from sweeps.execute.worker import RESUMED, Task, perform
+from sweeps.plan.graph import StageRun
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL
 
 
 def test_every_log_of_rl_is_kept() -> None:
     """RL itself drops the rows after the step that it resumes from."""
-    from pipelines.grpo.training import LOG_FILES
+    from pipelines.grpo.module import LOG_FILES
 
     assert {*LOG_FILES, "ledger.jsonl"} <= RESUMED
 
@@ -41,3 +47,39 @@ def test_an_interrupted_rl_run_has_the_samples_of_before(tmp_path: Path) -> None
     steps = [json.loads(line)["step"] for line in (run.folder / "samples.jsonl").read_text().splitlines()]
     assert steps[0] == 0
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_checkpoint_that_changed_before_its_stage_run_was_done_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    """It was saved by an attempt that was interrupted, and the next one has only to finish."""
+    spec = planned("pretrain").spec
+    store = Store.create(tmp_path / "store")
+
+    def run_stage(spec: dict[str, Any], *, folder: Path, **_: object) -> dict[str, Any]:
+        weights = folder / "checkpoints" / "step-000001" / "weights"
+        weights.parent.mkdir(parents=True)
+        weights.write_text("saved")
+        write_sealed(folder / SAVED, {str(weights.relative_to(folder)): sha256(weights)})
+        if is_changed:
+            weights.write_text("Saved")
+        return {"metrics": {}, "measurements": []}
+
+    monkeypatch.setattr("pipelines.stages.run_stage", run_stage)
+    task = Task(job="1", log=tmp_path / "log")
+    run = store.run(spec["stage"], spec["signature"])
+    if is_changed:
+        with pytest.raises(
+            StageFailure, match=r"step-000001/weights: it was changed after it was saved; delete .*work-"
+        ):
+            perform(store.root, spec, TrackingConfig(mode="off"), task=task)
+        assert run.status == "failed"
+    else:
+        assert perform(store.root, spec, TrackingConfig(mode="off"), task=task)
+        assert run.result is not None
+        assert set(run.result["files"]) == {"checkpoints/step-000001/weights", "spec.json"}
+
+
+def planned(stage: str) -> StageRun:
+    return StageRun(stage, "0123456789abcdef", 1, {"seed": 1}, None, None, 1, {"model": "a"}, {})
