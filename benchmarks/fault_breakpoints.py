@@ -77,7 +77,7 @@ class Breakpoint:
         return None
 
     def release(self) -> None:
-        """Let a stopped process go on."""
+        """Resume a stopped process."""
         self._write(0, 0, 0)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -138,7 +138,7 @@ def mutate(store: Path, dice: random.Random) -> tuple[Path, str]:
     kind = dice.choices(list(KINDS), weights=[5, 4, 2])[0]
     mutation = dice.choice(KINDS[kind])
     every = files(store)
-    # Records are few and small beside checkpoints and cached pieces, and are read most.
+    # Records are few and small compared with checkpoints and cached pieces, and are read most.
     records = [path for path in every if path.suffix == ".json" and "checkpoints" not in path.parts]
     jsons = [path for path in every if path.suffix == ".json"]
     path = dice.choice(jsons if mutation is shape else dice.choice([every, records]))

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.data.tokenizer import encode
-from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.sharing import consecutive
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Engine, Sampling, never
@@ -126,13 +126,13 @@ class Collector:
         tokenizer: PreTrainedTokenizerFast,
         questions: Questions,
         seed: int,
-        exchange: Exchange = ALONE,
+        communicator: Communicator = SINGLE_PROCESS,
         interrupted: Callable[[], bool] = never,
     ) -> None:
         """Raises `Interrupted` between two batches of rollouts once `interrupted()` is true on any rank."""
         self._config, self._engine, self._judge, self._tokenizer = config, engine, judge, tokenizer
         self._questions, self._seed = questions, seed
-        self._exchange, self._interrupted = exchange, interrupted
+        self._communicator, self._interrupted = communicator, interrupted
         self._waiting: list[Group] = []
 
     def collect(self, step: int) -> Collected:
@@ -183,14 +183,14 @@ class Collector:
         n = self._config.samples
         prompts = [encode(self._tokenizer, question.prompt) for question in questions]
         sampling = Sampling(self._config.temperature, 1.0, self._config.response_limit(max(1, step)))
-        local = self._exchange.together(lambda: self._local_samples(questions, prompts, sampling, seed=seed))
+        local = self._communicator.together(lambda: self._local_samples(questions, prompts, sampling, seed=seed))
         # [questions x n, 4]; row i * n + j is sample j of question i, and each rank has consecutive rows.
-        rewards, lengths, stopped, failed = self._exchange.concatenated(local.outcomes).unbind(1)
+        rewards, lengths, stopped, failed = self._communicator.concatenated(local.outcomes).unbind(1)
         if failures is not None:
             for code in failed[failed > 0].int().tolist():
                 kind = FAILURES[code - 1]
                 failures[kind] = failures.get(kind, 0) + 1
-        shares = [consecutive(len(rewards), rank, self._exchange.ranks) for rank in range(self._exchange.ranks)]
+        shares = [consecutive(len(rewards), rank, self._communicator.ranks) for rank in range(self._communicator.ranks)]
         owners = [rank for rank, share in enumerate(shares) for _ in share]
         groups = []
         for i, question in enumerate(questions):
@@ -222,7 +222,7 @@ class Collector:
     ) -> _LocalSamples:
         """Sample and verify this rank's share."""
         n = self._config.samples
-        share = self._exchange.share(len(questions) * n)
+        share = self._communicator.share(len(questions) * n)
         if not share:
             return _LocalSamples(torch.empty(0, 4, dtype=torch.float64), {}, {}, {})
         rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed, share=share, interrupted=self._interrupted)
@@ -273,7 +273,7 @@ class Collector:
         sizes = [int(rows[i][0].lengths[rows[i][1]]) for i in by_owner]
         result = {}
         for name, local in zip(WAITING, (tokens, log_probs), strict=True):
-            parts = dict(zip(by_owner, self._exchange.concatenated(local).split(sizes), strict=True))
+            parts = dict(zip(by_owner, self._communicator.concatenated(local).split(sizes), strict=True))
             result[name] = torch.cat([parts[i] for i in range(len(rows))])
         return result
 
@@ -287,8 +287,8 @@ class Collector:
         for group in state["waiting"]:
             n = len(group["lengths"])
             local, rows = rows[:n], rows[n:]
-            shares = [consecutive(n, rank, self._exchange.ranks) for rank in range(self._exchange.ranks)]
-            owned = shares[self._exchange.rank]
+            shares = [consecutive(n, rank, self._communicator.ranks) for rank in range(self._communicator.ranks)]
+            owned = shares[self._communicator.rank]
             self._waiting.append(
                 Group(
                     question=Question(**group["question"]),

@@ -18,7 +18,7 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.evaluation.metrics import RIGHT, pass_at_k
 from pipelines.grpo.algorithm import divergence
 from pipelines.grpo.collection import Collected, Group
-from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import FORKING_SHARE, Division, Row, measured, rows_of
 
@@ -26,7 +26,7 @@ KL_RESPONSES = 64
 """Responses, drawn from all of a step's, on which the divergence from the start model is estimated."""
 
 
-def collected_row(collected: Collected, exchange: Exchange = ALONE) -> dict[str, float]:
+def collected_row(collected: Collected, communicator: Communicator = SINGLE_PROCESS) -> dict[str, float]:
     """The ledger's columns on the groups that a step sampled; all ranks compute them together."""
     groups = collected.sampled
     # [groups, n] each.
@@ -39,7 +39,7 @@ def collected_row(collected: Collected, exchange: Exchange = ALONE) -> dict[str,
         "reward": rewards.mean().item(),
         "reward_std": rewards.std(1).mean().item(),
         "reward_spread": rewards.mean(1).std().item() if len(groups) > 1 else float("nan"),
-        "entropy": sampled_entropy(groups, exchange),
+        "entropy": sampled_entropy(groups, communicator),
         "prompt_length": float(np.mean([len(group.prompt) for group in groups])),
         "response_length": lengths.mean().item(),
         "length_p10": float(p10),
@@ -71,10 +71,10 @@ def pass_row(groups: Sequence[Group]) -> dict[str, float]:
     return {f"pass@{k}": float(pass_at_k(right, n, k).mean()) for k in powers}
 
 
-def sampled_entropy(groups: Sequence[Group], exchange: Exchange = ALONE) -> float:
+def sampled_entropy(groups: Sequence[Group], communicator: Communicator = SINGLE_PROCESS) -> float:
     """Mean of -log pi over the groups' tokens, in nats."""
     local = torch.cat([log_probs for group in groups for log_probs in group.log_probs]).double()
-    total, count = exchange.sums(local.sum().item(), len(local))
+    total, count = communicator.sums(local.sum().item(), len(local))
     return -total / count
 
 
@@ -119,7 +119,7 @@ def divergence_from(
             policy = torch.cat([row.sampler_log_probs for row in micro]).to(scores.log_probs.device)
             total += divergence(policy.double(), scores.log_probs.double()).sum().item()
             count += len(policy)
-    total, tokens = division.exchange.sums(total, count)
+    total, tokens = division.communicator.sums(total, count)
     return total / tokens
 
 
@@ -159,7 +159,7 @@ def forking_tokens(
     if not rows:
         return []
     # Forking tokens are compared over all responses of the step, not within one.
-    table = _token_table(policy, division(rows), temperature=config.temperature, exchange=division.exchange)
+    table = _token_table(policy, division(rows), temperature=config.temperature, communicator=division.communicator)
     threshold = float(np.quantile(table.entropies, 1 - FORKING_SHARE))
     forking = np.flatnonzero(table.entropies > threshold).tolist()
     summary = {
@@ -178,7 +178,7 @@ def forking_tokens(
 
 
 def _token_table(
-    policy: Policy, micro_batches: Sequence[list[Row]], *, temperature: float, exchange: Exchange
+    policy: Policy, micro_batches: Sequence[list[Row]], *, temperature: float, communicator: Communicator
 ) -> _TokenTable:
     """The table of all ranks' rows, of which `micro_batches` are this rank's."""
     tokens: list[int] = []
@@ -198,8 +198,8 @@ def _token_table(
         # |d loss / d logits| of a token is |advantage| times the norm of d log pi / d logits.
         advantage = torch.tensor([abs(row.advantage) for row in part]).repeat_interleave(torch.tensor(sizes))
         slopes.append(advantage * scores.steepness.cpu())
-    whole = exchange.concatenated(torch.tensor([tokens, positions, tenths], dtype=torch.int64).T.contiguous())
-    entropy, slope = (exchange.concatenated(torch.cat(parts)).numpy() for parts in (entropies, slopes))
+    whole = communicator.concatenated(torch.tensor([tokens, positions, tenths], dtype=torch.int64).T.contiguous())
+    entropy, slope = (communicator.concatenated(torch.cat(parts)).numpy() for parts in (entropies, slopes))
     gradients = slope / max(slope.sum(), 1e-30)
     all_tokens, all_positions, all_tenths = whole.T.contiguous()
     return _TokenTable(all_tokens.tolist(), all_positions.tolist(), all_tenths.numpy(), entropy, gradients)

@@ -23,8 +23,8 @@ from pipelines.files import replacing
 from pipelines.grpo.asked import Asked
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collected, Collector, Questions, empty_waiting
+from pipelines.grpo.communicator import Communicator
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
-from pipelines.grpo.exchange import Exchange
 from pipelines.grpo.policy import Policy, Reference
 from pipelines.grpo.update import Updater
 from pipelines.models.causal_lm import parameter_count
@@ -80,7 +80,7 @@ class GRPO(L.LightningModule):
         self.asked.keep(self._state["asked"] if self._state else None)
 
         # What needs the device, and so exists from `on_train_start` on.
-        self._exchange: Exchange
+        self._communicator: Communicator
         self._engine: Engine
         self._collector: Collector
         self._updater: Updater
@@ -121,8 +121,8 @@ class GRPO(L.LightningModule):
     def on_train_start(self) -> None:
         """Prepare the engine, and the first step of a new run or the next one of a resumed run."""
         config, ranks = self.config, self.context.ranks
-        self._exchange = Exchange(ranks.rank, ranks.tasks, self.device)
-        self._engine = self._exchange.together(
+        self._communicator = Communicator(ranks.rank, ranks.tasks, self.device)
+        self._engine = self._communicator.together(
             lambda: load_engine(config.engine, self.model, self.asked.longest_sequence, sharded=self._sharded)
         )
         self._hand_over()
@@ -133,7 +133,7 @@ class GRPO(L.LightningModule):
             config,
             reference=None if self._reference is None else self._reference.policy,
             exact_sampler=self._engine.exact and config.precision == "float32",
-            exchange=self._exchange,
+            communicator=self._communicator,
             micro_batch_tokens=self.context.compute.micro_batch_tokens,
             backward=self._backward,
         )
@@ -147,7 +147,7 @@ class GRPO(L.LightningModule):
         config, context = self.config, self.context
         milestones = config.checkpoints()
         try:
-            if self._exchange.any(context.interrupted()):
+            if self._communicator.any(context.interrupted()):
                 raise Interrupted
             # Milestones are saved before the trainer state, so a resumed run has every milestone up to its step.
             collapse = self._one_step(step, inspect=step in milestones or step == 1)
@@ -161,7 +161,7 @@ class GRPO(L.LightningModule):
                 save_milestone(context, self.model, milestone, sharded=self._sharded)
         if stop:
             self.trainer.should_stop = True
-        elif self._exchange.any(step in milestones or self._save_is_due()):
+        elif self._communicator.any(step in milestones or self._save_is_due()):
             self._save()
 
     def on_train_end(self) -> None:
@@ -201,7 +201,7 @@ class GRPO(L.LightningModule):
 
     def _one_step(self, step: int, *, inspect: bool) -> str | None:
         """Run one step, with forking tokens if `inspect`; returns what has collapsed, if anything."""
-        config, context, exchange = self.config, self.context, self._exchange
+        config, context, communicator = self.config, self.context, self._communicator
         # Sample and verify.
         began = time.time()
         with self._sampling():
@@ -219,7 +219,7 @@ class GRPO(L.LightningModule):
             self._hand_over()
         ended = time.time()
 
-        row = {"step": step, **collected_row(collected, exchange), "kl_start": divergence, **update}
+        row = {"step": step, **collected_row(collected, communicator), "kl_start": divergence, **update}
         collapse = self._record(row)
         held_out = {}
         if config.held_out_every and (step % config.held_out_every == 0 or step == config.steps):
@@ -307,7 +307,7 @@ class GRPO(L.LightningModule):
             tokenizer=self.context.corpus.tokenizer,
             questions=Questions(self.asked.training, seed),
             seed=seed,
-            exchange=self._exchange,
+            communicator=self._communicator,
             interrupted=self.context.interrupted,
         )
 
@@ -320,7 +320,7 @@ class GRPO(L.LightningModule):
         self.totals["held_out"].append([self.step, score])
         shown = groups[:SHOWN_PROMPTS]
         # Only one rank has the text of a response; the others have an empty one.
-        texts = self._exchange.objects([group.texts[0] for group in shown])
+        texts = self._communicator.objects([group.texts[0] for group in shown])
         rows = [
             {
                 "step": self.step,

@@ -29,7 +29,7 @@ from pipelines.grpo.algorithm import (
     token_weights,
 )
 from pipelines.grpo.collection import Group
-from pipelines.grpo.exchange import ALONE, Exchange
+from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.sharing import micro_batches
 from pipelines.rollouts import Scores
@@ -107,20 +107,20 @@ def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[l
 class Division:
     """Divides rows among the ranks, by the operations that each costs, and brings each rank its own."""
 
-    def __init__(self, policy: Policy, exchange: Exchange, tokens: int) -> None:
+    def __init__(self, policy: Policy, communicator: Communicator, tokens: int) -> None:
         """`tokens`: most tokens of a micro-batch."""
-        self.exchange, self._tokens = exchange, tokens
+        self.communicator, self._tokens = communicator, tokens
         model = policy.model
         self._cost = lru_cache(maxsize=None)(lambda length: step_operations(model, length, length))
 
     def __call__(self, rows: Sequence[Row]) -> list[list[Row]]:
         """This rank's micro-batches, with their tokens; as many on every rank, so some may be empty."""
-        exchange = self.exchange
+        communicator = self.communicator
         lengths = [len(row.prompt) + row.length for row in rows]
-        parts = micro_batches(lengths, self._cost, ranks=exchange.ranks, tokens=self._tokens)
+        parts = micro_batches(lengths, self._cost, ranks=communicator.ranks, tokens=self._tokens)
         destination = {index: rank for rank, part in enumerate(parts) for batch in part for index in batch}
-        exchange.deliver(rows, [destination[index] for index in range(len(rows))])
-        return [[rows[index] for index in batch] for batch in parts[exchange.rank]]
+        communicator.deliver(rows, [destination[index] for index in range(len(rows))])
+        return [[rows[index] for index in batch] for batch in parts[communicator.rank]]
 
 
 def measured(policy: Policy, rows: Sequence[Row], *, temperature: float) -> Scores:
@@ -143,7 +143,7 @@ class Updater:
         *,
         reference: Policy | None = None,
         exact_sampler: bool,
-        exchange: Exchange = ALONE,
+        communicator: Communicator = SINGLE_PROCESS,
         micro_batch_tokens: int | None = None,
         backward: Callable[[Tensor, bool], None] = _plain_backward,
     ) -> None:
@@ -154,8 +154,8 @@ class Updater:
         """
         self._policy, self._optimizer, self._config = policy, optimizer, config
         self._reference, self._exact_sampler = reference, exact_sampler
-        self._exchange, self._backward = exchange, backward
-        self.division = Division(policy, exchange, micro_batch_tokens or config.micro_batch_tokens)
+        self._communicator, self._backward = communicator, backward
+        self.division = Division(policy, communicator, micro_batch_tokens or config.micro_batch_tokens)
         cap = config.importance_cap
         if cap is None and not exact_sampler:
             cap = IMPORTANCE_CAP
@@ -182,7 +182,7 @@ class Updater:
         for _ in range(config.epochs):
             for minibatch in minibatches:
                 self._step(minibatch, statistics)
-        row = statistics.row(self._exchange)
+        row = statistics.row(self._communicator)
         return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **row}
 
     def _minibatches(self, by_group: Sequence[list[Row]], limit: int) -> Iterator[list[list[Row]]]:
@@ -211,7 +211,7 @@ class Updater:
         # The weights are of the whole minibatch, so the micro-batches' gradients add up to its gradient.
         for index, micro in enumerate(minibatch):
             # Gradients are averaged over ranks.
-            loss = self._loss(micro, statistics) * self._exchange.ranks
+            loss = self._loss(micro, statistics) * self._communicator.ranks
             self._backward(loss, index + 1 == len(minibatch))
         total: Any = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._config.gradient_clip)
         norm = (total.full_tensor() if hasattr(total, "full_tensor") else total).item()
@@ -275,10 +275,10 @@ class _Statistics:
         """Add the columns of a micro-batch."""
         self.micro_batches.append(torch.stack([column.detach().float().cpu() for column in columns]))
 
-    def row(self, exchange: Exchange) -> dict[str, float]:
+    def row(self, communicator: Communicator) -> dict[str, float]:
         """The ledger's columns, over the tokens of all ranks."""
         local = torch.cat([torch.empty(6, 0), *self.micro_batches], 1)
-        columns = local if exchange.ranks == 1 else exchange.concatenated(local.T.contiguous()).T.contiguous()
+        columns = local if communicator.ranks == 1 else communicator.concatenated(local.T.contiguous()).T.contiguous()
         ratio, low, high, mismatch, entropies, slopes = columns
         percentiles = np.percentile(ratio.numpy(), [1, 50, 99])
         forking = entropies > np.quantile(entropies.numpy(), 1 - FORKING_SHARE)

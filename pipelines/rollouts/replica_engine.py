@@ -5,42 +5,28 @@ learner updates, it is in main memory.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipelines.rollouts.engine import Rollouts, Sampling, never
-from pipelines.rollouts.transformers_engine import generate
+from pipelines.rollouts.transformers_engine import TransformersEngine
 
 
-class ReplicaEngine:
+class ReplicaEngine(TransformersEngine):
     """Samples from a copy in bfloat16; its log-probabilities differ from the learner's by that type's rounding."""
 
+    _model: Any  # a decorator of transformers hides the parameters of `to`
     exact = False
-    checkpoint_names = False
     dtype: torch.dtype | None = torch.bfloat16
     """Type of the copy's parameters; None: the learner's."""
 
     def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
         """`longest` is not needed, since the buffers grow."""
         self._device = model.device
-        self._model: Any = _empty_copy(model, self.dtype or model.dtype)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        n: int,
-        seed: Sequence[int],
-        share: range | None = None,
-        interrupted: Callable[[], bool] = never,
-    ) -> Rollouts:
-        """See `Engine.generate`; batches are as large as the memory for keys and values."""
-        return generate(self._model, prompts, sampling, n=n, seed=seed, share=share, interrupted=interrupted)
+        super().__init__(_empty_copy(model, self.dtype or model.dtype))
 
     @torch.no_grad()
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -242,7 +242,7 @@ def contamination(
             texts[f"grpo {task}"] = [
                 question.question for split in ("rl", "validation") for question in load_questions(task, split, corpus)
             ]
-        except UserError as error:  # the paper's data have a placeholder without questions
+        except UserError as error:  # this task has no questions here; the report says so
             missing[f"grpo {task}"] = str(error)
     # All sources that any token stage of any cell trains on.
     mixtures = [getattr(cell, stage).mixture for cell in cells for stage in TOKEN_STAGES]

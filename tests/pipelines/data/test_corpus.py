@@ -247,11 +247,11 @@ def test_a_changed_cache_is_named_and_built_again(
 
 def test_a_whole_cache_needs_no_right_to_write(tmp_path: Path) -> None:
     """Another user of a group may only read it, and the lock is its builder's."""
-    prepare(config(text=[], tasks_per_family=50), tmp_path)
-    for lock in tmp_path.glob("*.lock"):
-        lock.unlink()
-        lock.mkdir()  # cannot be opened, by root neither
-    prepare(config(text=[], tasks_per_family=50), tmp_path)
+    built = prepare(config(text=[], tasks_per_family=50), tmp_path)
+    (lock,) = tmp_path.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()  # cannot be opened, by root neither
+    assert prepare(config(text=[], tasks_per_family=50), tmp_path).folder == built.folder
 
 
 def test_the_name_of_a_folder_never_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

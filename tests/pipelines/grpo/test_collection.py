@@ -17,6 +17,7 @@ from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Collector, Group, Questions, empty_waiting
+from pipelines.grpo.communicator import SINGLE_PROCESS
 from pipelines.grpo.diagnostics import (
     collected_row,
     correlation,
@@ -25,7 +26,6 @@ from pipelines.grpo.diagnostics import (
     forking_tokens,
     sampled_entropy,
 )
-from pipelines.grpo.exchange import ALONE
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import Division
 from pipelines.rollouts import Rollouts, Sampling, generate, never
@@ -268,7 +268,7 @@ def test_the_sampled_entropy_estimates_the_exact_one() -> None:
 
 def measured_divergence(reference: Qwen3ForCausalLM, groups: list[Group], seed: Sequence[int]) -> float:
     policy = Policy(reference)
-    return divergence_from(policy, groups, config(), seed=seed, division=Division(policy, ALONE, 16384))
+    return divergence_from(policy, groups, config(), seed=seed, division=Division(policy, SINGLE_PROCESS, 16384))
 
 
 def test_the_divergence_from_the_start_is_zero_at_the_start_and_right_elsewhere() -> None:
@@ -283,7 +283,7 @@ def test_the_divergence_from_the_start_is_zero_at_the_start_and_right_elsewhere(
 def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTrainedTokenizerFast) -> None:
     model, groups = tiny(scale=3.0), real_groups(8)
     policy = Policy(model)
-    division = Division(policy, ALONE, 16384)
+    division = Division(policy, SINGLE_PROCESS, 16384)
     rows = forking_tokens(policy, groups, config(), tokenizer=tokenizer, step=7, division=division)
     p = distributions(model, groups)
     entropies = -(p.exp() * p).sum(-1).numpy()

@@ -22,6 +22,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, StageFailure, UserError
+from pipelines.files import write_sealed
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, parameter_count, save_checkpoint
 from pipelines.models.sizes import forward_operations
@@ -364,9 +365,9 @@ def test_a_trainer_state_that_does_not_fit_is_reported(corpus: Corpus, tmp_path:
     newest = tmp_path / "resume" / "step-000003"
     (largest,) = newest.glob("*.distcp")
     largest.write_bytes(largest.read_bytes()[:2000])
-    with pytest.raises(StageFailure, match="truncated; delete it to resume from step 2"):
+    with pytest.raises(StageFailure, match=r"its sha256 is .*; delete .*step-000003 to resume from step 2"):
         run_training(corpus, tmp_path, budget)
-    (newest / "trainer.json").write_text('{"format": 7, "step": 3}')
+    write_sealed(newest / "trainer.json", {"format": 7, "step": 3})
     with pytest.raises(StageFailure, match="format 7"):
         run_training(corpus, tmp_path, budget)
 

@@ -62,8 +62,9 @@ def test_two_paths_of_one_store_are_one_store(folders: tuple[Path, Path], monkey
     monkeypatch.chdir(folders[0])
     os.symlink("store", "link")
     Store.create("store")
-    cells = compose_cells(["store=store,./store,link"])
-    prepared(cells)
+    graph, store = prepared(compose_cells(["store=store,./store,link"]))
+    assert len(graph.cells) == 1
+    assert store.root.resolve() == folders[0].resolve() / "store"
 
 
 def test_a_retry_from_another_directory_finds_the_files_of_the_launch(folders: tuple[Path, Path]) -> None:

@@ -32,7 +32,7 @@ class Response(Protocol):
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Communicator:
     """The messages of one rank of `ranks`. All ranks call the same functions in the same order."""
 
     rank: int = 0
@@ -125,8 +125,8 @@ class Exchange:
             row.sampler_log_probs = part[row.length :].clone().view(torch.float32)
 
 
-ALONE = Exchange()
-"""The exchange of a single process."""
+SINGLE_PROCESS = Communicator()
+"""The communicator of a single process."""
 
 
 def _packed(row: Response) -> Tensor:
