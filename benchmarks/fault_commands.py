@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sweeps.execute.fork_server import PRELOAD, PRELOAD_FOR_TRACKING, THREADS
+from sweeps.execute.fork_server import PRELOAD, PRELOAD_FOR_TRACKING, THREADS, restore_signals
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = "fault-server"
@@ -51,7 +51,7 @@ def start_command(arguments: Sequence[str], log: Path, *, forked: bool, environm
     status = 1
     try:
         os.setsid()
-        _default_signals()
+        restore_signals()
         os.chdir(log.parent)
         os.environ.update(environment)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -85,13 +85,6 @@ def _run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _default_signals() -> None:
-    """Handlers as in a program that a terminal starts, also if the harness runs in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def _fork_in_place(executable: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
     """What `multiprocessing` calls to start `python -c CODE` as its fork server or resource tracker."""
     pid = os.fork()
@@ -100,7 +93,7 @@ def _fork_in_place(executable: bytes, arguments: Sequence[str], descriptors: Seq
     try:
         multiprocessing.util.spawnv_passfds = _spawn
         # What a fresh program would have: default handlers, no other descriptors, the code as its only work.
-        _default_signals()
+        restore_signals()
         kept = {0, 1, 2, *descriptors}
         for descriptor in map(int, os.listdir("/proc/self/fd")):
             if descriptor not in kept:

@@ -93,7 +93,7 @@ def _start_server() -> None:
     """Start the fork server, if it does not run yet, so that Ctrl-C in the terminal does not reach it.
 
     It ignores Ctrl-C only once it has imported the libraries, and would print a traceback before. A signal that is
-    blocked stays blocked in a new program; workers let it in again (`_run`).
+    blocked stays blocked in a new program; workers let it in again (`restore_signals`).
     """
     resource_tracker.ensure_running()  # the server starts it too, and that lets the signal in again
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -131,10 +131,7 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
     gc.freeze()  # the imported libraries stay; a collection that visits them would copy their memory
     gc.enable()  # the server has disabled it
     os.setsid()  # Ctrl-C in the terminal reaches only the command, which then asks its workers to stop
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores these
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    restore_signals()
     os.environ.update(environment)
     _set_threads()
     # From here on, everything that is written to standard output and error goes to the worker's files.
@@ -144,6 +141,14 @@ def _run(work: Callable[[Path], object], folder: Path, environment: dict[str, st
         os.dup2(file, descriptor)
         os.close(file)
     work(log)
+
+
+def restore_signals() -> None:
+    """Receive signals as a program does that a terminal starts; the fork server blocks or ignores them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _set_threads() -> None:

@@ -14,6 +14,7 @@ from analysis.study import read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from tests.analysis.conftest import Measured, write_run
+from tests.published import publish
 
 SEEDS = ["+sweep=nano", "seed=1,2,3,4,5"]
 
@@ -110,7 +111,9 @@ def test_problems_are_read_from_samples(make_store: Callable) -> None:
                 for q in range(6)
                 for s in range(8)
             ]
-            write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
+            folder = store.root / "evaluate" / run.signature
+            write_rows(folder / SAMPLES, rows)
+            publish(folder)
     source = StudySource(read_study(graph, store))
     ((parsed,),) = [parse('value("ce", benchmark="Chain-3", metric="avg") > 0', "c")]
     (term,) = parsed.terms

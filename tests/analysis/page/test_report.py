@@ -315,7 +315,7 @@ def test_text_from_models_and_ledgers_cannot_run(browser: Browser, tmp_path: Pat
     troubles = watched(page)
     page.goto((folder / "report.html").as_uri())
     page.locator("section.table tbody td a:visible").first.click()
-    assert page.locator("#lineage").is_visible()
+    page.locator("#lineage").wait_for(state="visible", timeout=5000)  # it opens when the address has changed
     page.keyboard.press("Escape")
     page.select_option("[data-filter=objective]", index=1)
     assert 0 < page.locator("section.table:visible").count() < page.locator("section.table").count()

@@ -4,6 +4,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -220,17 +221,17 @@ print(failure())
     assert second == "1.0"
 
 
-def test_a_right_program_passes_where_nothing_can_be_written() -> None:
+def test_a_right_program_passes_where_nothing_can_be_written(tmp_path: Path) -> None:
     """Every file system read-only, and a full one for temporary files."""
     read_only = (
-        "set -e; mount -o remount,bind,ro /; mount -t tmpfs -o size=4k none /tmp; "
-        'cat /dev/zero >/tmp/full 2>/dev/null || true; exec "$@"'
+        f"set -e; mount -o remount,bind,ro /; mount -t tmpfs -o size=4k none {tmp_path}; "
+        f'cat /dev/zero >{tmp_path}/full 2>/dev/null || true; export TMPDIR={tmp_path}; exec "$@"'
     )
     prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", read_only, "sh")
     if shutil.which("unshare") is None or subprocess.run([*prefix[:4], "true"]).returncode:
         pytest.skip("no namespaces here")
     script = f"""{FAILING}
-for path in ("/tmp/x", "/x"):
+for path in ("{tmp_path}/x", "/x"):
     try:
         with open(path, "w") as file:
             file.write("x")

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines.configuration import STAGES
 from sweeps.compose.cells import compose_jobs
+from sweeps.execute.fork_server import restore_signals
 from sweeps.monitor.launched_sweeps import records
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command
@@ -79,9 +80,7 @@ def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
 
 def _alone(folder: Path, arguments: list[str]) -> None:
     """The body of a process: the only rank of a torchrun, with the handlers of a fresh program."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    restore_signals()
     result = one_rank(1, folder, *arguments)
     (folder / "errors").write_text(result.stderr)
     sys.exit(result.returncode)
