@@ -100,7 +100,7 @@ def test_the_models_own_pass_scores_as_the_one_by_hand(checkpointing: str) -> No
         torch.testing.assert_close(one.grad, another.grad, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_score_and_sample_alike() -> None:
     """Scores and gradients by compiled layers, for two shapes, and samples, which run uncompiled."""

@@ -17,6 +17,7 @@ from tests.sweeps.execute.test_local import check_log
 pytestmark = NEEDS_SLURM
 
 
+@pytest.mark.ci_only
 def test_a_requeued_job_gives_the_bits_of_an_uninterrupted_run(
     plain: Cluster, shaping_run: Command, tmp_path: Path
 ) -> None:
@@ -83,7 +84,7 @@ def test_a_requeued_and_a_cancelled_job_save_their_state_with_default_tracking(p
     assert wandb_steps(file) == [row["step"] for row in run.ledger()]
 
 
-@pytest.mark.parametrize("places", ["tasks", "nodes"])
+@pytest.mark.parametrize("places", ["tasks", pytest.param("nodes", marks=pytest.mark.ci_only)])
 def test_two_tasks_train_as_one(plain: Cluster, shaping_run: Command, tmp_path: Path, places: str) -> None:
     """Each of two tasks, of one node or two, takes half of every batch: the same, up to the order of summation."""
     cell = [*SMALL, *FEW, "until=pretrain"]
