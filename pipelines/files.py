@@ -206,7 +206,9 @@ def _read(path: Path, fix: str) -> bytes:
         if not path.is_file() and path.exists():
             raise UserError(f"{path}: it is not a file; {fix}")
         return path.read_bytes()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(f"{path}: it is a link to {os.readlink(path)}, which does not exist; {fix}") from error
         raise
     except PermissionError as error:
         raise unreadable(path, error) from error

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from sweeps.compose.composer import Composer, NeedsHydra
 from sweeps.compose.config_files import initialized_hydra
 from sweeps.compose.error_messages import one_line, sentence
-from sweeps.compose.expansion import expand
+from sweeps.compose.expansion import expand, parsed
 from sweeps.compose.launcher_options import (  # registers all typed options with Hydra
     LocalLauncherConfig,
     SlurmLauncherConfig,
@@ -99,10 +99,13 @@ def compose_jobs(jobs: Sequence[Sequence[str]], composer: Composer | None = None
 def compose_launcher(overrides: Sequence[str]) -> LocalLauncherConfig | SlurmLauncherConfig:
     """Returns the launcher's options that `hydra/launcher=...` and `hydra.launcher.*` among `overrides` name."""
     try:
+        parsed(overrides)
         with initialized_hydra():
             config = compose(config_name="config", overrides=list(overrides), return_hydra_config=True)
             launcher = OmegaConf.to_object(config.hydra.launcher)
     except Exception as error:
         raise UserError(sentence(error)) from error
-    assert isinstance(launcher, LocalLauncherConfig | SlurmLauncherConfig)
+    if not isinstance(launcher, LocalLauncherConfig | SlurmLauncherConfig):
+        name = config.hydra.runtime.choices["hydra/launcher"]
+        raise UserError(f"hydra/launcher={name}: it runs no graph of stage runs; start from local or slurm")
     return launcher

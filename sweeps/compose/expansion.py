@@ -14,6 +14,8 @@ from pipelines.errors import UserError
 from sweeps.compose.config_files import initialized_hydra, options_of
 from sweeps.compose.named_sweeps import cells_of_sweep
 
+HYDRA_GROUPS = {"hydra/launcher": "local or slurm", "hydra/sweeper": "graph"}
+"""Groups of Hydra itself -> our options in them; `basic` is Hydra's own."""
 COMBINED_GROUPS = ("tracking",)
 """Groups of which several options may be chosen together."""
 MOST_CELLS = 100_000
@@ -42,14 +44,19 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def parsed(arguments: Sequence[str]) -> list[Override]:
-    """Returns the overrides of a command line; raises `UserError` for an option of a group that is no name."""
+    """Returns the overrides of a command line.
+
+    Raises `UserError` for an option of a group that is no name, and for Hydra's own launcher and sweeper.
+    """
     with initialized_hydra():
         # The parser needs the config loader to look up the options that globs match.
         loader = GlobalHydra.instance().config_loader()
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-        groups = loader.list_groups("")
+        groups = {*loader.list_groups(""), *HYDRA_GROUPS}
     for override in overrides:
         key, line, value = override.key_or_group, override.input_line, override.value()
+        if key in HYDRA_GROUPS and value == "basic":
+            raise UserError(f"{line}: it runs no graph of stage runs; choose {HYDRA_GROUPS[key]}")
         if key not in groups or override.is_delete() or override.is_sweep_override() or isinstance(value, str):
             continue
         typed = override.get_key_element()

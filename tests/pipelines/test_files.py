@@ -169,6 +169,11 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         read_json(tmp_path / "missing.json")
     with pytest.raises(UserError, match=r"it is not a file"):
         read_json(tmp_path)
+    for name in ("nothing", "link"):  # a link to nothing, and one to itself, are no missing files
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / name)
+        with pytest.raises(UserError, match=r"link: it (is a link to .*nothing, which does not exist|cannot be read)"):
+            read_json(tmp_path / "link")
 
 
 def test_json_survives_writing_and_reading(tmp_path: Path) -> None:
