@@ -55,7 +55,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             flush(path.parent)
     except BaseException as error:
-        full = _full_disk(error, path)
+        full = full_disk(error, path)
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         if full:
@@ -63,8 +63,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
 
 
-def _full_disk(error: BaseException, path: Path) -> str | None:
-    """What the disk of `path` lacks if `error` says that it is full; torch and safetensors only say so in words."""
+def full_disk(error: BaseException, path: Path) -> str | None:
+    """What the disk of `path` lacks, with the way out, if `error` says, perhaps in words, that it is full."""
     if isinstance(error, OSError):
         return why_full(path, error) if error.errno in FULL else None
     words = re.search(r"No space left on device|Disk quota exceeded|PytorchStreamWriter|os error 28", str(error))

@@ -26,8 +26,8 @@ from typing import Any
 from submitit import JobEnvironment
 
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.errors import Interrupted, StageFailure
-from pipelines.files import flush, sha256, write_sealed
+from pipelines.errors import Interrupted, StageFailure, UserError
+from pipelines.files import flush, full_disk, sha256, write_sealed
 from pipelines.logs import set_up_logging
 from pipelines.published import SAVED, checked_checkpoint, saved_hashes
 from pipelines.python_gc import no_collection
@@ -343,7 +343,7 @@ class _Attempt:
         # Only an error of the stage itself is a failure. A stage that was asked to stop can be retried; if its job was
         # near its time limit (SIGUSR2), Slurm runs the requeued job again.
         if not isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
-            self._end("failed", f"{type(error).__name__}: {error}")
+            self._end("failed", self._reason(error))
         elif not self.task.slurm_job or signal.SIGUSR2 not in self.work.signals.received:
             self._end("interrupted", "stopped")
         # Requeues by Slurm itself, after a preemption for example, do not count.
@@ -358,6 +358,15 @@ class _Attempt:
             raise StageFailure(reason) from error
         else:
             self._requeue(self.task.slurm_job)
+
+    def _reason(self, error: BaseException) -> str:
+        """What to record about an error: its type and message, or the way out if the disk was full."""
+        if not isinstance(error, StageFailure | UserError):
+            # `replacing` names a full disk itself, but ledgers and logs grow line by line.
+            path = getattr(error, "filename", None) or self.lease.work
+            if full := full_disk(error, Path(path)):
+                return f"StageFailure: {path}: {full} and run the same command again"
+        return f"{type(error).__name__}: {error}"
 
     def _requeue(self, job: str) -> None:
         """Have Slurm run this job again, which resumes; a cluster that refuses that makes the attempt a failure."""

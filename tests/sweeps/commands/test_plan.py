@@ -11,7 +11,7 @@ from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.cost import Assumptions, Rate, work
 from sweeps.plan.planner import plan
 from tests.published import publish
-from tests.sweeps.commands.test_sweeps import FEW, run, sweeps
+from tests.sweeps.commands.untrained import FEW, run, sweeps
 
 
 def timed_store(folder: Path, rate: Rate, ranks: int) -> None:

@@ -1,7 +1,6 @@
 """The daily commands on a store whose stage runs are made by the real executor and train nothing."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -9,68 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipelines.evaluation.samples import SAMPLES, write_rows
 from pipelines.files import read_sealed, write_sealed
-from sweeps.monitor.index import summaries
 from sweeps.store.stage_runs import Store
-from tests.in_process import Result, in_process
-from tests.published import publish
+from tests.in_process import in_process
+from tests.sweeps.commands.untrained import FAKE, FEW, rows, run, sweeps
 
 pytestmark = pytest.mark.slow
-
-REPOSITORY = Path(__file__).parents[3]
-FAKE = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/sweeps/fake'}:{REPOSITORY}"}
-FEW = ["pretrain.milestones=1", "midtrain.milestones=1", "grpo.milestones=1", "tracking=off",
-       "evaluation.controls.matched=[]", "evaluation.controls.theory=[]"]  # fmt: skip
-
-
-def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Result:
-    """Run a command in a new process, because its workers are forked from it and must not train."""
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**FAKE, **environment}, capture_output=True, text=True, check=False, timeout=120
-    )
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """Run `shaping-run` without training."""
-    return process("sweeps.commands.run", *arguments, cwd=cwd, **environment)
-
-
-def sweeps(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """Run `shaping-sweeps` without training."""
-    if arguments[0] == "retry":
-        result = process("sweeps.commands.shaping_sweeps", *arguments, cwd=cwd, **environment)
-    else:
-        result = in_process("sweeps.commands.shaping_sweeps", *arguments, cwd=cwd, environment={**FAKE, **environment})
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of two finished cells, and one that failed in mid-training."""
-    folder = tmp_path_factory.mktemp("made")
-
-    assert run("objective=ce,precision", *FEW, cwd=folder, FAKE_FAIL="no such word").returncode == 0
-    failed = run("seed=7", *FEW, cwd=folder, FAKE_FAIL='"stage": "midtrain"')
-    assert failed.returncode == 1
-    return folder
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, which a test may change."""
-    shutil.copytree(made / "store", tmp_path / "store")
-    return tmp_path
-
-
-def rows(folder: Path, *filters: str) -> list[dict[str, Any]]:
-    return json.loads(sweeps("status", "--json", *filters, cwd=folder).stdout)
 
 
 def test_status_lists_failures_first(made: Path) -> None:
@@ -273,124 +219,6 @@ def test_a_second_command_waits_for_what_the_first_is_running(tmp_path: Path) ->
     assert sum(int(output.split(" stage runs done in")[0].split()[-1]) for output in outputs) == 2
 
 
-def test_verify_reports_changed_files(folder: Path) -> None:
-    fine = sweeps("verify", cwd=folder)
-    assert (fine.returncode, "15 stage runs checked, 0 with faults" in fine.stdout) == (0, True)
-    store = Store.open(folder / "store")
-    changed, lost, swapped = [run for run in store.runs() if run.stage == "pretrain" and run.result]
-    weights = next(changed.folder.glob("checkpoints/*/weights"))
-    weights.write_text("other")
-    next(lost.folder.glob("checkpoints/*/weights")).unlink()
-    write_sealed(swapped.folder / "spec.json", swapped.spec | {"config": swapped.spec["config"] | {"seed": 99}})
-    checked = sweeps("verify", "--json", cwd=folder)
-    assert checked.returncode == 1
-    faults = json.loads(checked.stdout)["faults"]
-    assert set(faults) == {changed.signature, lost.signature, swapped.signature}
-    assert "its sha256 is" in faults[changed.signature][0]
-    assert "was published and is missing" in faults[lost.signature][0]
-    assert "its content has the signature" in faults[swapped.signature][0]
-
-
-def test_a_changed_checkpoint_is_refused_and_run_again_with_what_descends_from_it(folder: Path) -> None:
-    """Only the last four bytes are others, and the file has its size and time."""
-    store = Store.open(folder / "store")
-    cell = {run.stage: run for run in store.runs() if run.spec["labels"]["objective"] == "precision"}
-    weights = next(cell["midtrain"].folder.glob("checkpoints/*/weights"))
-    times = weights.stat()
-    weights.write_bytes(weights.read_bytes()[:-4] + b"WXYZ")
-    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    shutil.rmtree(cell["grpo"].folder)
-    # What has to be trained from it is refused, by the name of the file and with the command that mends it.
-    refused = run("objective=ce,precision", *FEW, cwd=folder)
-    assert refused.returncode == 1
-    assert f"FAILED grpo nano/precision/seed1: StageFailure: {weights}: its sha256 is" in refused.stdout
-    assert "shaping-sweeps verify --redo" in refused.stdout
-    # What was trained from it is named.
-    checked = json.loads(sweeps("verify", "--json", cwd=folder).stdout)
-    assert set(checked["faults"]) == {cell["midtrain"].signature}
-    descendants = {run.signature for run in store.runs() if cell["midtrain"].signature in str(run.spec["parent"])}
-    assert set(checked["descendants"]) >= descendants
-    assert cell["pretrain"].signature not in checked["descendants"]
-    # One command runs both again.
-    redone = process("sweeps.commands.shaping_sweeps", "verify", "--redo", cwd=folder)
-    assert redone.returncode == 0, redone.stdout + redone.stderr
-    assert sweeps("verify", cwd=folder).returncode == 0
-    assert {row["status"] for row in rows(folder, "objective=precision")} == {"done"}
-
-
-def test_a_model_that_was_trained_again_with_other_weights_makes_its_descendants_doubtful(folder: Path) -> None:
-    store = Store.open(folder / "store")
-    midtrain = next(run for run in store.runs() if run.stage == "midtrain" and run.result)
-    weights = next(midtrain.folder.glob("checkpoints/*/weights"))
-    weights.write_text("trained on another machine")
-    publish(midtrain.folder)
-    checked = sweeps("verify", cwd=folder)
-    assert checked.returncode == 1
-    assert f"it was computed from other weights than midtrain/{midtrain.signature} has now" in checked.stdout
-
-
-@pytest.mark.parametrize("name", ["state.json", "index.json"])
-def test_a_broken_file_that_is_written_again_makes_nothing_train_again(folder: Path, name: str) -> None:
-    store = Store.open(folder / "store")
-    done = next(run for run in store.runs() if run.status == "done")
-    path = store.root / name if name == "index.json" else done.folder / name
-    for content in ("{", "[]", '{"runs": {"pretrain/x": 3}, "status": 5, "attempts": {}}'):
-        path.write_text(content)
-        assert f"done        {done.signature}" in sweeps("status", "--all", cwd=folder).stdout
-        assert sweeps("show", done.signature, cwd=folder).returncode == 0
-        checked = sweeps("verify", cwd=folder)
-        assert "--redo" not in checked.stdout
-        assert checked.returncode == (name == "state.json")
-        assert ("delete only this file" in checked.stdout) == (name == "state.json")
-    path.unlink(missing_ok=True)
-    assert sweeps("verify", cwd=folder).returncode == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"nonsense", b'{"benchmark": 1}\n'])
-def test_measure_names_changed_samples(folder: Path, content: bytes) -> None:
-    store = Store.open(folder / "store")
-    first, second = [run for run in store.runs() if run.stage == "evaluate" and run.result][:2]
-    rows_of = [{"benchmark": "B", "item": 0, "vote": 1, "answer": "1", "reward": 1.0, "length": 3, "question": "q"}]
-    for evaluation in (first, second):
-        write_rows(evaluation.folder / SAMPLES, rows_of)
-        publish(evaluation.folder)
-    (first.folder / SAMPLES).write_bytes(content)
-    measured = sweeps("measure", "--json", cwd=folder)
-    assert measured.returncode == 1
-    assert f"{first.folder / SAMPLES}: its sha256 is" in measured.stderr
-    assert {row["stage_run"] for row in json.loads(measured.stdout)} == {second.signature}
-
-
-def test_a_folder_that_cannot_be_entered_stops_only_its_stage_run(folder: Path) -> None:
-    """Permissions bind a process of root that gave up the right to ignore them."""
-    if shutil.which("setpriv") is None:
-        pytest.skip("no setpriv here")
-    store = Store.open(folder / "store")
-    closed = next(run for run in store.runs() if run.stage == "midtrain" and run.spec["labels"]["objective"] == "ce")
-    # Only new enough to be read: what the index has read before is still right.
-    (folder / "store" / "index.json").unlink(missing_ok=True)
-    closed.folder.chmod(0)
-    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    try:
-        for words, message in {
-            ("sweeps.commands.run", "objective=ce,precision", *FEW): "it cannot be written (Permission denied)",
-            ("sweeps.commands.shaping_sweeps", "verify"): "it cannot be read (Permission denied)",
-            ("sweeps.commands.shaping_sweeps", "status"): "corrupt",
-        }.items():
-            command = [*bound, sys.executable, "-m", *words]
-            ended = subprocess.run(command, cwd=folder, env=FAKE, capture_output=True, text=True, check=False)
-            assert ended.returncode == 1, ended.stdout + ended.stderr
-            assert "Traceback" not in ended.stdout + ended.stderr
-            assert message in ended.stdout
-        assert "1 with faults" in subprocess.run(
-            [*bound, sys.executable, "-m", "sweeps.commands.shaping_sweeps", "verify"],
-            cwd=folder, env=FAKE, capture_output=True, text=True, check=False,
-        ).stdout  # fmt: skip
-    finally:
-        closed.folder.chmod(0o755)
-    assert sweeps("verify", cwd=folder).returncode == 0
-
-
 def test_stage_runs_can_be_copied_to_another_store(made: Path, tmp_path: Path) -> None:
     """Their folders are copied as rsync does it, and they count as done."""
     copy = Store.create(tmp_path / "store")
@@ -421,29 +249,6 @@ def test_gc_lists_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None
     assert {row["status"] for row in rows(folder, "sweep=nano")} == {"done"}
 
 
-def test_the_index_can_be_deleted_and_damaged(folder: Path) -> None:
-    store = Store.open(folder / "store")
-    expected = summaries(store)
-    index = store.root / "index.json"
-    for damage in (index.unlink, lambda: index.write_text("{"), lambda: index.write_text('{"format": 0, "runs": 3}')):
-        if index.exists():
-            damage()
-        assert summaries(store) == expected
-    (one, *_) = [run for run in store.runs() if run.stage == "grpo"]
-    time.sleep(2.1)
-    assert summaries(store)[one.signature].status == "done"
-    (one.folder / "result.json").unlink()
-    assert summaries(store)[one.signature].status == "corrupt"  # as its state.json says that it was done
-    assert "result.json: it was published and is missing" in sweeps("verify", cwd=folder).stdout
-    write_sealed(one.folder / "state.json", one.state | {"status": "failed"})
-    assert summaries(store)[one.signature].status == "failed"
-    (one.folder / "spec.json").write_text("{")
-    assert summaries(store)[one.signature].status == "corrupt"
-    assert sweeps("status", cwd=folder).returncode == 1
-    shutil.rmtree(one.folder)
-    assert one.signature not in summaries(store)
-
-
 def test_why_names_the_keys(folder: Path) -> None:
     words = ["plan", *FEW, "grpo.learning_rate=1e-4", "midtrain.decay=linear", "--why", "nano/ce/seed1"]
     output = sweeps(*words, cwd=folder).stdout
@@ -459,11 +264,11 @@ def test_why_names_the_keys(folder: Path) -> None:
 
 def test_why_names_a_raised_stage_version(folder: Path) -> None:
     store = Store.open(folder / "store")
-    for run in list(store.runs()):
-        if run.stage == "pretrain":
-            other = run.signature[::-1]
-            write_sealed(run.folder / "spec.json", run.spec | {"version": 0, "signature": other})
-            run.folder.rename(run.folder.with_name(other))
+    for stored in list(store.runs()):
+        if stored.stage == "pretrain":
+            other = stored.signature[::-1]
+            write_sealed(stored.folder / "spec.json", stored.spec | {"version": 0, "signature": other})
+            stored.folder.rename(stored.folder.with_name(other))
     output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
     assert "pretrain.version: 2 here, 0 there" in output
 
@@ -494,21 +299,3 @@ def test_plan_counts_what_runs_elsewhere(tmp_path: Path) -> None:
 def test_cells_of_one_name_are_told_apart(tmp_path: Path) -> None:
     cells = json.loads(sweeps("plan", "grpo.learning_rate=1e-4,2e-4", *FEW, "--json", cwd=tmp_path).stdout)["cells"]
     assert list(cells) == ["nano/ce/seed1/grpo.learning_rate=0.0001", "nano/ce/seed1/grpo.learning_rate=0.0002"]
-
-
-def test_a_full_disk_is_named_and_free_space_is_enough_to_resume(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("only root may mount the small disk that this fills")
-    try:
-        failed = run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000")
-        assert failed.returncode == 1
-        assert "No space left on device; free some space" in failed.stderr + failed.stdout
-        assert "Traceback" not in failed.stderr + failed.stdout
-        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        assert run("seed=1", *FEW, "store=disk/store", cwd=tmp_path, FAKE_BYTES="900000").returncode == 0
-        assert "0 with faults" in sweeps("verify", "--store", "disk/store", cwd=tmp_path).stdout
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)

@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.store.stage_runs import Store, StoredRun
 from tests.sweeps.commands.test_run import processes_in, until
-from tests.sweeps.commands.test_sweeps import FAKE, FEW, run
+from tests.sweeps.commands.untrained import FAKE, FEW, run
 
 pytestmark = pytest.mark.slow
 

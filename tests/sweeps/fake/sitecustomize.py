@@ -5,6 +5,7 @@ anything imports it, and torch is not loaded. Environment variables control what
 
     FAKE_SECONDS   how long it runs (default 0); it checks all the time whether to stop
     FAKE_FAIL      a string; stage runs whose spec contains it fail
+    FAKE_FULL      a string; stage runs whose spec contains it find the disk full when they write their ledger
     FAKE_DIE       a string; stage runs whose spec contains it kill their own process
     FAKE_BYTES     size of its checkpoint (by default that of the signature)
     FAKE_MEMORY    bytes of memory that it fills first
@@ -13,6 +14,7 @@ The metric `cores` is the number of cores that it may use.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -27,6 +29,8 @@ def run_stage(spec, *, folder, parent, reference, interrupted, **_):
     print(f"working on {spec['signature']}", file=sys.stderr, flush=True)
     if os.environ.get("FAKE_FAIL", "nothing at all") in text:
         raise RuntimeError("asked to fail")
+    if os.environ.get("FAKE_FULL", "nothing at all") in text:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "ledger.jsonl"))
     if os.environ.get("FAKE_DIE", "nothing at all") in text:
         print("about to die", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
