@@ -7,7 +7,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ from pipelines.evaluation.context import Control, EvaluationContext
 from pipelines.evaluation.distribution import matched_temperature, mean_entropy
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.held_out_text import held_out_rows
+from pipelines.evaluation.sampler import check_sampler
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
 from pipelines.tracking.start import start_trackers
 from pipelines.training.train import train
+from pipelines.training.weight_stream import weight_stream
 from shaping.objective import Objective
 
 logger = logging.getLogger("pipelines")
@@ -157,6 +161,7 @@ def _grpo(context: StageContext) -> Outcome:
 
 def _evaluate(context: StageContext) -> Outcome:
     config = dict(context.config["evaluation"])
+    planned = config.pop("sampler", None)
     files = context.spec["compute"].get("files", {})
     benchmarks = {name: _benchmark(name, content, files) for name, content in config.pop("benchmarks").items()}
     # What cached rows depend on, besides the benchmark itself.
@@ -166,14 +171,20 @@ def _evaluate(context: StageContext) -> Outcome:
     cache = BenchmarkCache(context.cache / "evaluations", identity, context.ranks, context.interrupted)
     model = on_device(load_model(context.source), context.ranks.rank)
     _log_model(model)
+    settings = {key: planned[key] for key in ("engine", "precision")} if planned else {}
     evaluation = EvaluationContext(
         stage=context,
         model=model,
-        config=EvaluationConfig(name="", **config, benchmarks=benchmarks),
+        config=EvaluationConfig(name="", **config, **settings, benchmarks=benchmarks),
         top_k=context.config["data"]["top_k"],
         cache=cache,
+        weights=partial(weight_stream, model),
     )
-    return evaluate(replace(evaluation, control=_control(evaluation, variant)) if variant else evaluation)
+    check_sampler(evaluation.config, planned)
+    if variant:
+        evaluation = replace(evaluation, control=_control(evaluation, variant))
+    with closing(evaluation.sampler):
+        return evaluate(evaluation)
 
 
 def _benchmark(name: str, content: dict[str, Any], files: dict[str, str]) -> BenchmarkConfig:

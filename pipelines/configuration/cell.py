@@ -17,6 +17,7 @@ from pipelines.configuration.bounds import check_bounds
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
+from pipelines.configuration.engines import engine_fault
 from pipelines.configuration.evaluation import CHOICE_TASKS, HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.model import ModelConfig
@@ -201,6 +202,12 @@ def unsupported(cell: Cell) -> str | None:
                     f"evaluation.benchmarks.{name}: it is a task of lm-eval, which is not installed: pip install "
                     "'shaping[evaluation]', or choose evaluation=nano"
                 )
+    engines = {"evaluation.engine": cell.evaluation.engine}
+    if cell.until == "grpo":
+        engines["grpo.engine"] = cell.grpo.engine
+    for key, engine in engines.items():
+        if fault := engine_fault(engine):
+            return f"{key}={engine}: {fault}"
     return None
 
 

@@ -3,10 +3,13 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from pipelines.configuration import TRAINING_STAGES
+from pipelines.configuration.engines import ENGINES, TYPES, engine_version
+from pipelines.configuration.signed_content import added_later
 from pipelines.errors import require, require_option, require_positive
 from pipelines.files import sha256
 from pipelines.verifiers.content import installed_version
@@ -14,6 +17,8 @@ from pipelines.verifiers.registry import VERIFIERS
 
 HARNESS = ("harness", "harness_choice")
 """Kinds of benchmarks that are tasks of lm-eval."""
+SAMPLED = ("sampled", "harness")
+"""Kinds of benchmarks whose answers are sampled; the others only score given texts."""
 KINDS = ("sampled", "choice", "text", *HARNESS)
 CHOICE_TASKS = {
     "module": "pipelines.evaluation.multiple_choice:module_items",
@@ -130,6 +135,12 @@ class EvaluationConfig:
     """Control -> stages at whose end the cross-entropy checkpoint is measured once more for each other objective of the
     sweep. `matched`: at the temperature that gives it the entropy of that objective's checkpoint; `theory`: with the
     distribution into which the objective would turn its own."""
+    engine: str = added_later(as_before="transformers")
+    """Engine that samples answers: `transformers`, the checkpoint itself in float32; `replica`, a copy; or `vllm`.
+    Texts that are given are always scored by the checkpoint itself in float32. Ours."""
+    precision: str | None = added_later(as_before=None)
+    """Type in which the engine computes, `float32` or `bfloat16`; null: float32 for `transformers`, else bfloat16.
+    Ours."""
 
     def __post_init__(self) -> None:
         for name, benchmark in self.benchmarks.items():
@@ -143,6 +154,18 @@ class EvaluationConfig:
         for k in self.pass_k:
             require(k >= 1, "evaluation.pass_k", k, fix="it must be 1 or more")
         self._check_controls()
+        self._check_engine()
+
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """What samples answers and their values depend on, for signatures and cache keys; None: the checkpoint itself.
+
+        `version` is that of an engine that is not part of this project.
+        """
+        if self.engine == "transformers":
+            return None
+        precision = self.precision or "bfloat16"
+        return {"engine": self.engine, "precision": precision, "version": engine_version(self.engine)}
 
     def check_means_something(self) -> None:
         """Raise a `UserError` for benchmarks that are never measured and for Pass@k that is never reported.
@@ -154,7 +177,7 @@ class EvaluationConfig:
         for name, benchmark in self.benchmarks.items():
             key = f"evaluation.benchmarks.{name}"
             require(bool(benchmark.stages), f"{key}.stages", "[]", fix=f"it is never measured; delete it: ~{key}")
-        samples = [part.samples for part in self.benchmarks.values() if part.kind in ("sampled", "harness")]
+        samples = [part.samples for part in self.benchmarks.values() if part.kind in SAMPLED]
         fix = "it lists each k that is reported once, such as [1,4]"
         is_list = len(set(self.pass_k)) == len(self.pass_k) and (bool(self.pass_k) or not samples)
         require(is_list, "evaluation.pass_k", self.pass_k, fix=fix)
@@ -168,7 +191,7 @@ class EvaluationConfig:
         for name, benchmark in self.benchmarks.items():
             if stage in benchmark.stages and benchmark.kind == "text":
                 longest["evaluation.text_length"] = self.text_length
-            elif stage in benchmark.stages and benchmark.kind in ("sampled", "harness"):
+            elif stage in benchmark.stages and benchmark.kind in SAMPLED:
                 if benchmark.max_new_tokens is not None:
                     longest[f"evaluation.benchmarks.{name}.max_new_tokens"] = benchmark.max_new_tokens
                 elif stage in self.stage_max_new_tokens:
@@ -176,6 +199,17 @@ class EvaluationConfig:
                 else:
                     longest["evaluation.max_new_tokens"] = self.max_new_tokens
         return longest
+
+    def _check_engine(self) -> None:
+        require_option("evaluation.engine", self.engine, ENGINES)
+        if self.precision is not None:
+            require_option("evaluation.precision", self.precision, TYPES)
+        require(
+            self.engine != "transformers" or self.precision != "bfloat16",
+            "evaluation.precision",
+            self.precision,
+            fix="evaluation.engine=transformers samples from the checkpoint in float32; choose replica or vllm",
+        )
 
     def _check_controls(self) -> None:
         measures_text = any(benchmark.kind == "text" for benchmark in self.benchmarks.values())

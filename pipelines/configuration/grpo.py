@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from pipelines.configuration.budgets import PRECISIONS, milestone_steps
+from pipelines.configuration.engines import ENGINES
 from pipelines.configuration.signed_content import added_later
 from pipelines.errors import (
     require,
@@ -21,12 +22,6 @@ LOSSES = ("token", "sequence", "constant")
 OVERLONG = ("wrong", "filter", "penalty")
 LEFTOVERS = ("discard", "keep")
 COLLAPSE = ("off", "mark", "stop")
-ENGINES = {
-    "replica": "pipelines.rollouts.replica_engine:ReplicaEngine",
-    "transformers": "pipelines.rollouts.transformers_engine:TransformersEngine",
-    "vllm": "pipelines.rollouts.vllm_engine:VLLMEngine",
-}
-"""Name -> `module:class` of a rollout engine; `pipelines.rollouts.load_engine` imports it. To add one, add an entry."""
 IMPORTANCE_CAP = 2.0
 """The cap of truncated importance sampling where the sampler does not compute as the learner does (as in verl)."""
 QUESTION_FILE = ".jsonl"

@@ -1,6 +1,7 @@
 """What measuring a benchmark receives, the checkpoint under evaluation, and what it returns."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -9,6 +10,7 @@ from pipelines.configuration.evaluation import EvaluationConfig
 from pipelines.data.corpus import Corpus
 from pipelines.evaluation.benchmark_cache import BenchmarkCache
 from pipelines.evaluation.metrics import Estimate
+from pipelines.evaluation.sampler import Sampler, WeightStream
 from pipelines.evaluation.samples import Sample
 from pipelines.stage_context import StageContext
 from shaping.objective import Objective
@@ -43,6 +45,13 @@ class EvaluationContext:
     """The k of the data, which divides head from tail."""
     cache: BenchmarkCache
     control: Control = UNCHANGED
+    weights: WeightStream | None = None
+    """The checkpoint's weights for an engine that is not the checkpoint itself."""
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What samples answers."""
+        return Sampler(self.model, self.corpus.tokenizer, self.config.sampler, self.weights)
 
     @property
     def corpus(self) -> Corpus:

@@ -116,6 +116,7 @@ def _measure(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
     measure = measure_text if benchmark.kind == "text" else measure_choice
 
     def compute(_: range) -> Rows:
+        context.sampler.rest()
         result = measure(context, benchmark)
         return [{"found": result.metrics, "detail": result.detail, "coverage": asdict(result.coverage)}]
 

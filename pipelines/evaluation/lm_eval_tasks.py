@@ -23,7 +23,6 @@ from lm_eval.tasks import TaskManager
 from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
 from pipelines.data.selection import evenly
 from pipelines.errors import MissingData, UserError
-from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.lm_eval_model import RolloutLM
 from pipelines.evaluation.metrics import RIGHT, estimate
@@ -43,7 +42,7 @@ LM_EVAL_TASKS = Path(lm_eval.__file__).parent / "tasks"
 def run_task(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) -> BenchmarkResult:
     """Measure a benchmark: sampled answers if it has several samples per item, else the accuracy by lm-eval."""
     tasks, chosen, available = chosen_docs(load_tasks(name, benchmark), benchmark.items)
-    lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache, cut_answers=False)
+    lm = RolloutLM(context.model, context.corpus.tokenizer, context.cache, sampler=context.sampler, cut_answers=False)
     if benchmark.samples > 1:
         samples = _sampled(context, name, benchmark, tasks=tasks, chosen=chosen, lm=lm)
         items = len({sample["item"] for sample in samples})
@@ -250,15 +249,16 @@ def _sampled(
         "sampling": asdict(sampling),
         "until": until,
         "judged": _judging(benchmark, items),
+        **context.sampler.identity,
     }
-    ranges = context.cache.ranges(len(items), most=RANGE_TOKENS // (n * limit))
+    ranges = context.cache.ranges(len(items), most=context.sampler.range_tokens // (n * limit))
     with Judge() as judge:
 
         def compute(part: range) -> list[Sample]:
             some = prompts[part.start : part.stop]
             token_ids = encoded[part.start : part.stop]
             seed = stream_seed(Stream.BENCHMARK, name)
-            rollouts = lm.sample(token_ids, sampling, n=n, seed=seed, until=until, first=part.start)
+            rollouts = context.sampler.generate(token_ids, sampling, n=n, seed=seed, first=part.start, stop=until)
             texts = lm.decode(rollouts, until)
             # The judge receives `n` answers for each prompt.
             judged = [_judged(benchmark, *items[part.start + i // n], text=text) for i, text in enumerate(texts)]

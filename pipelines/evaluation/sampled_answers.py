@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.data.questions import available_items, load_items
 from pipelines.data.tokenizer import fitting
-from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure, sample_rows, unverified
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Rollouts, Sampling, generate
+from pipelines.rollouts import Rollouts, Sampling
 from pipelines.tasks.judging import judging
 from pipelines.verifiers import Judge
 from pipelines.verifiers.judge import Item
@@ -35,8 +34,9 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
         "judged": {form: judging(form) for form in formats},
         "samples": benchmark.samples,
         "sampling": asdict(sampling),
+        **context.sampler.identity,
     }
-    ranges = context.cache.ranges(len(questions), most=RANGE_TOKENS // (benchmark.samples * limit))
+    ranges = context.cache.ranges(len(questions), most=context.sampler.range_tokens // (benchmark.samples * limit))
     with Judge() as judge:
 
         def compute(items: range) -> list[Sample]:
@@ -44,7 +44,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
             token_ids = prompts[items.start : items.stop]
             # The seed depends on the benchmark only, and `first` makes samples independent of the ranges.
             seed = stream_seed(Stream.BENCHMARK, name)
-            rollouts = generate(context.model, token_ids, sampling, n=benchmark.samples, seed=seed, first=items.start)
+            rollouts = context.sampler.generate(token_ids, sampling, n=benchmark.samples, seed=seed, first=items.start)
             texts = context.corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
             judged = [chosen[i // benchmark.samples].judged(text) for i, text in enumerate(texts)]
             responses = judged_responses(rollouts, texts, judged)

@@ -1,16 +1,17 @@
 """Responses of a causal language model: sampling them (`Engine`, `generate`) and scoring given ones (`score`).
 
 `transformers_engine` samples from the model that is being trained, in the same process; `vllm_engine` samples from a
-copy of its weights in vLLM; `load_engine` returns the one that `grpo.engine` names. `qwen3` is the forward pass that
+copy of its weights in vLLM; `load_engine` returns the one that a configuration names. `qwen3` is the forward pass that
 makes small dense models fast.
 """
 
-from pipelines.rollouts.engine import Engine, Rollouts, Sampling, load_engine, never
+from pipelines.rollouts.engine import Engine, EngineSetting, Rollouts, Sampling, load_engine, never
 from pipelines.rollouts.scoring import Scores, length_batches, likelihoods, score
 from pipelines.rollouts.transformers_engine import TransformersEngine, generate
 
 __all__ = [
     "Engine",
+    "EngineSetting",
     "Rollouts",
     "Sampling",
     "Scores",

@@ -1,7 +1,7 @@
 """The interface of a rollout engine: prompts in, sampled tokens with their log-probabilities out.
 
-To add an engine, write a class with this interface whose constructor takes (model, longest) as in `load_engine`, and
-add an entry to `pipelines.configuration.grpo.ENGINES`.
+To add an engine, write a class with this interface whose constructor takes (model, longest) as in `load_engine`, and an
+optional `setting` if evaluations should use it too, and add an entry to `pipelines.configuration.engines.ENGINES`.
 """
 
 import pkgutil
@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.configuration.grpo import ENGINES
+from pipelines.configuration.engines import ENGINES
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Engine(Protocol):
         *,
         n: int,
         seed: Sequence[int],
+        first: int = 0,
+        stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
@@ -70,7 +73,9 @@ class Engine(Protocol):
 
         `seed` is one of `pipelines.random_streams.stream_seed`. Equal seeds give equal samples. Sample j of prompt i
         has the number i n + j. `share` are the consecutive numbers that this engine samples and returns, by default
-        all; a sample is the same in any share. Raises `Interrupted`, between two batches, once `interrupted()` is true.
+        all; a sample is the same in any share. `first` is the number of the first prompt if the prompts are part of a
+        longer list. A response that contains one of the strings `stop` ends with the token that completes it, and has
+        stopped. Raises `Interrupted`, between two batches, once `interrupted()` is true.
         """
         ...
 
@@ -94,16 +99,44 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: str, model: PreTrainedModel, longest: Callable[[], int], *, sharded: bool = False) -> Engine:
-    """The engine that `grpo.engine` names, which imports only that engine.
+@dataclass(frozen=True)
+class EngineSetting:
+    """How an engine is used. The defaults are those of RL, where it shares a device with the learner."""
+
+    key: str = "grpo.engine"
+    """The configuration key that names the engine, for error messages."""
+    dtype: torch.dtype | None = None
+    """Type of the numbers that it computes with; None: the engine's own."""
+    device: torch.device | None = None
+    """Where it computes; None: where the model is."""
+    memory_share: float = 0.4
+    """Share of a GPU's memory that it may take while it is awake."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """What turns tokens into text; needed only for stop strings."""
+
+
+IN_RL = EngineSetting()
+
+
+def load_engine(
+    name: str,
+    model: PreTrainedModel,
+    longest: Callable[[], int],
+    *,
+    sharded: bool = False,
+    setting: EngineSetting | None = None,
+) -> Engine:
+    """The engine that `grpo.engine` or `evaluation.engine` names, which imports only that engine.
 
     `longest` returns the tokens of the longest prompt and response together. It is a function because it has to
     tokenize every prompt, and not every engine needs it. A `sharded` model cannot sample by itself: the engine
-    `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`.
+    `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`. RL has no
+    `setting`. Raises `UserError` if the engine is not installed or does not run this model on this machine.
     """
     if sharded and name == "transformers":
         from pipelines.rollouts.replica_engine import WholeEngine
 
         return WholeEngine(model)
-    engine: Engine = pkgutil.resolve_name(ENGINES[name])(model, longest)
+    load = pkgutil.resolve_name(ENGINES[name])
+    engine: Engine = load(model, longest) if setting is None else load(model, longest, setting)
     return engine

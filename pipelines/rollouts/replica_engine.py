@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipelines.rollouts.engine import IN_RL, EngineSetting
 from pipelines.rollouts.transformers_engine import TransformersEngine
 
 
 class ReplicaEngine(TransformersEngine):
-    """Samples from a copy in bfloat16; its log-probabilities differ from the learner's by that type's rounding."""
+    """Samples from a copy, by default in bfloat16, whose log-probabilities differ by that type's rounding."""
 
     _model: Any  # a decorator of transformers hides the parameters of `to`
     exact = False
     dtype: torch.dtype | None = torch.bfloat16
-    """Type of the copy's parameters; None: the learner's."""
+    """Type of the copy's parameters where the setting names none; None: the learner's."""
 
-    def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        longest: Callable[[], int] | None = None,
+        setting: EngineSetting = IN_RL,
+    ) -> None:
         """`longest` is not needed, since the buffers grow."""
-        self._device = model.device
-        super().__init__(_empty_copy(model, self.dtype or model.dtype))
+        self._device = setting.device or model.device
+        replica = _empty_copy(model, setting.dtype or self.dtype or model.dtype, self._device)
+        super().__init__(replica, longest, setting)
 
     @torch.no_grad()
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -55,13 +62,13 @@ class WholeEngine(ReplicaEngine):
     dtype = None
 
 
-def _empty_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same architecture on the same device, without weights; buffers are copied, in their own type."""
+def _empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model of the same architecture on the device, without weights; buffers are copied, in their own type."""
     with torch.device("meta"):
         replica = type(model)(copy.deepcopy(model.config))
     for parameter in replica.parameters():
         parameter.data = parameter.data.to(dtype)
-    replica.to_empty(device=model.device).requires_grad_(False).eval()
+    replica.to_empty(device=device).requires_grad_(False).eval()
     replica.tie_weights()
     buffers = dict(model.named_buffers())
     for name, buffer in replica.named_buffers():

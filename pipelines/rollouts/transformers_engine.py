@@ -19,8 +19,9 @@ from transformers.cache_utils import DynamicLayer
 
 from pipelines.errors import Interrupted
 from pipelines.rollouts import qwen3
-from pipelines.rollouts.engine import Rollouts, Sampling, never
+from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
 from pipelines.rollouts.qwen3 import Prefill
+from pipelines.rollouts.stop_strings import Ended, ended_by
 
 COMPACT_BELOW = 0.75
 """When a smaller share of the rows than this is still running, the ended rows are removed from the buffers."""
@@ -45,9 +46,14 @@ class TransformersEngine:
     exact = True
     checkpoint_names = False
 
-    def __init__(self, model: PreTrainedModel, longest: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        longest: Callable[[], int] | None = None,
+        setting: EngineSetting = IN_RL,
+    ) -> None:
         """`longest` is not needed, since the buffers grow."""
-        self._model = model
+        self._model, self._tokenizer = model, setting.tokenizer
 
     def generate(
         self,
@@ -56,11 +62,24 @@ class TransformersEngine:
         *,
         n: int,
         seed: Sequence[int],
+        first: int = 0,
+        stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
         """See `Engine.generate`; batches are as large as the memory for keys and values."""
-        return generate(self._model, prompts, sampling, n=n, seed=seed, share=share, interrupted=interrupted)
+        ended = ended_by(stop, self._tokenizer)
+        return generate(
+            self._model,
+            prompts,
+            sampling,
+            n=n,
+            seed=seed,
+            first=first,
+            ended=ended,
+            share=share,
+            interrupted=interrupted,
+        )
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing is copied, and nothing gathered: the learner's model is the sampler's."""
@@ -73,11 +92,6 @@ class TransformersEngine:
 
     def close(self) -> None:
         """There is nothing to release."""
-
-
-Ended = Callable[[list[list[int]]], list[int | None]]
-"""For each response so far (token ids), its length where it ends without an end token, such as with the token that
-completes a stop string; None if it has not ended. More tokens must not change the length."""
 
 
 def generate(

@@ -1,8 +1,8 @@
-"""Rollouts by vLLM 0.32, in the learner's process and on its device (the extra `vllm`).
+"""Rollouts by vLLM 0.32, in the process and on the device of the model that they are of (the extra `vllm`).
 
 Each rank has an engine of its own, which sleeps while the weights are updated. vLLM's kernels are not the learner's, so
 its log-probabilities differ from the learner's by more than rounding: `grpo.importance_cap` corrects for that, and the
-ledger's `mismatch` measures it at every step.
+ledger's `mismatch` measures it at every step. In an evaluation the engine is part of what is measured.
 
 New weights go through vLLM's `reload_weights`, the only way that is right for all of its models: its tensors have other
 shapes than the checkpoint's, and some are packed. A tied output layer would keep a stale copy, so the sampler's
@@ -12,7 +12,8 @@ configuration is untied, and the stream has the output layer under its own name.
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,10 @@ import torch
 from torch import Tensor
 from transformers import MiniMaxM2Config, PreTrainedConfig, PreTrainedModel
 
+from pipelines.configuration.engines import vllm_fault
 from pipelines.errors import Interrupted, UserError
-from pipelines.rollouts.engine import Rollouts, Sampling, never
-
-MEMORY_SHARE = 0.4
-"""Share of the GPU's memory for vLLM while it is awake."""
-
-VERSION = "0.32."
-"""vLLM changes its interfaces with every minor version."""
+from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
+from pipelines.rollouts.stop_strings import ended_by
 
 BATCH_TOKENS = 1 << 22
 """Most new tokens, counted by the limit of a response, that are asked for between two looks for a signal."""
@@ -39,46 +36,46 @@ class VLLMEngine:
     exact = False
     checkpoint_names = True
 
-    def __init__(self, model: PreTrainedModel, longest: Callable[[], int]) -> None:
+    def __init__(self, model: PreTrainedModel, longest: Callable[[], int], setting: EngineSetting = IN_RL) -> None:
         """`longest` returns the tokens of the longest prompt and response together.
 
-        Raises `UserError` if vLLM is not installed or has another version.
+        Raises `UserError` if vLLM is not installed, has another version, or cannot run the model on this machine.
         """
         # With its own process, vLLM's model would be out of reach of `take`.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             import vllm
         except ImportError:
-            raise UserError("grpo.engine=vllm: vLLM is not installed: pip install 'shaping[vllm]'") from None
-        if not vllm.__version__.startswith(VERSION):
-            raise UserError(
-                f"grpo.engine=vllm: this version works with vLLM {VERSION}x, but {vllm.__version__} is installed: pip "
-                "install 'shaping[vllm]'"
-            )
+            vllm = None
+        if fault := vllm_fault(vllm and vllm.__version__):
+            raise UserError(f"{setting.key}=vllm: {fault}")
         self._vllm: Any = vllm
         self._end = model.config.eos_token_id
-        on_gpu = model.device.type == "cuda"
-        options: dict[str, Any] = {"gpu_memory_utilization": MEMORY_SHARE, "enable_sleep_mode": True} if on_gpu else {}
-        self._sleeps = on_gpu
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            # The processes exist already, and each is an engine.
-            options["distributed_executor_backend"] = "external_launcher"
-        # vLLM changes the threads of torch in its process.
-        threads = torch.get_num_threads()
-        with tempfile.TemporaryDirectory() as folder:
+        self._tokenizer = setting.tokenizer
+        device = setting.device or model.device
+        self._sleeps = on_gpu = device.type == "cuda"
+        with tempfile.TemporaryDirectory() as folder, _surroundings(device):
             sampler_config(model).save_pretrained(folder)
-            self._llm = vllm.LLM(
-                model=folder,
-                load_format="dummy",  # `take` brings the weights
-                skip_tokenizer_init=True,
-                dtype="bfloat16" if on_gpu else "float32",
-                max_model_len=min(longest(), model.config.max_position_embeddings),
-                enable_prefix_caching=True,
-                enforce_eager=not on_gpu,
-                logprobs_mode="processed_logprobs",  # those of the tempered distribution
-                **options,
-            )
-        torch.set_num_threads(threads)
+            if setting.tokenizer is not None:
+                setting.tokenizer.save_pretrained(folder)
+            dtype = setting.dtype or (torch.bfloat16 if on_gpu else torch.float32)
+            options = _gpu_options(setting.memory_share) if on_gpu else {"enforce_eager": True}
+            try:
+                if not on_gpu:
+                    _check_head_size(model)
+                self._llm = self._vllm.LLM(
+                    model=folder,
+                    load_format="dummy",  # `take` brings the weights
+                    skip_tokenizer_init=setting.tokenizer is None,
+                    dtype=str(dtype).removeprefix("torch."),
+                    max_model_len=min(longest(), model.config.max_position_embeddings),
+                    enable_prefix_caching=True,
+                    logprobs_mode="processed_logprobs",  # those of the tempered distribution
+                    **options,
+                )
+            # A head size without kernels, too little memory for the weights or for one sequence, and the like.
+            except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+                raise UserError(f"{setting.key}=vllm: {_refusal(model, error)}") from error
 
     def generate(
         self,
@@ -87,6 +84,8 @@ class VLLMEngine:
         *,
         n: int,
         seed: Sequence[int],
+        first: int = 0,
+        stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
     ) -> Rollouts:
@@ -97,24 +96,27 @@ class VLLMEngine:
         lengths = torch.zeros(len(share), dtype=torch.int64)
         stopped = torch.zeros(len(share), dtype=torch.bool)
         rows = max(1, BATCH_TOKENS // sampling.max_new_tokens)
+        ended = ended_by(stop, self._tokenizer)
         for start in range(0, len(share), rows):
             if interrupted():
                 raise Interrupted("asked to stop between two batches of rollouts")
             numbers = share[start : start + rows]
             requests = [{"prompt_token_ids": list(prompts[number // n])} for number in numbers]
-            parameters = [self._parameters(sampling, [*seed, number]) for number in numbers]
+            parameters = [self._parameters(sampling, stop, [*seed, number + first * n]) for number in numbers]
             outputs = self._llm.generate(requests, parameters, use_tqdm=False)
             for row, output in enumerate(outputs, start):
                 (sample,) = output.outputs
-                size = len(sample.token_ids)
-                tokens[row, :size] = torch.tensor(list(sample.token_ids))
-                log_probs[row, :size] = torch.tensor(
-                    [entry[token].logprob for token, entry in zip(sample.token_ids, sample.logprobs, strict=True)]
-                )
-                lengths[row], stopped[row] = size, sample.finish_reason == "stop"
+                response = list(sample.token_ids)
+                # Where a character is half written, vLLM sees a stop string later than in the text of whole responses.
+                end = ended([response])[0] if ended else None
+                size = len(response) if end is None else end
+                tokens[row, :size] = torch.tensor(response[:size])
+                entries = zip(response[:size], sample.logprobs, strict=False)
+                log_probs[row, :size] = torch.tensor([entry[token].logprob for token, entry in entries])
+                lengths[row], stopped[row] = size, end is not None or sample.finish_reason == "stop"
         return Rollouts(tokens, log_probs, lengths, stopped)
 
-    def _parameters(self, sampling: Sampling, seed: Sequence[int]) -> Any:
+    def _parameters(self, sampling: Sampling, stop: Sequence[str], seed: Sequence[int]) -> Any:
         # 63 bits for each sample: of 32-bit seeds, some of a long run would be equal.
         number = int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> np.uint64(1))
         return self._vllm.SamplingParams(
@@ -124,7 +126,8 @@ class VLLMEngine:
             stop_token_ids=[self._end],
             logprobs=0,  # only that of the sampled token
             seed=number,
-            detokenize=False,
+            stop=[string for string in stop if string] or None,
+            detokenize=any(stop),
         )
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -147,6 +150,48 @@ class VLLMEngine:
         """Shut vLLM down."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+
+
+def _gpu_options(memory_share: float) -> dict[str, Any]:
+    options: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True}
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        # The processes exist already, and each is an engine.
+        options["distributed_executor_backend"] = "external_launcher"
+    return options
+
+
+@contextmanager
+def _surroundings(device: torch.device) -> Iterator[None]:
+    """Keep torch's threads, which vLLM changes, and point it to the device: alone in its process it takes the first."""
+    threads, variable = torch.get_num_threads(), "VLLM_DP_RANK_LOCAL"
+    before = os.environ.get(variable)
+    if device.index and not torch.distributed.is_initialized():
+        os.environ[variable] = str(device.index)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
+def _check_head_size(model: PreTrainedModel) -> None:
+    """Raise `ValueError` for heads that vLLM has no kernel for on a CPU, which it says only at the first token."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes, size = CPUAttentionBackend.get_supported_head_sizes(), model.config.head_dim
+    if size not in sizes:
+        raise ValueError(f"on a CPU it has kernels for heads of {', '.join(map(str, sizes))}, not of {size}")
+
+
+def _refusal(model: PreTrainedModel, error: Exception) -> str:
+    """One sentence on why vLLM did not start with the model."""
+    reason = " ".join(str(error).split()).partition(". ")[0][:300] or type(error).__name__
+    config: Any = model.config
+    shape = f"heads of {config.head_dim}, {config.max_position_embeddings} positions"
+    return f"vLLM does not start with this model ({shape}): {reason.rstrip('.')}; choose the engine replica"
 
 
 def sampler_config(model: PreTrainedModel) -> PreTrainedConfig:

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.configuration import DATA_VERSION
 from pipelines.configuration.budgets import MidtrainConfig
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.evaluation import HARNESS, BenchmarkConfig, EvaluationConfig
+from pipelines.configuration.evaluation import HARNESS, SAMPLED, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.local_files import content_name
 from pipelines.configuration.model import ModelConfig
@@ -132,7 +132,17 @@ def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
     }
     for name, benchmark in content["benchmarks"].items():
         benchmark |= _benchmark_content(evaluation.benchmarks[name])
-    return content
+    # The engine as it is installed, where answers are sampled by another than the checkpoint itself.
+    content.pop("engine", None)
+    content.pop("precision", None)
+    return _with_sampler(content, evaluation)
+
+
+def _with_sampler(content: Content, evaluation: EvaluationConfig) -> Content:
+    """The content with what samples answers, if any of its benchmarks does and it is not the checkpoint itself."""
+    content.pop("sampler", None)
+    samples = any(benchmark["kind"] in SAMPLED for benchmark in content["benchmarks"].values())
+    return content | ({"sampler": evaluation.sampler} if evaluation.sampler and samples else {})
 
 
 def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
@@ -163,4 +173,4 @@ def control_content(evaluation: EvaluationConfig, stage: str, control: str) -> C
     content = evaluation_content(evaluation, stage)
     kinds = CONTROL_KINDS[control]
     content["benchmarks"] = {name: b for name, b in content["benchmarks"].items() if b["kind"] in kinds}
-    return content
+    return _with_sampler(content, evaluation)

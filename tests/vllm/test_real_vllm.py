@@ -20,18 +20,22 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("vllm")
+def checked(program: str, folder: Path) -> dict[str, Any]:
+    """What a program of this folder found."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("OMP_NUM_THREADS", None)
-    command = [str(PYTHON), "-m", "tests.vllm.checks", str(folder)]
+    command = [str(PYTHON), "-m", f"tests.vllm.{program}", str(folder)]
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     result: dict[str, Any] = json.loads((folder / "checks.json").read_text())
     return result
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return checked("checks", tmp_path_factory.mktemp("vllm"))
 
 
 @pytest.mark.timeout(660)
@@ -51,6 +55,26 @@ def test_samples_are_those_of_the_newest_weights(checks: dict[str, Any], update:
 def test_other_weights_give_other_samples(checks: dict[str, Any]) -> None:
     responses = [json.dumps(result["responses"]) for result in checks["updates"]]
     assert len(set(responses)) == len(responses)
+
+
+@pytest.mark.timeout(660)
+def test_an_evaluation_samples_by_vllm_and_scores_by_the_checkpoint(tmp_path: Path) -> None:
+    """Greedy answers of lm-eval's tasks and stop strings as by transformers, sampled ones with the right numbers."""
+    result = checked("evaluation_checks", tmp_path)
+    vllm, transformers = result["vllm"], result["transformers"]
+    assert "evaluation.engine" not in result["refusal"]
+    assert result["refusal"].startswith("grpo.engine=vllm: vLLM does not start with this model (heads of 24")
+    assert set(vllm["metrics"]) == set(transformers["metrics"])
+    for metric, value in transformers["metrics"].items():
+        if metric.startswith(("Text/", "Greedy/")):
+            assert vllm["metrics"][metric] == value, metric
+    assert vllm["stop"] == transformers["stop"]
+    assert vllm["cut"] == transformers["cut"]
+    assert any(vllm["cut"][1])
+    assert vllm["difference"] < 1e-4
+    assert vllm["first"], "a sample depends on the number of its prompt, not on the range that it is in"
+    assert len(vllm["samples"]) == len(transformers["samples"]) == 4 * 6 + 5 * 3
+    assert vllm["samples"] != transformers["samples"], "vLLM draws other random numbers"
 
 
 def test_two_steps_of_rl(checks: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def test_every_path_gives_the_model_the_same_tokens(
 
     # Our benchmarks.
     ours = _Recorded(model)
-    monkeypatch.setattr("pipelines.evaluation.sampled_answers.generate", ours.function)
+    monkeypatch.setattr("pipelines.rollouts.transformers_engine.generate", ours.function)
     benchmark = BenchmarkConfig("sampled", "math", "chain3", items=1, samples=2)
     with evaluation_context(
         corpus, tmp_path, EvaluationConfig("t", 1.0, 1.0, 3, {}, 24, [1], {"A": benchmark}), model=model
@@ -87,7 +87,7 @@ def test_every_path_gives_the_model_the_same_tokens(
 
     # lm-eval: generation, log-likelihoods and whole texts.
     recorded = _Recorded(model)
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_model.generate", recorded.function)
+    monkeypatch.setattr("pipelines.rollouts.transformers_engine.generate", recorded.function)
     lm = RolloutLM(model, corpus.tokenizer)
     lm.generate_until([Instance("generate_until", {}, (problem.prompt, {"max_gen_toks": 3, "until": []}), 0)])
     assert recorded.prompts == [expected]

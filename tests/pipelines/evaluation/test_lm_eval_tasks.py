@@ -33,6 +33,7 @@ from pipelines.evaluation.lm_eval_tasks import (
     load_tasks,
     run_task,
 )
+from pipelines.evaluation.sampler import Sampler
 from pipelines.models.causal_lm import build_model
 from pipelines.rollouts import Rollouts, Sampling
 from pipelines.tasks.judging import QUESTION_FORMAT
@@ -59,13 +60,13 @@ def run(corpus: Corpus, model: Any, tmp_path: Path) -> Any:
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Let the model answer with `texts`, each of which it ended itself."""
-    sample = RolloutLM.sample
+    generate = Sampler.generate
 
     def stopped(*args: Any, **kwargs: Any) -> Rollouts:
-        rollouts = sample(*args, **kwargs)
+        rollouts = generate(*args, **kwargs)
         return replace(rollouts, stopped=torch.ones_like(rollouts.stopped))
 
-    monkeypatch.setattr(RolloutLM, "sample", stopped)
+    monkeypatch.setattr(Sampler, "generate", stopped)
     monkeypatch.setattr(RolloutLM, "decode", lambda *_: list(texts))
 
 
@@ -270,7 +271,7 @@ def test_the_longest_answer_is_that_of_the_benchmark(run: Any, tmp_path: Path, m
         limits.append(sampling.max_new_tokens)
         return rollouts.generate(model, prompts, sampling, **rest)
 
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_model.generate", generate)
+    monkeypatch.setattr("pipelines.rollouts.transformers_engine.generate", generate)
     benchmark = BenchmarkConfig("harness", "math", "amc23", items=2, dataset=mathematics_file(tmp_path))
     for samples in (1, 2):
         run("AMC23", replace(benchmark, samples=samples, max_new_tokens=7))
@@ -293,7 +294,7 @@ def test_answers_are_stored_by_the_content_of_a_file(
         count = torch.ones(len(tokens), dtype=torch.int64)
         return Rollouts(tokens, torch.zeros(tokens.shape), lengths=2 * count, stopped=count > 0)
 
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_model.generate", generate)
+    monkeypatch.setattr("pipelines.rollouts.transformers_engine.generate", generate)
     path = Path(mathematics_file(tmp_path))
     benchmark = BenchmarkConfig(
         "harness", "math", "amc23", items=9, samples=samples, dataset=str(path), verifier=verifier, shots=0

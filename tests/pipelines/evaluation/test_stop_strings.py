@@ -26,7 +26,8 @@ def lm(corpus: Corpus) -> RolloutLM:
 
 
 def sampled(lm: RolloutLM, until: list[str], *, prompts: int, n: int = 8) -> Rollouts:
-    return lm.sample([[5, 6, 7 + i] for i in range(prompts)], Sampling(1.0, 1.0, LIMIT), n=n, seed=(3,), until=until)
+    starts = [[5, 6, 7 + i] for i in range(prompts)]
+    return lm._sampler.generate(starts, Sampling(1.0, 1.0, LIMIT), n=n, seed=(3,), stop=until)
 
 
 def test_an_answer_ends_with_the_token_that_completes_its_stop_string(lm: RolloutLM) -> None:
@@ -61,9 +62,9 @@ def test_a_stop_string_in_the_last_token_before_the_limit_ends_the_answer(lm: Ro
     response = sampled(lm, ["e"], prompts=1)
     row = int(response.stopped.nonzero()[0])
     length = int(response.lengths[row])
-    short = lm.sample([[5, 6, 7]], Sampling(1.0, 1.0, length), n=8, seed=(3,), until=["e"])
+    short = lm._sampler.generate([[5, 6, 7]], Sampling(1.0, 1.0, length), n=8, seed=(3,), stop=["e"])
     assert (short.lengths[row], short.stopped[row]) == (length, True)
-    shorter = lm.sample([[5, 6, 7]], Sampling(1.0, 1.0, length - 1), n=8, seed=(3,), until=["e"])
+    shorter = lm._sampler.generate([[5, 6, 7]], Sampling(1.0, 1.0, length - 1), n=8, seed=(3,), stop=["e"])
     assert (shorter.lengths[row], shorter.stopped[row]) == (length - 1, False)
 
 

@@ -21,7 +21,8 @@ import torch
 
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.grpo import ENGINES, GRPOConfig
+from pipelines.configuration.engines import ENGINES
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.configuration.grpo import ENGINES, GRPOConfig
+from pipelines.configuration.engines import ENGINES
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
 from pipelines.rollouts import TransformersEngine, load_engine
 from tests.pipelines.rollouts.test_transformers_engine import tiny

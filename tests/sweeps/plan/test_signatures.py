@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
-from sweeps.compose.cells import compose_cell
+from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.compose.launcher_options import LAUNCHERS
+from sweeps.execute.display import title
 from sweeps.plan.planner import plan
 from sweeps.plan.signatures import signature_of
 
@@ -50,7 +51,7 @@ CHANGES = {
     """,
     "evaluate": """
         evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.text_length evaluation.pass_k
-        evaluation.stage_max_new_tokens
+        evaluation.stage_max_new_tokens evaluation.engine evaluation.precision
         evaluation.benchmarks evaluation.benchmarks.*.kind evaluation.benchmarks.*.group evaluation.benchmarks.*.task
         evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
         evaluation.benchmarks.*.dataset evaluation.benchmarks.*.shots evaluation.benchmarks.*.metric
@@ -121,6 +122,8 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.verifier": "math",
     "evaluation.benchmarks.*.max_new_tokens": 7,
     "evaluation.max_new_tokens": 20,
+    "evaluation.engine": "replica",
+    "evaluation.precision": "float32",
     "evaluation.text_length": 32,
     "evaluation.controls": {},
     "evaluation.pass_k": [2],
@@ -185,6 +188,8 @@ def changed(key: str) -> Cell:
     node = OmegaConf.select(content, parent) if parent else content
     OmegaConf.set_struct(content, False)
     node[name] = new
+    if key == "evaluation.precision":  # that of the default engine is fixed
+        node.engine = "replica"
     if name in ("kind", "dataset"):  # a kind has its own tasks, and a file's are formats
         node.task = "text" if name == "kind" else "marked"
     cell = OmegaConf.to_object(content)
@@ -212,6 +217,34 @@ def test_a_key_changes_the_signatures_that_it_should(key: str) -> None:
     assert before[first] != after[first]
     if first != "evaluate":
         assert not set(before["grpo"]) & set(after["grpo"])
+
+
+def test_an_engine_is_signed_where_it_samples_with_its_type_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage runs and controls that only score texts stay as they are; no two engines, types or versions share one."""
+    versions = {"vllm": "0.32.0"}
+    monkeypatch.setattr("pipelines.configuration.engines.installed_version", versions.get)
+
+    def evaluations(*overrides: str) -> dict[str, str]:
+        graph = plan(compose_cells(["objective=ce,diversity", *overrides]))
+        return {title(run): signature for signature, run in graph.runs.items() if run.stage == "evaluate"}
+
+    plain = evaluations()
+    others = [
+        evaluations(*overrides)
+        for overrides in (
+            ["evaluation.engine=replica"],
+            ["evaluation.engine=replica", "evaluation.precision=float32"],
+            ["evaluation.engine=vllm"],
+            ["evaluation.engine=vllm", "evaluation.precision=float32"],
+        )
+    ]
+    versions["vllm"] = "0.32.1"
+    others.append(evaluations("evaluation.engine=vllm"))
+    assert plain == evaluations("evaluation.engine=transformers", "evaluation.precision=float32")
+    for name, signature in plain.items():
+        different = {signature, *(other[name] for other in others)}
+        assert len(different) == (1 if "theory" in name else 1 + len(others)), name
+    assert any("theory" in name for name in plain)
 
 
 def test_no_launcher_key_is_part_of_a_cell() -> None:
