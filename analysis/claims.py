@@ -34,6 +34,7 @@ from analysis.statistics import (
 )
 from analysis.study import NotMeasured
 from pipelines.errors import UserError
+from sweeps.compose.config_files import own_file
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 AS_CLAIMED, OPPOSITE, EQUAL, MISSING = "as claimed", "the other way", "equal", "missing"
@@ -81,10 +82,11 @@ class Verdict:
 
 
 def read_claims(path: str | Path | None = None) -> list[Claim]:
-    """Returns the claims in a YAML file; without a path, the study's own in `claims.yaml`.
+    """Returns the claims in a YAML file; without a path, those of one's own folder, else the study's in `claims.yaml`.
 
     Raises `UserError` with the file and what is wrong in it.
     """
+    path = path or own_file("claims.yaml")
     name = str(path or "claims.yaml")
     # Read the file; a file of the package works from a wheel too.
     try:

@@ -20,6 +20,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.engines import engine_fault
 from pipelines.configuration.evaluation import CHOICE_TASKS, HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
+from pipelines.configuration.held_out import check_family_split, check_question_file, check_shard_rows
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.sweep import SweepConfig
@@ -103,14 +104,24 @@ class Cell:
 
     def _check_token_stages(self) -> None:
         """Check that batches can be divided, that mixtures name existing sources, and that rows do not get shorter."""
-        sources = ["text", *self.data.tasks, *self.data.sources]
+        data = self.data
+        sources = [*(["text"] if data.text else []), *data.tasks, *data.sources]
         for stage in (self.pretrain, self.midtrain):
             if stage.key not in self._stages:
                 continue
             micro_batch(stage, self.compute, 1)
             for source, weight in stage.mixture.items():
-                require_option(f"{stage.key}.mixture", source, sources)
-                self._check_text(f"{stage.key}.mixture.{source}", weight, reads_text=source == "text" and weight > 0)
+                key = f"{stage.key}.mixture.{source}"
+                self._check_text(key, weight, reads_text=source == "text" and weight > 0)
+                fix = "the data have neither text nor tasks nor sources; name some in data.sources"
+                require(bool(sources), key, weight, fix=fix)
+                if source != "text":
+                    require_option(f"{stage.key}.mixture", source, sources)
+                if weight > 0 and source in data.tasks:
+                    check_family_split(key, source, data=data, split="train")
+                elif weight > 0:
+                    length = stage.sequence_length
+                    check_shard_rows(key, weight, data=data, source=source, split="train", length=length)
         require(
             "midtrain" not in self._stages or self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
@@ -128,12 +139,15 @@ class Cell:
             if task.endswith(QUESTION_FILE):
                 require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
                 check_questions(task, QUESTION_FORMAT)
+                check_question_file("grpo.tasks", task, QUESTION_FORMAT)
             elif not self.data.tasks:
                 raise UserError(
                     f"grpo.tasks={task}: data.tasks is empty; name a file of questions: grpo.tasks=[FILE.jsonl]"
                 )
             else:
                 require_option("grpo.tasks", task, self.data.tasks)
+                for split in ("rl", "validation"):
+                    check_family_split("grpo.tasks", task, data=self.data, split=split)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on."""
@@ -168,15 +182,26 @@ class Cell:
             check_questions(benchmark.dataset, benchmark.task)
         else:
             tasks = {
-                "text": ["text", *self.data.sources],
+                "text": [*(["text"] if self.data.text else []), *self.data.sources],
                 "choice": list(CHOICE_TASKS),
                 "sampled": self.data.tasks,
             }[benchmark.kind]
-        fix = "data.tasks is empty; name a file of questions: " + f"{key}.dataset=FILE.jsonl and {key}.task=boxed"
-        require(bool(tasks), f"{key}.task", benchmark.task, fix=fix)
-        require_option(f"{key}.task", benchmark.task, tasks)
         reads_text = benchmark.kind == "choice" or (benchmark.kind == "text" and benchmark.task == "text")
         self._check_text(f"{key}.task", benchmark.task, reads_text=reads_text)
+        fix = (
+            "there is no held-out text: name packages in data.text, or sources in data.sources"
+            if benchmark.kind == "text"
+            else f"data.tasks is empty; name a file of questions: {key}.dataset=FILE.jsonl and {key}.task=boxed"
+        )
+        require(bool(tasks), f"{key}.task", benchmark.task, fix=fix)
+        require_option(f"{key}.task", benchmark.task, tasks)
+        if benchmark.kind == "sampled" and benchmark.dataset is None:
+            check_family_split(f"{key}.task", benchmark.task, data=self.data, split="test")
+        elif benchmark.kind == "text":
+            length = self.evaluation.text_length
+            check_shard_rows(
+                f"{key}.task", benchmark.task, data=self.data, source=benchmark.task, split="validation", length=length
+            )
 
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":

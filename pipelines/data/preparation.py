@@ -38,6 +38,9 @@ BATCH = 512
 TRAINED_ON = 1 << 27
 """Characters on which a tokenizer is trained, taken from the first documents of each source in equal shares."""
 
+SMALL_BYTES = 1 << 24
+"""Files of fewer bytes are a small corpus, of which a larger share is held out."""
+
 Progress = Callable[[int, int, dict[str, Any]], None]
 """Called with the number of parts done, the number of all parts, and the record of the newest."""
 
@@ -61,15 +64,16 @@ def prepare_shards(
     data: DataConfig,
     *,
     processes: int,
-    validation: float,
+    validation: float | None = None,
     evaluation_files: list[str],
     progress: Progress = lambda done, total, record: None,
 ) -> Path:
     """Make the token shards of `data.sources` in `data.shards` and return the path of their index.
 
-    Documents that share n-grams with `evaluation_files` are left out. Finished parts are kept. Raises `UserError` if no
-    folder or source is configured, if the tokenizer has no end-of-text token, or if the folder was begun with another
-    tokenizer, validation share or other evaluation sets.
+    Documents that share n-grams with `evaluation_files` are left out. `validation` is the share of the documents that
+    is held out, by default 0.001, or 0.05 of files of less than `SMALL_BYTES`. Finished parts are kept. Raises
+    `UserError` if no folder or source is configured, if the tokenizer has no end-of-text token, or if the folder was
+    begun with another tokenizer, validation share or other evaluation sets.
     """
     require(data.shards is not None, "data.shards", "null", fix="name the folder for the token shards")
     require(bool(data.sources), "data.sources", "{}", fix="name at least one source")
@@ -77,6 +81,7 @@ def prepare_shards(
     folder = Path(data.shards)
     # Parts come before the folder is created: a wrong path leaves nothing behind.
     parts = _all_parts(data)
+    validation = _usual_share(parts) if validation is None else validation
     for name in evaluation_files:
         require(os.path.isfile(name), "--decontaminate", name, fix="no such file; give the path of an existing one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +105,13 @@ def prepare_shards(
     preparation = Preparation(folder, validation, ngrams, tokenizer["end_of_text"], tokenizer["vocabulary"])
     records = _prepare_parts(parts, preparation, processes=processes, progress=progress)
     return _write_index(folder, records, tokenizer, searched=ngrams is not None)
+
+
+def _usual_share(parts: list[Part]) -> float:
+    """The share of the documents that is held out by default: of a small corpus, 0.001 would be no text to measure."""
+    files = {part.path for part in parts if part.kind != "hub"}
+    is_small = all(part.kind != "hub" for part in parts) and sum(map(os.path.getsize, files)) < SMALL_BYTES
+    return 0.05 if is_small else 0.001
 
 
 def _all_parts(data: DataConfig) -> list[Part]:

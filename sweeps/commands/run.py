@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -14,6 +15,7 @@ from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.config_files import without_config_dir
 from sweeps.compose.expansion import parsed, with_home
 from sweeps.compose.hydra_internals import flag_names, flags_parser
+from sweeps.compose.own_folder import create_own_folder, first_commands
 
 ELSEWHERE = {
     "run": "shaping-run always runs what is missing; leave the flag out",
@@ -22,6 +24,7 @@ ELSEWHERE = {
     "experimental_rerun": "type the same command again instead; it runs only what is missing",
 }
 """Flags of Hydra that have no use here -> what to do instead."""
+INIT = "--init"
 HIDDEN = ("--run", "--config-path", "--config-name", "--experimental-rerun")
 
 
@@ -34,6 +37,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with exit_codes("shaping-run"):
         words = [word for word in with_home(sys.argv[1:]) if word not in ("--debug", "-m", "--multirun")]
+        if words and words[0].partition("=")[0] == INIT:
+            _init(words)
+            return
         arguments = without_config_dir(words)
         flags = _flags(arguments)
         _check_hydra_keys(flags.overrides)
@@ -46,6 +52,19 @@ def main() -> None:
         shows = flags.cfg or flags.info or flags.shell_completion or flags.help or flags.hydra_help
         sys.argv[1:] = arguments if shows else ["--multirun", *arguments]
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(_no_single_run)()
+
+
+def _init(words: list[str]) -> None:
+    """Create the folder that `--init FOLDER` names."""
+    _, equals, name = words[0].partition("=")
+    rest = words[1:]
+    if not equals and rest:
+        name = rest.pop(0)
+    if not name or name.startswith("-") or rest:
+        raise UserError(f"{' '.join(words)}: name one new folder, and nothing else: {INIT} FOLDER")
+    folder = Path(name).expanduser()
+    create_own_folder(folder)
+    print(first_commands(folder))
 
 
 def _flags(arguments: list[str]) -> argparse.Namespace:
@@ -63,7 +82,7 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{word}: write all overrides together, before or after all flags")
         flag = word.split("=")[0]
         options = [name for name in flag_names(parser) if name not in HIDDEN]
-        raise UserError(f"{flag}: unknown flag; {nearest(flag, [*options, '--debug'])}")
+        raise UserError(f"{flag}: unknown flag; {nearest(flag, [*options, '--debug', INIT])}")
     for name, instead in ELSEWHERE.items():
         if getattr(flags, name):
             raise UserError(f"--{name.replace('_', '-')}: {instead}")

@@ -9,6 +9,7 @@ from typing import Any
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
 
 from pipelines.errors import UserError
 from sweeps.compose.hydra_internals import use_our_overrides
@@ -19,6 +20,18 @@ use_our_overrides()  # every command imports this module before it composes anyt
 CONFIG_DIR_VARIABLE = "SHAPING_CONFIG_DIR"
 """Environment variable with a folder of one's own; `hydra_plugins.shaping` puts it in front of `conf/`."""
 CONFIG_DIR_FLAGS = ("--config-dir", "-cd")
+
+
+def _file_of_folder(name: str) -> str:
+    """Returns the path of a file in one's own folder: `${here:NAME}` in a configuration."""
+    folder = os.environ.get(CONFIG_DIR_VARIABLE)
+    if not folder:
+        fix = "name the folder that the file is in: --config-dir=FOLDER or SHAPING_CONFIG_DIR"
+        raise UserError(f"${{here:{name}}}: there is no folder of your own; {fix}")
+    return os.path.join(os.path.abspath(os.path.expanduser(folder)), name)
+
+
+OmegaConf.register_new_resolver("here", _file_of_folder, replace=True)
 
 
 def without_config_dir(arguments: Sequence[str]) -> list[str]:
@@ -59,10 +72,16 @@ def unreadable_file() -> str | None:
     return None
 
 
+def own_file(name: str) -> Path | None:
+    """Returns the path of a file in one's own folder, such as `claims.yaml`; None if there is no folder or no file."""
+    folder = os.environ.get(CONFIG_DIR_VARIABLE)
+    path = Path(os.path.abspath(os.path.expanduser(folder or os.devnull))) / name
+    return path if path.is_file() else None
+
+
 def path_of_file(name: str) -> str:
     """Returns the path of an option's file, such as `sweep/mine`, in one's own folder or in `conf/`."""
-    path = Path(os.environ.get(CONFIG_DIR_VARIABLE) or os.devnull) / f"{name}.yaml"
-    return str(path) if path.is_file() else f"conf/{name}.yaml"
+    return str(own_file(f"{name}.yaml") or f"conf/{name}.yaml")
 
 
 def initialized_hydra() -> AbstractContextManager[Any]:
