@@ -19,6 +19,7 @@ import orjson
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.launched_labels import launched_labels
 from analysis.result_cache import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
@@ -243,9 +244,11 @@ def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
 def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] = ()) -> Study:
     """Returns the study of everything in the store, finished or not, without a sweep's plan.
 
-    `scale` and `seeds` select stage runs; by default all are included.
+    `scale` and `seeds` select stage runs; by default all are included. With a scale they are those of every sweep that
+    was launched with it, which may reuse stage runs of another.
     """
     results = read_results(store)
+    launched = launched_labels(store, scale)
     plan = Plan()
     for stored in store.folders([]):
         # Finished stage runs come from the cache; of others only the spec is read.
@@ -253,8 +256,9 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
         spec = finished.spec if finished else _spec(stored, results.broken)
         if spec is None:
             continue
-        if scale in (None, spec["labels"].get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
-            plan.runs[stored.signature] = _stage_run(spec)
+        labels = launched.get(stored.signature, spec["labels"])
+        if scale in (None, labels.get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
+            plan.runs[stored.signature] = _stage_run(spec, labels)
     return _study(plan, store, results)
 
 
@@ -268,7 +272,7 @@ def _spec(stored: StoredRun, broken: Mapping[str, str]) -> dict[str, Any] | None
         return None
 
 
-def _stage_run(spec: Mapping[str, Any]) -> StageRun:
+def _stage_run(spec: Mapping[str, Any], labels: dict[str, Any]) -> StageRun:
     parent = spec["parent"] and (spec["parent"]["stage"], spec["parent"]["signature"])
     return StageRun(
         stage=spec["stage"],
@@ -278,7 +282,7 @@ def _stage_run(spec: Mapping[str, Any]) -> StageRun:
         parent=parent,
         checkpoint=spec["checkpoint"],
         steps=0,
-        labels=spec["labels"],
+        labels=labels,
     )
 
 
@@ -293,7 +297,11 @@ def read_study(plan: Plan, store: Store | None) -> Study:
 
 def _study(plan: Plan, store: Store | None, results: StoredResults) -> Study:
     runs = _runs(plan, store, results)
-    specs = {s: results.runs[s].spec if s in results.runs else run.spec for s, run in plan.runs.items()}
+    # The labels are those of this study, not of the one that ran a stage run first.
+    specs = {
+        s: results.runs[s].spec | {"labels": run.labels} if s in results.runs else run.spec
+        for s, run in plan.runs.items()
+    }
     return Study(_measurements(plan, results, runs), runs, specs, plan, store)
 
 

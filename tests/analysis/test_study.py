@@ -14,8 +14,9 @@ import analysis
 from analysis.study import COLUMNS, read_ledger, read_stored, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
+from sweeps.monitor.launched_sweeps import record
 from sweeps.store.stage_runs import Store
-from tests.analysis.conftest import Measured, known, write_run
+from tests.analysis.conftest import Measured, known, planned, write_run
 from tests.published import publish
 
 
@@ -42,6 +43,27 @@ def test_a_store_gives_the_same_frame_with_and_without_its_plan(make_store: Call
         for study in (read_study(graph, store), read_stored(store))
     )
     pd.testing.assert_frame_equal(by_plan, by_store)
+
+
+def test_a_sweep_that_reuses_stage_runs_of_another_is_read_whole(make_store: Callable) -> None:
+    _, store = make_store(["objective=ce,precision"])
+    arguments = ("objective=ce,diversity", "scale=mine", "model.name=small")
+    graph = planned(arguments)
+    for run in graph.runs.values():
+        if not store.run(run.stage, run.signature).is_done:
+            write_run(store, run)
+    jobs = [["objective=ce", *arguments[1:]], ["objective=diversity", *arguments[1:]]]
+    record(store, graph, jobs, name="", launcher="local", options={})
+    by_plan, by_store = read_study(graph, store), read_stored(store, "mine")
+    assert set(by_store.runs["stage_run"]) == set(graph.runs)
+    assert set(by_store.measurements["objective"]) == {"ce", "diversity"}
+    assert set(by_store.measurements["model"]) == {"small"}
+    assert {spec["labels"]["scale"] for spec in by_store.specs.values()} == {"mine"}
+    order = ["stage_run", "stage", "step", "benchmark", "metric"]
+    frames = (s.measurements.astype(str).sort_values(order, ignore_index=True) for s in (by_plan, by_store))
+    pd.testing.assert_frame_equal(*frames)
+    # The sweep that ran them first has its own.
+    assert set(read_stored(store, "nano").measurements["objective"]) == {"ce", "precision"}
 
 
 def test_the_mid_trained_model_is_also_rls_step_0(make_store: Callable) -> None:
