@@ -322,7 +322,7 @@ def compare_sides(options: Options, console: Console) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with replacing(folder, durable=False) as temporary:
                 (temporary / "figures").mkdir(parents=True)
-                (temporary / "report.html").write_text(page)
+                (temporary / "report.html").write_bytes(page.encode(errors="replace"))
                 (temporary / "claims.json").write_text("{}\n")
                 figure_files.write(temporary / "figures")
         except OSError as error:
@@ -411,7 +411,7 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
                 write_table(table, temporary / "tables", formats=list(FORMATS), command=content.command)
             (temporary / "measurements.csv").write_bytes(csv_bytes(content.study.measurements))
             (temporary / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")
-            (temporary / "report.html").write_text(page)
+            (temporary / "report.html").write_bytes(page.encode(errors="replace"))
             figure_files.write(temporary / "figures")
     except OSError as error:
         raise _cannot_write(folder.parent, error) from error

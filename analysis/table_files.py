@@ -185,7 +185,7 @@ def write_table(table: Table, folder: Path, *, formats: Sequence[str], command: 
         content = table_format.write(table)
         if isinstance(content, str):
             note = table_format.gap_note.format(command) if table.waits_for else ""
-            content = (content + note).encode()
+            content = (content + note).encode(errors="replace")
         (folder / f"{file_name(table)}.{table_format.ending}").write_bytes(content)
 
 

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pipelines.errors import StageFailure, UserError
+from pipelines.foreign_text import parsed
 
 
 class UnreadableError(UserError):
@@ -171,6 +170,8 @@ def read_json(
 ) -> dict[str, Any]:
     """Returns the JSON object in `path`: the one reader for files whose mistakes a user has to fix.
 
+    NaN is a number here, as metrics may be; half a surrogate pair in a text is read as U+FFFD.
+
     Raises `UserError`, with the path and the `fix`, if the file cannot be read, is not a JSON object, or lacks one of
     `keys`. Raises `FileNotFoundError` if there is no file.
     """
@@ -226,10 +227,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
 
 def _object(path: Path, text: bytes, *, fix: str, keys: Iterable[str] = ()) -> dict[str, Any]:
     try:
-        try:
-            content = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            content = json.loads(text)  # slower, but accepts NaN, which metrics may be
+        content = parsed(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: it is not readable JSON ({error}); {fix}") from error
     if not isinstance(content, dict):

@@ -123,7 +123,7 @@ class FigureFiles:
         digests = {}
         for name, (specs, _) in self._drawings.items():
             drawing = self._drawing(name)
-            (folder / f"{name}.svg").write_bytes(drawing.svg.encode())
+            (folder / f"{name}.svg").write_bytes(drawing.svg.encode(errors="replace"))
             (folder / f"{name}.png").write_bytes(drawing.png)
             digests[name] = _digest(specs, drawing)
         (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
@@ -150,6 +150,6 @@ def _read_drawing(folder: Path, name: str) -> Drawing | None:
 
 def _digest(specs: list[Spec], drawing: Drawing) -> str:
     digest = hashlib.sha256(f"{DRAWN_BY} {json.dumps(specs)}".encode())
-    for content in (drawing.svg.encode(), drawing.png):
+    for content in (drawing.svg.encode(errors="replace"), drawing.png):
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

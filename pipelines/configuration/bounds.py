@@ -1,7 +1,7 @@
-"""The largest whole numbers that a cell may have.
+"""What no value of a cell may be: a whole number out of reach, and a text that no file can hold.
 
-They are far above any study, and low enough that a cell with them can be planned and its numbers fit their types. So a
-slip of the keyboard is an error message at once, and not a process that fills the memory.
+The largest numbers are far above any study, and low enough that a cell with them can be planned and its numbers fit
+their types. So a slip of the keyboard is an error message at once, and not a process that fills the memory.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pipelines.errors import require
+from pipelines.foreign_text import SURROGATES
 
 LARGEST = {
     "seed": 2**63 - 1,  # torch's generators take no larger one
@@ -46,27 +47,35 @@ LARGEST_OTHER = 10**6
 
 
 def check_bounds(cell: Any) -> None:
-    """Raise `UserError` for the first whole number in a cell that is larger than its key allows."""
-    for key, name, value in _whole_numbers(cell, "", ""):
-        largest = LARGEST.get(name, LARGEST_OTHER)
-        require(value <= largest, key, value, fix=f"it may be at most {largest:,}")
+    """Raise `UserError` for the first whole number that is larger than its key allows, or text with half a character.
+
+    Bytes that are no UTF-8 reach a text as halves of surrogate pairs; only the path of the store may have them.
+    """
+    for key, name, value in _leaves(cell, "", ""):
+        if isinstance(value, int):
+            largest = LARGEST.get(name, LARGEST_OTHER)
+            require(value <= largest, key, value, fix=f"it may be at most {largest:,}")
+        elif key != "store":
+            is_text = not SURROGATES.search(value)
+            require(is_text, key, value, fix="it has bytes that are no UTF-8; choose another name, or rename the file")
 
 
-def _whole_numbers(value: Any, key: str, name: str) -> Iterator[tuple[str, str, int]]:
-    """Yields the key, the name by which it has a bound, and the value of every whole number."""
+def _leaves(value: Any, key: str, name: str) -> Iterator[tuple[str, str, int | str]]:
+    """Yields the key, the name by which it has a bound, and the value of every whole number and text."""
     if isinstance(value, bool):
         return
-    if isinstance(value, int):
+    if isinstance(value, int | str):
         yield key, name, value
     elif is_dataclass(value):
         for field in fields(value):
             inner = f"{key}.{field.name}" if key else field.name
             # A named sweep has overrides, which are checked in the cells that they make.
             if inner != "sweep":
-                yield from _whole_numbers(getattr(value, field.name), inner, field.name)
+                yield from _leaves(getattr(value, field.name), inner, field.name)
     elif isinstance(value, dict):
         for entry, item in value.items():
-            yield from _whole_numbers(item, f"{key}.{entry}", name)
+            yield from _leaves(str(entry), key, name)
+            yield from _leaves(item, f"{key}.{entry}", name)
     elif isinstance(value, list):
         for item in value:
-            yield from _whole_numbers(item, key, name)
+            yield from _leaves(item, key, name)

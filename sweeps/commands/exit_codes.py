@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 from hydra.errors import HydraException
@@ -28,7 +29,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def exit_codes(program: str) -> Iterator[None]:
     """Run the body of the command `program`; an exception becomes a sentence and an exit code.
 
-    With `--debug` or `SHAPING_DEBUG` the exception is raised unchanged. What is printed is free of control characters.
+    With `--debug` or `SHAPING_DEBUG` the traceback comes first. What is printed is free of control characters.
     """
     with printable_streams(), _exceptions_as_exit_codes(program):
         yield
@@ -49,7 +50,7 @@ def _exceptions_as_exit_codes(program: str) -> Iterator[None]:
         sys.exit(128 + received[0] if received else 0)
     except Exception as error:
         if is_debugging():
-            raise
+            traceback.print_exc()
         if type(error).__name__ == "NoArgsIsHelpError":  # a command without a subcommand
             print(_typer_message(error))
             sys.exit(0)

@@ -120,6 +120,16 @@ def test_hostile_names_stay_text_in_every_format() -> None:
     assert file_name(table).count("/") == 0
 
 
+def test_half_a_surrogate_pair_in_a_record_does_not_stop_the_page(make_store: Callable, tmp_path: Path) -> None:
+    _, store = make_store(["objective=ce"])
+    for run in list(store.runs()):
+        environment = {"shaping": "0.1.0", "platform": "Linux \ud800", "commit": "\udfff"}
+        write_sealed(run.folder / "spec.json", {**run.spec, "environment": environment})
+        write_sealed(run.folder / "state.json", {"status": "done", "attempts": [{"host": "\udc80", "started": 1.0}]})
+    page = (reproduce(options_of(tmp_path, sweep=None), Console(quiet=True)) / "report.html").read_text()
+    assert "Linux ?" in page or "Linux \\ud800" in page or "Linux \ufffd" in page
+
+
 def test_a_selection_leaves_the_whole_results_alone(make_store: Callable, tmp_path: Path) -> None:
     make_store(["+sweep=nano"])
     whole = tmp_path / "results" / "nano"

@@ -238,7 +238,7 @@ def test_a_disk_without_inodes_is_told_from_one_without_space(tmp_path: Path) ->
     assert why_full(tmp_path / "a", OSError(errno.ENOSPC, "")).endswith("No space left on device; free some space")
 
 
-@pytest.mark.parametrize("content", [{"a": 1}, {"a": float("nan"), "b": [None, {"c": "\ud800"}]}, {"sha256x": "y"}])
+@pytest.mark.parametrize("content", [{"a": 1}, {"a": float("nan"), "b": [None, {"c": "\u202e"}]}, {"sha256x": "y"}])
 def test_a_sealed_file_is_read_back_and_every_changed_byte_is_noticed(tmp_path: Path, content: dict) -> None:
     path = tmp_path / "a.json"
     write_sealed(path, content)
@@ -254,3 +254,10 @@ def test_a_sealed_file_is_read_back_and_every_changed_byte_is_noticed(tmp_path: 
     path.write_bytes(written + b" x")
     with pytest.raises(UserError, match=r"a\.json: it"):
         read_sealed(path)
+
+
+def test_half_a_surrogate_pair_in_a_record_is_replaced_since_no_page_could_show_it(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a.json", {"answer": "\ud800 5", "score": math.nan})
+    content = read_sealed(tmp_path / "a.json")
+    assert content["answer"] == "\ufffd 5"
+    assert math.isnan(content["score"])

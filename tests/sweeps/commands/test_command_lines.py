@@ -87,6 +87,8 @@ def test_cfg_job_shows_the_cells_that_run(tmp_path: Path, shaping_run: Command) 
         (["grpo.prompts=1000000000"], "grpo.prompts=1000000000: it may be at most 1,000,000"),
         (["evaluation.benchmarks.Order.items=1" + "0" * 12], "items=1000000000000: it may be at most 100,000,000"),
         (["evaluation.pass_k=[4,10000000]"], "evaluation.pass_k=10000000: it may be at most 1,000,000"),
+        (["scale='a\udc80'"], "scale=a\\udc80: it has bytes that are no UTF-8"),
+        (["+data.mixtures.c\ud800={text:1.0}"], "\\ud800"),
         (["data.tasks_per_family=1" + "0" * 15], "it may be at most 100,000,000"),
         (["pretrain.milestones=20000", "pretrain.batch_tokens=64"], "pretrain.milestones=20000"),
         (["data.text=[]"], "pretrain.mixture.text=0.55: data.text is empty"),

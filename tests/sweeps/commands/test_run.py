@@ -211,8 +211,13 @@ def test_a_machine_without_slurm_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(tmp_path: Path, shaping_run: Command) -> None:
-    assert "Traceback" in shaping_run("--debug", "objective.beta=nan", cwd=tmp_path).stderr
+def test_debug_shows_the_traceback_before_the_sentence(tmp_path: Path, shaping_run: Command) -> None:
+    finished = shaping_run("--debug", "objective=c\x1b]0;owned\x07", cwd=tmp_path)
+    assert finished.returncode == 2
+    traceback, _, sentence = finished.stderr.rpartition("shaping-run: ")
+    assert traceback.startswith("Traceback")
+    assert "objective=c\\x1b]0;owned\\x07" in sentence
+    assert not set(finished.stderr) & set("\x1b\x07")
 
 
 def test_a_changed_token_cache_is_named_and_built_again(study: Path, tmp_path: Path, shaping_run: Command) -> None:
