@@ -1,5 +1,5 @@
 """Pre-training against Hugging Face's Trainer with the same model, rows, optimizer and machine; the overhead of a step;
-token shards; `shaping-data prepare` against only the tokenizer.
+token shards.
 
 Token ids are random, which costs as much as text.
 """
@@ -29,11 +29,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from benchmarks.comparison import Row, in_turns, peak_memory, report, timed
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
-from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
-from pipelines.data.docstrings import docstrings
-from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import empty_model, model_config
@@ -323,42 +320,6 @@ def _anonymous_mib() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-def preparation() -> list[Row]:
-    """`prepare` in two processes against two processes that only tokenize the same documents."""
-    texts = [document.text for document in docstrings("sympy")] * 4
-    with tempfile.TemporaryDirectory() as folder:
-        # Four files of documents, and a first preparation, which trains the tokenizer.
-        lines = [json.dumps({"text": text}) + "\n" for text in texts]
-        for i in range(4):
-            Path(folder, f"{i}.jsonl").write_text("".join(lines[i::4]))
-        data = DataConfig("t", [], ["chain3"], 10, 0.5, 0.5, 4096, 8, shards=f"{folder}/shards")
-        data.sources = {"web": SourceConfig("jsonl", f"{folder}/*.jsonl")}
-        prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])
-        files = [f"{folder}/{i}.jsonl" for i in range(4)]
-        tokenizer = f"{folder}/shards/tokenizer/tokenizer.json"
-
-        def prepare() -> None:
-            for record in Path(folder, "shards", "web").glob("*.json"):
-                record.unlink()
-            prepare_shards(data, processes=2, validation=0.01, evaluation_files=[])
-
-        def tokenize() -> None:
-            with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-                list(pool.map(_only_tokenize, files, [tokenizer] * 4))
-
-        seconds = timed({"ours": prepare, "peer": tokenize}, rounds=3, warm_up=0)
-    return [Row("prepare / only the tokenizer", seconds["ours"], seconds["peer"], "s", 1.25)]
-
-
-def _only_tokenize(path: str, tokenizer: str) -> int:
-    from tokenizers import Tokenizer
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    texts = [json.loads(line)["text"] for line in Path(path).read_text().splitlines()]
-    backend = Tokenizer.from_file(tokenizer)
-    return sum(len(e.ids) for i in range(0, len(texts), 512) for e in backend.encode_batch_fast(texts[i : i + 512]))
-
-
 def main() -> int:
     warnings.filterwarnings("ignore")
     nano = against_trainer("nano", NANO, vocabulary=640, length=64, batch=1024, steps=100, bar=1 / 1.1)
@@ -367,7 +328,6 @@ def main() -> int:
         *tracking(nano[0].ours),
         *against_trainer("5 M, V 32,768", FIVE, vocabulary=32_768, length=128, batch=2048, steps=8, bar=1 / 1.05),
         *shards(),
-        *preparation(),
         *step_overhead(),  # last, because it sets one thread for the process
     ]
     return report(rows, f"Pre-training; torch {torch.__version__}, {torch.get_num_threads()} threads")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import string
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from pipelines.errors import require, require_fraction, require_option, require_positive
+from pipelines.errors import UserError, require, require_fraction, require_option, require_positive
 from pipelines.files import sha256, sha256_of
 from pipelines.tasks import reasoning_gym
 from pipelines.tasks.families import FAMILIES
@@ -25,7 +26,8 @@ class SourceConfig:
     kind: str = MISSING
     """`hub`: a data set of the Hugging Face Hub, streamed; `jsonl`, `parquet` or `text`: files."""
     path: str = MISSING
-    """Name of the data set, or a glob of files (`.gz` is decompressed). Blank lines separate documents of text."""
+    """Name of the data set; or a file, a glob of files, or a folder, of which all files of the kind below it are read.
+    `.gz` and `.zst` are decompressed. Blank lines separate documents of text."""
     subset: str | None = None
     """Configuration of the data set (`hub`); null: its default."""
     split: str = "train"
@@ -34,6 +36,29 @@ class SourceConfig:
     """Field of a record that holds the document."""
     revision: str | None = None
     """Commit of the data set (`hub`); null: the newest."""
+    template: str | None = None
+    """Several fields as one document, for example "Question: {question}\\nAnswer: {answer}"; null: `column` alone."""
+    strict: bool = False
+    """Whether a record without text ends the preparation; false: such records are counted and passed over."""
+    tokens: int | None = None
+    """About how many tokens are taken, in whole parts; null: all."""
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a record that a document consists of."""
+        return [self.column] if self.template is None else template_fields(self.template)
+
+
+def template_fields(template: str) -> list[str]:
+    """Returns the fields that a template names, each once. Raises `ValueError` for one that is more than a name."""
+    names = []
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if form or conversion or not name or name.isdigit() or set(name) & set("[].{}"):
+            raise ValueError(f"{{{name}}} is not the name of a field in braces")
+        names.append(name)
+    return list(dict.fromkeys(names))
 
 
 @dataclass
@@ -88,7 +113,7 @@ class DataConfig:
         self._check_tasks()
         self._check_vocabulary()
         for name, source in self.sources.items():
-            require_option(f"data.sources.{name}.kind", source.kind, SOURCE_KINDS)
+            _check_source(f"data.sources.{name}", source)
 
     def _check_text(self) -> None:
         for package in self.text:
@@ -127,6 +152,20 @@ class DataConfig:
             self.top_k,
             fix=f"a head is part of the vocabulary: at most data.vocab_size={self.vocab_size}",
         )
+
+
+def _check_source(key: str, source: SourceConfig) -> None:
+    require_option(f"{key}.kind", source.kind, SOURCE_KINDS)
+    require(source.tokens is None or source.tokens > 0, f"{key}.tokens", source.tokens, fix="it must be above 0")
+    if source.template is None:
+        return
+    fix = 'name fields in braces, as in "Question: {question}\\nAnswer: {answer}"; other braces are doubled'
+    try:
+        has_fields = bool(template_fields(source.template))
+    except ValueError as error:
+        raise UserError(f"{key}.template={source.template!r}: {error}; {fix}") from error
+    require(has_fields, f"{key}.template", repr(source.template), fix=f"it names no field; {fix}")
+    require(source.kind != "text", f"{key}.template", repr(source.template), fix="files of text have no fields")
 
 
 def text_versions(data: DataConfig) -> dict[str, str]:

@@ -30,7 +30,7 @@ from pipelines.configuration.data import DataConfig, text_versions
 from pipelines.configuration.signed_content import signed_content
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
-from pipelines.data.tokenizer import END_OF_TEXT, encode, train_tokenizer, with_document_start
+from pipelines.data.tokenizer import END_OF_TEXT, document_encoder, encode, train_tokenizer, with_document_start
 from pipelines.errors import StageFailure, UserError, require_option
 from pipelines.files import (
     UnreadableError,
@@ -249,7 +249,7 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
         }
     # The tokenizer of the shards, or one trained on all training documents.
     if shards:
-        tokenizer = Tokenizer.from_file(str(shards.folder / "tokenizer" / "tokenizer.json"))
+        tokenizer = document_encoder(shards.folder / "tokenizer" / "tokenizer.json")
         end_of_text = shards.index["end_of_text"]
     else:
         tokenizer = train_tokenizer([text for splits in texts.values() for text in splits["train"]], config.vocab_size)

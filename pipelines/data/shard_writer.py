@@ -1,5 +1,6 @@
 """Writes the token shards that `token_shards` reads."""
 
+from array import array
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, dtype: np.dtype[Any], end_of_text: int) -> None:
         self._path, self._dtype, self._end_of_text = path, dtype, end_of_text
-        self._starts: list[int] = []
+        self._starts = array("Q")  # 8 bytes for each document of a part
         """Index of the first token of each document."""
         self._tokens = 0
         self._replacing = replacing(path.with_suffix(".tokens"))
@@ -50,7 +51,7 @@ class ShardWriter:
         self._replacing.__exit__(kind, error, traceback)
         if error is None:
             with replacing(self._path.with_suffix(".documents")) as temporary:
-                np.array([*self._starts, self._tokens], "<u8").tofile(temporary)
+                np.append(np.array(self._starts, "<u8"), np.uint64(self._tokens)).tofile(temporary)
 
     def entry(self) -> dict[str, Any] | None:
         """Returns the entry of the closed shard in the index; None if it is empty."""

@@ -1,6 +1,7 @@
 """The tokenizer that is trained on the data, and how every path turns a text into the model's input."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -26,6 +27,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def document_encoder(path: Path) -> Tokenizer:
+    """Returns the tokenizer of a `tokenizer.json`, set to encode whole documents as text.
+
+    Truncation and padding that the file asks for are switched off, and a special token's string in a document, such as
+    a literal `<|endoftext|>`, is encoded as text.
+    """
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

@@ -1,14 +1,12 @@
 """`shaping-data`: prepares, shows and verifies token shards."""
 
-import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
+from sweeps.commands.preparation_bar import PreparationBar
 from sweeps.commands.shared_arguments import run
 from sweeps.execute.machine import available_cores
 
@@ -47,29 +45,17 @@ def prepare(
     from sweeps.compose.cells import compose_data
 
     data = compose_data(overrides or [])
-    start, totals = time.time(), {"documents": 0, "characters": 0}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("parts", total=None)
-
-    def progress(done: int, total: int, record: dict[str, Any]) -> None:
-        for key in totals:
-            totals[key] += record[key]
-        rate = totals["characters"] / 1e6 / (time.time() - start)
-        bar.start()  # not before: a mistake is only its sentence
-        bar.update(task, completed=done, total=total, description=f"{totals['documents']:,} documents, {rate:.1f} MB/s")
-
+    bar = PreparationBar()
     try:
         index = prepare_shards(
             data,
             processes=processes or available_cores(),
             validation=validation,
             evaluation_files=decontaminate or [],
-            progress=progress,
+            progress=bar.update,
         )
     finally:
-        if bar.live.is_started:
-            bar.stop()
+        bar.stop()
     print(index)
     show(str(index.parent))
 
@@ -79,10 +65,12 @@ def show(folder: Folder) -> None:
     """Print the content of a folder of token shards."""
     shards = TokenShards(folder)
     index = shards.index
+    without_text = index.get("without_text")  # not in shards of earlier versions
+    passed_over = f", {without_text:,} records without text" if without_text else ""
     count = index["contaminated"]
     dropped = "not searched for evaluation sets" if count is None else f"{count:,} dropped as contaminated"
     print(
-        f"{index['documents']:,} documents, {index['characters']:,} characters, {dropped}; "
+        f"{index['documents']:,} documents, {index['characters']:,} characters{passed_over}, {dropped}; "
         f"vocabulary {index['vocabulary']:,}, {shards.type.name}"
     )
     print(f"{'source':20}{'split':12}{'shards':>8}{'documents':>14}{'tokens':>18}")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
@@ -24,7 +23,8 @@ from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import prepare
 from pipelines.data.docstrings import docstrings
-from pipelines.data.preparation import _first_documents, is_held_out, prepare_shards
+from pipelines.data.part_worker import is_held_out
+from pipelines.data.preparation import _first_documents, prepare_shards
 from pipelines.data.sources import Part, documents_of, parts_of
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
@@ -87,27 +87,14 @@ def count_prose(shards: TokenShards) -> int:
     return sum(shard["documents"] for split in shards.index["sources"]["prose"].values() for shard in split)
 
 
-def test_the_parts_of_a_large_file_hold_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    for stretch in (700, 4096, 1 << 20):
-        monkeypatch.setattr("pipelines.data.sources.STRETCH", stretch)
-        parts = parts_of("web", SourceConfig("jsonl", str(tmp_path / "a.jsonl")))
-        assert [text for part in parts for text in documents_of(part)] == TEXTS
-
-
-def test_parquet_and_data_sets(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet", row_group_size=20)
-    parts = parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet"), column="body"))
-    assert len(parts) == 2
-    assert [text for part in parts for text in documents_of(part)] == TEXTS
-    with pytest.raises(StageFailure, match="no column 'text'"):
-        list(documents_of(parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet")))[0]))
+def test_a_data_set_of_the_hub_is_read_through_its_library(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()  # a folder is a data set to the library that the Hub's names go to
     write_jsonl(tmp_path / "set" / "b.jsonl", TEXTS[:50])
     (part,) = parts_of("web", SourceConfig("hub", str(tmp_path / "set")))
     assert list(documents_of(part)) == TEXTS[:50]
+    with pytest.raises(UserError, match=r"column=body: .*set has no column 'body'; it is one of: text"):
+        parts_of("web", SourceConfig("hub", str(tmp_path / "set"), column="body"))
 
 
 def test_a_changed_file_and_a_changed_tokenizer_are_noticed(tmp_path: Path) -> None:
@@ -119,17 +106,21 @@ def test_a_changed_file_and_a_changed_tokenizer_are_noticed(tmp_path: Path) -> N
 
     def prepare() -> str:
         index = prepare_shards(
-            data, processes=1, validation=0.1, evaluation_files=[], progress=lambda *_: done.append(1)
+            data,
+            processes=1,
+            validation=0.1,
+            evaluation_files=[],
+            progress=lambda progress: done.append(progress.parts),
         )
         return sha256(index)
 
     first = prepare()
     assert prepare() == first
-    assert len(done) == 2
+    assert done == [0, 1, 2, 2]
     # A file of the same size with other texts: only its part is prepared again.
     write_jsonl(tmp_path / "1.jsonl", [text.swapcase() for text in TEXTS[:60]])
     assert prepare() != first
-    assert len(done) == 3
+    assert done[-2:] == [1, 2]
     # A local tokenizer counts by its content.
     shutil.copytree(tmp_path / "shards" / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(tmp_path / "tokenizer", tmp_path / "copy")
@@ -151,7 +142,7 @@ def test_a_killed_or_interrupted_command_is_resumed(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         f"    d = DataConfig('t', [], ['chain3'], 100, 0.5, 0.5, 400, 8, shards={str(tmp_path / 'shards')!r})\n"
         f"    d.sources = {{'web': SourceConfig('jsonl', {str(tmp_path / '*.jsonl')!r})}}\n"
-        "    show = lambda done, total, record: print(done, flush=True)\n"
+        "    show = lambda progress: print(progress.parts, flush=True)\n"
         "    prepare_shards(d, processes=1, validation=0.1, evaluation_files=[], progress=show)\n"
     )
     script = tmp_path / "prepare.py"
@@ -166,7 +157,10 @@ def test_a_killed_or_interrupted_command_is_resumed(tmp_path: Path) -> None:
             start_new_session=True,
         )
         assert command.stdout is not None
-        assert int(command.stdout.readline()) < 12
+        done = 0
+        while not done:  # the first state is that before any part
+            done = int(command.stdout.readline())
+        assert done < 12
         if stop_signal == signal.SIGKILL:
             command.kill()  # the kernel kills its workers
         else:
@@ -215,12 +209,6 @@ def test_user_errors_name_key_and_value(prepared: tuple[DataConfig, Path], tmp_p
     with pytest.raises(UserError, match=r"data\.sources\.web\.path"):
         prepare_shards(other, processes=1, validation=0.1, evaluation_files=[])
     assert not (tmp_path / "never").exists()
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
-    with pytest.raises(StageFailure, match=r"the line at byte 0 has no text in 'text'"):
-        list(documents_of(parts_of("web", other.sources["web"])[0]))
-    pd.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(StageFailure, match=r"a record of row group 0 has no text in 'text'"):
-        list(documents_of(parts_of("web", SourceConfig("parquet", str(tmp_path / "a.parquet")))[0]))
     (tmp_path / "set.jsonl").write_text('{"question": "x"}\nnot so\n')
     with pytest.raises(UserError, match=r"--decontaminate=.*set\.jsonl: line 2 is not JSON"):
         prepare_shards(data, processes=1, validation=0.1, evaluation_files=[str(tmp_path / "set.jsonl")])

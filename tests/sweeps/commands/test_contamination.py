@@ -10,7 +10,8 @@ from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.data.corpus import prepare
 from pipelines.data.docstrings import docstrings
 from pipelines.data.ngrams import split_words
-from pipelines.data.preparation import is_held_out, prepare_shards
+from pipelines.data.part_worker import is_held_out
+from pipelines.data.preparation import prepare_shards
 from pipelines.data.questions import contamination, load_items, load_questions
 from tests.in_process import in_process
 
