@@ -213,7 +213,7 @@ def _consume(path: Path) -> int:
     return count
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl", "a.parquet"])
 def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
     """Reading 160 MB of text in batches adds less than a quarter of it; of Parquet, whose row groups of 10 MB are
