@@ -48,7 +48,7 @@ from pipelines.verifiers import Judge
 SHOWN_PROMPTS = 8
 """Held-out prompts whose responses are written to `samples.jsonl` at each measurement."""
 
-LOG_FILES = ("samples.jsonl", "forking.jsonl")
+SAMPLES, FORKING = "samples.jsonl", "forking.jsonl"
 
 
 class GRPO(L.LightningModule):
@@ -78,6 +78,8 @@ class GRPO(L.LightningModule):
         none: dict[str, Any] = {"skipped": 0, "verifier_failures": 0, "collapsed_at": None, "held_out": []}
         self.totals: dict[str, Any] = self._state["totals"] if self._state else none
         self.asked.keep(self._state["asked"] if self._state else None)
+        self._unfinished: dict[str, Any] | None = self._state["unfinished"] if self._state else None
+        """The ledger row of the newest step until its held-out part is measured and it is logged."""
 
         # What needs the device, and so exists from `on_train_start` on.
         self._communicator: Communicator
@@ -90,6 +92,11 @@ class GRPO(L.LightningModule):
     def model(self) -> PreTrainedModel:
         """The language model."""
         return self.policy.model
+
+    @property
+    def next_step(self) -> int:
+        """The first step for `training_step`: the newest one again if it was interrupted while it was measured."""
+        return self.step + (self._unfinished is None)
 
     # Lightning's hooks
 
@@ -149,12 +156,19 @@ class GRPO(L.LightningModule):
         try:
             if self._communicator.any(context.interrupted()):
                 raise Interrupted
-            # Milestones are saved before the trainer state, so a resumed run has every milestone up to its step.
-            collapse = self._one_step(step, inspect=step in milestones or step == 1)
+            # A resumed run may have taken the step and not measured it.
+            if self._unfinished is None:
+                self._unfinished = self._one_step(step, inspect=step in milestones or step == 1)
+            row = self._unfinished
+            if config.held_out_every and (step % config.held_out_every == 0 or step == config.steps):
+                row = row | self._held_out_row()
         except Interrupted:
             self._save()
             raise Interrupted(f"after step {self.step} of {config.steps}") from None
-        stop = collapse is not None and config.collapse == "stop"
+        context.ledger.log(row)
+        self._unfinished = None
+        stop = bool(row["collapsed"]) and config.collapse == "stop"
+        # Milestones are saved before the trainer state, so a resumed run has every milestone up to its step.
         # If the run ends here, the later milestones are this model, so that what depends on them can run.
         for milestone in milestones:
             if milestone == step or (stop and milestone > step):
@@ -174,7 +188,7 @@ class GRPO(L.LightningModule):
         """Prepare the first step of a new run: bounds on the pass rate, and the start model on held-out questions."""
         config, context = self.config, self.context
         if not context.ranks.rank:
-            for name in LOG_FILES:
+            for name in (SAMPLES, FORKING):
                 (context.folder / name).unlink(missing_ok=True)
         if (config.pass_rate_low, config.pass_rate_high) != (0.0, 1.0):
             self.asked.keep(self._within_pass_rate())
@@ -199,9 +213,8 @@ class GRPO(L.LightningModule):
         devices = f"{ranks.tasks} x {device_name(self.device)}, nodes: {ranks.nodes}, strategy: {compute.strategy}"
         self.context.log("GRPO: %s on %s", model, devices)
 
-    def _one_step(self, step: int, *, inspect: bool) -> str | None:
-        """Run one step, with forking tokens if `inspect`; returns what has collapsed, if anything."""
-        config, context, communicator = self.config, self.context, self._communicator
+    def _one_step(self, step: int, *, inspect: bool) -> dict[str, Any]:
+        """Run one step, with forking tokens if `inspect`; returns its ledger row."""
         # Sample and verify.
         began = time.time()
         with self._sampling():
@@ -219,27 +232,19 @@ class GRPO(L.LightningModule):
             self._hand_over()
         ended = time.time()
 
-        row = {"step": step, **collected_row(collected, communicator), "kl_start": divergence, **update}
+        row = {"step": step, **collected_row(collected, self._communicator), "kl_start": divergence, **update}
         collapse = self._record(row)
-        held_out = {}
-        if config.held_out_every and (step % config.held_out_every == 0 or step == config.steps):
-            held_out = self._held_out_row()
         tokens, learned = _response_tokens(collected)
-        context.ledger.log(
-            row
-            | {
-                "entropy_fall_per_reward": entropy_fall(self.history),
-                "collapsed": int(collapse is not None),
-                "tokens_per_second": tokens / (ended - began),
-                "rollout_tokens_per_second": tokens / (sampled - began),
-                "update_tokens_per_second": learned / (ended - scored),
-                "rollout_seconds": sampled - began,
-                "scoring_seconds": scored - sampled,
-                "update_seconds": ended - scored,
-                **held_out,
-            }
-        )
-        return collapse
+        return row | {
+            "entropy_fall_per_reward": entropy_fall(self.history),
+            "collapsed": int(collapse is not None),
+            "tokens_per_second": tokens / (ended - began),
+            "rollout_tokens_per_second": tokens / (sampled - began),
+            "update_tokens_per_second": learned / (ended - scored),
+            "rollout_seconds": sampled - began,
+            "scoring_seconds": scored - sampled,
+            "update_seconds": ended - scored,
+        }
 
     def _log_forking_tokens(self, collected: Collected) -> None:
         rows = forking_tokens(
@@ -250,7 +255,7 @@ class GRPO(L.LightningModule):
             step=self.step,
             division=self._updater.division,
         )
-        self._append("forking.jsonl", rows)
+        self._append(FORKING, rows)
 
     def _divergence(self, collected: Collected) -> float:
         """The divergence from the start model, estimated on groups that this step has sampled; NaN if not measured."""
@@ -330,7 +335,7 @@ class GRPO(L.LightningModule):
             }
             for i, group in enumerate(shown)
         ]
-        self._append("samples.jsonl", rows)
+        self._append(SAMPLES, rows)
         self.context.ledger.samples("held_out_samples", rows)
         return {
             "held_out_reward": score,
@@ -367,7 +372,7 @@ class GRPO(L.LightningModule):
 
     def _save(self) -> None:
         """Save the trainer state after `step` steps; all ranks together."""
-        if self._saved_step == self.step:
+        if self._saved_step == self.step:  # if the newest step is unfinished there, a resumed run measures it again
             return
         tensors = trainer_tensors(self.model, self._optimizer) | self._collector.tensors()
         state = {
@@ -375,6 +380,7 @@ class GRPO(L.LightningModule):
             "asked": self.asked.kept,
             "history": self.history,
             "totals": self.totals,
+            "unfinished": self._unfinished,
         }
         save_tensors(self.context.resume, self.step, tensors, state=state, keep_last=self.context.compute.keep_last)
         self._saved_step = self.step
@@ -388,12 +394,13 @@ class GRPO(L.LightningModule):
         self._collector.load_state_dict(state["collector"], self._waiting)
         self._saved_step = self.step
         # Drop the rows, and the half-written line, that a killed attempt wrote after its last save.
-        for name in LOG_FILES if not self.context.ranks.rank else ():
+        last = {SAMPLES: self.step if self._unfinished is None else self.step - 1, FORKING: self.step}
+        for name, step in last.items() if not self.context.ranks.rank else ():
             path = self.context.folder / name
             if path.exists():
                 rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
                 with replacing(path) as temporary:
-                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.step))
+                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
         self.context.log("GRPO: resuming after step %d of %d", self.step, self.config.steps)
         self._log_model()
 

@@ -45,7 +45,7 @@ def train_grpo(model: PreTrainedModel, config: GRPOConfig, context: StageContext
     with Judge() as judge:
         module = GRPO(model, config, context, judge=judge)
         # One epoch whose batches are the numbers of the steps: steps without an update count too.
-        steps: Any = range(module.step + 1, config.steps + 1)
+        steps: Any = range(module.next_step, config.steps + 1)
         with without_noise(), _sharing_failures(context):
             try:
                 trainer(context, max_epochs=1).fit(module, DataLoader(steps, batch_size=None))

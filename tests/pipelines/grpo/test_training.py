@@ -141,6 +141,55 @@ def test_an_interrupted_run_resumes_bit_for_bit(corpus: Corpus, weights: Path, t
         assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
 
 
+@pytest.mark.slow
+def test_an_interruption_wherever_a_stage_looks_for_one_changes_nothing(
+    corpus: Corpus, weights: Path, tmp_path: Path
+) -> None:
+    """Before a step, in its rollouts, and in the rollouts for held-out questions, after the weights have changed."""
+    config = settings(steps=2, held_out_every=1, milestones=2)
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == stop_at
+
+    def attempt(folder: str, **fields: Any) -> tuple[str, list[int]]:
+        model, milestones = start_model(corpus, weights), []
+        with contextlib.suppress(Interrupted):
+            run(
+                model,
+                config,
+                corpus=corpus,
+                folder=tmp_path / folder,
+                on_milestone=lambda model, step: milestones.append(step),
+                **fields,
+            )
+        return fingerprint(model), milestones
+
+    def logged(folder: str) -> list[list[dict]]:
+        def measured(row: dict) -> dict:
+            return {key: value for key, value in row.items() if not key.endswith(("seconds", "per_second", "time"))}
+
+        names = ("ledger.jsonl", "samples.jsonl", "forking.jsonl")
+        return [[measured(row) for row in rows(tmp_path / folder, name)] for name in names]
+
+    stop_at = 0
+    whole, milestones = attempt("whole", interrupted=look)
+    assert milestones == [1, 2]
+    count = looks
+    assert (
+        count >= 7
+    )  # the start's held-out questions, then for each step its begin, its rollouts and held-out questions
+    for stop_at in range(1, count + 1):
+        looks, folder = 0, f"stopped-{stop_at}"
+        _, before = attempt(folder, interrupted=look)
+        resumed, after = attempt(folder)
+        assert resumed == whole, stop_at
+        assert logged(folder) == logged("whole"), stop_at
+        assert sorted({*before, *after}) == milestones, stop_at
+
+
 def test_the_log_shows_the_start_saves_the_resume_point_and_the_end(
     corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
