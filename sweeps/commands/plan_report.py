@@ -10,7 +10,8 @@ from rich.tree import Tree
 
 from pipelines.configuration import STAGES, TRAINING_STAGES
 from sweeps.execute.display import amount, title
-from sweeps.plan.cost import Assumptions, Capacity, Estimate, Rate, estimate, rank_memory
+from sweeps.plan.cost import Assumptions, Capacity, Estimate, Rate, estimate
+from sweeps.plan.device_memory import Shortage, rank_memory, shortage
 from sweeps.plan.graph import Plan, StageRun
 
 COUNTED_AS = {"running": "elsewhere", "queued": "elsewhere", "done": "done"}
@@ -45,7 +46,11 @@ class PlanReport:
             "assumed": asdict(self.assumptions),
             "stages": {stage: total.to_json() for stage, total in stages.items()},
         }
-        return {"cells": self.graph.cells, "stage_runs": stage_runs, "cost": cost}
+        shortages = [
+            {"stage": run.stage, "model": run.labels["model"], "ranks": self.capacity.devices_of(run)} | asdict(short)
+            for run, short in self._shortages()
+        ]
+        return {"cells": self.graph.cells, "stage_runs": stage_runs, "cost": cost, "does_not_fit": shortages}
 
     def lines(self) -> Iterator[str]:
         """Yields the lines of the report."""
@@ -53,6 +58,7 @@ class PlanReport:
         yield from self._table(stages)
         yield from self._cost_lines(stages, hours)
         yield from self._memory_lines()
+        yield from dict.fromkeys(self._shortage_line(run, short) for run, short in self._shortages())
 
     def _table(self, stages: dict[str, Estimate]) -> Iterator[str]:
         """Yields a row for each stage: how many stage runs cells ask for, how many those are, and the cost to come."""
@@ -105,10 +111,37 @@ class PlanReport:
         for run in self.graph.runs.values():
             if run.stage in TRAINING_STAGES:
                 ranks = self.capacity.devices_of(run)
-                parts = rank_memory(self.graph, run, ranks)
+                parts = rank_memory(self.graph, run, ranks, device=self.rate.device)
                 shown = ", ".join(f"{name} {amount(value)}" for name, value in parts.items())
                 lines[f"Memory of a rank, {run.labels['model']} {run.stage}, {ranks} ranks: {shown}"] = None
         yield from lines
+
+    def _shortages(self) -> Iterator[tuple[StageRun, Shortage]]:
+        """Yields the stage runs that do not fit on the device; of those with equal memory only the first."""
+        seen = set()
+        for run in self.graph.runs.values():
+            ranks = self.capacity.devices_of(run)
+            # Evaluations of one stage's checkpoints share their configuration.
+            shared = id(run.config["evaluation"]) if run.stage == "evaluate" else repr(run.config[run.stage])
+            key = (run.labels["model"], run.stage, shared, repr(run.compute), ranks)
+            if key not in seen:
+                seen.add(key)
+                if short := shortage(self.graph, run, ranks, device=self.rate.device):
+                    yield run, short
+
+    def _shortage_line(self, run: StageRun, short: Shortage) -> str:
+        """Returns what does not fit, and what would."""
+        ranks = self.capacity.devices_of(run)
+        where = "its one rank" if ranks == 1 else f"each of {ranks} ranks"
+        start = (
+            f"Does not fit: {run.labels['model']} {run.stage} needs {amount(short.needs)} on {where}, and "
+            f"{self.rate.device} has {amount(short.usable)} for it; "
+        )
+        if short.setting is None:
+            return start + "choose a larger device" + ("" if run.stage == "evaluate" else " or a smaller model")
+        setting = " ".join(f"compute.{key}={value}" for key, value in short.setting.items())
+        ways = ([f"{short.ranks} ranks"] if short.ranks != ranks else []) + ([setting] if setting else [])
+        return start + f"it takes {amount(short.then)} with {' and '.join(ways)}"
 
     def tree(self) -> Tree:
         """Returns the tree of stage runs, each below the one that it starts from."""

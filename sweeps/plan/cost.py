@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.configuration import STAGES, TOKEN_STAGES
-from pipelines.models.sizes import PEAKS, activations, forward_operations, parameters
+from pipelines.models.sizes import PEAKS, forward_operations, parameters
 from sweeps.compose.launcher_options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan.graph import Plan, StageRun
 
@@ -25,8 +25,6 @@ DEVICES = {**PEAKS, "core": 1e11}
 
 BYTES_PER_WEIGHT = 4
 """Checkpoints and trainer states are float32."""
-CHUNK_BYTES = 2**25
-"""Bytes of logits that the fused loss holds at a time (`shaping.loss`, which loads torch)."""
 WEIGHTS_PER_THREAD = 1_000_000
 """A model with fewer weights than this is computed by one thread; the nano models have half of it."""
 PROCESS_BYTES = 7 * 2**27
@@ -65,14 +63,15 @@ class Work:
 
 
 @dataclass(frozen=True)
-class _Model:
+class ModelOfRun:
     """The model of a stage run."""
 
     shape: Mapping[str, Any]
     vocabulary: int
 
     @classmethod
-    def of(cls, plan: Plan, run: StageRun) -> "_Model":
+    def of(cls, plan: Plan, run: StageRun) -> "ModelOfRun":
+        """Returns the model that the first ancestor of `run` builds."""
         root = run
         while root.parent:
             root = plan.runs[root.parent[1]]
@@ -80,6 +79,7 @@ class _Model:
 
     @property
     def weights(self) -> int:
+        """Returns the number of parameters."""
         return parameters(self.shape, self.vocabulary)
 
     def forward(self, tokens: float, length: float) -> float:
@@ -89,7 +89,7 @@ class _Model:
 
 def work(plan: Plan, run: StageRun, assumptions: Assumptions = Assumptions()) -> Work:
     """Returns the operations and tokens of one stage run."""
-    model = _Model.of(plan, run)
+    model = ModelOfRun.of(plan, run)
     if run.stage in TOKEN_STAGES:
         budget = run.config[run.stage]
         tokens = run.steps * budget["batch_tokens"]
@@ -100,7 +100,7 @@ def work(plan: Plan, run: StageRun, assumptions: Assumptions = Assumptions()) ->
     return _evaluation(model, run.config["evaluation"], assumptions)
 
 
-def _grpo(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
+def _grpo(model: ModelOfRun, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
     # The limit of responses is raised once, so there are two phases.
     first_extended = config.get("extended_from_step")
     early_steps = config["steps"] if first_extended is None else min(config["steps"], first_extended)
@@ -125,7 +125,7 @@ def _grpo(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) ->
     return total
 
 
-def _evaluation(model: _Model, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
+def _evaluation(model: ModelOfRun, config: Mapping[str, Any], assumptions: Assumptions) -> Work:
     total = Work()
     for benchmark in config["benchmarks"].values():
         limit = benchmark["max_new_tokens"] or config["max_new_tokens"]
@@ -148,19 +148,19 @@ def storage(plan: Plan, run: StageRun) -> int:
     """Returns the bytes of the checkpoints that a stage run publishes."""
     if run.stage == "evaluate":
         return 0
-    return BYTES_PER_WEIGHT * run.config[run.stage]["milestones"] * _Model.of(plan, run).weights
+    return BYTES_PER_WEIGHT * run.config[run.stage]["milestones"] * ModelOfRun.of(plan, run).weights
 
 
 def trainer_state(plan: Plan, run: StageRun) -> int:
     """Returns the bytes of a stage's trainer state: weights and AdamW's two moments. It exists while the stage runs."""
     if run.stage == "evaluate":
         return 0
-    return 3 * BYTES_PER_WEIGHT * _Model.of(plan, run).weights
+    return 3 * BYTES_PER_WEIGHT * ModelOfRun.of(plan, run).weights
 
 
 def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
     """Returns about how many bytes of main memory a stage run needs."""
-    model = _Model.of(plan, run)
+    model = ModelOfRun.of(plan, run)
     if on_gpu:
         # Training is on the device; main memory holds a checkpoint that is being loaded or saved.
         return PROCESS_BYTES + 2 * BYTES_PER_WEIGHT * model.weights
@@ -174,46 +174,7 @@ def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
 
 def useful_threads(plan: Plan, run: StageRun) -> int:
     """Returns how many threads on CPU cores a stage run can use; more only make a small model slower."""
-    return 1 + _Model.of(plan, run).weights // WEIGHTS_PER_THREAD
-
-
-def rank_memory(plan: Plan, run: StageRun, ranks: int = 1) -> dict[str, int]:
-    """Returns the bytes that a rank of a training stage holds on its device, by purpose, with their `total`.
-
-    `logits avoided` are what a loss that holds all logits and their gradient would add. Weights are sharded over all
-    ranks with `fsdp`, and over `shard_ranks` with `hsdp` (0 counts as all ranks). Activations are those of one
-    micro-batch. RL holds the whole gradient between micro-batches, and a `sampler` that is a copy of the model while it
-    does not update. Not included are the allocator's overhead, buffers of collectives, workspaces, and the keys and
-    values of rollouts, which take what is left.
-    """
-    model, budget, compute = _Model.of(plan, run), run.config[run.stage], run.compute
-    shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
-    precision = budget.get("precision", "float32")
-    whole = model.weights * (2 if precision == "bfloat16" else 4)
-    rl = run.stage == "grpo"
-    tokens = compute["micro_batch_tokens"] or (budget["micro_batch_tokens"] if rl else budget["batch_tokens"] // ranks)
-    # Numbers per token that are kept for the backward pass; with checkpointing one layer is computed again.
-    checkpointing = compute["activation_checkpointing"]
-    kept = model.shape["layers"] * activations(model.shape, checkpointing)
-    if checkpointing != "none":
-        kept += activations(model.shape)
-    # Of many logits the fused loss holds two chunks, and the gradient of the output matrix.
-    logits = 4 * tokens * model.vocabulary
-    is_chunked = logits > CHUNK_BYTES
-    held_logits = 2 * CHUNK_BYTES + 4 * model.vocabulary * model.shape["d_model"] if is_chunked else 3 * logits
-    always = {"parameters": whole // shards, "optimizer": 2 * whole // shards}
-    update = {
-        "gradients": whole // (1 if rl else shards),
-        "activations": int(tokens * (4 if precision == "float32" else 2) * kept),
-        "logits": held_logits,
-    }
-    sampling = {}
-    if rl:
-        always["reference"] = whole // shards if budget["kl_weight"] else 0
-        itself = budget["engine"] == "transformers"
-        sampling["sampler"] = (0 if shards == 1 else whole) if itself else 2 * model.weights
-    total = sum(always.values()) + max(sum(update.values()), sum(sampling.values()))
-    return always | update | sampling | {"total": total, "logits avoided": 2 * logits if is_chunked else 0}
+    return 1 + ModelOfRun.of(plan, run).weights // WEIGHTS_PER_THREAD
 
 
 @dataclass(frozen=True)

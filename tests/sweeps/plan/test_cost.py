@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.models.sizes import active_parameters, parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Capacity, Estimate, Rate, estimate, memory, rank_memory, storage, work
+from sweeps.plan.cost import Capacity, Estimate, Rate, estimate, memory, storage, work
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
 
@@ -164,62 +164,3 @@ def test_storage_and_memory() -> None:
     assert 0.5e9 < memory(graph, stage["grpo"]) < 2e9
     graph, stage = runs("model=4B", *PAPER)
     assert memory(graph, stage["pretrain"]) > 16 * 4.0e9
-
-
-@pytest.mark.parametrize("name", ["nano", "micro", "20M", "nano-moe", "micro-moe"])
-def test_activations_are_those_that_torch_keeps(name: str) -> None:
-    """Bytes of all storages that autograd saves for one more layer, without weights."""
-    import torch
-
-    from pipelines.models.causal_lm import empty_model, model_config
-    from pipelines.models.sizes import activations
-
-    shape = compose_cell([f"model={name}"]).model
-
-    def saved(layers: int) -> int:
-        shape.layers = layers
-        model = empty_model(model_config(shape, 512, 1e4)).train()
-        weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-        kept: dict[int, torch.Tensor] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden = model.model(input_ids=torch.randint(0, 512, (2, 64))).last_hidden_state
-        assert hidden.requires_grad
-        return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
-
-    assert (saved(2) - saved(1)) / (4 * 128) == pytest.approx(activations(vars(shape)), rel=0.03)
-
-
-def test_memory_of_a_rank() -> None:
-    sharded = ["compute=sharded", "compute.micro_batch_tokens=4096"]
-    graph, stage = runs("model=4B", *PAPER, *sharded, "until=pretrain")
-    parts = rank_memory(graph, stage["pretrain"], 64)
-    assert parts["parameters"] * 64 == pytest.approx(4 * 4.022e9, rel=0.001)
-    assert parts["optimizer"] == 2 * parts["gradients"] == 2 * parts["parameters"]
-    assert parts["logits avoided"] == 2 * 4 * 4096 * 151_936
-    assert parts["total"] == sum(v for k, v in parts.items() if k not in ("total", "logits avoided"))
-    assert parts["total"] < 80e9
-    graph, stage = runs("model=4B", *PAPER, "until=pretrain")
-    assert rank_memory(graph, stage["pretrain"], 64)["parameters"] == 64 * parts["parameters"]
-
-
-@pytest.mark.parametrize("model", ["4B", "10B-A0.5B"])
-def test_rl_fits_eight_devices_of_a_node(model: str) -> None:
-    """Sharded weights and moments, the whole gradient of an update, and a copy in bfloat16 while it samples."""
-    graph, stage = runs(f"model={model}", *PAPER, "compute=sharded")
-    parts = rank_memory(graph, stage["grpo"], 8)
-    assert parts["gradients"] == pytest.approx(8 * parts["parameters"], rel=1e-6)
-    assert parts["sampler"] == pytest.approx(parts["gradients"] / 2)
-    sampling = parts["parameters"] + parts["optimizer"] + parts["sampler"]
-    assert sampling < parts["total"] < 80e9
-    # One process holds everything, and its sampler is the model itself.
-    graph, stage = runs(f"model={model}", *PAPER, "grpo.engine=transformers")
-    alone = rank_memory(graph, stage["grpo"])
-    assert alone["sampler"] == 0
-    assert alone["total"] > 4 * alone["parameters"]
-    graph, stage = runs(f"model={model}", *PAPER, "compute=sharded", "grpo.kl_weight=0.1")
-    assert rank_memory(graph, stage["grpo"], 8)["reference"] == parts["parameters"]
