@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ check: $(STAMP)-dev  ## format, lint, types, import rules
 format: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu: $(STAMP)-dev  ## on one GPU, in ten minutes: measure what waits for one, into results/gpu.json and results/gpu.md
+	$(BIN)/python -m benchmarks.gpu
 
 clean:  ## remove the environment and caches; store/ and results/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

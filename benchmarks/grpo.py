@@ -35,12 +35,15 @@ from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.diagnostics import collected_row, divergence_from
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import Updater
-from pipelines.rollouts import Sampling, TransformersEngine, generate
+from pipelines.rollouts import Sampling, generate, load_engine
+from pipelines.tasks.formats import FORMATS, Format
 from pipelines.training.optimizer import adamw
+from pipelines.training.weight_stream import weight_stream
 from pipelines.verifiers import Judge, Verdict
 
 VOCABULARY = 640
 PROMPT_TOKENS = 9
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,21 @@ class Coin(Judge):
         return [Verdict(coin(answer or "")) for _, answer, _ in items]
 
 
-def our_step(shape: Shape) -> Callable[[], None]:
-    """A function that takes one GRPO step; the model is kept between calls."""
-    model = shape.model()
+def our_step(shape: Shape, engine_name: str = "transformers", *, device: torch.device = CPU) -> Callable[[], None]:
+    """A function that takes one GRPO step; the model is kept between calls. On a GPU products are in bfloat16."""
+    FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "exact")
+    learner: Any = shape.model()
+    model = learner.to(device)
     config = GRPOConfig(
         steps=1, milestones=1, tasks=["t"], prompts=shape.prompts, samples=shape.samples, max_new_tokens=shape.tokens,
-        dynamic_sampling=False,
+        dynamic_sampling=False, engine=engine_name,
     )  # fmt: skip
-    engine = TransformersEngine(model)
-    policy, reference = Policy(model), Policy(shape.model().eval().requires_grad_(False))
+    engine = load_engine(engine_name, model, lambda: PROMPT_TOKENS + 1 + shape.tokens)
+    precision = "float32" if device.type == "cpu" else "bfloat16-mixed"
+    frozen: Any = shape.model().eval()
+    policy, reference = Policy(model, precision), Policy(frozen.to(device).requires_grad_(False), precision)
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
-    updater = Updater(policy, optimizer, config, exact_sampler=True)
+    updater = Updater(policy, optimizer, config, exact_sampler=engine.exact and precision == "float32")
     questions = Questions([[Text("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
     collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
     # A step as in pipelines.grpo: collection, diagnostics, update.
@@ -134,7 +141,11 @@ def our_step(shape: Shape) -> Callable[[], None]:
     def run() -> None:
         nonlocal step
         step += 1
+        # As `pipelines.grpo.module` hands over and lets sleep.
+        engine.wake()
+        engine.take(weight_stream(model, checkpoint_names=engine.checkpoint_names))
         collected = collector.collect(step)
+        engine.sleep()
         divergence_from(reference, collected.sampled, config, seed=(0, step), division=updater.division)
         collected_row(collected)
         assert not updater.update(collected.kept, step)["skipped"]
@@ -142,8 +153,8 @@ def our_step(shape: Shape) -> Callable[[], None]:
     return run
 
 
-def trl_steps(shape: Shape, steps: int) -> list[float]:
-    """Seconds of each of TRL's steps after the first."""
+def trl_steps(shape: Shape, steps: int, *, vllm: bool = False, device: str = "cpu") -> list[float]:
+    """Seconds of each of TRL's steps after the first; `vllm` samples in the same process."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig as TRLConfig
@@ -155,13 +166,17 @@ def trl_steps(shape: Shape, steps: int) -> list[float]:
         def on_step_end(self, *_: object, **__: object) -> None:
             times.append(time.perf_counter())
 
+    colocated: dict[str, Any] = {}
+    if vllm:
+        colocated = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4}
     with tempfile.TemporaryDirectory() as folder:
         config = TRLConfig(
             output_dir=folder, per_device_train_batch_size=shape.trl_batch,
             gradient_accumulation_steps=shape.prompts * shape.samples // shape.trl_batch,
             num_generations=shape.samples, max_completion_length=shape.tokens, temperature=1.0, loss_type="dapo",
             epsilon=0.2, epsilon_high=0.28, beta=0.0, learning_rate=1e-6, lr_scheduler_type="constant",
-            weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0, bf16=False, use_cpu=True,
+            weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0, bf16=device != "cpu", use_cpu=device == "cpu",
+            **colocated,
             gradient_checkpointing=False, report_to=[], save_strategy="no", max_steps=steps + 1, disable_tqdm=True,
         )  # fmt: skip
         trainer = GRPOTrainer(
@@ -254,7 +269,4 @@ def _counter() -> Qwen3ForCausalLM:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    from pipelines.tasks.formats import FORMATS, Format
-
-    FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "exact")
     sys.exit(report([*rollout_rows(), *step_rows()], "GRPO and its rollouts"))
