@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.places import places
 from analysis.statistics import Floats
-from analysis.study import Study, checkpoint_step, rl_starts
+from analysis.study import Study
 
 
 class Checkpoint(NamedTuple):
@@ -165,15 +166,13 @@ def _combined(codes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 def _evaluations(study: Study) -> dict[Checkpoint, list[str]]:
     """`MeasurementGrid.evaluations`; those of the model that RL starts from are listed for RL's step 0 too."""
     evaluations: dict[Checkpoint, list[str]] = defaultdict(list)
-    starts = rl_starts(study.plan)
+    measured = places(study.plan)
     planned = study.runs[study.runs["stage"] == "evaluate"]
-    for signature, model, objective, stage, checkpoint in zip(
-        *(planned[name].tolist() for name in ("stage_run", "model", "objective", "measures", "checkpoint")), strict=True
+    for signature, model, objective in zip(
+        *(planned[name].tolist() for name in ("stage_run", "model", "objective")), strict=True
     ):
-        run = study.plan.runs[signature]
-        if run.control:
+        if study.plan.runs[signature].control:
             continue  # it measures a variant
-        evaluations[Checkpoint(model, objective, stage, checkpoint_step(checkpoint))].append(signature)
-        if run.parent and (run.parent[1], checkpoint) in starts:
-            evaluations[Checkpoint(model, objective, "grpo", 0)].append(signature)
+        for place in measured.get(signature, []):
+            evaluations[Checkpoint(model, objective, place.stage, place.step)].append(signature)
     return evaluations

@@ -20,12 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.launched_labels import launched_labels
+from analysis.places import places
 from analysis.result_cache import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
     StoredResults,
     read_results,
 )
+from pipelines.configuration import START, TRAINING_STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.evaluation.samples import SAMPLES
@@ -46,7 +48,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "lam_tail": ("float64", "reward of a wrong token in the tail"),
     "top_k": ("Int64", "size of the head; empty if the objective does not use it"),
     "seed": ("int64", "seed of the cell; equal seeds see the same data in the same order"),
-    "stage": ("category", "stage whose checkpoint was measured; the mid-trained model is also RL's step 0"),
+    "stage": ("category", "stage whose checkpoint was measured; the model that RL starts from is also RL's step 0"),
     "step": ("Int64", "optimizer or RL step of the checkpoint"),
     "tokens": ("Int64", "tokens of the measured stage at that checkpoint; empty for grpo"),
     "group": ("category", "column group of the paper's tables, or text"),
@@ -90,7 +92,7 @@ class Study:
 
         Read on first access. Raises `UserError` with the line number of a broken line.
         """
-        done = self.runs[(self.runs["status"] == "done") & (self.runs["stage"] != "evaluate")]
+        done = self.runs[(self.runs["status"] == "done") & self.runs["stage"].isin(TRAINING_STAGES)]
         if self.store is None:
             return pd.DataFrame(columns=[*SETTING, "stage", "stage_run", "step"])
         return _ledger_rows(self.store, done, limit=max(20, CURVE_ROWS // max(1, len(done))))
@@ -146,7 +148,9 @@ def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = 
     """
     opened = Store.open(store)
     runs = read_stored(opened).runs
-    chosen = runs[(runs["status"] == "done") & (runs["stage"] == stage if stage else runs["stage"] != "evaluate")]
+    chosen = runs[
+        (runs["status"] == "done") & (runs["stage"] == stage if stage else runs["stage"].isin(TRAINING_STAGES))
+    ]
     if stage_run:
         chosen = chosen[chosen["stage_run"].str.startswith(stage_run)]
     return _ledger_rows(opened, chosen, limit=None)
@@ -256,8 +260,9 @@ def read_stored(store: Store, scale: str | None = None, seeds: Collection[int] =
         spec = finished.spec if finished else _spec(stored, results.broken)
         if spec is None:
             continue
-        labels = launched.get(stored.signature, spec["labels"])
-        if scale in (None, labels.get("scale")) and (not seeds or spec["config"]["seed"] in seeds):
+        labels, seed = launched.get(stored.signature, spec["labels"]), spec["config"].get("seed")
+        # A start checkpoint has no seed of its own: all seeds start from it.
+        if scale in (None, labels.get("scale")) and (not seeds or seed is None or seed in seeds):
             plan.runs[stored.signature] = _stage_run(spec, labels)
     return _study(plan, store, results)
 
@@ -335,13 +340,13 @@ def _runs(plan: Plan, store: Store | None, results: StoredResults) -> pd.DataFra
 
 def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
     """The `SETTING` columns; the objective is that of the pre-training run at the start of the chain."""
-    # Follow the parents to the pre-training run; an incomplete store may lack some.
+    # Follow the parents to the first stage that trained; an incomplete store may lack some.
     first = run
-    while first.parent and first.parent[1] in plan.runs:
+    while first.parent and first.parent[1] in plan.runs and first.parent[0] != START:
         first = plan.runs[first.parent[1]]
     if first.stage == "pretrain":
         objective = first.config.get("objective") or {}
-    else:  # the pre-training is lost, and the labels of its descendants have its parameters
+    else:  # pre-training is lost, or was somebody else's; the labels of what follows have its parameters
         has_head = first.labels.get("lam_head") != first.labels.get("lam_tail")
         objective = dict(first.labels) | ({} if has_head else {"top_k": None})
     return {
@@ -351,7 +356,7 @@ def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
         "lam_head": objective.get("lam_head"),
         "lam_tail": objective.get("lam_tail"),
         "top_k": objective.get("top_k"),
-        "seed": run.config["seed"],
+        "seed": run.config.get("seed", run.labels["seed"]),
     }
 
 
@@ -364,31 +369,15 @@ def _setting_name(labels: Mapping[str, Any]) -> str:
     return "/".join([str(labels["objective"]), *(part for part in variant if part.startswith("objective."))])
 
 
-def checkpoint_step(checkpoint: str) -> int:
-    """`step-000128` -> 128."""
-    return int(checkpoint.split("-")[1])
-
-
-def rl_starts(plan: Plan) -> set[tuple[str, str | None]]:
-    """(signature, checkpoint) of every model that RL starts from: its evaluations are also RL's step 0."""
-    return {(run.parent[1], run.checkpoint) for run in plan.runs.values() if run.stage == "grpo" and run.parent}
-
-
 def _measurements(plan: Plan, results: StoredResults, runs: pd.DataFrame) -> pd.DataFrame:
     """`Study.measurements`: every measurement of a planned evaluation; RL's step 0 is listed a second time."""
     table = results.table
     slices = _slices(table["signature"].combine_chunks())
 
     # One entry per evaluation and stage: (signature, measured stage, step, tokens).
-    starts = rl_starts(plan)
-    entries: list[tuple[str, str, int, int | None]] = []
-    for run in plan.runs.values():
-        if run.stage != "evaluate" or run.signature not in slices or not run.parent or not run.checkpoint:
-            continue
-        stage, parent = run.parent
-        entries.append((run.signature, stage, checkpoint_step(run.checkpoint), run.labels.get("tokens")))
-        if (parent, run.checkpoint) in starts:
-            entries.append((run.signature, "grpo", 0, None))
+    entries: list[tuple[str, str, int, int | None]] = [
+        (signature, *place) for signature, at in places(plan).items() if signature in slices for place in at
+    ]
 
     # Row numbers in `table` of each entry's measurements, one entry after the other.
     ranges = [slices[entry[0]] for entry in entries]

@@ -24,8 +24,9 @@ from analysis.paper_tables import (
     counterpart,
     is_same_measurement,
 )
+from analysis.places import places
 from analysis.reference import MODELS, reported
-from analysis.study import Study, checkpoint_step
+from analysis.study import Study
 from analysis.table_columns import (
     ARCHITECTURE_COLUMNS,
     BASE_MODEL_COLUMNS,
@@ -39,7 +40,7 @@ from analysis.table_columns import (
     with_columns,
 )
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
-from pipelines.configuration import TOKEN_STAGES
+from pipelines.configuration import START, TOKEN_STAGES
 from pipelines.python_gc import no_collection
 
 
@@ -88,9 +89,13 @@ def _models(study: Study) -> list[str]:
 
 
 def _pretrain_config(study: Study, model: str) -> dict[str, Any]:
-    """The configuration of the model's first pre-training run; empty if none is planned."""
-    runs = study.runs[(study.runs["model"] == model) & (study.runs["stage"] == "pretrain")]
-    return study.specs[runs["stage_run"].iloc[0]]["config"] if len(runs) else {}
+    """The configuration that has the model's architecture: of its first pre-training, or of its start checkpoint."""
+    for stage in ("pretrain", START):
+        runs = study.runs[(study.runs["model"] == model) & (study.runs["stage"] == stage)]
+        config: dict[str, Any] = study.specs[runs["stage_run"].iloc[0]]["config"] if len(runs) else {}
+        if "model" in config:
+            return config
+    return {}
 
 
 def _provenance(study: Study, store: str) -> str:
@@ -99,7 +104,7 @@ def _provenance(study: Study, store: str) -> str:
     if not specs:
         return "Nothing is planned."
     # Data and seeds as planned, code versions as recorded by the finished stage runs.
-    data = specs[0]["config"].get("data", {})
+    data: dict[str, Any] = next((spec["config"]["data"] for spec in specs if "data" in spec["config"]), {})
     parts = []
     if data:
         parts.append("Data: " + ", ".join([*data.get("text", []), *data.get("tasks", [])]))
@@ -123,7 +128,7 @@ def _architecture_table(study: Study, provenance: str, models: set[str]) -> Tabl
         counts = study.runs.loc[study.runs["model"] == model, "parameters"].dropna()
         architecture = Architecture(
             config=config.get("model", {}),
-            vocab_size=(config.get("data") or {}).get("vocab_size"),
+            vocab_size=config.get("vocab_size") or (config.get("data") or {}).get("vocab_size"),
             parameters=None if counts.empty else int(counts.iloc[0]),
         )
         values = {name: value(architecture) for name, value in ARCHITECTURE_COLUMNS.items()}
@@ -149,12 +154,13 @@ class _Builder:
     def __post_init__(self) -> None:
         # Index the planned evaluations, so that tables have rows for those that were not run yet.
         runs = self.study.runs[self.study.runs["stage"] == "evaluate"]
-        for model, stage, objective, checkpoint, tokens in zip(
-            *(runs[name].tolist() for name in ("model", "measures", "objective", "checkpoint", "tokens")), strict=True
+        places_of = places(self.study.plan)
+        for signature, model, objective in zip(
+            *(runs[name].tolist() for name in ("stage_run", "model", "objective")), strict=True
         ):
-            step = checkpoint_step(checkpoint)
-            steps = self.planned.setdefault((model, stage, objective), {})
-            steps[step] = step if tokens is None or tokens is pd.NA else tokens
+            for stage, step, tokens in places_of.get(signature, []):
+                steps = self.planned.setdefault((model, stage, objective), {})
+                steps[step] = step if tokens is None else tokens
         # Index the controls by the setting that they imitate.
         for quantity in self.grid.rows:
             if quantity.variant and quantity.stage == "grpo":
@@ -182,7 +188,7 @@ class _Builder:
         # Settings that the paper does not have get tables without a number.
         others = sorted(set(present) - {*BETA_FAMILY, *LAMBDA_FAMILY})
         if others and not numbers:
-            for stage in TOKEN_STAGES:
+            for stage in (stage for stage in TOKEN_STAGES if stage in stages):
                 drafts.append(self.base_table(model, PaperTable(stage, role, ()), others, number=None))
             with_rl = set(runs.loc[runs["stage"] == "grpo", "objective"].unique())
             drafts += [self.rl_table(model, name, number=None, role=role) for name in others if name in with_rl]
@@ -235,8 +241,8 @@ class _Builder:
         """
         benchmarks: Benchmarks = self.grid.benchmarks.get((model, "grpo"), {})
         columns = join_columns(build(benchmarks) for build in RL_COLUMNS)
-        # Step 0 is the mid-trained model, which is evaluated before RL.
-        steps = [0, *(step for step, _ in self.checkpoints(model, "grpo", objective))]
+        # Step 0 is the model that RL starts from, which is evaluated before RL.
+        steps = sorted({0, *(step for step, _ in self.checkpoints(model, "grpo", objective))})
         # The paper's numbers of measured benchmarks, each with whether ours measures the same.
         paper_rows = []
         for row in reported(number, objective):
@@ -274,7 +280,7 @@ class _Builder:
         title = f"{_numbered(number)}RL from {objective}, {model}"
         return _Draft(
             Table(name, number, title, "", cells, model, "grpo", (objective,)),
-            "Percent on held-out problems over RL steps; step 0 is the mid-trained model.",
+            "Percent on held-out problems over RL steps; step 0 is the model that RL starts from.",
             f"{note}{self.provenance}",
         )
 

@@ -100,7 +100,7 @@ class StageContext:
         path = self.folder / "checkpoints" / f"step-{step:06d}"
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
-        save_checkpoint(model, self.corpus.tokenizer, path, card=card, weights=weights)
+        save_checkpoint(model, self.corpus.saved_tokenizer, path, card=card, weights=weights)
         # An attempt that resumes publishes it, and by then it must still be what was saved.
         hashes = {str(file.relative_to(self.folder)): sha256(file) for file in path.rglob("*") if file.is_file()}
         write_sealed(self.folder / SAVED, saved_hashes(self.folder) | hashes)

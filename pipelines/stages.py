@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from pipelines.configuration import START
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.data import DataConfig
@@ -27,6 +28,7 @@ from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.data.token_shards import fingerprint
+from pipelines.data.tokenizer import StartTokenizer
 from pipelines.errors import StageFailure
 from pipelines.evaluation.benchmark_cache import BenchmarkCache
 from pipelines.evaluation.context import Control, EvaluationContext
@@ -37,6 +39,7 @@ from pipelines.evaluation.sampler import check_sampler
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
+from pipelines.models.start_import import import_start
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
 from pipelines.tracking.start import start_trackers
 from pipelines.training.train import train
@@ -76,12 +79,14 @@ def run_stage(
     `tasks` processes on `nodes` nodes can share pre-training, mid-training and evaluations; files that those with a
     `rank` above 0 write are discarded, except for the cached rows of an evaluation.
     """
+    if spec["stage"] == START:
+        return import_start(spec, folder) if rank == 0 else {"metrics": {}, "measurements": []}
     started, config = time.monotonic(), spec["config"]
     name = f"{spec['stage']}/{spec['signature']}"
     labels = "  ".join(f"{key} {value}" for key, value in spec["labels"].items() if value not in ("", None))
     logger.info("%s starts as rank %d of %d:  %s", name, rank, tasks, labels)
     # The corpus is built on the first use of its configuration and read from the cache afterwards.
-    corpus = prepare(_data_config(spec), root / "cache")
+    corpus = prepare(_data_config(spec), root / "cache", _start_tokenizer(spec, parent))
     torch.manual_seed(config["seed"])
     compute = {key: value for key, value in spec["compute"].items() if key not in ("shards", "files")}
     # Rank 0 writes to the store and to the trackers; the others write the same files to a folder that is deleted.
@@ -123,9 +128,24 @@ def _data_config(spec: dict[str, Any]) -> DataConfig:
     return DataConfig(name="", **content, shards=folder)
 
 
+def _start_tokenizer(spec: dict[str, Any], parent: Path | None) -> StartTokenizer | None:
+    """The tokenizer of a chain with a start checkpoint, which each of its checkpoints has; None for other chains."""
+    start = spec["config"].get("start")
+    if start is None:
+        return None
+    assert parent is not None
+    return StartTokenizer(parent / "checkpoints" / spec["checkpoint"], start.get("prompts") == "chat")
+
+
 def _pretrain(context: StageContext) -> Outcome:
     config, corpus = context.config, context.corpus
     budget = PretrainConfig(**config["pretrain"])
+    objective = _objective(config, corpus)
+    if "start" in config:
+        model = load_model(context.source, tokenizer=corpus.tokenizer)
+        metrics = train(model, objective, budget, context=context, balance_rate=config.get("balance_rate", 0.0))
+        return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
+    assert budget.rope_base is not None
     shape = ModelConfig(name="", **config["model"])
     # Shards name a vocabulary that the tokenizer may not fill.
     model = build_model(
@@ -136,7 +156,6 @@ def _pretrain(context: StageContext) -> Outcome:
         vocabulary=config["data"]["vocab_size"] if corpus.sharded else None,
         length=budget.sequence_length,
     )
-    objective = _objective(config, corpus)
     metrics = train(model, objective, budget, context=context, balance_rate=shape.balance_rate)
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
 
@@ -144,14 +163,16 @@ def _pretrain(context: StageContext) -> Outcome:
 def _midtrain(context: StageContext) -> Outcome:
     config = context.config
     budget = MidtrainConfig(**config["midtrain"])
-    model = load_model(context.source, budget.rope_base, context.corpus.tokenizer, length=budget.sequence_length)
+    # A start checkpoint keeps its positions.
+    length = None if "start" in config else budget.sequence_length
+    model = load_model(context.source, budget.rope_base, context.corpus.tokenizer, length=length)
     objective = _objective(config, context.corpus)
     metrics = train(model, objective, budget, context=context, balance_rate=config.get("balance_rate", 0.0))
     return {"metrics": metrics, "measurements": []}
 
 
 def _grpo(context: StageContext) -> Outcome:
-    model = load_model(context.source)
+    model = load_model(context.source, tokenizer=context.corpus.tokenizer)
     content = {key: value for key, value in context.config["grpo"].items() if key != "judged"}
     files = context.spec["compute"].get("files", {})
     tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]
@@ -169,7 +190,7 @@ def _evaluate(context: StageContext) -> Outcome:
     identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
     identity |= {key: context.config[key] for key in ("data", "text_versions")} | {"inputs": context.inputs}
     cache = BenchmarkCache(context.cache / "evaluations", identity, context.ranks, context.interrupted)
-    model = on_device(load_model(context.source), context.ranks.rank)
+    model = on_device(load_model(context.source, tokenizer=context.corpus.tokenizer), context.ranks.rank)
     _log_model(model)
     settings = {key: planned[key] for key in ("engine", "precision")} if planned else {}
     evaluation = EvaluationContext(

@@ -71,7 +71,7 @@ def rl_scores(data: FigureData) -> Drawn:
             parts.append(part.assign(metric=metric))
     if not panels:
         raise NotMeasured("no RL step with results of all mathematics benchmarks")
-    caption = f"Average over the held-out mathematics benchmarks; step 0 is the mid-trained model. {INTERVALS}"
+    caption = f"Average over the held-out mathematics benchmarks; step 0 is the model that RL starts from. {INTERVALS}"
     return Drawn(panels, caption, pd.concat(parts))
 
 

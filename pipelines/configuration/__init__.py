@@ -8,10 +8,12 @@ TOKEN_STAGES = ("pretrain", "midtrain")
 """Stages that train on the next token."""
 TRAINING_STAGES = (*TOKEN_STAGES, "grpo")
 """Stages that train, in the order in which they run."""
-STAGES = (*TRAINING_STAGES, "evaluate")
+START = "start"
+"""The stage that copies a start checkpoint into the store."""
+STAGES = (START, *TRAINING_STAGES, "evaluate")
 """All stages; `evaluate` measures a checkpoint of any other stage."""
 
-STAGE_VERSIONS = {"pretrain": 2, "midtrain": 2, "grpo": 3, "evaluate": 3}
+STAGE_VERSIONS = {"start": 1, "pretrain": 2, "midtrain": 2, "grpo": 3, "evaluate": 3}
 """Version of what a stage computes. Raise it when results change; stage runs of an older version are not reused."""
 
 DATA_VERSION = 2

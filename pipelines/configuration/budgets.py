@@ -33,8 +33,8 @@ class TrainConfig:
     """Tokens per row."""
     learning_rate: float = MISSING
     """Peak learning rate."""
-    rope_base: float = MISSING
-    """Base of the rotary position embeddings."""
+    rope_base: float | None = MISSING
+    """Base of the rotary position embeddings; null: that of the start checkpoint, which always keeps its own."""
     mixture: dict[str, float] = MISSING
     """Weight of each source: `text`, a task family of `data.tasks`, or a name of `data.sources`."""
     milestones: int = MISSING
@@ -61,9 +61,10 @@ class TrainConfig:
         require_option(f"{self.key}.attention", self.attention, ATTENTION)
         require_option(f"{self.key}.precision", self.precision, PRECISIONS)
         require_positive(
-            self.key, self, "tokens", "batch_tokens", "sequence_length", "learning_rate", "rope_base", "milestones"
+            self.key, self, "tokens", "batch_tokens", "sequence_length", "learning_rate", "milestones", "gradient_clip"
         )
-        require_positive(self.key, self, "gradient_clip")
+        if self.rope_base is not None:
+            require_positive(self.key, self, "rope_base")
         require_not_negative(self.key, self, "max_skipped", "weight_decay")
         require_momentum(self.key, self)
         require(

@@ -23,9 +23,12 @@ from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.held_out import check_family_split, check_question_file, check_shard_rows
 from pipelines.configuration.model import ModelConfig
 from pipelines.configuration.objective import ObjectiveConfig
+from pipelines.configuration.start import StartConfig
+from pipelines.configuration.start_checkpoint import StartCheckpoint, check_format, read_start
 from pipelines.configuration.sweep import SweepConfig
 from pipelines.configuration.tracking import TAG_LENGTH, TrackingConfig
 from pipelines.errors import UserError, nearest, require, require_option
+from pipelines.tasks.families import format_of
 from pipelines.tasks.formats import FORMATS
 from pipelines.tasks.judging import QUESTION_FORMAT
 from pipelines.tasks.question_files import check_questions
@@ -49,6 +52,7 @@ class Cell:
     tracking: TrackingConfig = MISSING
     compute: ComputeConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     seed: int = 1
     """Seed of the initial weights, the order of the data, and sampling."""
     scale: str = "nano"
@@ -62,6 +66,7 @@ class Cell:
         check_bounds(self)
         require(self.seed >= 0, "seed", self.seed, fix="it must be 0 or more")
         require_option("until", self.until, TRAINING_STAGES)
+        self._check_start()
         self._check_labels()
         self._check_head()
         self._check_token_stages()
@@ -70,13 +75,13 @@ class Cell:
         self.evaluation.check_means_something()
         for name, benchmark in self.evaluation.benchmarks.items():
             # lm-eval knows its own tasks.
-            if benchmark.kind not in HARNESS and set(benchmark.stages) & set(self._stages):
+            if benchmark.kind not in HARNESS and set(benchmark.stages) & set(self.stages):
                 self._check_benchmark(name, benchmark)
 
     def _check_labels(self) -> None:
         """Check that names are words, and that W&B accepts those that become tags of its runs."""
         require(self.store.strip() != "", "store", repr(self.store), fix="name the folder of stage runs: store=FOLDER")
-        tags = {"scale": self.scale, "model.name": self.model.name, "objective.name": self.objective.name}
+        tags = {"scale": self.scale, self._model_key: self.model_name, "objective.name": self.objective.name}
         names = tags | {"data.name": self.data.name, "evaluation.name": self.evaluation.name}
         for key, label in names.items():
             fix = "it is a name in tables and commands; give it letters or digits, and no line breaks"
@@ -90,16 +95,71 @@ class Cell:
             )
 
     @property
-    def _stages(self) -> tuple[str, ...]:
+    def stages(self) -> tuple[str, ...]:
         """The training stages that run."""
-        return TRAINING_STAGES[: TRAINING_STAGES.index(self.until) + 1]
+        first = self.start.stage if self.start.checkpoint else TRAINING_STAGES[0]
+        return TRAINING_STAGES[TRAINING_STAGES.index(first) : TRAINING_STAGES.index(self.until) + 1]
+
+    @property
+    def starts_from(self) -> StartCheckpoint | None:
+        """The checkpoint that the first stage starts from; None where models are trained from new weights."""
+        return read_start(self.start.checkpoint, self.start.revision) if self.start.checkpoint else None
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in tables."""
+        return self.start.label if self.start.checkpoint else self.model.name
+
+    @property
+    def _model_key(self) -> str:
+        return "start.name" if self.start.checkpoint else "model.name"
+
+    def _check_start(self) -> None:
+        """Check that the start checkpoint exists, that a stage runs from it, and that it can be asked its questions."""
+        start, checkpoint = self.start, self.starts_from
+        if checkpoint is None:
+            for key in ("pretrain", "midtrain"):
+                fix = "only the model of a start checkpoint has one already; set a number"
+                require(getattr(self, key).rope_base is not None, f"{key}.rope_base", "null", fix=fix)
+            return
+        require(
+            TRAINING_STAGES.index(start.stage) <= TRAINING_STAGES.index(self.until),
+            "start.stage",
+            start.stage,
+            fix=f"until={self.until} ends before it; set until={start.stage}, or an earlier start.stage",
+        )
+        fix = "the tokenizer of start.checkpoint has no chat template; leave start.prompts out"
+        require(start.prompts == "plain" or checkpoint.has_chat_template, "start.prompts", start.prompts, fix=fix)
+        for key, form in self._formats():
+            check_format(checkpoint, form, key)
+        for stage in (self.pretrain, self.midtrain):
+            fix = f"the model of start.checkpoint has {checkpoint.positions} positions; lower it"
+            fits = stage.key not in self.stages or stage.sequence_length <= checkpoint.positions
+            require(fits, f"{stage.key}.sequence_length", stage.sequence_length, fix=fix)
+
+    def _formats(self) -> Iterator[tuple[str, str]]:
+        """The format of each data set of questions, after the key that names the data set."""
+        tasks: list[tuple[str, str, str | None]] = [
+            ("grpo.tasks", task, None) for task in self.grpo.tasks if "grpo" in self.stages
+        ]
+        for name, part in self.evaluation.benchmarks.items():
+            if part.kind == "sampled" and set(part.stages) & set(self.stages):
+                tasks.append((f"evaluation.benchmarks.{name}.task", part.task, part.dataset))
+        for key, task, dataset in tasks:
+            is_file = dataset is not None or task.endswith(QUESTION_FILE)
+            form = (task if dataset else QUESTION_FORMAT) if is_file else format_of(task)
+            if form in FORMATS:  # other names are refused where the task is checked
+                yield f"{key}={task}", form
 
     def _check_head(self) -> None:
+        checkpoint = self.starts_from
+        vocabulary = checkpoint.vocabulary if checkpoint else self.data.vocab_size
+        of = "that of start.checkpoint, which has " if checkpoint else "data.vocab_size="
         require(
-            self.objective.top_k <= self.data.vocab_size,
+            self.objective.top_k <= vocabulary,
             "objective.top_k",
             self.objective.top_k,
-            fix=f"the head cannot be larger than the vocabulary, data.vocab_size={self.data.vocab_size}",
+            fix=f"the head cannot be larger than the vocabulary, {of}{vocabulary}",
         )
 
     def _check_token_stages(self) -> None:
@@ -107,7 +167,7 @@ class Cell:
         data = self.data
         sources = [*(["text"] if data.text else []), *data.tasks, *data.sources]
         for stage in (self.pretrain, self.midtrain):
-            if stage.key not in self._stages:
+            if stage.key not in self.stages:
                 continue
             micro_batch(stage, self.compute, 1)
             for source, weight in stage.mixture.items():
@@ -123,7 +183,8 @@ class Cell:
                     length = stage.sequence_length
                     check_shard_rows(key, weight, data=data, source=source, split="train", length=length)
         require(
-            "midtrain" not in self._stages or self.midtrain.sequence_length >= self.pretrain.sequence_length,
+            not {"pretrain", "midtrain"} <= set(self.stages)
+            or self.midtrain.sequence_length >= self.pretrain.sequence_length,
             "midtrain.sequence_length",
             self.midtrain.sequence_length,
             fix=f"mid-training does not shorten pretrain.sequence_length={self.pretrain.sequence_length}",
@@ -135,7 +196,7 @@ class Cell:
 
     def _check_questions(self) -> None:
         """Check that the data sets of RL are families of `data.tasks`, or files of questions."""
-        for task in self.grpo.tasks if "grpo" in self._stages else ():
+        for task in self.grpo.tasks if "grpo" in self.stages else ():
             if task.endswith(QUESTION_FILE):
                 require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
                 check_questions(task, QUESTION_FORMAT)
@@ -150,22 +211,26 @@ class Cell:
                     check_family_split("grpo.tasks", task, data=self.data, split=split)
 
     def _check_lengths(self) -> None:
-        """Check that rows and answers are not longer than the rows that the model of their stage was trained on."""
-        for stage in self._stages:
+        """Check that rows and answers are not longer than the rows that the model of their stage was trained on.
+
+        A start checkpoint keeps its positions.
+        """
+        start = self.starts_from
+        for stage in self.stages:
             trained = self.pretrain if stage == "pretrain" else self.midtrain
+            limit = start.positions if start else trained.sequence_length
+            fix = (
+                f"models after {stage} are trained on {trained.key}.sequence_length={limit}; lower this, or raise that"
+            )
+            if start:
+                fix = f"the model of start.checkpoint has {limit} positions; lower it"
             longest = {}
             if stage == "grpo":
                 longest["grpo.max_new_tokens"] = self.grpo.max_new_tokens
                 if self.grpo.response_limit(self.grpo.steps) != self.grpo.max_new_tokens:
                     longest["grpo.extended_max_new_tokens"] = self.grpo.extended_max_new_tokens
             for key, length in (longest | self.evaluation.longest(stage)).items():
-                require(
-                    length <= trained.sequence_length,
-                    key,
-                    length,
-                    fix=f"models after {stage} are trained on {trained.key}.sequence_length={trained.sequence_length}; "
-                    "lower this, or raise that",
-                )
+                require(length <= limit, key, length, fix=fix)
 
     def _check_benchmark(self, name: str, benchmark: BenchmarkConfig) -> None:
         """Check that the corpus or a local file has what the benchmark measures."""

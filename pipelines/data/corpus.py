@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,9 +28,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipelines.configuration import DATA_VERSION
 from pipelines.configuration.data import DataConfig, text_versions
 from pipelines.configuration.signed_content import signed_content
+from pipelines.configuration.start_checkpoint import read_tokenizer
 from pipelines.data.docstrings import Document, docstrings
 from pipelines.data.token_shards import ShardRows, TokenShards, token_type
-from pipelines.data.tokenizer import END_OF_TEXT, document_encoder, encode, train_tokenizer, with_document_start
+from pipelines.data.tokenizer import (
+    END_OF_TEXT,
+    StartTokenizer,
+    document_encoder,
+    document_start,
+    encode,
+    train_tokenizer,
+    with_document_start,
+)
 from pipelines.errors import StageFailure, UserError, require_option
 from pipelines.files import (
     UnreadableError,
@@ -58,8 +67,9 @@ class Corpus:
     Raises `UserError` or `StageFailure` if a file of the cache is missing or has changed.
     """
 
-    def __init__(self, folder: Path, shards: TokenShards | None = None) -> None:
-        self.folder, self._shards = folder, shards
+    def __init__(self, folder: Path, shards: TokenShards | None = None, start: StartTokenizer | None = None) -> None:
+        """`start` is the tokenizer of a start checkpoint, in place of the corpus's own."""
+        self.folder, self._shards, self._start = folder, shards, start
         fix = f"delete the folder {folder}; the next run builds it again"
         self.manifest = read_sealed(folder / "manifest.json", ("content", "files"), fix)
         if sha256_of(self.manifest["content"])[:16] != folder.name:
@@ -77,7 +87,9 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer; its end-of-text token begins every document and ends every response."""
+        """The tokenizer; that of the data begins documents and ends responses with its end-of-text token."""
+        if self._start:
+            return self._start.load()
         if self._shards:
             tokenizer = AutoTokenizer.from_pretrained(self._shards.folder / "tokenizer", local_files_only=True)
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -86,6 +98,16 @@ class Corpus:
             tokenizer_file=str(self.folder / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         )
         return with_document_start(tokenizer)
+
+    @property
+    def saved_tokenizer(self) -> StartTokenizer | PreTrainedTokenizerFast:
+        """What saves the tokenizer into a checkpoint: that of a start checkpoint as it was there."""
+        return self._start or self.tokenizer
+
+    @property
+    def document_start(self) -> int:
+        """The token that begins every document."""
+        return self._shards.index["end_of_text"] if self._shards else document_start(self.tokenizer)
 
     @cached_property
     def _problems(self) -> list[dict[str, Any]]:
@@ -120,8 +142,17 @@ class Corpus:
                 yield from (problem.prompt + problem.worked for problem in self.problems(source, "train"))
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of `text` after the end-of-text token that begins every document."""
+        """Returns the token ids of `text` after the token that begins every document; see `tokenizer.encode`."""
         return encode(self.tokenizer, text)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids with which a model is asked these questions, in the chat template if there is one."""
+        if self._start is None or not self._start.chat:
+            return [ids or [self.document_start] for ids in self.tokenizer(list(texts))["input_ids"]]
+        messages = [[{"role": "user", "content": text}] for text in texts]
+        template: Any = self.tokenizer.apply_chat_template
+        prompts: list[list[int]] = template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return prompts
 
     @property
     def top_k(self) -> int:
@@ -177,39 +208,53 @@ def row_starts(document_starts: NDArray[np.int64], tokens: int, length: int) -> 
     return np.array(starts, dtype=np.int64)
 
 
-def prepare(config: DataConfig, cache: Path) -> Corpus:
+def prepare(config: DataConfig, cache: Path, start: StartTokenizer | None = None) -> Corpus:
     """Returns the corpus of `config`, built under a lock if it is not in `cache` yet or one of its files has changed.
 
-    Raises `UserError` or `StageFailure` if `cache` cannot be written, or if the token shards are not complete.
+    With `start` it is made of the tokens of a start checkpoint. Raises `UserError` or `StageFailure` if `cache` cannot
+    be written, or if the token shards are not complete or have other tokens than `start`.
     """
     shards = TokenShards(config.shards) if config.shards else None
-    content = _content(config, shards)
+    if shards and start:
+        _check_same_tokens(shards, start)
+    content = _content(config, shards) | ({"start": start.content} if start else {})
     key = sha256_of(content)[:16]
     folder = cache / key
-    if corpus := _whole(folder, shards):
+    if corpus := _whole(folder, shards, start):
         return corpus
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Several stage runs may need the corpus at once: the first builds it, the others wait.
         with FileLock(cache / f"{key}.lock", mode=0o666 & ~current_umask()):
-            if corpus := _whole(folder, shards):
+            if corpus := _whole(folder, shards, start):
                 return corpus
             remove_leftovers(cache, key)
             with replacing(folder) as temporary:
                 temporary.mkdir()
-                _build(config, temporary, content=content, shards=shards)
+                _build(config, temporary, content=content, shards=shards, start=start)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return Corpus(folder, shards)
+    return Corpus(folder, shards, start)
 
 
-def _whole(folder: Path, shards: TokenShards | None) -> Corpus | None:
+def _check_same_tokens(shards: TokenShards, start: StartTokenizer) -> None:
+    """Raise `StageFailure` if token shards were made with another vocabulary than that of the start checkpoint."""
+    folders = (shards.folder / "tokenizer", start.folder)
+    ours, theirs = (read_tokenizer(folder).get_vocab() for folder in folders)
+    if ours != theirs:
+        raise StageFailure(
+            f"data.shards={shards.folder}: its tokens are not those of start.checkpoint; prepare the shards with "
+            "data.tokenizer=CHECKPOINT"
+        )
+
+
+def _whole(folder: Path, shards: TokenShards | None, start: StartTokenizer | None) -> Corpus | None:
     """The corpus in `folder`, or None if it has to be built: it is missing, or a file of it was changed.
 
     Raises `UserError` if it cannot be read.
     """
     try:
-        return Corpus(folder, shards)
+        return Corpus(folder, shards, start)
     except FileNotFoundError:
         return None
     except UnreadableError:
@@ -234,7 +279,14 @@ def _content(config: DataConfig, shards: TokenShards | None) -> dict[str, Any]:
 
 
 @no_collection()
-def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards: TokenShards | None) -> None:
+def _build(
+    config: DataConfig,
+    folder: Path,
+    *,
+    content: dict[str, Any],
+    shards: TokenShards | None,
+    start: StartTokenizer | None,
+) -> None:
     # Documents and problems; a problem's text is its prompt with one kind of answer.
     documents = [document for package in config.text for document in docstrings(package)]
     random.Random(config.seed).shuffle(documents)
@@ -247,18 +299,21 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
             split: [problem_texts[p.question] for p in problems if p.family == family and split_of(p.question) == split]
             for split in SPLITS
         }
-    # The tokenizer of the shards, or one trained on all training documents.
+    # The tokenizer of the shards or of the start checkpoint, or one trained on all training documents.
     if shards:
         tokenizer = document_encoder(shards.folder / "tokenizer" / "tokenizer.json")
-        end_of_text = shards.index["end_of_text"]
+        begin = end = shards.index["end_of_text"]
+    elif start:
+        tokenizer, loaded = document_encoder(start.folder / "tokenizer.json"), start.load()
+        begin, end = document_start(loaded), loaded.eos_token_id
     else:
         tokenizer = train_tokenizer([text for splits in texts.values() for text in splits["train"]], config.vocab_size)
-        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+        begin = end = tokenizer.token_to_id(END_OF_TEXT)
     # Tokens and document starts of each source and split, in one file.
     arrays: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         for source in texts:
-            tokens, starts = _encode(texts[source][split], tokenizer, end_of_text)
+            tokens, starts = _encode(texts[source][split], tokenizer, begin, end)
             arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"] = tokens, starts
     tokenizer.save(str(folder / "tokenizer.json"))
     np.savez(folder / "tokens.npz", **arrays)  # type: ignore[arg-type]
@@ -277,14 +332,18 @@ def _build(config: DataConfig, folder: Path, *, content: dict[str, Any], shards:
 
 
 def _encode(
-    texts: list[str], tokenizer: Tokenizer, end_of_text: int
+    texts: list[str], tokenizer: Tokenizer, begin: int, end: int
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:
-    """The tokens of all texts, each after an end-of-text token and one more at the end; and the index of each text."""
+    """The tokens of all texts between those that begin and end a document; and the index of each text.
+
+    Where one token does both, it is between two texts once, and once more at the end.
+    """
     dtype = token_type(tokenizer.get_vocab_size())
-    pieces = [[end_of_text, *encoding.ids] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    last = [] if begin == end else [end]
+    pieces = [[begin, *encoding.ids, *last] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
     tokens = np.fromiter((token for piece in pieces for token in piece), dtype=dtype, count=lengths.sum())
-    return np.append(tokens, dtype.type(end_of_text)), np.cumsum(lengths) - lengths
+    return (np.append(tokens, dtype.type(end)) if begin == end else tokens), np.cumsum(lengths) - lengths
 
 
 def overlap(problems: list[Problem], documents: list[Document]) -> int:

@@ -1,13 +1,17 @@
 """The tokenizer that is trained on the data, and how every path turns a text into the model's input."""
 
+import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from pipelines.configuration.start_checkpoint import TOKENIZER_FILES, tokenizer_content
+
 if TYPE_CHECKING:  # transformers imports torch, which commands do without
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 """Begins every document and ends every response."""
@@ -43,12 +47,56 @@ def document_encoder(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    """Returns the token ids of `text` after the end-of-text token, with which every training document begins.
+def document_start(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Returns the token that begins every document: the tokenizer's beginning of text, or its end where it has none."""
+    start = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if start is None else start)
 
-    Training rows, RL, our benchmarks and those of lm-eval all use it.
+
+def encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """Returns the token ids of `text` with the special tokens that the tokenizer adds, and at least one.
+
+    Our tokenizers add the end-of-text token, with which every training document begins; those of other models what
+    these were trained with, which may be nothing. Training rows, RL, our benchmarks and those of lm-eval all use it.
     """
-    return [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    return tokenizer.encode(text) or [document_start(tokenizer)]
+
+
+def end_tokens(model: "PreTrainedModel") -> list[int]:
+    """The tokens that end a response, as transformers' `generate` has them; the first one is also used for padding."""
+    generation: Any = model.generation_config
+    ends = None if generation is None else generation.eos_token_id
+    ends = model.config.eos_token_id if ends is None else ends
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+
+
+@dataclass(frozen=True)
+class StartTokenizer:
+    """The tokenizer of a start checkpoint, and how it asks questions."""
+
+    folder: Path
+    """A checkpoint of the chain: all have the same files of the tokenizer."""
+    chat: bool = False
+    """Whether questions are asked in its chat template."""
+
+    @property
+    def content(self) -> str:
+        """The hash of its files."""
+        return tokenizer_content(self.folder)
+
+    def load(self) -> "PreTrainedTokenizerFast":
+        """Returns the tokenizer, as transformers loads it."""
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        return tokenizer
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Copy the files to `folder`, unchanged, so that every checkpoint of the chain has the same tokenizer."""
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
 
 
 def fitting(prompt: list[int], *, length: int, limit: int) -> list[int]:

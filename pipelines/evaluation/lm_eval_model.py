@@ -23,7 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.data.tokenizer import encode, fitting, fitting_pair
+from pipelines.data.tokenizer import document_start, encode, fitting, fitting_pair
 from pipelines.evaluation.benchmark_cache import BenchmarkCache, Rows
 from pipelines.evaluation.sampler import Sampler
 from pipelines.random_streams import Stream, stream_seed
@@ -69,7 +69,7 @@ class RolloutLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text and begins every document; the context of a text that has none."""
-        return int(self.tokenizer.eos_token_id)
+        return document_start(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:

@@ -65,7 +65,8 @@ def module_items(corpus: Corpus, count: int) -> list[Item]:
         while len(modules) < CHOICES:
             modules.setdefault(documents[rng.integers(len(documents))].module, None)
         # The beginning of the docstring, without the token that begins a text.
-        text = corpus.encode("\n" + document.text[: 8 * CHOICE_TOKENS])[1 : CHOICE_TOKENS + 1]
+        start = "\n" + document.text[: 8 * CHOICE_TOKENS]
+        text = corpus.tokenizer.encode(start, add_special_tokens=False)[:CHOICE_TOKENS]
         items.append([(corpus.encode(f"# {module}"), text) for module in modules])
     return items
 

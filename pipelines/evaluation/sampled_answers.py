@@ -24,7 +24,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature * context.control.temperature, config.top_p, limit)
     length = context.model.config.max_position_embeddings
-    encoded = [context.corpus.encode(question.prompt) for question in questions]
+    encoded = context.corpus.prompts([question.prompt for question in questions])
     prompts = [fitting(prompt, length=length, limit=limit) for prompt in encoded]
     # The content of the questions and how they are judged, whether they come from a family or a file.
     formats = sorted({question.format for question in questions})

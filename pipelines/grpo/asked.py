@@ -28,16 +28,16 @@ class Asked:
 
     def _load(self, split: str) -> list[list[Question]]:
         """The questions of each task, without those whose prompt would have to be cut. Counts these in `too_long`."""
-        tokenizer, length = self._corpus.tokenizer, self._positions
+        length = self._positions
         sets = []
         for task in self._config.tasks:
             questions = load_questions(task, split, self._corpus)
-            prompts = tokenizer([question.prompt for question in questions])["input_ids"]
+            prompts = self._corpus.prompts([question.prompt for question in questions])
             fit = [fitting(prompt, length=length, limit=self._config.max_new_tokens) == prompt for prompt in prompts]
             if not any(fit):
                 raise UserError(
                     f"grpo.tasks={task}: no question of the split {split!r} fits into the model's {length} tokens with "
-                    "an answer; train on longer rows with midtrain.sequence_length"
+                    "an answer; give it shorter questions, or train on longer rows with midtrain.sequence_length"
                 )
             sets.append(list(itertools.compress(questions, fit)))
             self.too_long += fit.count(False)
@@ -58,8 +58,9 @@ class Asked:
             self.training = [[questions[i] for i in indices] for questions, indices in pairs]
 
     def longest_sequence(self) -> int:
-        """Tokens of the longest prompt, with its end-of-text token, and the longest response together."""
+        """Tokens of the longest prompt, special tokens included, and the longest response together."""
         config = self._config
         prompts = [question.prompt for questions in (*self.training, self.held_out) for question in questions]
-        longest = 1 + max(map(len, self._corpus.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
-        return longest + max(config.response_limit(1), config.response_limit(config.steps))
+        return max(map(len, self._corpus.prompts(prompts))) + max(
+            config.response_limit(1), config.response_limit(config.steps)
+        )

@@ -126,11 +126,15 @@ class Collector:
         tokenizer: PreTrainedTokenizerFast,
         questions: Questions,
         seed: int,
+        prompts: Callable[[Sequence[str]], list[list[int]]] | None = None,
         communicator: Communicator = SINGLE_PROCESS,
         interrupted: Callable[[], bool] = never,
     ) -> None:
-        """Raises `Interrupted` between two batches of rollouts once `interrupted()` is true on any rank."""
+        """`prompts` turns questions into token ids, by default as plain text.
+
+        Raises `Interrupted` between two batches of rollouts once `interrupted()` is true on any rank."""
         self._config, self._engine, self._judge, self._tokenizer = config, engine, judge, tokenizer
+        self._prompts = prompts or (lambda texts: [encode(tokenizer, text) for text in texts])
         self._questions, self._seed = questions, seed
         self._communicator, self._interrupted = communicator, interrupted
         self._waiting: list[Group] = []
@@ -181,7 +185,7 @@ class Collector:
     ) -> list[Group]:
         """One group per question, with rewards. Adds the verifiers' failures to the counts in `failures`."""
         n = self._config.samples
-        prompts = [encode(self._tokenizer, question.prompt) for question in questions]
+        prompts = self._prompts([question.prompt for question in questions])
         sampling = Sampling(self._config.temperature, 1.0, self._config.response_limit(max(1, step)))
         local = self._communicator.together(lambda: self._local_samples(questions, prompts, sampling, seed=seed))
         # [questions x n, 4]; row i * n + j is sample j of question i, and each rank has consecutive rows.

@@ -310,6 +310,7 @@ class GRPO(L.LightningModule):
             self._engine,
             self._judge,
             tokenizer=self.context.corpus.tokenizer,
+            prompts=self.context.corpus.prompts,
             questions=Questions(self.asked.training, seed),
             seed=seed,
             communicator=self._communicator,

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from pipelines.rollouts import Scores, score
+from pipelines.rollouts.architectures import short_cuts
 from pipelines.training import parallel
 
 
@@ -20,6 +21,7 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel, precision: str = "float32") -> None:
         super().__init__()
         self.model, self.precision = model, precision
+        short_cuts(model)  # probed before the model is copied or sharded
         self.is_sharded = False
 
     def forward(

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pipelines.configuration.model import ModelConfig
+from pipelines.data.tokenizer import StartTokenizer, end_tokens
 from pipelines.errors import StageFailure
 from pipelines.files import remove_leftovers, replacing
 
@@ -132,12 +133,24 @@ def load_model(
         if type(error).__module__.split(".")[0] not in ("safetensors", "builtins"):
             raise
         raise StageFailure(f"{checkpoint}: its weights cannot be read ({error})") from error
+    _without_dropout(model)
+    if tokenizer is not None and not end_tokens(model):
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
         raise StageFailure(
             f"{checkpoint}: its vocabulary of {model.config.vocab_size} is smaller than the tokenizer's "
             f"{len(tokenizer)}; continue with the data that it was trained on"
         )
     return model
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """Switch dropout off, which some start checkpoints have: the policy must be the model that sampled."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def on_device(model: PreTrainedModel, rank: int = 0) -> PreTrainedModel:
@@ -148,7 +161,7 @@ def on_device(model: PreTrainedModel, rank: int = 0) -> PreTrainedModel:
 
 def save_checkpoint(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | StartTokenizer,
     folder: Path,
     *,
     card: str | None = None,

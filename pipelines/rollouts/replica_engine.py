@@ -70,6 +70,7 @@ def _empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device
         parameter.data = parameter.data.to(dtype)
     replica.to_empty(device=device).requires_grad_(False).eval()
     replica.tie_weights()
+    replica.generation_config = copy.deepcopy(model.generation_config)  # it has the end tokens
     buffers = dict(model.named_buffers())
     for name, buffer in replica.named_buffers():
         buffer.copy_(buffers[name])

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from pipelines.rollouts import flat_tokens, qwen3
+from pipelines.rollouts.architectures import short_cuts
 from shaping.loss_operators import add_product
 
 CHUNK = 1 << 20
@@ -42,16 +43,36 @@ def score(
     Logits are computed only where a response token is predicted. Each prompt runs once, even if several responses
     share it, and padding exists only inside attention.
     """
+    cuts = short_cuts(model)
+    if not cuts.plain_logits:
+        return _scores_of_logits(_own_logits(model, prompts, responses), responses, temperature)
     if qwen3.trains(model):
         hidden = qwen3.hidden_states(model, prompts, responses)
-    else:
+    elif cuts.flat_tokens:
         hidden = flat_tokens.hidden_states(model, prompts, responses)
+    else:
+        hidden = _padded_hidden_states(model, prompts, responses)
     weight = model.get_output_embeddings().weight
     if torch.is_autocast_enabled(hidden.device.type):
         # As autocast would: the product with the output layer is the model's largest.
         hidden, weight = (tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in (hidden, weight))
-    targets = torch.tensor([token for response in responses for token in response], device=hidden.device)
-    return Scores(*_TokenScores.apply(hidden, weight, targets, temperature))
+    return Scores(*_TokenScores.apply(hidden, weight, _targets(responses, hidden.device), temperature))
+
+
+def _targets(responses: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """The tokens of all responses, one after another."""
+    return torch.tensor([token for response in responses for token in response], device=device)
+
+
+def _scores_of_logits(logits: Tensor, responses: Sequence[Sequence[int]], temperature: float) -> Scores:
+    """`Scores` from logits [sum of response lengths, V], for models whose logits are more than a product."""
+    log_pi = (logits.float() / temperature).log_softmax(-1)
+    log_probs = log_pi.gather(-1, _targets(responses, logits.device)[:, None])[:, 0]
+    with torch.no_grad():
+        pi = log_pi.exp()
+        entropies = -torch.linalg.vecdot(pi, log_pi.clamp(min=-1e30))
+        steepness = (1 - 2 * log_probs.exp() + torch.linalg.vecdot(pi, pi)).clamp_(min=0).sqrt_()
+    return Scores(log_probs, entropies, steepness)
 
 
 class Likelihoods(NamedTuple):
@@ -81,6 +102,7 @@ def likelihoods(
     per batch. A batch has at most `batch_tokens` tokens, where the common beginning counts a 16th of its length per
     row.
     """
+    cuts = short_cuts(model)
     # Run the common beginning once, if it is long enough to save time.
     prefix, shared = None, 0
     if qwen3.supports(model) and len(prompts) > 1:
@@ -95,11 +117,16 @@ def likelihoods(
     for batch in length_batches(lengths, batch_tokens):
         # The last hidden states [tokens, d] before every token of the batch's responses.
         chosen = [prompts[i] for i in batch], [responses[i] for i in batch]
+        targets = _targets(chosen[1], model.device)
+        if not cuts.plain_logits:
+            logits = _own_logits(model, *chosen)
+            log_probs = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            yield batch, Likelihoods(log_probs, logits.argmax(-1) == targets)
+            continue
         if qwen3.supports(model):
             hidden = qwen3.hidden_states(model, *chosen, prefix=prefix)
         else:
             hidden = _padded_hidden_states(model, *chosen)
-        targets = torch.tensor([token for response in chosen[1] for token in response], device=hidden.device)
         log_probs = hidden.new_empty(len(hidden), dtype=torch.float32)
         likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         # In chunks of rows, so that there is never a [tokens, V] tensor.
@@ -123,7 +150,21 @@ def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
 def _padded_hidden_states(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Hidden states [sum of response lengths, d] that predict the response tokens, by the model's own forward pass.
+    """Hidden states [sum of response lengths, d] that predict the response tokens, by the model's own forward pass."""
+    ids, predicts = _padded(prompts, responses)
+    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    return hidden[predicts.to(model.device)]
+
+
+def _own_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [sum of response lengths, V] in float32 that predict the response tokens, as the model computes them."""
+    ids, predicts = _padded(prompts, responses)
+    own: Any = model
+    return own(input_ids=ids.to(model.device), use_cache=False).logits[predicts.to(model.device)].float()
+
+
+def _padded(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prompts with their responses [rows, width] int64, and where a response token is predicted, bool.
 
     Rows are padded on the right, which a causal model does not see, so no mask is needed.
     """
@@ -134,8 +175,7 @@ def _padded_hidden_states(
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         predicts[i, len(prompt) - 1 : len(row) - 1] = True
-    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    return hidden[predicts.to(model.device)]
+    return ids, predicts
 
 
 class _TokenScores(torch.autograd.Function):

@@ -3,22 +3,22 @@
 Each prompt runs once, and its keys and values are copied to its samples. Keys and values are kept in one growing buffer
 per layer, since appending by concatenation (as `DynamicCache` does) costs more than the model at this size. Rows that
 have ended are removed from the batch. Qwen3 models decode by `pipelines.rollouts.qwen3`, others, including MoE models,
-by their own forward pass.
+by their own forward pass; those without full attention in every layer with their own caches too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
+from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted
-from pipelines.rollouts import qwen3
+from pipelines.rollouts.architectures import check_layers, decoder_layers, has_full_attention
+from pipelines.rollouts.decoders import causal_mask, decoder_of
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
 from pipelines.rollouts.qwen3 import Prefill
 from pipelines.rollouts.stop_strings import Ended, ended_by
@@ -107,7 +107,7 @@ def generate(
     share: range | None = None,
     interrupted: Callable[[], bool] = never,
 ) -> Rollouts:
-    """Sample `n` responses to each of `prompts` (token ids, none empty); the end token is `config.eos_token_id`.
+    """Sample `n` responses to each of `prompts` (token ids, none empty), which end with one of `end_tokens(model)`.
 
     `seed` is a path of non-negative integers, such as (run seed, step, round). Each sample draws from its own stream of
     random numbers, so it depends neither on `rows`, the most sequences that run together (None: as many as fit in
@@ -117,13 +117,10 @@ def generate(
     to the length that it returns and has stopped there, whatever was sampled after it. A response ends as if at the
     limit where prompt and response fill the model's `max_position_embeddings`.
 
-    Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for models without full
-    attention in every layer, whose caches are not one plain buffer, and for a prompt that leaves no position for a
-    response.
+    Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for a model whose layers do
+    not keep keys and values, and for a prompt that leaves no position for a response.
     """
-    layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise ValueError(f"rollouts keep one buffer per layer and need full attention, not {sorted(layer_types)}")
+    check_layers(model)
     positions = model.config.max_position_embeddings
     if (longest := max(map(len, prompts))) >= positions:
         raise ValueError(
@@ -131,7 +128,8 @@ def generate(
         )
     share = range(len(prompts) * n) if share is None else share
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
-    end = model.config.eos_token_id
+    ends = end_tokens(model)
+    end = ends[0]
     result = Rollouts(
         tokens=torch.full((len(share), sampling.max_new_tokens), end, dtype=torch.int64),
         log_probs=torch.zeros(len(share), sampling.max_new_tokens),
@@ -151,7 +149,7 @@ def generate(
             uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             prefill, logits = _prefill(model, [prompts[i] for i in used], source.to(model.device))
             tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
-            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), end=end, ended=ended)
+            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), ends=ends, ended=ended)
     _cut(result, torch.tensor([positions - len(prompts[sample // n]) for sample in share], dtype=torch.int64), end=end)
     return result
 
@@ -160,7 +158,7 @@ def generate(
 def _sampling(model: PreTrainedModel) -> Iterator[None]:
     """Inference in evaluation mode; a compiled model runs uncompiled, since every token has another shape."""
     training = model.training
-    layers: Any = model.base_model.layers
+    layers: Any = decoder_layers(model)
     model.eval()
     try:
         with torch.inference_mode():
@@ -177,7 +175,8 @@ def _rows_in_memory(model: PreTrainedModel, width: int) -> int:
     """How many sequences of `width` tokens have keys and values that fit into the memory for them."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * width
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * kv_heads * head_dim * width
     memory = CPU_BYTES
     if model.device.type == "cuda":
         memory = int(DEVICE_SHARE * torch.cuda.get_device_properties(model.device).total_memory)
@@ -202,16 +201,16 @@ def _uniforms(seed: Sequence[int], rows: list[int], columns: int) -> Tensor:
 
 
 def _store(
-    result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, end: int, ended: Ended | None
+    result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, ends: Sequence[int], ended: Ended | None
 ) -> None:
     """Write the sampled `tokens` and `log_probs`, [B, steps] each, to the rows `batch` of `result`.
 
     What was sampled after the first end token, or after the length that `ended` returns, becomes padding.
     """
     steps = tokens.shape[1]
-    ends = tokens == end
-    stopped = ends.any(1)
-    lengths = torch.where(stopped, ends.int().argmax(1) + 1, steps)
+    is_end = _is_any(tokens, ends)
+    stopped = is_end.any(1)
+    lengths = torch.where(stopped, is_end.int().argmax(1) + 1, steps)
     if ended:
         # Only what precedes the end token can contain an end of another kind.
         responses = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
@@ -219,10 +218,18 @@ def _store(
         lengths = lengths.minimum(torch.tensor(stops))
         stopped |= torch.tensor(stops) <= steps
     real = torch.arange(steps) < lengths[:, None]
-    result.tokens[batch, :steps] = tokens.where(real, end)
+    result.tokens[batch, :steps] = tokens.where(real, ends[0])
     result.log_probs[batch, :steps] = log_probs.where(real, 0.0)
     result.lengths[batch] = lengths
     result.stopped[batch] = stopped
+
+
+def _is_any(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    """Whether each of `tokens` is one of `ends`, bool of the same shape."""
+    is_end = tokens == ends[0]
+    for end in ends[1:]:
+        is_end |= tokens == end
+    return is_end
 
 
 def _cut(result: Rollouts, room: Tensor, *, end: int) -> None:
@@ -239,27 +246,23 @@ def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], source: T
 
     Also returns the logits [B, V] of each row's first token.
     """
-    device, padding = model.device, model.config.eos_token_id
+    device, padding = model.device, end_tokens(model)[0]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = int(lengths.max())
     ids = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=device)
     positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp(min=0)
     # [prompts, width], True on the prompts' tokens; no mask at all if all prompts are equally long.
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None] if int(lengths.min()) < width else None
+    # Layers with other attention make their own masks from one of two dimensions.
+    given = mask if mask is None or not has_full_attention(model) else causal_mask(mask, model.dtype)
     output = model(
         input_ids=ids,
-        attention_mask=None if mask is None else _causal_mask(mask, model.dtype),
+        attention_mask=given,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
     )
     return Prefill(output.past_key_values, source, lengths, mask), output.logits[source, -1]
-
-
-class _Decoder(Protocol):
-    def __call__(self, tokens: Tensor) -> Tensor: ...
-    def keep(self, rows: Tensor) -> None: ...
-    def grow(self, capacity: int) -> None: ...
 
 
 def _decode(
@@ -275,12 +278,10 @@ def _decode(
 
     `logits` [B, V] are those of the first tokens; row b draws with the random numbers `uniforms[b]`.
     """
-    device, end, limit = logits.device, model.config.eos_token_id, sampling.max_new_tokens
+    device, ends, limit = logits.device, end_tokens(model), sampling.max_new_tokens
     capacity = prefill.width + min(limit, FIRST_COLUMNS)
-    decoder: _Decoder = (
-        qwen3.Decoder(model, prefill, capacity) if qwen3.supports(model) else _ForwardPass(model, prefill, capacity)
-    )
-    tokens = torch.full((len(logits), limit), end, device=device)
+    decoder = decoder_of(model, prefill, capacity)
+    tokens = torch.full((len(logits), limit), ends[0], device=device)
     log_probs = torch.zeros(len(logits), limit, device=device)
     rows = torch.arange(len(logits), device=device)  # the original row of each row that is still in the batch
     done = torch.zeros(len(logits), dtype=torch.bool, device=device)
@@ -288,7 +289,7 @@ def _decode(
         drawn, log_prob = draw(logits, sampling, uniforms[rows, step])
         tokens[rows, step] = drawn
         log_probs[rows, step] = log_prob
-        done |= drawn == end
+        done |= _is_any(drawn, ends)
         if ended and (step + 1) % STOP_EVERY == 0:
             lengths = ended(tokens[rows, : step + 1].tolist())
             done |= torch.tensor([length is not None for length in lengths], device=device)
@@ -305,86 +306,6 @@ def _decode(
             decoder.grow(capacity)
         logits = decoder(drawn)
     raise AssertionError("the loop returns at its last step")
-
-
-def _causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, width, width] of rows padded on the left; `mask` [B, width] is True on their tokens."""
-    width = mask.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
-    additive = torch.zeros(len(mask), 1, width, width, dtype=dtype, device=mask.device)
-    # The lowest finite number instead of -inf: a padded query attends to nothing, and must not become NaN.
-    return additive.masked_fill_(~(causal & mask[:, None, None, :]), torch.finfo(dtype).min)
-
-
-class _ForwardPass:
-    """Decodes one token per row by the model's own forward pass over buffers of keys and values."""
-
-    def __init__(self, model: PreTrainedModel, prefill: Prefill, capacity: int) -> None:
-        self._model = model
-        self._layers = [
-            _Buffer(layer.keys, layer.values, rows=prefill.source, capacity=capacity) for layer in prefill.cache.layers
-        ]
-        self._cache = Cache(layers=list(self._layers))
-        self._position = prefill.lengths[prefill.source][:, None]
-        # [B, 1, 1, columns]: the last row of the prompts' mask, which every new token extends by one column.
-        mask = prefill.mask
-        self._mask = None if mask is None else _causal_mask(mask, model.dtype)[prefill.source, :, -1:]
-
-    def keep(self, rows: Tensor) -> None:
-        for layer in self._layers:
-            layer.reserve(layer.keys, layer.values, rows=rows, capacity=layer.keys.shape[2])
-        self._position = self._position[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
-
-    def grow(self, capacity: int) -> None:
-        rows = torch.arange(len(self._position), device=self._position.device)
-        for layer in self._layers:
-            layer.reserve(layer.keys, layer.values, rows=rows, capacity=capacity)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        if self._mask is not None:
-            self._mask = F.pad(self._mask, (0, 1))
-        output = self._model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask,
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._position = self._position + 1
-        return output.logits[:, -1]
-
-
-class _Buffer(DynamicLayer):
-    """Keys and values of one layer, [rows, heads, capacity, head_dim] each; the first `length` columns are filled."""
-
-    keys: Tensor  # the base class has None before the first update
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor, *, rows: Tensor, capacity: int) -> None:
-        super().__init__()
-        self.length = keys.shape[2]
-        self.is_initialized = True
-        self.reserve(keys, values, rows=rows, capacity=capacity)
-
-    def reserve(self, keys: Tensor, values: Tensor, *, rows: Tensor, capacity: int) -> None:
-        """Copy the filled columns of `rows` [int64] into new buffers of `capacity` columns."""
-        copies = []
-        for old in (keys, values):
-            new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
-            new[:, :, : self.length] = old[rows, :, : self.length]
-            copies.append(new)
-        self.keys, self.values = copies
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
 
 
 def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor]:

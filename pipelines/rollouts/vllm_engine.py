@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import MiniMaxM2Config, PreTrainedConfig, PreTrainedModel
 
 from pipelines.configuration.engines import vllm_fault
+from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted, UserError
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
 from pipelines.rollouts.stop_strings import ended_by
@@ -50,7 +51,7 @@ class VLLMEngine:
         if fault := vllm_fault(vllm and vllm.__version__):
             raise UserError(f"{setting.key}=vllm: {fault}")
         self._vllm: Any = vllm
-        self._end = model.config.eos_token_id
+        self._ends = end_tokens(model)
         self._tokenizer = setting.tokenizer
         device = setting.device or model.device
         self._sleeps = on_gpu = device.type == "cuda"
@@ -91,7 +92,7 @@ class VLLMEngine:
     ) -> Rollouts:
         """See `Engine.generate`. Equal seeds give equal samples only as far as vLLM guarantees it."""
         share = range(len(prompts) * n) if share is None else share
-        tokens = torch.full((len(share), sampling.max_new_tokens), self._end, dtype=torch.int64)
+        tokens = torch.full((len(share), sampling.max_new_tokens), self._ends[0], dtype=torch.int64)
         log_probs = torch.zeros(tokens.shape)
         lengths = torch.zeros(len(share), dtype=torch.int64)
         stopped = torch.zeros(len(share), dtype=torch.bool)
@@ -123,7 +124,7 @@ class VLLMEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            stop_token_ids=[self._end],
+            stop_token_ids=self._ends,
             logprobs=0,  # only that of the sampled token
             seed=number,
             stop=[string for string in stop if string] or None,

@@ -37,7 +37,7 @@ class Problem:
     @property
     def format(self) -> str:
         """The name in `pipelines.tasks.formats.FORMATS` of the format in which the question is asked."""
-        return Family.format if reasoning_gym.is_gym(self.family) else FAMILIES[self.family].format
+        return format_of(self.family)
 
     @property
     def reference(self) -> str:
@@ -76,6 +76,13 @@ class Family:
     """A name of `pipelines.tasks.formats.FORMATS`: how answers are extracted, and which verifier judges them."""
     tests: str | None = None
     """If answers are programs: the tests that a program must pass, in place of a comparison with `{answer}`."""
+
+
+def format_of(family: str) -> str:
+    """The name of the format in which the questions of a family are asked; empty for an unknown family."""
+    if reasoning_gym.is_gym(family):
+        return Family.format
+    return FAMILIES[family].format if family in FAMILIES else ""
 
 
 @lru_cache(1 << 17)  # building and reading a corpus call it several times for each question

@@ -44,4 +44,13 @@ FORMATS: dict[str, Format] = {
 }
 """Name -> format. `marked` is the format of the tasks in the corpus. To add a format, add an entry."""
 
+EXAMPLES = {
+    "marked": "#### 12",
+    "boxed": r"\boxed{12}",
+    "python": "```python\nprint(12)\n```",
+    "program": "#### x + 12",
+}
+"""Name of each format -> the end of a response that has an answer in it."""
+
+assert FORMATS.keys() == EXAMPLES.keys()
 assert all(form.verifier in VERIFIERS for form in FORMATS.values())

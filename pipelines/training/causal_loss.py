@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipelines.rollouts.architectures import short_cuts
 from shaping.loss import CHUNK_BYTES, linear_shaped_cross_entropy, shaped_cross_entropy
 from shaping.objective import Objective
 from shaping.statistics import TokenStatistics
@@ -35,6 +36,7 @@ class CausalLoss(nn.Module):
         """
         super().__init__()
         self.model, self._document_token = model, document_token
+        self._plain_logits = short_cuts(model).plain_logits
         self._top_k = top_k or objective.top_k
         # An objective that rewards head and tail alike can measure any head in its own pass.
         self.objective = objective if objective.uses_head else replace(objective, top_k=self._top_k)
@@ -47,14 +49,15 @@ class CausalLoss(nn.Module):
             # Position 0 marks the start of a packed document for every attention of transformers.
             positions["position_ids"] = positions_in_documents(inputs, self._document_token)
         model: Any = self.model
-        # Small enough: logits [B, length, V] as a whole.
-        if inputs.numel() * model.config.vocab_size * 4 <= CHUNK_BYTES:
+        # Small enough, or more than a product: logits [B, length, V] as a whole.
+        if inputs.numel() * model.config.vocab_size * 4 <= CHUNK_BYTES or not self._plain_logits:
             logits = model(input_ids=inputs, **positions).logits
             loss: Callable[..., Any] = partial(shaped_cross_entropy, logits, targets)
         # Otherwise hidden states [B, length, D] go through the output layer chunk by chunk.
         else:
-            hidden = model.model(input_ids=inputs, **positions).last_hidden_state
-            loss = partial(linear_shaped_cross_entropy, hidden, model.lm_head.weight, targets)
+            hidden = model.base_model(input_ids=inputs, **positions).last_hidden_state
+            weight = model.get_output_embeddings().weight
+            loss = partial(linear_shaped_cross_entropy, hidden, weight, targets)
         if not statistics:
             return loss(self.objective), None
         if self.objective.top_k == self._top_k:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce
-from transformers import PreTrainedModel
+from transformers import MiniMaxM2ForCausalLM, PreTrainedModel
 
 BIAS = "e_score_correction_bias"
 
@@ -24,7 +24,9 @@ class ExpertBalance:
     """
 
     def __init__(self, model: PreTrainedModel, rate: float) -> None:
-        self._blocks = [module for module in model.modules() if hasattr(module, BIAS)]
+        # Those of our MiniMax-M2; other architectures keep their own way to balance, if they have one.
+        blocks = model.modules() if isinstance(model, MiniMaxM2ForCausalLM) else ()
+        self._blocks = [module for module in blocks if hasattr(module, BIAS)]
         self._rate = rate
         self._counts: list[Tensor | None] = [None] * len(self._blocks)
         """Tokens sent to each expert [experts] since the last call of `move`, for each layer with experts."""

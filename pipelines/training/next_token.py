@@ -63,7 +63,7 @@ class NextToken(L.LightningModule):
         """`accumulation` is the number of micro-batches in a step, `balance_rate` that of `ExpertBalance`."""
         super().__init__()
         documents = budget.attention == "document"
-        document_token = context.corpus.tokenizer.eos_token_id if documents else None
+        document_token = context.corpus.document_start if documents else None
         parallel.prepare(model, context.compute, precision=budget.precision, documents=documents)
         # The data's head for all objectives, so that their ledgers can be compared.
         self.loss = CausalLoss(model.train(), objective, document_token, top_k=context.corpus.top_k)
@@ -103,7 +103,7 @@ class NextToken(L.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the model if the strategy does so."""
-        if self._sharded and not hasattr(self.model.lm_head.weight, "full_tensor"):
+        if self._sharded and not hasattr(self.model.get_output_embeddings().weight, "full_tensor"):
             mesh = self.device_mesh
             assert mesh is not None
             parallel.shard(self.loss, self.model, mesh=mesh, precision=self.budget.precision)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.errors import StageFailure
+from pipelines.rollouts.architectures import decoder_layers
 
 SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -73,7 +74,7 @@ def shard(
     if mesh["tensor_parallel"].size() == 1:
         mesh = mesh["data_parallel"]
     offload = CPUOffloadPolicy() if in_main_memory and mesh.device_type != "cpu" else OffloadPolicy()
-    for group in (*model.model.layers, module):
+    for group in (*decoder_layers(model), module):
         fully_shard(group, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
 
@@ -85,7 +86,7 @@ def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, d
             parameter.data = parameter.data.to(torch.bfloat16)
     if documents and torch.cuda.is_available():
         model.set_attn_implementation("flex_attention")
-    if hasattr(model.config, "num_local_experts"):
+    if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
         model.set_experts_implementation("grouped_mm")
     if compute.activation_checkpointing != "none":
         options: dict[str, Any] = {"use_reentrant": False}
@@ -93,7 +94,7 @@ def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, d
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _checkpoint_policy)
         model.gradient_checkpointing_enable(options)
     if compute.compile:
-        for layer in model.model.layers:
+        for layer in decoder_layers(model):
             layer.compile()
 
 

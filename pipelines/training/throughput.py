@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipelines.configuration.start_checkpoint import shape_of
 from pipelines.models.sizes import PEAKS, forward_operations
 
 
@@ -69,18 +69,8 @@ class Speed:
 def step_operations(model: Any, tokens: int, length: int) -> float:
     """Operations of one training step of a transformers model; the masked half of attention is not counted."""
     # Backward costs twice the forward pass: 3 forward passes in all.
-    config = model.config
-    shape: Mapping[str, Any] = {
-        "layers": config.num_hidden_layers,
-        "d_model": config.hidden_size,
-        "ffn": config.intermediate_size,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "experts": getattr(config, "num_local_experts", 0),
-        "active_experts": getattr(config, "num_experts_per_tok", 0),
-    }
-    return 3 * forward_operations(shape, config.vocab_size, tokens=tokens, length=length)
+    shape, vocabulary = shape_of(model.config.to_dict()), model.config.vocab_size
+    return 3 * forward_operations(shape, vocabulary, tokens=tokens, length=length)
 
 
 def peak_operations() -> float | None:

@@ -21,13 +21,16 @@ from sweeps.compose.launcher_options import (  # registers all typed options wit
     LocalLauncherConfig,
     SlurmLauncherConfig,
 )
+from sweeps.compose.start_keys import check_start_keys
 
 
 def compose_cell(overrides: Sequence[str]) -> Cell:
     """Returns the cell of one list of overrides, composed by Hydra itself; raises `UserError` for a mistake."""
     try:
         with initialized_hydra():
-            return Cell.from_config(compose(config_name="config", overrides=list(overrides)))
+            cell = Cell.from_config(compose(config_name="config", overrides=list(overrides)))
+        check_start_keys(overrides, cell)
+        return cell
     except Exception as error:
         # One line, whatever a value contains.
         raise UserError(one_line(sentence(error))) from error
@@ -79,6 +82,7 @@ def compose_jobs(jobs: Sequence[Sequence[str]], composer: Composer | None = None
         for job in jobs:
             try:
                 cell = composer.cell(job)
+                check_start_keys(job, cell)
             except (UserError, HydraException, OmegaConfBaseException, NeedsHydra) as error:
                 # Thousands of cells may have the same mistake; Hydra takes 0.2 s to word it.
                 if (words := f"{type(error).__name__} {error}") in reported:

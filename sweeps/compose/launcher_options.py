@@ -63,6 +63,7 @@ class SlurmLauncherConfig(StageResources):
     gpus: int = 0
     cpus: int = 1
     time: int = 240
+    start: StageResources = field(default_factory=StageResources)
     pretrain: StageResources = field(default_factory=StageResources)
     midtrain: StageResources = field(default_factory=StageResources)
     grpo: StageResources = field(default_factory=StageResources)

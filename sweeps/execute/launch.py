@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from pipelines import foreign_text
-from pipelines.configuration import STAGES, TOKEN_STAGES, TRAINING_STAGES
+from pipelines.configuration import STAGES, TOKEN_STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
 from pipelines.errors import StageFailure, UserError, require
@@ -84,7 +84,7 @@ def ranks(options: SlurmLauncherConfig, stage: str) -> int:
 
 def check_ranks(cell: Cell, counts: Mapping[str, int]) -> None:
     """Raise `UserError` if the batch of a stage cannot be divided among `counts[stage]` ranks."""
-    for stage in TRAINING_STAGES[: TRAINING_STAGES.index(cell.until) + 1]:
+    for stage in cell.stages:
         if stage in counts:
             micro_batch(getattr(cell, stage), cell.compute, counts[stage])
 

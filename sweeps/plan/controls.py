@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.configuration import TRAINING_STAGES
+from pipelines.configuration import START, TRAINING_STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.objective import ObjectiveConfig
 from sweeps.plan.graph import StageRun
@@ -71,7 +71,8 @@ def control_runs(
 
 def _all_but_objective(cell: Cell, contents: SharedContents) -> str:
     parts = [
-        contents(model_content, cell.model),
+        # Start checkpoints under one name are one model, pre-trained with several objectives.
+        cell.model_name if cell.start.checkpoint else contents(model_content, cell.model),
         contents(data_content, cell.data),
         contents(nameless_content, cell.pretrain),
         contents(midtrain_content, cell.midtrain),
@@ -89,6 +90,8 @@ def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents
     for measured in ce.chain:
         # Controls are measured where a stage of both cells ends.
         if measured.stage != "evaluate" or measured.parent is None or measured.parent[0] not in trained:
+            continue
+        if measured.parent[0] == START:
             continue
         stage = measured.parent[0]
         if measured.checkpoint != checkpoint_name(getattr(ce.cell, stage).checkpoints()[-1]):

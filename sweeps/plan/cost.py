@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.configuration import STAGES, TOKEN_STAGES
+from pipelines.configuration import STAGES, START, TOKEN_STAGES
 from pipelines.models.sizes import PEAKS, forward_operations, parameters
 from sweeps.compose.launcher_options import LocalLauncherConfig, SlurmLauncherConfig, resources
 from sweeps.plan.graph import Plan, StageRun
@@ -75,7 +75,8 @@ class ModelOfRun:
         root = run
         while root.parent:
             root = plan.runs[root.parent[1]]
-        return cls(root.config["model"], run.config["data"]["vocab_size"])
+        # A start checkpoint has a vocabulary of its own.
+        return cls(root.config["model"], root.config.get("vocab_size") or run.config["data"]["vocab_size"])
 
     @property
     def weights(self) -> int:
@@ -89,6 +90,8 @@ class ModelOfRun:
 
 def work(plan: Plan, run: StageRun, assumptions: Assumptions = Assumptions()) -> Work:
     """Returns the operations and tokens of one stage run."""
+    if run.stage == START:
+        return Work()
     model = ModelOfRun.of(plan, run)
     if run.stage in TOKEN_STAGES:
         budget = run.config[run.stage]
@@ -148,18 +151,21 @@ def storage(plan: Plan, run: StageRun) -> int:
     """Returns the bytes of the checkpoints that a stage run publishes."""
     if run.stage == "evaluate":
         return 0
-    return BYTES_PER_WEIGHT * run.config[run.stage]["milestones"] * ModelOfRun.of(plan, run).weights
+    checkpoints = 1 if run.stage == START else run.config[run.stage]["milestones"]
+    return BYTES_PER_WEIGHT * checkpoints * ModelOfRun.of(plan, run).weights
 
 
 def trainer_state(plan: Plan, run: StageRun) -> int:
     """Returns the bytes of a stage's trainer state: weights and AdamW's two moments. It exists while the stage runs."""
-    if run.stage == "evaluate":
+    if run.stage in (START, "evaluate"):
         return 0
     return 3 * BYTES_PER_WEIGHT * ModelOfRun.of(plan, run).weights
 
 
 def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
     """Returns about how many bytes of main memory a stage run needs."""
+    if run.stage == START:
+        return PROCESS_BYTES
     model = ModelOfRun.of(plan, run)
     if on_gpu:
         # Training is on the device; main memory holds a checkpoint that is being loaded or saved.

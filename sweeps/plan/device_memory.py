@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from pipelines.configuration import TOKEN_STAGES
+from pipelines.configuration import START, TOKEN_STAGES
 from pipelines.configuration.evaluation import SAMPLED
 from pipelines.models.sizes import activations
 from sweeps.plan.cost import BYTES_PER_WEIGHT, ModelOfRun
@@ -100,7 +100,15 @@ def _longest_response(plan: Plan, run: StageRun) -> int:
 
 
 def _positions(plan: Plan, run: StageRun) -> int:
-    """Positions of the model: the length of the rows of the last token stage before `run`, itself included."""
+    """Positions of the model: the length of the rows of the last token stage before `run`, itself included.
+
+    A start checkpoint keeps its own in every stage.
+    """
+    first = run
+    while first.parent is not None:
+        first = plan.runs[first.parent[1]]
+    if first.stage == START:
+        return int(first.config["positions"])
     while run.stage not in TOKEN_STAGES:
         assert run.parent is not None
         run = plan.runs[run.parent[1]]
@@ -160,7 +168,7 @@ def shortage(plan: Plan, run: StageRun, ranks: int, *, device: str) -> Shortage 
 
     The nearest changes the fewest keys, and of those with equally many it costs the least time.
     """
-    if device not in DEVICE_BYTES:
+    if device not in DEVICE_BYTES or run.stage == START:
         return None
     usable = int(USABLE * DEVICE_BYTES[device])
     needs = rank_memory(plan, run, ranks, device=device)["total"]

@@ -13,7 +13,16 @@ from sweeps.plan.signatures import objective_content
 UNNAMED = {"", "custom", *NAMED}
 """Names that label no objective of a user: the default, and the study's, which belong to the study's knobs only."""
 
-ACTS_FROM = {"model": 0, "data": 0, "objective": 0, "pretrain": 0, "midtrain": 1, "grpo": 2, "evaluation": 3}
+ACTS_FROM = {
+    "start": 0,
+    "model": 0,
+    "data": 0,
+    "objective": 0,
+    "pretrain": 0,
+    "midtrain": 1,
+    "grpo": 2,
+    "evaluation": 3,
+}
 """Part of a cell -> the first stage that it affects, as an index into the chain; evaluations come last."""
 
 Variant = dict[str, Any]
@@ -41,7 +50,7 @@ def knobs_name(cell: Cell) -> str:
 
 def cell_name(cell: Cell) -> str:
     """Returns the name of a cell, such as `nano/precision/seed1`; several cells of a sweep may have the same."""
-    return f"{cell.model.name}/{objective_name(cell)}/seed{cell.seed}"
+    return f"{cell.model_name}/{objective_name(cell)}/seed{cell.seed}"
 
 
 def cell_of(labels: Mapping[str, Any]) -> str:

@@ -134,10 +134,10 @@ def test_length_batches() -> None:
     assert ordered == sorted(lengths)
 
 
-def test_other_attention_is_refused() -> None:
+def test_layers_without_keys_and_values_are_refused() -> None:
     model = tiny()
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="full attention"):
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ValueError, match="linear_attention"):
         generate(model, [[1]], Sampling(1.0, 1.0, 2), n=1, seed=(0,))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from pipelines.configuration import STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
@@ -59,6 +60,11 @@ CHANGES = {
     """,
 }
 """The first stage whose signature a key changes; those after it follow through their parents."""
+
+START = """
+    start.checkpoint start.stage start.name start.revision start.prompts
+"""
+"""Keys of a start checkpoint, which the cells here do not have; `test_start.py` tests them."""
 
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid sweep.zip
@@ -142,11 +148,13 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-ALL_KEYS = [*keys_of(Cell), *keys_of(BenchmarkConfig, "evaluation.benchmarks.*.")]
+ALL_KEYS = [key for key in keys_of(Cell) if key not in START.split()]
+ALL_KEYS += keys_of(BenchmarkConfig, "evaluation.benchmarks.*.")
 DECIDED = {key: stage for stage, keys in CHANGES.items() for key in keys.split()} | dict.fromkeys(KEEPS.split())
 
 
 def test_every_key_has_a_decision() -> None:
+    assert set(START.split()) <= set(keys_of(Cell))
     assert set(ALL_KEYS) - set(DECIDED) == set(), "say in CHANGES or KEEPS whether the key can change a result"
     assert set(DECIDED) - set(ALL_KEYS) == set(), "remove these keys, which do not exist any more"
     assert len(DECIDED) == sum(len(keys.split()) for keys in [*CHANGES.values(), KEEPS])
@@ -249,7 +257,7 @@ def test_an_engine_is_signed_where_it_samples_with_its_type_and_version(monkeypa
 
 def test_no_launcher_key_is_part_of_a_cell() -> None:
     """Workers, partitions, time limits and devices are options of the launcher, which are in no cell."""
-    options = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(CHANGES)  # resources by stage
+    options = {f.name for launcher in LAUNCHERS.values() for f in fields(launcher)} - set(STAGES)  # resources by stage
     assert not {f.name for f in fields(Cell)} & {"hydra", "launcher", *options}
     content = json.dumps([run.config for run in plan([BASE]).runs.values()])
     assert not any(word in content for word in ("workers", "partition", "device", "strategy", "store"))
