@@ -20,7 +20,6 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
@@ -47,10 +46,11 @@ from analysis.terminal import print_headline
 from analysis.watch import watch
 from pipelines import foreign_text
 from pipelines.configuration import TRAINING_STAGES
-from pipelines.errors import UserError, nearest
+from pipelines.errors import UserError, nearest, require
 from pipelines.files import read_sealed, replacing
 from sweeps.commands.exit_codes import exit_codes
 from sweeps.compose.cells import compose_cells
+from sweeps.compose.config_files import options_of
 from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
@@ -82,7 +82,7 @@ class Options:
     """Models whose tables are written; empty: all."""
     format: str = "all"
     claims: str | None = None
-    """A YAML file of claims; null: the six of the study."""
+    """A YAML file of claims; null: `claims.yaml` of one's own folder, else the six of the study."""
     compare: list[str] = field(default_factory=list)
     """Two sweeps, folders of stores or commits, which are put on one page; empty: no comparison."""
 
@@ -99,7 +99,7 @@ Options, as key=value:
   tables=[3,15]      the paper's tables by number (default: all)
   models=[4B]        models (default: all)
   format=all         {", ".join(FORMATS)} or all
-  claims=FILE        a YAML file with claims (default: the six of the study)
+  claims=FILE        a YAML file with claims (default: claims.yaml of your own folder, else the six of the study)
   compare=[A,B]      two named sweeps, folders of stores, or commits that stage runs recorded: one page, in
                      results/<scale>-A-B
 With tables, models or format, only the chosen tables are written, to results/<scale>/selection.
@@ -196,6 +196,7 @@ def _command(options: Options, seeds: str) -> str:
 def _tables(options: Options, study: Study) -> list[Table]:
     """The chosen tables. Raises `UserError` if there are none."""
     for model in options.models:
+        require(not study.runs.empty, "models", model, fix="there are no stage runs of this scale; leave models out")
         if model not in set(study.runs["model"]):
             raise UserError(f"models={model}: {nearest(model, study.runs['model'].unique())}")
     tables = build_tables(study, options.store, numbers=options.tables, models=options.models)
@@ -304,7 +305,7 @@ def compare_sides(options: Options, console: Console) -> Path:
         raise UserError(f"compare=[{given}]: name two, such as compare=[nano,micro] or compare=[store,old/store]")
 
     def named(sweep: str) -> Study | None:
-        if not files("conf").joinpath("sweep", f"{sweep}.yaml").is_file():
+        if sweep not in options_of("sweep"):
             return None
         return _read(dataclasses.replace(options, sweep=sweep, scale=sweep)).study
 

@@ -40,6 +40,7 @@ from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
 from pipelines.models.start_import import import_start
+from pipelines.plugins.loading import load_planned
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
 from pipelines.tracking.start import start_trackers
 from pipelines.training.train import train
@@ -86,9 +87,10 @@ def run_stage(
     labels = "  ".join(f"{key} {value}" for key, value in spec["labels"].items() if value not in ("", None))
     logger.info("%s starts as rank %d of %d:  %s", name, rank, tasks, labels)
     # The corpus is built on the first use of its configuration and read from the cache afterwards.
+    load_planned(spec["compute"].get("plugins", {}))
     corpus = prepare(_data_config(spec), root / "cache", _start_tokenizer(spec, parent))
     torch.manual_seed(config["seed"])
-    compute = {key: value for key, value in spec["compute"].items() if key not in ("shards", "files")}
+    compute = {key: value for key, value in spec["compute"].items() if key not in ("shards", "files", "plugins")}
     # Rank 0 writes to the store and to the trackers; the others write the same files to a folder that is deleted.
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary) if rank else None
@@ -173,7 +175,7 @@ def _midtrain(context: StageContext) -> Outcome:
 
 def _grpo(context: StageContext) -> Outcome:
     model = load_model(context.source, tokenizer=context.corpus.tokenizer)
-    content = {key: value for key, value in context.config["grpo"].items() if key != "judged"}
+    content = {key: value for key, value in context.config["grpo"].items() if key not in ("judged", "plugins")}
     files = context.spec["compute"].get("files", {})
     tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]
     metrics = train_grpo(model, GRPOConfig(**content | {"tasks": tasks}), context)
@@ -211,7 +213,8 @@ def _evaluate(context: StageContext) -> Outcome:
 def _benchmark(name: str, content: dict[str, Any], files: dict[str, str]) -> BenchmarkConfig:
     """The benchmark of a signed configuration. Raises `StageFailure` if a file of it has changed since the plan."""
     key = f"evaluation.benchmarks.{name}.dataset"
-    row = {field: value for field, value in content.items() if field not in ("examples", "definition", "judged")}
+    signed_only = ("examples", "definition", "judged", "plugins")
+    row = {field: value for field, value in content.items() if field not in signed_only}
     # Not every data set is a local file.
     if str(row["dataset"]).endswith(LOCAL_FILES):
         row["dataset"] = path_of(row["dataset"], files, key)

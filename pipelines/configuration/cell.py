@@ -32,6 +32,7 @@ from pipelines.tasks.families import format_of
 from pipelines.tasks.formats import FORMATS
 from pipelines.tasks.judging import QUESTION_FORMAT
 from pipelines.tasks.question_files import check_questions
+from pipelines.tasks.question_sets import QUESTION_SETS
 
 
 @dataclass
@@ -249,7 +250,7 @@ class Cell:
             tasks = {
                 "text": [*(["text"] if self.data.text else []), *self.data.sources],
                 "choice": list(CHOICE_TASKS),
-                "sampled": self.data.tasks,
+                "sampled": [*self.data.tasks, *QUESTION_SETS],
             }[benchmark.kind]
         reads_text = benchmark.kind == "choice" or (benchmark.kind == "text" and benchmark.task == "text")
         self._check_text(f"{key}.task", benchmark.task, reads_text=reads_text)
@@ -260,7 +261,9 @@ class Cell:
         )
         require(bool(tasks), f"{key}.task", benchmark.task, fix=fix)
         require_option(f"{key}.task", benchmark.task, tasks)
-        if benchmark.kind == "sampled" and benchmark.dataset is None:
+        if benchmark.kind == "sampled" and benchmark.dataset is None and benchmark.task in QUESTION_SETS:
+            QUESTION_SETS[benchmark.task].read(benchmark.task)
+        elif benchmark.kind == "sampled" and benchmark.dataset is None:
             check_family_split(f"{key}.task", benchmark.task, data=self.data, split="test")
         elif benchmark.kind == "text":
             length = self.evaluation.text_length

@@ -171,10 +171,16 @@ def _check_source(key: str, source: SourceConfig) -> None:
 def text_versions(data: DataConfig) -> dict[str, str]:
     """Returns the versions of the packages that make the corpus; another version makes another one.
 
-    These are the packages whose docstrings are the text, and reasoning-gym if a task is one of its families.
+    These are the packages whose docstrings are the text, reasoning-gym if a task is one of its families, and the
+    sources of plugins' families.
     """
+    plugins = {f"task family {task}": source for task in data.tasks if (source := _plugin_source(task))}
     packages = [*data.text, *(["reasoning_gym"] if any(map(reasoning_gym.is_gym, data.tasks)) else [])]
-    return {name: _version(name) for name in packages}
+    return {name: _version(name) for name in packages} | plugins
+
+
+def _plugin_source(task: str) -> str | None:
+    return None if reasoning_gym.is_gym(task) else FAMILIES[task].source
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,7 @@
 """The services to which metrics are copied: Weights & Biases, TensorBoard, CSV files, MLflow."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from pipelines.errors import UserError, require, require_option
@@ -20,6 +20,9 @@ NOT_IN_PROJECT = "/\\#?%:"
 WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 WANDB_MODES |= {"disabled": "off"}
 """Values of W&B's variable WANDB_MODE -> the mode here."""
+
+OTHER_TRACKERS: dict[str, str] = {}
+"""Name -> `module:Class` of a tracker of another package, from its entry points `shaping.trackers`."""
 
 TRUE = ("1", "true", "t", "yes", "y", "on")
 """Values of WANDB_DISABLED that W&B takes for true."""
@@ -46,6 +49,8 @@ class TrackingConfig:
     """Whether to write CSV files, to `csv` in the store."""
     mlflow: bool = False
     """Whether to log to MLflow, at MLFLOW_TRACKING_URI or in `mlflow` in the store."""
+    others: list[str] = field(default_factory=list)
+    """Trackers of other packages, by the names of their entry points `shaping.trackers`."""
 
     def __post_init__(self) -> None:
         self.mode = _environment_mode() if self.mode is None else self.mode
@@ -56,6 +61,10 @@ class TrackingConfig:
         self._check_project(key, self.project)
         if self.entity is not None:
             require("/" not in self.entity, "tracking.entity", self.entity, fix="name only the user or team")
+        for name in self.others:
+            fix = "no installed package has an entry point shaping.trackers; install one, or leave the name out"
+            require(bool(OTHER_TRACKERS), "tracking.others", name, fix=fix)
+            require_option("tracking.others", name, OTHER_TRACKERS)
         for name, chosen in (("tensorboard", self.tensorboard), ("mlflow", self.mlflow)):
             if chosen and find_spec(name) is None:
                 raise UserError(f"tracking.{name}=true: it is not installed; pip install 'shaping[{name}]'")

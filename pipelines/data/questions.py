@@ -16,8 +16,10 @@ from pipelines.data.selection import evenly
 from pipelines.errors import UserError
 from pipelines.tasks.families import Problem, split_of
 from pipelines.tasks.formats import FORMATS
-from pipelines.tasks.judging import QUESTION_FORMAT
+from pipelines.tasks.judging import QUESTION_FORMAT, conversation
 from pipelines.tasks.question_files import read_questions
+from pipelines.tasks.question_sets import QUESTION_SETS
+from pipelines.verifiers.registry import VERIFIERS
 
 SHORTEST = 30
 """Questions with fewer characters are not searched in text, which contains them by chance."""
@@ -46,6 +48,8 @@ class Question:
         A response that is not `complete`, because the length limit cut it, has no answer.
         """
         form = FORMATS[self.format]
+        if VERIFIERS[form.verifier].reads == "conversation":
+            return form.verifier, conversation(self.question, response) if complete else None, self.reference
         answer = form.extract(response) if complete else None
         return form.verifier, answer and form.judged.replace("{answer}", answer), self.reference
 
@@ -54,11 +58,11 @@ def load_items(corpus: Corpus, task: str, *, count: int, dataset: str | None = N
     """Returns at most `count` questions of a benchmark, in a fixed order.
 
     They are the first ones of the test split of the family `task`, which is in random order, or drawn evenly from the
-    file `dataset`, whose lines have the format `task` unless they name another. Raises `UserError` for an invalid line,
-    or if there are no questions.
+    file `dataset`, whose lines have the format `task` unless they name another, or from the plugin's set `task`. Raises
+    `UserError` for an invalid line, or if there are no questions.
     """
-    if dataset is not None:
-        questions = _read(Path(dataset), task)
+    if dataset is not None or task in QUESTION_SETS:
+        questions = _read(Path(dataset), task) if dataset is not None else _of_set(task)
         questions = [questions[i] for i in evenly(len(questions), count)]
     else:
         questions = [_question(task, problem) for problem in corpus.problems(task, "test", count)]
@@ -69,6 +73,8 @@ def load_items(corpus: Corpus, task: str, *, count: int, dataset: str | None = N
 
 def available_items(corpus: Corpus, task: str, dataset: str | None = None) -> int:
     """Returns how many questions a benchmark has; see `load_items`."""
+    if dataset is None and task in QUESTION_SETS:
+        return len(_of_set(task))
     return len(corpus.problems(task, "test") if dataset is None else _read(Path(dataset), task))
 
 
@@ -86,6 +92,11 @@ def load_questions(task: str, split: str, corpus: Corpus) -> list[Question]:
     if not questions:
         raise UserError(f"grpo.tasks={task}: it has no questions in the split {split!r}; give it more")
     return questions
+
+
+def _of_set(name: str) -> list[Question]:
+    """The questions of a plugin's set."""
+    return [Question(name, line.question, line.answer, line.format) for line in QUESTION_SETS[name].read(name)]
 
 
 def _question(task: str, problem: Problem) -> Question:

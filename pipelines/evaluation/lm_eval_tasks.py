@@ -32,6 +32,7 @@ from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Sampling
 from pipelines.tasks.answer_extraction import final_answer, last_program
+from pipelines.tasks.judging import conversation
 from pipelines.verifiers import VERIFIERS, Judge
 from pipelines.verifiers.content import verifier_content
 from pipelines.verifiers.judge import Item
@@ -287,7 +288,10 @@ def _judged(benchmark: BenchmarkConfig, task: Any, instance: Instance, *, text: 
     """
     if benchmark.verifier is not None:
         verifier = VERIFIERS[benchmark.verifier]
-        if verifier.compares_answers:
+        answer: str | None
+        if verifier.reads == "conversation":
+            answer = conversation(instance.args[0], text)
+        elif verifier.compares_answers or verifier.source:
             answer = final_answer(text)
         else:
             answer = _program(instance.args[0], text)

@@ -1,7 +1,7 @@
 """Generated reasoning tasks: questions with worked steps and one exact answer.
 
-To add a task family, write a function that generates one `Problem` and add an entry to `FAMILIES`; `data.tasks`,
-`grpo.tasks` and benchmarks of kind `sampled` accept its name.
+A task family of one's own is a plugin (`pipelines.plugins`). To add one here, write a function that generates one
+`Problem` and add an entry to `FAMILIES`; `data.tasks`, `grpo.tasks` and benchmarks of kind `sampled` accept its name.
 
 The training data contain three responses to questions: `worked` rewrites the question step by step and ends with the
 answer, `outright` states the answer at once, and `careless` states a wrong one at once. All end with `#### answer`, and
@@ -76,6 +76,8 @@ class Family:
     """A name of `pipelines.tasks.formats.FORMATS`: how answers are extracted, and which verifier judges them."""
     tests: str | None = None
     """If answers are programs: the tests that a program must pass, in place of a comparison with `{answer}`."""
+    source: str | None = None
+    """Version or hash of a plugin's code; None: ours."""
 
 
 def format_of(family: str) -> str:

@@ -21,6 +21,8 @@ class Format:
     """A name of `pipelines.verifiers.VERIFIERS`."""
     judged: str = "{answer}"
     """What the verifier receives, with `{answer}` for the answer."""
+    source: str | None = None
+    """Version or hash of a plugin's code; None: ours."""
 
     def extract(self, response: str) -> str | None:
         """The answer in a response, stripped, or None; an empty answer is none."""

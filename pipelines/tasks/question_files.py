@@ -39,7 +39,7 @@ def read_questions(path: str | Path, default_format: str) -> list[QuestionLine]:
     """
     questions: dict[str, QuestionLine] = {}
     for position, row in _rows(Path(path)):
-        line = _checked(row, position, default_format)
+        line = checked_question(row, position, default_format)
         questions.setdefault(line.question, line)
     if not questions:
         raise UserError(f'{path}: it has no questions; give it lines such as {{"question": "1+1?", "answer": "2"}}')
@@ -58,6 +58,11 @@ def check_questions(path: str | Path, default_format: str) -> None:
 @lru_cache(maxsize=256)
 def _check_version(path: str, default_format: str, version: tuple[int, ...]) -> None:
     read_questions(path, default_format)
+
+
+def file_formats(path: str | Path, default_format: str) -> list[str]:
+    """Returns the names of the formats in which the questions of a file are asked."""
+    return list(dict.fromkeys(line.format for line in read_questions(path, default_format)))
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -104,7 +109,8 @@ def _json(text: str, position: str) -> Any:
         raise UserError(f"{position}: it is not JSON ({error}); {shape}") from None
 
 
-def _checked(row: Any, position: str, default_format: str) -> QuestionLine:
+def checked_question(row: Any, position: str, default_format: str) -> QuestionLine:
+    """Returns the question of a row; raises `UserError`, with its position, for one that is no question."""
     if not isinstance(row, dict) or any(name not in row for name in FIELDS):
         raise UserError(f'{position}: a line is a JSON object with "question" and "answer", and perhaps "format"')
     question, answer, form = row["question"], row["answer"], row.get("format")

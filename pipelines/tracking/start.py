@@ -1,11 +1,12 @@
 """Starts the trackers that a cell's configuration names."""
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.configuration.tracking import TrackingConfig
+from pipelines.configuration.tracking import OTHER_TRACKERS, TrackingConfig
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.tracker import Tracker
 
@@ -23,6 +24,8 @@ def start_trackers(spec: Mapping[str, Any], root: Path, tracking: TrackingConfig
         starts["CSV"] = partial(_lightning, spec, root, tracking, name="CSVTracker")
     if tracking.mlflow:
         starts["MLflow"] = partial(_lightning, spec, root, tracking, name="MLflowTracker")
+    for name in tracking.others:
+        starts[name] = partial(_other, spec, root, tracking, name=name)
     return [Delivery(name, start, abandon=_ABANDON.get(name)) for name, start in starts.items()]
 
 
@@ -39,6 +42,11 @@ def _wandb(spec: Mapping[str, Any], root: Path, tracking: TrackingConfig) -> Tra
     from pipelines.tracking.wandb_run import EvaluationOnRun, start_wandb_run
 
     return (EvaluationOnRun if spec["stage"] == "evaluate" else start_wandb_run)(spec, root, tracking)
+
+
+def _other(spec: Mapping[str, Any], root: Path, tracking: TrackingConfig, *, name: str) -> Tracker:
+    tracker: Tracker = pkgutil.resolve_name(OTHER_TRACKERS[name])(spec, root, tracking)
+    return tracker
 
 
 def _lightning(spec: Mapping[str, Any], root: Path, tracking: TrackingConfig, *, name: str) -> Tracker:

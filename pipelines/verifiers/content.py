@@ -10,7 +10,12 @@ from pipelines.verifiers.registry import VERIFIERS
 def verifier_content(name: str) -> dict[str, Any]:
     """Returns a verifier's entry in the registry, with the versions of the packages that it uses."""
     verifier = VERIFIERS[name]
-    return asdict(verifier) | {"packages": {package: installed_version(package) for package in verifier.packages}}
+    content = asdict(verifier)
+    # Verifiers that were stored before there were plugins have no such keys.
+    for key, before in (("reads", "answer"), ("source", None)):
+        if content[key] == before:
+            del content[key]
+    return content | {"packages": {package: installed_version(package) for package in verifier.packages}}
 
 
 def installed_version(package: str) -> str | None:

@@ -1,6 +1,7 @@
 """The judge: runs verifiers on batches of answers and shields the run from their failures."""
 
 import json
+import logging
 import math
 import os
 import pkgutil
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import StageFailure, UserError
 from pipelines.verifiers.registry import VERIFIERS, Verifier
+
+logger = logging.getLogger("pipelines")
 
 LOAD_SECONDS = 120.0
 """Limit on the time in which a worker imports its function; sympy takes seconds on a busy machine."""
@@ -46,6 +49,8 @@ class Judge:
     def __init__(self, workers: int | None = None) -> None:
         self._count = workers or min(4, os.cpu_count() or 1)
         self._workers: dict[str, list[_Worker]] = {}
+        self._reported: set[str] = set()
+        """Verifiers whose first failure was logged."""
         # The kernel kills a worker when the thread that started it ends, so these threads live as long as the judge.
         self._threads = ThreadPoolExecutor(self._count)
 
@@ -89,7 +94,11 @@ class Judge:
             _, answer, reference = item
             worker = free.get()
             try:
-                return worker.ask(answer or "", reference)
+                verdict = worker.ask(answer or "", reference)
+                if verdict.failure and name not in self._reported:
+                    self._reported.add(name)
+                    logger.warning("the verifier %s failed on an answer: %s; failures are counted", name, worker.reason)
+                return verdict
             finally:
                 free.put(worker)
 
@@ -138,11 +147,20 @@ class _Worker:
             return
         root = Path(__file__).parents[2]
         limit = [str(self._verifier.processor_seconds)] if self._verifier.processor_seconds else []
+        self.reason = ""
         self._ready = False
         self._received = b""
         self._process = subprocess.Popen(
             # -P: a folder `pipelines` in the working directory must not hide this package
-            [sys.executable, "-P", "-m", "pipelines.verifiers.worker", self._verifier.function, *limit],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "pipelines.verifiers.worker",
+                self._verifier.function,
+                self._verifier.reads,
+                *limit,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -170,7 +188,8 @@ class _Worker:
         """Returns the verdict on one answer and leaves a worker that can take the next."""
         try:
             self.start()
-        except OSError:
+        except OSError as error:
+            self.reason = f"no process can be started: {error}"
             return Verdict(0.0, "error")
         self.wait_until_ready()
         assert self._process
@@ -181,13 +200,20 @@ class _Worker:
         except BrokenPipeError:
             reply = None
         if isinstance(reply, int | float) and math.isfinite(reply):
-            return Verdict(min(1.0, max(0.0, float(reply))))
+            cut = min(1.0, max(0.0, float(reply)))
+            # Of ours, a reward above 1 is cut; a plugin's would be another reward than its author means.
+            if cut == reply or self._verifier.source is None:
+                return Verdict(cut)
         if reply == "timeout":
+            self.reason = f"it takes more than {self._verifier.processor_seconds} s of processor time"
             return Verdict(0.0, "timeout")
-        if isinstance(reply, dict | float):  # an exception, or a reward that is not finite
+        if reply is not None:  # an exception, or a reward that is no number between 0 and 1
+            outside = f"it returned {reply}, no number between 0 and 1"
+            self.reason = str(reply["error"]) if isinstance(reply, dict) else outside
             return Verdict(0.0, "error")
         # No reply: the function still runs, or the process has died.
         failure = "timeout" if self._process.poll() is None else "error"
+        self.reason = f"it takes more than {self._verifier.seconds} s" if failure == "timeout" else "its process died"
         self.kill()
         return Verdict(0.0, failure)
 

@@ -1,7 +1,7 @@
 """The registry of verifiers.
 
-To add a verifier, add an entry to `VERIFIERS`: the judge, the formats of questions, the configuration of benchmarks and
-majority votes all read it.
+A verifier of one's own is a plugin (`pipelines.plugins`). To add one here, add an entry to `VERIFIERS`: the judge, the
+formats of questions, the configuration of benchmarks and majority votes all read it.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,17 @@ class Verifier:
     """Installed packages whose version can change its verdicts."""
     version: int = 1
     """Raise it when the function gives other verdicts: stored answers are then judged again."""
+    reads: str = "answer"
+    """`answer`: what the format finds in the response; `conversation`: the question and the whole response as
+    messages."""
+    source: str | None = None
+    """Version or hash of a plugin's code; None: ours, whose `version` counts."""
     longest: int | None = 1 << 16
     """Characters of the longest answer that is verified; None: no limit. A longer one has reward 0 and is counted as a
     failure."""
 
+
+READS = ("answer", "conversation")
 
 VERIFIERS: dict[str, Verifier] = {
     "exact": Verifier("operator:eq", in_process=True, longest=None),

@@ -1,18 +1,22 @@
 """A worker process: imports one verifier's function, then answers requests line by line until its input ends.
 
-Started by `pipelines.verifiers.judge` as `python -P -m pipelines.verifiers.worker module:function [SECONDS]`. A request
-is a JSON list [answer, reference]; a reply is a number, {"error": ...} or "timeout". What the function prints is lost.
+Started by `pipelines.verifiers.judge` as `python -P -m pipelines.verifiers.worker module:function READS [SECONDS]`. A
+request is a JSON list [answer, reference]; a reply is a number, {"error": ...} or "timeout". If READS is
+`conversation`, the answer is the JSON of messages, which the function receives as a list. A coroutine is run to its
+end. What the function prints is lost.
 With SECONDS, the function runs in a fork of the worker. The kernel kills the fork when one answer has used that much
 processor time, and the worker forks again without importing anything.
 """
 
+import asyncio
+import inspect
 import json
 import os
 import pkgutil
 import signal
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Awaitable, Callable
+from typing import Any, TextIO
 
 from pipelines.errors import UserError
 from pipelines.processes import die_with_parent
@@ -27,7 +31,7 @@ def main() -> None:
     os.dup2(null, 1)
     os.dup2(null, 2)
     try:
-        verify = pkgutil.resolve_name(sys.argv[1])
+        verify = _reading(pkgutil.resolve_name(sys.argv[1]), sys.argv[2])
     except UserError as error:
         replies.write(json.dumps({"refused": str(error)}) + "\n")
         return
@@ -35,7 +39,7 @@ def main() -> None:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return
     replies.write(json.dumps("ready") + "\n")
-    if len(sys.argv) == 2:
+    if len(sys.argv) == 3:
         _serve(verify, replies, processor_seconds=0.0)
         return
     # Fork until a child ends for another reason than its processor time.
@@ -43,7 +47,21 @@ def main() -> None:
         replies.write(json.dumps("timeout") + "\n")
     if not child:
         die_with_parent()
-        _serve(verify, replies, processor_seconds=float(sys.argv[2]))
+        _serve(verify, replies, processor_seconds=float(sys.argv[3]))
+
+
+def _reading(function: Callable[..., Any], reads: str) -> Callable[[str, str], float]:
+    """The function with what it reads in place of the answer, and its result in place of its coroutine."""
+
+    def verify(answer: str, reference: str) -> float:
+        result = function(json.loads(answer) if reads == "conversation" else answer, reference)
+        return float(asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result)
+
+    return verify
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 def _serve(verify: Callable[[str, str], float], replies: TextIO, *, processor_seconds: float) -> None:

@@ -12,6 +12,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from pipelines.errors import UserError
+from pipelines.plugins.loading import use_plugins
 from sweeps.compose.hydra_internals import use_our_overrides
 
 use_our_overrides()  # every command imports this module before it composes anything
@@ -85,7 +86,12 @@ def path_of_file(name: str) -> str:
 
 
 def initialized_hydra() -> AbstractContextManager[Any]:
-    """Returns a context with Hydra as the command line has initialized it, or with Hydra initialized for `conf/`."""
+    """Returns a context with Hydra as the command line has initialized it, or with Hydra initialized for `conf/`.
+
+    Everything that composes begins here, so plugins are loaded here too.
+    """
+    folder = os.environ.get(CONFIG_DIR_VARIABLE)
+    use_plugins(os.path.abspath(os.path.expanduser(folder)) if folder else None)
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return initialize_config_module(config_module="conf", version_base="1.3")

@@ -9,6 +9,7 @@ from pipelines.configuration import STAGE_VERSIONS, START, TOKEN_STAGES, TRAININ
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import text_versions
 from pipelines.configuration.start_checkpoint import StartCheckpoint
+from pipelines.plugins.loading import planned_plugins
 from sweeps.plan.controls import control_runs
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.names import ACTS_FROM, Variant, cell_name, checkpoint_name, objective_name, shown, variants
@@ -67,6 +68,9 @@ class _Chain:
         files = contents(local_files, cell.grpo, cell.evaluation)
         shards = cell.data.shards and os.path.abspath(cell.data.shards)  # a job may start in another directory
         self._compute = asdict(cell.compute) | {"shards": shards, "files": files}
+        # A worker loads the same plugins, also on a machine that has another environment.
+        if plugins := planned_plugins():
+            self._compute["plugins"] = plugins
         # What every stage of the chain but the start reads.
         self._common: Content = {
             "seed": cell.seed,

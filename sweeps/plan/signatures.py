@@ -4,7 +4,7 @@ Names, labels, paths, tracking, launcher options and the number of workers are n
 content (`pipelines.configuration.local_files`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from pipelines.configuration.objective import ObjectiveConfig
 from pipelines.configuration.signed_content import signed_content
 from pipelines.data.token_shards import fingerprint
 from pipelines.files import sha256_of
-from pipelines.tasks.judging import QUESTION_FORMAT, judging
+from pipelines.tasks.families import FAMILIES
+from pipelines.tasks.judging import QUESTION_FORMAT, judging, plugin_judging
+from pipelines.tasks.question_files import file_formats
+from pipelines.tasks.question_sets import QUESTION_SETS, QuestionSet
 from pipelines.verifiers.content import verifier_content
 
 Content = dict[str, Any]
@@ -116,7 +119,15 @@ def grpo_content(grpo: GRPOConfig) -> Content:
     content = nameless_content(grpo)
     files = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
     content["tasks"] = [content_name(task) if task in files else task for task in grpo.tasks]
-    return content | ({"judged": judging(QUESTION_FORMAT)} if files else {})
+    formats = [FAMILIES[task].format for task in grpo.tasks if task in FAMILIES]
+    formats += [name for path in files for name in file_formats(path, QUESTION_FORMAT)]
+    return content | ({"judged": judging(QUESTION_FORMAT)} if files else {}) | _plugins(formats)
+
+
+def _plugins(formats: Iterable[str], questions: QuestionSet | None = None) -> Content:
+    """Returns the key `plugins` with what plugins do to questions in these formats; nothing where there are none."""
+    content = plugin_judging(formats) | ({"questions": questions.source} if questions else {})
+    return {"plugins": content} if content else {}
 
 
 def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
@@ -158,6 +169,11 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
             content["judged"] = verifier_content(benchmark.verifier)
     elif benchmark.local:
         content["judged"] = judging(benchmark.task)
+        content |= _plugins(file_formats(str(benchmark.dataset), benchmark.task))
+    elif benchmark.kind == "sampled" and benchmark.task in QUESTION_SETS:
+        content |= _plugins([QUESTION_SETS[benchmark.task].format], QUESTION_SETS[benchmark.task])
+    elif benchmark.kind == "sampled" and benchmark.task in FAMILIES:
+        content |= _plugins([FAMILIES[benchmark.task].format])
     return content
 
 
