@@ -172,7 +172,7 @@ def test_a_worker_loads_what_was_planned_and_nothing_else(folder: Path) -> None:
         ("verifier('v')(len)", r"verifier 'v': it is called with an answer and a reference"),
         ("verifier('v', seconds=0)(close)", r"verifier 'v': seconds=0: it must be above 0"),
         ("verifier('v', reads='text')(close)", r"reads=text: it is one of: answer, conversation"),
-        ("answer_format('f', prompt='{question}', answer='(.)', verifier='closs')", "verifier=closs: did you mean 'close'"),
+        ("answer_format('f', prompt='{question}', answer='(.)', verifier='closs')", "verifier=closs: did you mean"),
         ("answer_format('f', prompt='?', answer='(.)', verifier='close')", r"it has no \{question\}; add it"),
         ("answer_format('f', prompt='{question} {', answer='(.)', verifier='close')", r"write other braces twice"),
         ("answer_format('f', prompt='{question}', answer='(.', verifier='close')", "correct the expression"),
@@ -240,11 +240,11 @@ def test_entry_points_of_installed_packages_are_loaded(folder: Path, monkeypatch
         assert VERIFIERS["far"].source.startswith("installed ")
         assert ENGINES["remote"] == "no_such_module:Engine"
         assert TrackingConfig(others=["board"]).others == ["board"]
-        with pytest.raises(UserError, match="tracking.others=bored: did you mean 'board'"):
+        with pytest.raises(UserError, match=r"tracking\.others=bored: did you mean 'board'"):
             TrackingConfig(others=["bored"])
     finally:
         VERIFIERS.pop("far", None)
         ENGINES.pop("remote", None)
         OTHER_TRACKERS.clear()
-    with pytest.raises(UserError, match="tracking.others=board: no installed package has an entry point"):
+    with pytest.raises(UserError, match=r"tracking\.others=board: no installed package has an entry point"):
         TrackingConfig(others=["board"])

@@ -93,7 +93,7 @@ def test_a_cell_is_refused_before_anything_trains(tmp_path: Path, monkeypatch: p
                 compose_cell([override])
         # RL does not run, so its questions are not read.
         assert compose_cell(["grpo.tasks=[questions.jsonl]", "until=midtrain"]).until == "midtrain"
-    path.write_bytes(GOOD)
+    path.write_text("".join(json.dumps({"question": f"{i}+1", "answer": i + 1}) + "\n" for i in range(100)))
     assert compose_cell(["grpo.tasks=[questions.jsonl]", benchmark]).grpo.tasks == ["questions.jsonl"]
     path.unlink()
     path.mkdir()

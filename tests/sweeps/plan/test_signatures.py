@@ -16,6 +16,7 @@ from pipelines.configuration import STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
+from pipelines.configuration.tracking import OTHER_TRACKERS
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.compose.launcher_options import LAUNCHERS
 from sweeps.execute.display import title
@@ -69,7 +70,7 @@ START = """
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid sweep.zip
     tracking.mode tracking.project tracking.entity tracking.console tracking.system_metrics
-    tracking.tensorboard tracking.csv tracking.mlflow
+    tracking.tensorboard tracking.csv tracking.mlflow tracking.others
     until evaluation.controls
     data.sources data.tokenizer data.mixtures.pretrain data.mixtures.midtrain
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
@@ -104,6 +105,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.tasks": ["chain3", "chain4", "chain5", "python", "boolean", "order"][::-1],
     "grpo.tasks": ["chain3"],
     "tracking.mode": "off",
+    "tracking.others": ["board"],
     "grpo.advantage": "centred",
     "grpo.loss": "sequence",
     "grpo.overlong": "filter",
@@ -151,6 +153,11 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
 ALL_KEYS = [key for key in keys_of(Cell) if key not in START.split()]
 ALL_KEYS += keys_of(BenchmarkConfig, "evaluation.benchmarks.*.")
 DECIDED = {key: stage for stage, keys in CHANGES.items() for key in keys.split()} | dict.fromkeys(KEEPS.split())
+
+
+@pytest.fixture(autouse=True)
+def _tracker_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OTHER_TRACKERS, "board", "board:Board")
 
 
 def test_every_key_has_a_decision() -> None:
