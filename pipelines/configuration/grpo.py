@@ -90,7 +90,8 @@ class GRPOConfig:
     dynamic_sampling: bool = True
     """Whether groups that are all right or all wrong are dropped and replaced. The paper's."""
     resample_rounds: int = 2
-    """Largest number of extra sampling rounds per step that replace dropped groups. Ours."""
+    """Largest number of extra sampling rounds per step that replace dropped groups; they end when the batch is full.
+    Ours."""
     leftovers: str = "discard"
     """Mixed groups beyond `prompts`: `discard`, or `keep` for the next step, where they are one policy old. Ours."""
     pass_rate_low: float = 0.0

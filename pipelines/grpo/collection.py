@@ -1,8 +1,9 @@
 """From questions to groups with rewards: sampling, verifying, and dynamic sampling.
 
-A group whose rewards are all equal has no advantage, so it is dropped and another prompt replaces it, for a limited
-number of extra rounds (DAPO). The size of an extra round follows from the share of mixed groups so far. Groups are kept
-in the order of their prompts, so the kept ones are a fair sample of the mixed groups.
+A group whose rewards are all equal has no advantage, so it is dropped and another prompt replaces it (DAPO), until the
+batch is full or a limited number of extra rounds is over, which is counted. The size of an extra round follows from the
+share of mixed groups so far. Groups are kept in the order of their prompts, so the kept ones are a fair sample of the
+mixed groups.
 
 With several ranks, all draw the same questions, and each samples and verifies a consecutive share of the responses.
 Rewards, lengths and ends are gathered, so every rank knows the same groups and the same next round; tokens stay where
@@ -77,6 +78,8 @@ class Collected:
     rounds: int = 0
     left_over: int = 0
     """Mixed groups that the step does not need."""
+    missing: int = 0
+    """Groups that the batch has fewer than `grpo.prompts`, because the bound on extra rounds was hit."""
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
     """Samples whose verifier failed, by kind of failure; their reward is 0."""
 
@@ -170,7 +173,7 @@ class Collector:
             usable += [group for group in groups if group.mixed or not config.dynamic_sampling]
             mixed_share = sum(group.mixed for group in result.sampled) / len(result.sampled)
         result.kept, left_over = usable[: config.prompts], usable[config.prompts :]
-        result.left_over = len(left_over)
+        result.left_over, result.missing = len(left_over), config.prompts - len(result.kept)
         if config.leftovers == "keep":
             self._waiting = left_over
         return result

@@ -55,6 +55,7 @@ def collected_row(collected: Collected, communicator: Communicator = SINGLE_PROC
         "groups_mixed": float(np.mean([group.mixed for group in groups])),
         "groups_kept": len(collected.kept),
         "groups_left_over": collected.left_over,
+        "groups_missing": collected.missing,
         "rounds": collected.rounds,
         "verifier_timeouts": collected.failures["timeout"],
         "verifier_errors": collected.failures["error"],

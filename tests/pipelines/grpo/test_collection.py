@@ -129,10 +129,15 @@ def test_equal_groups_are_replaced_within_bounds(tokenizer: PreTrainedTokenizerF
         assert sum(engine.calls) == len(collected.sampled)
         assert all(group.mixed for group in collected.kept)
         assert len(collected.kept) + collected.left_over == sum(group.mixed for group in collected.sampled)
-        assert len(collected.kept) <= 8
+        assert len(collected.kept) + collected.missing == 8
+        assert collected.missing == 0 or collected.rounds == 1 + rounds
+    full = collector(config(resample_rounds=200), [0.0] * 9 + [0.5], tokenizer).collect(1)
+    assert (len(full.kept), full.missing) == (8, 0)
+    assert 3 < full.rounds < 100, "it goes on until the batch is full, and no longer"
     hopeless = collector(config(), [0.0], tokenizer).collect(1)
     assert (hopeless.kept, hopeless.rounds) == ([], 3)
     row = collected_row(hopeless)
+    assert row["groups_missing"] == 8
     assert (row["groups_wrong"], row["groups_mixed"], row["groups_kept"], row["reward"]) == (1, 0, 0, 0)
 
 
