@@ -78,8 +78,10 @@ class GRPO(L.LightningModule):
         none: dict[str, Any] = {"skipped": 0, "verifier_failures": 0, "collapsed_at": None, "held_out": []}
         self.totals: dict[str, Any] = self._state["totals"] if self._state else none
         self.asked.keep(self._state["asked"] if self._state else None)
-        self._unfinished: dict[str, Any] | None = self._state["unfinished"] if self._state else None
+        self._unfinished: dict[str, Any] | None = None
         """The ledger row of the newest step until its held-out part is measured and it is logged."""
+        if self._state and self._state["unfinished"] is not None:
+            self._unfinished = dict(self._state["unfinished"])
 
         # What needs the device, and so exists from `on_train_start` on.
         self._communicator: Communicator
@@ -381,7 +383,8 @@ class GRPO(L.LightningModule):
             "asked": self.asked.kept,
             "history": self.history,
             "totals": self.totals,
-            "unfinished": self._unfinished,
+            # As pairs, which keep their order: a row starts with its main numbers.
+            "unfinished": None if self._unfinished is None else list(self._unfinished.items()),
         }
         save_tensors(self.context.resume, self.step, tensors, state=state, keep_last=self.context.compute.keep_last)
         self._saved_step = self.step

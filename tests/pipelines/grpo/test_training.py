@@ -167,9 +167,10 @@ def test_an_interruption_wherever_a_stage_looks_for_one_changes_nothing(
             )
         return fingerprint(model), milestones
 
-    def logged(folder: str) -> list[list[dict]]:
-        def measured(row: dict) -> dict:
-            return {key: value for key, value in row.items() if not key.endswith(("seconds", "per_second", "time"))}
+    def logged(folder: str) -> list[list[list]]:
+        def measured(row: dict) -> list:
+            """In its order, which log lines and model cards have too."""
+            return [item for item in row.items() if not item[0].endswith(("seconds", "per_second", "time"))]
 
         names = ("ledger.jsonl", "samples.jsonl", "forking.jsonl")
         return [[measured(row) for row in rows(tmp_path / folder, name)] for name in names]
