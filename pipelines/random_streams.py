@@ -37,6 +37,8 @@ class Stream(StrEnum):
     """Responses that measure the start model's pass rate before RL: run seed, data set."""
     BENCHMARK = "benchmark"
     """Sampled answers of an evaluation: name of the benchmark, so that all models are compared on equal numbers."""
+    ADAPTERS = "adapters"
+    """Initial values of low-rank adapters: run seed."""
     GENERATION = "generation"
     """Texts that lm-eval asks for: its settings and contexts."""
 

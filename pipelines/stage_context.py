@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.lora import LoRAConfig
 from pipelines.data.corpus import Corpus
 from pipelines.files import sha256, write_sealed
 from pipelines.ledger import Ledger
+from pipelines.models.adapters import has_adapters, merged, save_adapters
 from pipelines.models.causal_lm import parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
 from pipelines.published import SAVED, saved_hashes
@@ -100,7 +103,12 @@ class StageContext:
         path = self.folder / "checkpoints" / f"step-{step:06d}"
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
-        save_checkpoint(model, self.corpus.saved_tokenizer, path, card=card, weights=weights)
+        more = None
+        if has_adapters(model):
+            # The checkpoint is the merged model, so that everything reads it; the adapters are in a folder inside.
+            more = partial(save_adapters, model, LoRAConfig(**self.config[self.spec["stage"]]["lora"]))
+            model = merged(model)
+        save_checkpoint(model, self.corpus.saved_tokenizer, path, card=card, weights=weights, more=more)
         # An attempt that resumes publishes it, and by then it must still be what was saved.
         hashes = {str(file.relative_to(self.folder)): sha256(file) for file in path.rglob("*") if file.is_file()}
         write_sealed(self.folder / SAVED, saved_hashes(self.folder) | hashes)

@@ -38,6 +38,7 @@ from pipelines.evaluation.held_out_text import held_out_rows
 from pipelines.evaluation.sampler import check_sampler
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
+from pipelines.models.adapters import add_adapters
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
 from pipelines.models.start_import import import_start
 from pipelines.plugins.loading import load_planned
@@ -168,6 +169,8 @@ def _midtrain(context: StageContext) -> Outcome:
     # A start checkpoint keeps its positions.
     length = None if "start" in config else budget.sequence_length
     model = load_model(context.source, budget.rope_base, context.corpus.tokenizer, length=length)
+    if budget.lora.rank:
+        add_adapters(model, budget.lora, key="midtrain.lora", seed=context.seed)
     objective = _objective(config, context.corpus)
     metrics = train(model, objective, budget, context=context, balance_rate=config.get("balance_rate", 0.0))
     return {"metrics": metrics, "measurements": []}
@@ -178,7 +181,10 @@ def _grpo(context: StageContext) -> Outcome:
     content = {key: value for key, value in context.config["grpo"].items() if key not in ("judged", "plugins")}
     files = context.spec["compute"].get("files", {})
     tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]
-    metrics = train_grpo(model, GRPOConfig(**content | {"tasks": tasks}), context)
+    config = GRPOConfig(**content | {"tasks": tasks})
+    if config.lora.rank:
+        add_adapters(model, config.lora, key="grpo.lora", seed=context.seed)
+    metrics = train_grpo(model, config, context)
     return {"metrics": metrics, "measurements": []}
 
 

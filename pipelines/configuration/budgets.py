@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
+from pipelines.configuration.lora import LoRAConfig
+from pipelines.configuration.signed_content import added_later
 from pipelines.errors import require, require_momentum, require_not_negative, require_option, require_positive
 
 DECAYS = ("cosine", "linear", "1-sqrt")
@@ -144,9 +146,14 @@ class MidtrainConfig(TrainConfig):
     """Shape of the decay: `cosine`, `linear` or `1-sqrt`. Ours."""
     objective: str = "inherit"
     """`inherit`: the cell's objective; `ce`: plain cross-entropy in this stage. Ours."""
+    lora: LoRAConfig = added_later(as_before=LoRAConfig())
+    """Adapters that are trained in place of all weights."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.lora, dict):  # of a signed configuration
+            self.lora = LoRAConfig(**self.lora)
         super().__post_init__()
+        self.lora.check("midtrain.lora")
         require_option("midtrain.decay", self.decay, DECAYS)
         require_option("midtrain.objective", self.objective, MIDTRAIN_OBJECTIVES)
         require(

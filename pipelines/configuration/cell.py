@@ -72,6 +72,7 @@ class Cell:
         self._check_head()
         self._check_token_stages()
         self._check_questions()
+        self._check_adapters()
         self._check_lengths()
         self.evaluation.check_means_something()
         for name, benchmark in self.evaluation.benchmarks.items():
@@ -210,6 +211,18 @@ class Cell:
                 require_option("grpo.tasks", task, self.data.tasks)
                 for split in ("rl", "validation"):
                     check_family_split("grpo.tasks", task, data=self.data, split=split)
+
+    def _check_adapters(self) -> None:
+        """Check that adapters are trained where the whole model samples by itself."""
+        for stage, lora in (("midtrain", self.midtrain.lora), ("grpo", self.grpo.lora)):
+            if stage in self.stages and lora.rank:
+                fix = f"adapters are trained on whole models; set compute.strategy=ddp, or {stage}.lora.rank=0"
+                require(
+                    self.compute.strategy not in ("fsdp", "hsdp"), "compute.strategy", self.compute.strategy, fix=fix
+                )
+                if stage == "grpo":
+                    fix = "only the model itself samples with its adapters; set grpo.engine=transformers"
+                    require(self.grpo.engine == "transformers", "grpo.engine", self.grpo.engine, fix=fix)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on.

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from pipelines.configuration.budgets import PRECISIONS, milestone_steps
 from pipelines.configuration.engines import ENGINES
+from pipelines.configuration.lora import LoRAConfig
 from pipelines.configuration.signed_content import added_later
 from pipelines.errors import (
     require,
@@ -117,6 +118,9 @@ class GRPOConfig:
     start_divergence: bool = added_later(as_before=True)
     """Whether the ledger has `kl_start`, for which a copy of the start model is kept in main memory. Ours."""
 
+    lora: LoRAConfig = added_later(as_before=LoRAConfig())
+    """Adapters that are trained in place of all weights."""
+
     held_out_every: int = 10
     """Steps between measurements on held-out questions, beginning at step 0; 0: never. Ours."""
     held_out_problems: int = 64
@@ -129,6 +133,9 @@ class GRPOConfig:
     """Response length has collapsed below this share of its value in the first steps, unless the reward rose. Ours."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.lora, dict):  # of a signed configuration
+            self.lora = LoRAConfig(**self.lora)
+        self.lora.check("grpo.lora")
         self.tasks = [os.path.expanduser(task) for task in self.tasks]
         require_positive(
             "grpo", self, "steps", "milestones", "prompts", "temperature", "max_new_tokens", "extended_max_new_tokens"

@@ -5,7 +5,7 @@ so checkpoints load in vLLM, lm-eval and other tools without conversion.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,13 @@ def save_checkpoint(
     *,
     card: str | None = None,
     weights: Iterable[tuple[str, Tensor]] | None = None,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
     """Save model and tokenizer for `from_pretrained`; the folder appears complete or not at all.
 
-    `card` becomes its README.md. `weights` are those of a sharded model, by their names in a checkpoint; only one file
-    of them is in memory at a time. An existing folder is replaced: an earlier attempt may have saved it after its last
-    trainer state.
+    `card` becomes its README.md, and `more` writes what else belongs into the folder. `weights` are those of a sharded
+    model, by their names in a checkpoint; only one file of them is in memory at a time. An existing folder is replaced:
+    an earlier attempt may have saved it after its last trainer state.
     """
     remove_leftovers(folder.parent, folder.name)
     with replacing(folder) as temporary:
@@ -183,6 +184,8 @@ def save_checkpoint(
             for config in (model.config, model.generation_config):
                 config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if more is not None:
+            more(temporary)
         if card is not None:
             (temporary / "README.md").write_text(card)
 

@@ -25,8 +25,13 @@ def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
     if not isinstance(model, Qwen3ForCausalLM):
         return False
     config: Any = model.config
+    layer: Any = model.model.layers[0]
+    projections = [getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"]
+    projections += [layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
     return (
-        set(config.layer_types) == {"full_attention"}
+        # An adapter is a layer of another class around the projection.
+        all(type(projection) is torch.nn.Linear for projection in projections)
+        and set(config.layer_types) == {"full_attention"}
         and config.hidden_act == "silu"
         and not config.attention_bias
         and config.rope_parameters["rope_type"] == "default"

@@ -11,11 +11,12 @@ from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 def adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, not on the scales of norms."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    scales = [p for p in model.parameters() if p.ndim < 2]
+    """AdamW with weight decay on matrices only, not on the scales of norms; frozen weights have no moments."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    scales = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
 
 
 def learning_rate(budget: PretrainConfig | MidtrainConfig, step: int) -> float:

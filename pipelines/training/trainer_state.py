@@ -40,6 +40,8 @@ def trainer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     """
     tensors = {f"model.{name}": tensor for name, tensor in local_tensors(model).items()}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -64,8 +64,9 @@ CHANGES = {
 
 START = """
     start.checkpoint start.stage start.name start.revision start.prompts
+    midtrain.lora.rank midtrain.lora.alpha midtrain.lora.targets grpo.lora.rank grpo.lora.alpha grpo.lora.targets
 """
-"""Keys of a start checkpoint, which the cells here do not have; `test_start.py` tests them."""
+"""Keys of a start checkpoint and of adapters, which the cells here do not have; `test_start.py` tests them."""
 
 KEEPS = """
     model.name objective.name data.name evaluation.name scale store sweep.name sweep.points sweep.grid sweep.zip
