@@ -199,6 +199,8 @@ class Cell:
     def _check_questions(self) -> None:
         """Check that the data sets of RL are families of `data.tasks`, or files of questions."""
         for task in self.grpo.tasks if "grpo" in self.stages else ():
+            if task in self.grpo.question_files.values() and not Path(task).is_file():
+                continue  # it can be planned; `unsupported` says how to make the file
             if task.endswith(QUESTION_FILE):
                 require(Path(task).is_file(), "grpo.tasks", task, fix="no such file; give the path of an existing one")
                 check_questions(task, QUESTION_FORMAT)
@@ -301,6 +303,13 @@ def unsupported(cell: Cell) -> str | None:
             f"data.shards={data.shards}: there are no token shards yet; make them with shaping-data prepare "
             f"data={data.name}"
         )
+    names = {path: name for name, path in cell.grpo.question_files.items()}
+    for task in cell.grpo.tasks if cell.until == "grpo" else ():
+        if task in names and not Path(task).is_file():
+            return (
+                f"grpo.tasks={names[task]}: there is no {task} yet; make it with shaping-data questions and the same "
+                f"overrides, or name a file of yours: grpo.tasks=[FILE.jsonl]"
+            )
     if find_spec("lm_eval") is None:
         for name, benchmark in cell.evaluation.benchmarks.items():
             if benchmark.kind in HARNESS:

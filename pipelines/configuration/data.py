@@ -48,6 +48,10 @@ class SourceConfig:
         """The fields of a record that a document consists of."""
         return [self.column] if self.template is None else template_fields(self.template)
 
+    def setting(self, field: str) -> str:
+        """Returns the key and value that name a field."""
+        return f"column={field}" if self.template is None else f"template={self.template!r}"
+
 
 def template_fields(template: str) -> list[str]:
     """Returns the fields that a template names, each once. Raises `ValueError` for one that is more than a name."""

@@ -1,13 +1,14 @@
 """Reinforcement learning: sampling, the loss, the optimizer, and what is monitored."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
 from pipelines.configuration.budgets import PRECISIONS, milestone_steps
 from pipelines.configuration.engines import ENGINES
 from pipelines.configuration.lora import LoRAConfig
+from pipelines.configuration.question_sets import QuestionSetConfig
 from pipelines.configuration.signed_content import added_later
 from pipelines.errors import (
     require,
@@ -40,7 +41,7 @@ class GRPOConfig:
     steps: int = MISSING
     """Number of RL steps."""
     tasks: list[str] = MISSING
-    """Data sets of questions, asked in equal shares: families of `data.tasks` or JSON-lines files
+    """Data sets of questions, asked in equal shares: families of `data.tasks`, sets of `questions`, or JSON-lines files
     (`pipelines.data.questions` has the form)."""
     milestones: int = MISSING
     """Number of checkpoints that are kept and evaluated, equally spaced, the last one at the end."""
@@ -132,11 +133,18 @@ class GRPOConfig:
     collapse_length: float = 0.5
     """Response length has collapsed below this share of its value in the first steps, unless the reward rose. Ours."""
 
+    questions: dict[str, QuestionSetConfig] = field(default_factory=dict)
+    """Sets of questions, by the name that `tasks` use, which `shaping-data questions` makes into files."""
+    questions_folder: str = "questions"
+    """Folder of these files."""
+
     def __post_init__(self) -> None:
         if isinstance(self.lora, dict):  # of a signed configuration
             self.lora = LoRAConfig(**self.lora)
         self.lora.check("grpo.lora")
-        self.tasks = [os.path.expanduser(task) for task in self.tasks]
+        for name, questions in self.questions.items():
+            questions.check(f"grpo.questions.{name}")
+        self.tasks = [self.question_files.get(task, os.path.expanduser(task)) for task in self.tasks]
         require_positive(
             "grpo", self, "steps", "milestones", "prompts", "temperature", "max_new_tokens", "extended_max_new_tokens"
         )
@@ -203,6 +211,12 @@ class GRPOConfig:
             self.importance_cap,
             fix="it must be above 0, or 0 for no correction, or null for one where the sampler is not exact",
         )
+
+    @property
+    def question_files(self) -> dict[str, str]:
+        """The path of the file of each set of `questions`, which may have to be made yet."""
+        folder = os.path.expanduser(self.questions_folder)
+        return {name: os.path.join(folder, f"{name}{QUESTION_FILE}") for name in self.questions}
 
     @property
     def on_policy(self) -> bool:

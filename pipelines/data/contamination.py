@@ -40,6 +40,21 @@ def overlap(benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n:
     others, or None if there are none or no training text; `examples`: up to three contaminated items. Items of
     `SHORTEST` to n - 1 words are looked up as a whole.
     """
+    contaminated, searched = _contaminated(benchmarks, training, n)
+    reports = {name: _report(name, texts, contaminated) for name, texts in benchmarks.items()}
+    return reports if searched else {name: report | {"contaminated": None} for name, report in reports.items()}
+
+
+def shared(items: Sequence[str], texts: Iterable[str], n: int = N) -> list[bool]:
+    """Returns for each item whether the texts contain it, by the same rule; an item that is too short is not."""
+    contaminated, _ = _contaminated({"": items}, texts, n)
+    return [contaminated.get(("", index), False) for index in range(len(items))]
+
+
+def _contaminated(
+    benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n: int
+) -> tuple[dict[tuple[str, int], bool], bool]:
+    """Whether the training texts contain each item that is long enough; and whether there are any texts."""
     items_of_size = _items_of_size(benchmarks, n)
     # For each n-gram size, all hashes to look for, sorted, and whether the training text contains them.
     pools = {size: np.unique(np.concatenate([item.hashes for item in items])) for size, items in items_of_size.items()}
@@ -56,8 +71,7 @@ def overlap(benchmarks: Mapping[str, Sequence[str]], training: Iterable[str], n:
         for size, items in items_of_size.items()
         for item in items
     }
-    reports = {name: _report(name, texts, contaminated) for name, texts in benchmarks.items()}
-    return reports if searched else {name: report | {"contaminated": None} for name, report in reports.items()}
+    return contaminated, searched
 
 
 def _items_of_size(benchmarks: Mapping[str, Sequence[str]], n: int) -> dict[int, list[_Item]]:

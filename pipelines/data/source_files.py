@@ -82,5 +82,4 @@ def check_fields(key: str, source: SourceConfig, path: str, names: Iterable[str]
     present = list(map(str, names))
     for field in source.fields:
         if field not in present:
-            setting = f"column={field}" if source.template is None else f"template={source.template!r}"
-            raise UserError(f"{key}.{setting}: {path} has no column {field!r}; {nearest(field, present)}")
+            raise UserError(f"{key}.{source.setting(field)}: {path} has no column {field!r}; {nearest(field, present)}")

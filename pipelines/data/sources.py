@@ -73,14 +73,14 @@ class Part:
         return self.stop - self.start
 
 
-def parts_of(name: str, source: SourceConfig) -> list[Part]:
-    """Returns the parts of a source, in a fixed order.
+def parts_of(name: str, source: SourceConfig, key: str = "data.sources") -> list[Part]:
+    """Returns the parts of a source, in a fixed order; `key` is that of the mapping in which it is.
 
     Raises `UserError` if no file matches its path, or if a file does not have the fields of its documents.
     """
-    key = f"data.sources.{name}"
+    key = f"{key}.{name}"
     if source.kind == "hub":
-        shards = _hub_shards(name, source)
+        shards = _hub_shards(key, source)
         ranges: list[tuple[str, int, int | None]] = [(source.path, i, shards) for i in range(shards)]
     else:
         paths = files_of(key, source)
@@ -129,16 +129,23 @@ def documents_of(part: Part) -> Iterator[str | None]:
     Half of a surrogate pair, which no encoding has, becomes U+FFFD. Raises `StageFailure`, with the position, for what
     is no record, and with `strict` for a record without text.
     """
-    if part.kind == "hub":
-        for record in _open_hub(part.source, part).shard(num_shards=part.stop or 1, index=part.start):
-            yield _document(record, part, "a record")
-    elif part.kind == "parquet":
-        yield from _parquet_documents(part)
-    elif part.kind == "jsonl":
-        yield from _jsonl_documents(part)
-    else:
+    if part.kind == "text":
         with opened(part.path) as file:
             yield from filter(str.strip, _paragraphs(io.TextIOWrapper(file, "utf-8", errors="replace")))
+    else:
+        for position, record in records_of(part):
+            yield _document(record, part, position)
+
+
+def records_of(part: Part) -> Iterator[tuple[str, Any]]:
+    """Yields the records of a part, each with its position in words. Raises `StageFailure` for what is no record."""
+    if part.kind == "hub":
+        for record in _open_hub(f"data.sources.{part.source}", part).shard(num_shards=part.stop or 1, index=part.start):
+            yield "a record", record
+    elif part.kind == "parquet":
+        yield from _parquet_records(part)
+    else:
+        yield from _json_records(part)
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
@@ -153,20 +160,20 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
     yield "".join(paragraph)
 
 
-def _parquet_documents(part: Part) -> Iterator[str | None]:
+def _parquet_records(part: Part) -> Iterator[tuple[str, Any]]:
     file = _open_parquet(part.path)
     groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
     for group in groups:
         try:
             for batch in file.iter_batches(ROWS, row_groups=[group], columns=part.fields, use_threads=False):
                 for record in batch.to_pylist():
-                    yield _document(record, part, f"a record of row group {group}")
+                    yield f"a record of row group {group}", record
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise StageFailure(f"{part.path}: row group {group} cannot be read ({reason}); copy it again") from error
 
 
-def _jsonl_documents(part: Part) -> Iterator[str | None]:
+def _json_records(part: Part) -> Iterator[tuple[str, Any]]:
     lines = _lines_in_turn(part) if part.path.endswith(COMPRESSED) else _lines_between(part)
     for offset, line in lines:
         if line.isspace():
@@ -175,7 +182,7 @@ def _jsonl_documents(part: Part) -> Iterator[str | None]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise StageFailure(f"{part.path}: the line at byte {offset} is not JSON ({error})") from error
-        yield _document(record, part, f"the line at byte {offset}")
+        yield f"the line at byte {offset}", record
 
 
 def _lines_between(part: Part) -> Iterator[tuple[int, bytes]]:
@@ -219,7 +226,12 @@ def _document(record: Any, part: Part, position: str) -> str | None:
                 f"data.sources.{part.source}.strict=false"
             )
         return None
-    return document if document.isascii() else _SURROGATE.sub("\ufffd", document)
+    return encodable(document)
+
+
+def encodable(text: str) -> str:
+    """Returns a text with U+FFFD in place of half a surrogate pair."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _open_parquet(path: str) -> Any:
@@ -232,27 +244,27 @@ def _open_parquet(path: str) -> Any:
         raise UserError(f"{path}: it is no Parquet file ({reason}); write or download it again") from error
 
 
-def _hub_shards(name: str, source: SourceConfig) -> int:
+def _hub_shards(key: str, source: SourceConfig) -> int:
     """The number of shards of a streamed data set; checks the fields of its records."""
-    stream = _open_hub(name, source)
+    stream = _open_hub(key, source)
     names = stream.column_names or next(({**record} for record in stream), {})
-    check_fields(f"data.sources.{name}", source, source.path, names)
+    check_fields(key, source, source.path, names)
     return stream.num_shards
 
 
-def _open_hub(name: str, source: SourceConfig | Part) -> Any:
+def _open_hub(key: str, source: SourceConfig | Part) -> Any:
     """The streamed data set of the Hub that a source or a part of it names. Raises `StageFailure` without it."""
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UserError(f"data.sources.{name}.kind=hub: it needs datasets; pip install 'shaping[data]'") from error
+        raise UserError(f"{key}.kind=hub: it needs datasets; pip install 'shaping[data]'") from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not a warning for each attempt to reach it
     try:
         return load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=True)
     except Exception as error:
         reason = " ".join(str(error).split())
-        field = f"column:{source.column}" if source.template is None else f"template:{json.dumps(source.template)}"
+        way_out = f"{key}.kind=parquet (or jsonl) and {key}.path=FILE"
         raise StageFailure(
-            f"data.sources.{name}.path={source.path}: the data set cannot be read from the Hub ({reason}); correct its "
-            f"name, or name files in place of it: 'data.sources.{name}={{kind:parquet,path:FOLDER,{field}}}'"
+            f"{key}.path={source.path}: the data set cannot be read from the Hub ({reason}); correct its name, or name "
+            f"files with the same columns in place of it: {way_out}"
         ) from error

@@ -1,17 +1,20 @@
-"""`shaping-data`: prepares, shows and verifies token shards."""
+"""`shaping-data`: prepares, shows and verifies token shards; makes files of questions for RL."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
+from pipelines.errors import MissingData, require
 from sweeps.commands.preparation_bar import PreparationBar
 from sweeps.commands.shared_arguments import run
 from sweeps.execute.machine import available_cores
 
 app = typer.Typer(
-    help="Token shards: documents as memory-mapped tokens, prepared once for all cells.",
+    help="Token shards (documents as memory-mapped tokens) and files of questions, prepared once for all cells.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -58,6 +61,58 @@ def prepare(
         bar.stop()
     print(index)
     show(str(index.parent))
+
+
+@app.command()
+def questions(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for shaping-run: grpo=small evaluation=small.")
+    ] = None,
+    *,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option(help="JSONL or Parquet of one more evaluation set, whose questions are left out."),
+    ] = None,
+) -> None:
+    """Make the files of grpo.questions, without questions of the evaluation's mathematics and of --decontaminate."""
+    from pipelines.data.question_preparation import prepare_questions, texts_of_file
+    from sweeps.compose.cells import compose_questions
+
+    grpo, evaluation = compose_questions(overrides or [])
+    texts: dict[str, list[str]] = {}
+    missing: dict[str, str] = {}
+    for name, benchmark in evaluation.benchmarks.items():
+        if benchmark.group != "math" or benchmark.dataset is None:
+            continue
+        if benchmark.local:
+            texts[name] = texts_of_file(benchmark.dataset)
+            continue
+        try:
+            texts[name] = _lm_eval_texts(name, benchmark)
+        except MissingData as error:
+            missing[name] = str(error)
+    for path in decontaminate or []:
+        require(Path(path).is_file(), "--decontaminate", path, fix="no such file; give the path of an existing one")
+        texts[path] = texts_of_file(path)
+    for name, counts in prepare_questions(grpo, texts).items():
+        measured = ", ".join(f"{count:,} in {where}" for where, count in counts.measured.items() if count)
+        print(
+            f"{grpo.question_files[name]}: {counts.kept:,} of {counts.records:,} records; left out: {counts.without:,} "
+            f"without question or answer, {counts.repeated:,} repeated, {counts.difficulty:,} by difficulty, "
+            f"measured: {measured or 'none'}"
+        )
+    print(f"searched for: {', '.join(texts) or 'no evaluation set'}")
+    for name, reason in missing.items():
+        print(f"not searched for: {name} ({reason})")
+
+
+def _lm_eval_texts(name: str, benchmark: BenchmarkConfig) -> list[str]:
+    """The items of a task of lm-eval. Raises `MissingData` where they or lm-eval are not there."""
+    try:
+        from pipelines.evaluation.lm_eval_tasks import item_texts
+    except ImportError as error:
+        raise MissingData("lm-eval is not installed: pip install 'shaping[evaluation]'") from error
+    return item_texts(name, benchmark)
 
 
 @app.command()

@@ -4,6 +4,7 @@ Every cell is composed and checked before anything is written, and the mistakes 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra import compose
 from hydra.errors import HydraException
@@ -12,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.configuration.cell import Cell, typed
 from pipelines.configuration.data import DataConfig
+from pipelines.configuration.evaluation import EvaluationConfig
+from pipelines.configuration.grpo import GRPOConfig
 from pipelines.errors import UserError
 from sweeps.compose.composer import Composer, NeedsHydra
 from sweeps.compose.config_files import initialized_hydra
@@ -47,13 +50,26 @@ def composed(arguments: Sequence[str]) -> list[tuple[list[str], DictConfig]]:
 
 def compose_data(overrides: Sequence[str]) -> DataConfig:
     """Returns only the data of a cell, which alone is checked; raises `UserError` for a mistake."""
-    try:
-        with initialized_hydra():
-            data = typed(compose(config_name="config", overrides=list(overrides)).data, "data.")
-    except Exception as error:
-        raise UserError(sentence(error)) from error
+    (data,) = _compose_parts(overrides, "data")
     assert isinstance(data, DataConfig)
     return data
+
+
+def compose_questions(overrides: Sequence[str]) -> tuple[GRPOConfig, EvaluationConfig]:
+    """Returns only RL and the evaluation of a cell, which alone are checked; raises `UserError` for a mistake."""
+    grpo, evaluation = _compose_parts(overrides, "grpo", "evaluation")
+    assert isinstance(grpo, GRPOConfig)
+    assert isinstance(evaluation, EvaluationConfig)
+    return grpo, evaluation
+
+
+def _compose_parts(overrides: Sequence[str], *names: str) -> list[Any]:
+    try:
+        with initialized_hydra():
+            config = compose(config_name="config", overrides=list(overrides))
+            return [typed(config[name], f"{name}.") for name in names]
+    except Exception as error:
+        raise UserError(sentence(error)) from error
 
 
 def compose_cells(arguments: Sequence[str], composer: Composer | None = None) -> list[Cell]:

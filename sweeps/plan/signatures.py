@@ -118,9 +118,12 @@ def grpo_content(grpo: GRPOConfig) -> Content:
     """Returns RL's configuration; a file of questions is identified by its content, and by how it is judged."""
     content = nameless_content(grpo)
     files = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
-    content["tasks"] = [content_name(task) if task in files else task for task in grpo.tasks]
+    content["tasks"] = [_file_content(task) if task in files else task for task in grpo.tasks]
+    # How files of questions are made is their recipe.
+    for key in ("questions", "questions_folder"):
+        del content[key]
     formats = [FAMILIES[task].format for task in grpo.tasks if task in FAMILIES]
-    formats += [name for path in files for name in file_formats(path, QUESTION_FORMAT)]
+    formats += [name for path in files if Path(path).is_file() for name in file_formats(path, QUESTION_FORMAT)]
     return content | ({"judged": judging(QUESTION_FORMAT)} if files else {}) | _plugins(formats)
 
 
@@ -128,6 +131,11 @@ def _plugins(formats: Iterable[str], questions: QuestionSet | None = None) -> Co
     """Returns the key `plugins` with what plugins do to questions in these formats; nothing where there are none."""
     content = plugin_judging(formats) | ({"questions": questions.source} if questions else {})
     return {"plugins": content} if content else {}
+
+
+def _file_content(path: str) -> str:
+    """The content name of a file, or its name alone where it has to be made yet and the stage run is only planned."""
+    return content_name(path) if Path(path).is_file() else f"missing/{Path(path).name}"
 
 
 def evaluation_content(evaluation: EvaluationConfig, stage: str) -> Content:
@@ -180,7 +188,7 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
 def local_files(grpo: GRPOConfig, evaluation: EvaluationConfig) -> dict[str, str]:
     """Returns content name -> absolute path of each local file that a stage run reads."""
     datasets = [str(benchmark.dataset) for benchmark in evaluation.benchmarks.values() if benchmark.local]
-    tasks = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
+    tasks = [task for task in grpo.tasks if task.endswith(QUESTION_FILE) and Path(task).is_file()]
     return {content_name(path): str(Path(path).absolute()) for path in (*datasets, *tasks)}
 
 

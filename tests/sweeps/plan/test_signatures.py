@@ -16,6 +16,7 @@ from pipelines.configuration import STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import BenchmarkConfig
+from pipelines.configuration.question_sets import QuestionSetConfig
 from pipelines.configuration.tracking import OTHER_TRACKERS
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.compose.launcher_options import LAUNCHERS
@@ -73,6 +74,7 @@ KEEPS = """
     tracking.mode tracking.project tracking.entity tracking.console tracking.system_metrics
     tracking.tensorboard tracking.csv tracking.mlflow tracking.others
     until evaluation.controls
+    grpo.questions grpo.questions_folder
     data.sources data.tokenizer data.mixtures.pretrain data.mixtures.midtrain
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
     compute.keep_last
@@ -114,6 +116,7 @@ OTHER_VALUES: dict[str, Any] = {
     "grpo.collapse": "off",
     "grpo.engine": "vllm",
     "grpo.importance_cap": 2.0,
+    "grpo.questions": {"x": QuestionSetConfig("x.jsonl")},
     "grpo.precision": "bfloat16",
     "grpo.kl_weight": 0.1,
     "grpo.warmup_steps": 1,
