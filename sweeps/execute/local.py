@@ -201,6 +201,9 @@ class _Execution:
                 if running.job.done():
                     self._end(signature, running)
             self._check_elsewhere()
+        # A worker of another command may have been killed since it published.
+        for signature in self.outcome.skipped:
+            self.store.run(self.plan.runs[signature].stage, signature).tidy()
 
     def _start_ready(self) -> None:
         """Start as many of the ready stage runs as the machine has workers, memory and GPUs for."""
