@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.learning import MEASURES
 from analysis.paper_tables import STAGE_TITLES
 from analysis.statistics import Floats
 from pipelines.errors import UserError, nearest
@@ -23,17 +24,11 @@ OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 }
 ARGUMENTS = {"value": ("objective",), "rl": ("objective", "name")}
 """Function -> its positional arguments."""
-KEYWORDS = {"value": ("stage", "at", "benchmark", "metric", "model", "variant"), "rl": ("model",)}
-"""Function -> its keyword arguments."""
-
-CURVES: dict[str, tuple[str, Callable[[float, float], float]]] = {
-    "entropy_fall": ("entropy", lambda first, last: 1 - last / first),
-    "length_change": ("response_length", lambda first, last: last / first),
+KEYWORDS = {
+    "value": ("stage", "at", "benchmark", "metric", "model", "variant"),
+    "rl": ("model", "variant", "reward"),
 }
-"""Second argument of rl() -> column of RL's ledger, and the measure of the means of its first and last steps.
-
-A further measure is one entry here; its test belongs in tests/analysis/test_claims.py.
-"""
+"""Function -> its keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +118,14 @@ def term_of(node: ast.Call, claim: str) -> Term:
     values: list[Any] = [part.value for part in node.args if isinstance(part, ast.Constant)]
     options: dict[str, Any] = {str(k.arg): k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
     if function == "rl":
-        if values[1] not in CURVES:
-            raise UserError(f"claim {claim}: {values[1]!s}: {nearest(str(values[1]), CURVES)}")
+        if values[1] not in MEASURES:
+            raise UserError(f"claim {claim}: {values[1]!s}: {nearest(str(values[1]), MEASURES)}")
         options["name"] = values[1]
+        if MEASURES[values[1]].needs_reward != ("reward" in options):
+            way_out = (
+                "it needs a reward in percent, such as reward=75" if "reward" not in options else "it has no reward"
+            )
+            raise UserError(f"claim {claim}: {ast.unparse(node)!r}: {way_out}")
     if options.get("stage", "grpo") not in STAGE_TITLES:
         raise UserError(f"claim {claim}: stage={options['stage']}: {nearest(str(options['stage']), STAGE_TITLES)}")
     return Term(function, str(values[0]), tuple(sorted(options.items())))

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from analysis.claim_language import CURVES, Term
+from analysis.claim_language import Term
+from analysis.learning import Key, RLCurve, rl_curves, sampled
 from analysis.measurement_grid import Checkpoint, MeasurementGrid, Quantity, build_grid, is_share_of_items
 from analysis.paper_tables import GROUPS
+from analysis.published_files import read_samples
 from analysis.reference import reference
 from analysis.statistics import UNBOUNDED, Floats, Sampled
-from analysis.study import NotMeasured, Study, read_samples
+from analysis.study import NotMeasured, Study
 from analysis.table_columns import RL_METRICS, largest_metric, score_metric
 from pipelines.evaluation.metrics import pass_at_k
 
@@ -31,9 +34,6 @@ class Source(Protocol):
         """A term's values, seed by seed. Raises `NotMeasured`."""
 
 
-CURVE_ENDS = 5
-"""RL steps at either end that a curve's measures average."""
-
 DISTRIBUTION_METRICS = ("perplexity", "entropy", "head_mass", "tail_mass")
 TEXT_METRICS = (*DISTRIBUTION_METRICS, "bits_per_byte", "calibration_error")
 """Metrics of held-out text."""
@@ -52,6 +52,8 @@ class _Options:
     variant: str = ""
     name: str = ""
     """The measure of an rl() term."""
+    reward: float = 0.0
+    """In percent, of the rl() measure `steps_to`."""
 
     @property
     def metric_name(self) -> str:
@@ -87,22 +89,17 @@ class StudySource:
         return self._curve(term, model) if term.function == "rl" else self._value(term, model)
 
     def _curve(self, term: Term, model: str) -> Sampled:
-        """A measure of the first and last steps of RL's curves."""
-        column, measure = CURVES[_Options(**dict(term.options)).name]
-        rows = self.study.curves
-        rows = rows[(rows["stage"] == "grpo") & (rows["model"] == model) & (rows["objective"] == term.objective)]
-        if rows.empty or column not in rows:
-            raise NotMeasured(f"no RL run of {term.objective} on {model}")
-        measures = {}
-        for seed, curve in rows.groupby("seed"):
-            numbers = curve[column].dropna().to_numpy(float)
-            if len(numbers) >= 2:
-                # Few steps are averaged at either end, since a single step is noisy.
-                ends = max(1, min(CURVE_ENDS, len(numbers) // 2))
-                measures[int(str(seed))] = measure(float(numbers[:ends].mean()), float(numbers[-ends:].mean()))
-        if not measures:
-            raise NotMeasured(f"no finished RL run of {term.objective} on {model}")
-        return Sampled(tuple(measures), np.array(list(measures.values())), ())
+        """A measure of RL's curves."""
+        options = _Options(**dict(term.options))
+        curves = self._curves.get((model, term.objective, options.variant), [])
+        if not curves:
+            of = f"{term.objective}, {options.variant}," if options.variant else term.objective
+            raise NotMeasured(f"no RL run of {of} on {model}")
+        return sampled(curves, options.name, options.reward)
+
+    @cached_property
+    def _curves(self) -> dict[Key, list[RLCurve]]:
+        return rl_curves(self.study)
 
     def _value(self, term: Term, model: str) -> Sampled:
         """The mean over the term's benchmarks, for the seeds that have all of them."""

@@ -7,7 +7,8 @@ undecided otherwise. One seed decides nothing.
 
 Two hypotheses are tested for each claim, that it holds and that it does not, with one-sided p-values. All of them are
 one family for Holm's correction, whatever the data show and whatever is missing: the chance of any wrong verdict among
-the claims judged together is at most 5 %.
+the claims judged together is at most 5 %. The study's own statements are one family; claims that name another `family`
+are one by themselves.
 
 The paper's own numbers have no errors, so they are judged only by their order, and the evidence says so.
 """
@@ -36,6 +37,11 @@ from analysis.study import NotMeasured
 from pipelines.errors import UserError
 from sweeps.compose.config_files import own_file
 
+LOOKS = (5, 8, 12, 20, 32, 50)
+"""Numbers of seeds at which a study may be judged whose seeds are added after looking."""
+LOOK_ALPHA = ALPHA / len(LOOKS)
+"""The level of each of these looks: whichever are taken, the chance of any wrong verdict is at most `ALPHA`."""
+
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 AS_CLAIMED, OPPOSITE, EQUAL, MISSING = "as claimed", "the other way", "equal", "missing"
 
@@ -48,6 +54,8 @@ class Claim:
     statement: str
     source: str
     holds: tuple[str, ...]
+    family: str = ""
+    """Claims of one family are corrected together; the study's own have none."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +108,47 @@ def read_claims(path: str | Path | None = None) -> list[Claim]:
     if not isinstance(rows, list):
         raise UserError(f"claims={name}: it has no list `claims`; analysis/claims.yaml shows the form")
     # Check each entry now, so that a mistake in the last claim is reported before the first is judged.
-    claims = []
+    claims: list[Claim] = []
+    names: set[str] = set()
     for row in rows:
         if not isinstance(row, dict) or not {"name", "statement", "holds"} <= set(row):
             raise UserError(f"claims={name}: each claim needs name, statement and holds; one is {row!r}")
         holds = row["holds"] if isinstance(row["holds"], list) else [row["holds"]]
-        claim = Claim(str(row["name"]), str(row["statement"]), str(row.get("source", name)), tuple(map(str, holds)))
+        claim = Claim(
+            str(row["name"]),
+            str(row["statement"]),
+            str(row.get("source", name)),
+            tuple(map(str, holds)),
+            str(row.get("family", "")),
+        )
         for comparison in claim.holds:
             parse(comparison, claim.name)  # raises for what the language does not have
+        if claim.name in names:
+            raise UserError(f"claims={name}: two claims are called {claim.name}; give each a name of its own")
+        names.add(claim.name)
         claims.append(claim)
     return claims
 
 
-def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
-    """Returns the verdict on every claim."""
+def applicable(claims: Sequence[Claim], source: Source) -> list[Claim]:
+    """Returns the claims without those of a named family that ask for what `source` has none of, such as a control."""
+
+    def is_measured(claim: Claim) -> bool:
+        return any(comparison.direction != MISSING for comparison in _comparisons(claim, source))
+
+    return [claim for claim in claims if not claim.family or is_measured(claim)]
+
+
+def judge(claims: Sequence[Claim], source: Source, *, alpha: float = ALPHA) -> list[Verdict]:
+    """Returns the verdict on every claim, in their order; at most `alpha` of families have any wrong verdict."""
+    verdicts: dict[str, Verdict] = {}
+    for family in dict.fromkeys(claim.family for claim in claims):
+        members = [claim for claim in claims if claim.family == family]
+        verdicts |= {verdict.claim.name: verdict for verdict in _judge_family(members, source, alpha)}
+    return [verdicts[claim.name] for claim in claims]
+
+
+def _judge_family(claims: Sequence[Claim], source: Source, alpha: float) -> list[Verdict]:
     comparisons = [_comparisons(claim, source) for claim in claims]
     if source.exact:
         return [
@@ -125,7 +160,7 @@ def judge(claims: Sequence[Claim], source: Source) -> list[Verdict]:
     corrected = holm(family.ravel()).reshape(-1, 2).tolist()
     verdicts = []
     for claim, judged, (p_for, p_against) in zip(claims, comparisons, corrected, strict=True):
-        verdict = SUPPORTED if p_for < ALPHA else CONTRADICTED if p_against < ALPHA else UNDECIDED
+        verdict = SUPPORTED if p_for < alpha else CONTRADICTED if p_against < alpha else UNDECIDED
         has_p = any(_one_sided_p(comparison, comparison.greater) is not None for comparison in judged)
         verdicts.append(Verdict(claim, source.of, verdict, min(p_for, p_against) if has_p else None, tuple(judged)))
     return verdicts

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from analysis.claim_sources import StudySource
-from analysis.claims import Verdict, judge, read_claims, sentences
+from analysis.claims import Verdict, applicable, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
 from analysis.figures.charts import panel_specs
 from analysis.figures.headline_figure import headline_chart
@@ -65,6 +65,7 @@ PANELS: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "RL": {
         "Reward and collapse": [
             ("step", "reward", "reward"),
+            ("step", "held_out_reward", "reward on held-out problems"),
             ("step", "entropy", "entropy (nats)"),
             ("step", "response_length", "response length (tokens)"),
             ("step", "truncated", "share cut short"),
@@ -120,7 +121,8 @@ def build(options: Options) -> dict[str, str]:
     store = Store.open(options.store)
     study = read_stored(store, options.scale)
     tables = build_tables(study, options.store)
-    verdicts = judge(read_claims(), StudySource(study))
+    source = StudySource(study)
+    verdicts = judge(applicable(read_claims(), source), source)
     results = Results(study, headline(study), tables, verdicts)
     try:
         import wandb

@@ -16,6 +16,7 @@ from analysis.claim_sources import StudySource
 from analysis.claims import with_seeds
 from analysis.estimates import Precision, seed_mean
 from analysis.figures.charts import setting_order
+from analysis.learning import rl_curves
 from analysis.statistics import ALPHA, Estimate, Floats, Sampled, hierarchical_bootstrap, holm, seeds_needed
 from analysis.study import NotMeasured, Study, baselines
 from analysis.tables import Entry
@@ -256,24 +257,20 @@ def _temperature(study: Study) -> float | None:
 def held_out_rewards(study: Study) -> dict[tuple[str, str], dict[int, Sampled]]:
     """Returns RL's reward on held-out problems, in percent, of each (model, setting) at each step where it is measured.
 
-    Pass@2 gives its standard error: with the share q of right samples of a problem, Pass@2 is the mean of
-    1 - (1 - q)^2, so the variance of q over problems follows from it and from the mean of q.
+    A seed with several RL seeds counts once, with their mean.
     """
-    rows = study.curves
-    if "held_out_reward" not in rows:
-        return {}
-    rows = rows[(rows["stage"] == "grpo") & rows["held_out_reward"].notna()]
     rewards: dict[tuple[str, str], dict[int, Sampled]] = {}
-    for (model, setting, step), part in rows.groupby(["model", "objective", "step"], sort=True):
-        part = part.sort_values("seed")
-        config = study.specs[part["stage_run"].iloc[0]]["config"].get("grpo", {})
-        problems, samples = config.get("held_out_problems") or 1, config.get("samples") or 1
-        q = part["held_out_reward"].to_numpy(float)
-        square = 2 * q - part.get("held_out_pass@2", part["held_out_reward"]).fillna(part["held_out_reward"]).to_numpy()
-        variance = np.clip(square - q**2, 0, None) + np.clip(q - square, 0, None) / samples
-        errors = 100 * np.sqrt(variance / max(1, problems - 1))
-        sampled = Sampled(
-            tuple(part["seed"].tolist()), 100 * q, (("held-out problems", None, errors),), 100 / problems, (0.0, 100.0)
-        )
-        rewards.setdefault((str(model), str(setting)), {})[int(str(step))] = sampled
+    for (model, setting, variant), curves in rl_curves(study).items():
+        by_step: dict[int, dict[int, list[tuple[float, float]]]] = {}
+        for curve in curves if variant == "" else ():
+            for step, reward, deviation in zip(curve.steps.tolist(), curve.rewards, curve.deviations, strict=True):
+                by_step.setdefault(int(step), {}).setdefault(curve.seed, []).append((reward, deviation))
+        problems = curves[0].problems
+        for step, by_seed in sorted(by_step.items()):
+            # [2, seeds]: mean rewards, and their deviations over problems.
+            means = 100 * np.array([np.mean(pairs, axis=0) for pairs in by_seed.values()]).T
+            errors = means[1] / math.sqrt(max(1, problems - 1))
+            parts = (("held-out problems", None, errors),)
+            sampled = Sampled(tuple(by_seed), means[0], parts, 100 / problems, (0.0, 100.0))
+            rewards.setdefault((model, setting), {})[step] = sampled
     return rewards

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis.places import places
 from analysis.statistics import Floats
-from analysis.study import Study
+from analysis.study import Study, control_label
 
 
 class Checkpoint(NamedTuple):
@@ -171,7 +171,7 @@ def _evaluations(study: Study) -> dict[Checkpoint, list[str]]:
     for signature, model, objective in zip(
         *(planned[name].tolist() for name in ("stage_run", "model", "objective")), strict=True
     ):
-        if study.plan.runs[signature].control:
+        if control_label(study.plan, study.plan.runs[signature]):
             continue  # it measures a variant
         for place in measured.get(signature, []):
             evaluations[Checkpoint(model, objective, place.stage, place.step)].append(signature)

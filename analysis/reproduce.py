@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis.claim_sources import PaperSource, StudySource
-from analysis.claims import Verdict, exit_code, judge, read_claims, sentences
+from analysis.claims import LOOK_ALPHA, LOOKS, Verdict, applicable, exit_code, judge, read_claims, sentences
 from analysis.command_line import DEBUG_FLAG, HELP_FLAGS, parse_options, set_up
 from analysis.comparison import compare, comparison_chart, resolve, sentence
 from analysis.figures.all_figures import build_figures
@@ -38,6 +38,7 @@ from analysis.page.headline_view import decide_view
 from analysis.page.report import Content, render
 from analysis.paper_tables import TABLES
 from analysis.provenance import Provenance, minutes, provenance
+from analysis.statistics import ALPHA
 from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables
 from analysis.table_files import FORMATS, csv_bytes, write_table
@@ -82,7 +83,9 @@ class Options:
     """Models whose tables are written; empty: all."""
     format: str = "all"
     claims: str | None = None
-    """A YAML file of claims; null: `claims.yaml` of one's own folder, else the six of the study."""
+    """A YAML file of claims; null: `claims.yaml` of one's own folder, else the six of the study, and ours about RL."""
+    looks: bool = False
+    """Whether seeds were added after looking: claims are judged at the level of one of `LOOKS`."""
     compare: list[str] = field(default_factory=list)
     """Two sweeps, folders of stores or commits, which are put on one page; empty: no comparison."""
 
@@ -99,7 +102,9 @@ Options, as key=value:
   tables=[3,15]      the paper's tables by number (default: all)
   models=[4B]        models (default: all)
   format=all         {", ".join(FORMATS)} or all
-  claims=FILE        a YAML file with claims (default: claims.yaml of your own folder, else the six of the study)
+  claims=FILE        a YAML file with claims (default: claims.yaml of your own folder, else the six of the study, and
+                     ours about the course of RL)
+  looks=true         seeds were added after looking: judge at 5, 8, 12, 20, 32 or 50 seeds, each time at 0.83 %
   compare=[A,B]      two named sweeps, folders of stores, or commits that stage runs recorded: one page, in
                      results/<scale>-A-B
 With tables, models or format, only the chosen tables are written, to results/<scale>/selection.
@@ -156,7 +161,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A study, where it was read from, and the command that computes its missing numbers."""
 
     study: Study
@@ -165,23 +170,23 @@ class _Source:
     command: str
 
 
-def _read(options: Options) -> _Source:
-    """The study of the options' sweep, or of everything in the store."""
+def read_source(options: Options) -> Source:
+    """Returns the study of the options' sweep, or of everything in the store."""
     store = Store.open(options.store)
     # Without a list of seeds, those of the store are planned, so that the tables have no empty seeds.
     stored = read_stored(store, options.scale, options.seeds)
     seeds = options.seeds or sorted(stored.runs["seed"].unique().tolist())
     if options.sweep is None:
-        return _Source(stored, store, seeds, "shaping-run -m, with the overrides that made this store")
+        return Source(stored, store, seeds, "shaping-run -m, with the overrides that made this store")
     arguments = [f"+sweep={options.sweep}", f"scale={options.scale}", *options.overrides]
     if seeds:
         arguments.append(f"seed={','.join(map(str, seeds))}")
     study = read_study(plan(compose_cells(arguments)), store)
     typed = "" if seeds in ([], [1]) else ",".join(map(str, seeds))
-    return _Source(study, store, seeds, _command(options, typed))
+    return Source(study, store, seeds, command_of(options, typed))
 
 
-def _command(options: Options, seeds: str) -> str:
+def command_of(options: Options, seeds: str) -> str:
     """The command that runs the options' sweep with these seeds; it leaves out what is the default."""
     parts = ["shaping-run -m", f"+sweep={options.sweep}", *options.overrides]
     if seeds:
@@ -206,10 +211,17 @@ def _tables(options: Options, study: Study) -> list[Table]:
     return tables
 
 
-def _judge(options: Options, study: Study) -> tuple[list[Verdict], list[Verdict]]:
-    """The verdicts on the study's numbers and on the paper's."""
-    claims = read_claims(options.claims)
-    return judge(claims, StudySource(study)), judge(claims, PaperSource())
+def judged(options: Options, study: Study) -> tuple[list[Verdict], list[Verdict]]:
+    """Returns the verdicts on the study's numbers and on the paper's. Raises `UserError` between two looks."""
+    source = StudySource(study)
+    claims = applicable(read_claims(options.claims), source)
+    seeds = study.runs["seed"].nunique()
+    if options.looks and seeds not in LOOKS:
+        raise UserError(
+            f"looks=true: the study has {seeds} seeds, and is judged at {', '.join(map(str, LOOKS))} seeds only; "
+            "give seeds=[...]"
+        )
+    return judge(claims, source, alpha=LOOK_ALPHA if options.looks else ALPHA), judge(claims, PaperSource())
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -224,7 +236,7 @@ def _check_replaceable(folder: Path) -> None:
 def _check_selection(folder: Path) -> None:
     """Raise `UserError` if results/<scale>/selection has anything that is not a table."""
     endings = "|".join(table_format.ending for table_format in FORMATS.values())
-    ours = rf"(table|{'|'.join(TRAINING_STAGES)})-.*\.({endings})"
+    ours = rf"(table|learning|variance|{'|'.join(TRAINING_STAGES)})-.*\.({endings})"
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if others := {name for name in names if not re.fullmatch(ours, name)}:
         raise _refusal(folder, others)
@@ -245,7 +257,7 @@ def reproduce(options: Options, console: Console, *, refresh: int | None = None)
     folder = Path(options.results) / options.scale
     _check_replaceable(folder)
     with FigureFiles(folder / "figures") as figure_files:
-        source = _read(options)
+        source = read_source(options)
         study = source.study
         logger.debug("read %d stage runs from %s", len(study.runs), options.store)
         # Figures come first: they are drawn in another process while tables and claims are made here.
@@ -255,7 +267,7 @@ def reproduce(options: Options, console: Console, *, refresh: int | None = None)
             figure_files.begin(first_figure)
         figures = build_figures(study, on_chart=figure_files.begin)
         tables = _tables(options, study)
-        ours, paper = _judge(options, study)
+        ours, paper = judged(options, study)
         made = _made(options, source)
         content = Content(
             study=study,
@@ -279,7 +291,7 @@ def reproduce(options: Options, console: Console, *, refresh: int | None = None)
     return folder
 
 
-def _made(options: Options, source: _Source) -> Provenance:
+def _made(options: Options, source: Source) -> Provenance:
     """How the study was made, with its store and what was found when its data were prepared."""
     made, runs = provenance(source.study, command=source.command), source.study.runs
     done = int((runs["status"] == "done").sum())
@@ -295,7 +307,7 @@ def _decide(options: Options, result: Headline, made: Provenance) -> dict[str, s
     more = count - len(result.seeds)
     time = f", {minutes(made.seed_seconds * more)} more" if made.seed_seconds else ""
     seeds = ",".join(map(str, range(1, count + 1))) if count < 10 else f"range(1,{count + 1})"
-    return decide_view(result, _command(options, seeds), time)
+    return decide_view(result, command_of(options, seeds), time)
 
 
 def compare_sides(options: Options, console: Console) -> Path:
@@ -307,7 +319,7 @@ def compare_sides(options: Options, console: Console) -> Path:
     def named(sweep: str) -> Study | None:
         if sweep not in options_of("sweep"):
             return None
-        return _read(dataclasses.replace(options, sweep=sweep, scale=sweep)).study
+        return read_source(dataclasses.replace(options, sweep=sweep, scale=sweep)).study
 
     first, second = (resolve(name, named, lambda: read_stored(Store.open(options.store))) for name in options.compare)
     name = "-".join(re.sub(r"[^\w.+]+", "_", side.name).strip("._") or "store" for side in (first, second))
@@ -337,7 +349,7 @@ def select(options: Options, console: Console) -> Path:
     """Write only the chosen tables; returns their folder."""
     folder = Path(options.results) / options.scale / "selection"
     _check_selection(folder)
-    source = _read(options)
+    source = read_source(options)
     tables = _tables(options, source.study)
     formats = list(FORMATS) if options.format == "all" else [options.format]
     try:
@@ -359,7 +371,7 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
 
 def show_missing(options: Options, console: Console) -> None:
     """Print what the chosen tables wait for and the one command that computes it."""
-    source = _read(options)
+    source = read_source(options)
     tables = _tables(options, source.study)
     missing = list(dict.fromkeys(name for table in tables for name in table.waits_for))
     if not missing:
@@ -376,7 +388,7 @@ def show_missing(options: Options, console: Console) -> None:
 
 def show_claims(options: Options, console: Console) -> int:
     """Print every claim with its verdict and evidence; returns the exit code."""
-    ours, paper = _judge(options, _read(options).study)
+    ours, paper = judged(options, read_source(options).study)
     for study_verdict, paper_verdict in zip(ours, paper, strict=True):
         verdict, statement = study_verdict.verdict.upper(), study_verdict.claim.statement
         console.print(f"{verdict}  {statement}  (the paper's numbers: {paper_verdict.verdict})", markup=False)

@@ -5,8 +5,6 @@ analysis.ledger("store")     the training stages' metrics over their steps
 analysis.samples("store")    the sampled answers
 """
 
-import gzip
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.launched_labels import launched_labels
 from analysis.places import places
+from analysis.published_files import published, read_ledger, read_samples
 from analysis.result_cache import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
@@ -29,9 +27,6 @@ from analysis.result_cache import (
 )
 from pipelines.configuration import START, TRAINING_STAGES
 from pipelines.errors import UserError
-from pipelines.evaluation.metrics import RIGHT
-from pipelines.evaluation.samples import SAMPLES
-from pipelines.foreign_text import parsed
 from pipelines.python_gc import no_collection
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import LEDGER, Store, StoredRun
@@ -48,19 +43,26 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "lam_tail": ("float64", "reward of a wrong token in the tail"),
     "top_k": ("Int64", "size of the head; empty if the objective does not use it"),
     "seed": ("int64", "seed of the cell; equal seeds see the same data in the same order"),
+    "rl_seed": ("Int64", "seed of RL's own random numbers; empty before RL"),
     "stage": ("category", "stage whose checkpoint was measured; the model that RL starts from is also RL's step 0"),
     "step": ("Int64", "optimizer or RL step of the checkpoint"),
     "tokens": ("Int64", "tokens of the measured stage at that checkpoint; empty for grpo"),
     "group": ("category", "column group of the paper's tables, or text"),
     "benchmark": ("category", "name of the benchmark"),
     "metric": ("category", "perplexity, entropy, accuracy, avg@n, cons@n, pass@k, ..."),
-    "variant": ("category", "empty, or how the evaluation differed: matched:NAME is sampled at NAME's entropy"),
+    "variant": (
+        "category",
+        "empty, or what was changed: matched:NAME is sampled at NAME's entropy, tempered:NAME did RL from there",
+    ),
     "value": ("float64", "the measurement: fractions, nats, tokens"),
     "stderr": ("float64", "its standard error over items; empty for a single item"),
     "n": ("Int64", "items"),
     "stage_run": ("category", "signature of the evaluation that measured it"),
 }
 """Column of `analysis.load` -> dtype and meaning."""
+
+LEDGER_KEYS = [*SETTING, "rl_seed", "variant", "stage", "stage_run"]
+"""Columns of every row of a ledger, besides its own."""
 
 CURVE_ROWS = 100_000
 """Total ledger rows kept for a study's curves; longer ledgers are thinned evenly and keep their ends."""
@@ -87,15 +89,20 @@ class Study:
     store: Store | None
 
     @cached_property
-    def curves(self) -> pd.DataFrame:
-        """Ledger rows of the finished training stages, with `SETTING`, `stage` and `stage_run`.
+    def ledgers(self) -> pd.DataFrame:
+        """Ledger rows of the finished training stages, with the columns `LEDGER_KEYS`.
 
         Read on first access. Raises `UserError` with the line number of a broken line.
         """
         done = self.runs[(self.runs["status"] == "done") & self.runs["stage"].isin(TRAINING_STAGES)]
         if self.store is None:
-            return pd.DataFrame(columns=[*SETTING, "stage", "stage_run", "step"])
+            return pd.DataFrame(columns=[*LEDGER_KEYS, "step"])
         return _ledger_rows(self.store, done, limit=max(20, CURVE_ROWS // max(1, len(done))))
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The rows of `ledgers` without those of controls."""
+        return self.ledgers[self.ledgers["variant"] == ""]
 
     @cached_property
     def status(self) -> dict[str, str]:
@@ -162,12 +169,8 @@ def _ledger_rows(store: Store, runs: pd.DataFrame, *, limit: int | None) -> pd.D
     for run in runs.to_dict("records"):
         path = published(store.run(run["stage"], run["stage_run"]), LEDGER)
         if path and (rows := read_ledger(path, limit)):
-            frames.append(pd.DataFrame(rows).assign(**{name: run[name] for name in (*SETTING, "stage", "stage_run")}))
-    return (
-        pd.concat(frames, ignore_index=True)
-        if frames
-        else pd.DataFrame(columns=[*SETTING, "stage", "stage_run", "step"])
-    )
+            frames.append(pd.DataFrame(rows).assign(**{name: run[name] for name in LEDGER_KEYS}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*LEDGER_KEYS, "step"])
 
 
 def samples(store: str | Path, benchmark: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
@@ -183,65 +186,6 @@ def samples(store: str | Path, benchmark: str | None = None, stage_run: str | No
             frames.append(pd.DataFrame(rows).assign(**{str(name): value for name, value in run.items()}))
     columns = ["benchmark", "question", "response", "answer", "right", *SETTING, "stage", "step", "stage_run"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
-def read_samples(
-    store: Store, stage_run: str, benchmark: str | None, *, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Returns the samples of an evaluation, at most the first `limit`, each with whether it is `right`.
-
-    Empty if the evaluation kept no samples.
-    """
-    path = published(store.run("evaluate", stage_run), SAMPLES)
-    if path is None:
-        return []
-    # Search the raw line for the benchmark's name first: parsing only the matching lines is much faster.
-    encoded_name = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
-    rows: list[dict[str, Any]] = []
-    with gzip.open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or (encoded_name and encoded_name not in line):
-                continue
-            row = parsed(line)
-            row["right"] = row["reward"] >= RIGHT
-            if benchmark is None or row["benchmark"] == benchmark:
-                rows.append(row)
-            if limit is not None and len(rows) == limit:
-                break
-    return rows
-
-
-def published(run: StoredRun, name: str) -> Path | None:
-    """Returns the path of a file that a stage run has published, or None without one.
-
-    None also for one that was changed since, which a warning names.
-    """
-    try:
-        return run.published(name)
-    except UserError as error:
-        logger.warning("%s", error)
-        return None
-
-
-def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Returns the rows of a ledger; if it has more than `limit`, rows spread evenly from the first to the last.
-
-    Leaves out a last line that was cut short by a kill. Raises `UserError` with the number of a line that is not JSON.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
-    chosen: Iterable[int] = range(len(lines))
-    if limit is not None and len(lines) > limit:
-        chosen = np.unique(np.linspace(0, len(lines) - 1, limit).round().astype(int))
-    rows = []
-    for number in chosen:
-        try:
-            rows.append(orjson.loads(lines[number]))
-        except orjson.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: line {number + 1} is not readable JSON ({error.msg}); "
-                f"delete the folder {path.parent} and run the sweep again"
-            ) from error
-    return rows
 
 
 @no_collection()
@@ -326,6 +270,8 @@ def _runs(plan: Plan, store: Store | None, results: StoredResults) -> pd.DataFra
                 "stage": run.stage,
                 "scale": run.labels.get("scale"),
                 **_setting(plan, run),
+                "rl_seed": _rl_seed(plan, run),
+                "variant": control_label(plan, run),
                 "measures": run.parent[0] if run.parent and run.stage == "evaluate" else None,
                 "checkpoint": run.checkpoint,
                 "tokens": run.labels.get("tokens"),
@@ -334,8 +280,31 @@ def _runs(plan: Plan, store: Store | None, results: StoredResults) -> pd.DataFra
                 "parameters": result.metrics.get("parameters") if result else None,
             }
         )
-    columns = ["stage_run", "stage", "scale", *SETTING, "measures", "checkpoint", "tokens", "status", "seconds"]
-    return pd.DataFrame(rows, columns=[*columns, "parameters"]).astype({"tokens": "Int64"})
+    columns = ["stage_run", "stage", "scale", *SETTING, "rl_seed", "variant", "measures", "checkpoint", "tokens"]
+    columns += ["status", "seconds", "parameters"]
+    return pd.DataFrame(rows, columns=columns).astype({"tokens": "Int64", "rl_seed": "Int64"})
+
+
+def _rl_run(plan: Plan, run: StageRun) -> StageRun | None:
+    """The RL run that a stage run is or measures; None before RL, and for one that the store has lost."""
+    if run.stage == "grpo":
+        return run
+    parent = plan.runs.get(run.parent[1]) if run.parent else None
+    return parent if parent and parent.stage == "grpo" else None
+
+
+def _rl_seed(plan: Plan, run: StageRun) -> int | None:
+    """The seed of RL's own random numbers, which is the cell's unless it is set."""
+    rl = _rl_run(plan, run)
+    return None if rl is None else int(rl.config["grpo"].get("seed", rl.config["seed"]))
+
+
+def control_label(plan: Plan, run: StageRun) -> str:
+    """Returns the label of the control that a stage run is, or that the RL run is which it measures; else empty."""
+    for part in (run, _rl_run(plan, run)):
+        if part and part.control:
+            return str(part.labels.get("control") or part.control)
+    return ""
 
 
 def _setting(plan: Plan, run: StageRun) -> dict[str, Any]:
@@ -385,7 +354,7 @@ def _measurements(plan: Plan, results: StoredResults, runs: pd.DataFrame) -> pd.
     counts = np.array([b - a for a, b in ranges], dtype=np.int64)
 
     # Columns of the cell and checkpoint: one value per entry, repeated for each of its measurements.
-    by_entry = runs.set_index("stage_run").loc[[entry[0] for entry in entries], ["scale", *SETTING]]
+    by_entry = runs.set_index("stage_run").loc[[entry[0] for entry in entries], ["scale", *SETTING, "rl_seed"]]
     for position, name in enumerate(("stage_run", "stage", "step", "tokens")):
         by_entry[name] = [entry[position] for entry in entries]
     by_entry = by_entry.astype({name: dtype for name, (dtype, _) in COLUMNS.items() if name in by_entry})
@@ -415,18 +384,19 @@ def _with_control_labels(
 ) -> tuple[list[str], NDArray[np.int32]]:
     """The variants' names and each measurement's index into them, with controls called by the label of their setting.
 
-    An evaluation stores the name that is in its signature, which is made of the setting's parameters.
+    An evaluation stores the name that is in its signature, which is made of the setting's parameters. The evaluations
+    of an RL run that is a control store none.
     """
     names, codes = list(names), codes.copy()
     ends = np.cumsum(counts)
     for entry, start, end in zip(entries, ends - counts, ends, strict=True):
         run = plan.runs[entry[0]]
-        label = str(run.labels.get("control") or run.control)
-        if run.control and run.control in names and label != run.control:
+        label, stored = control_label(plan, run), run.control or ""
+        if label != stored and stored in names:
             if label not in names:
                 names.append(label)
             part = codes[start:end]
-            part[part == names.index(run.control)] = names.index(label)
+            part[part == names.index(stored)] = names.index(label)
     return names, codes
 
 

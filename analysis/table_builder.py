@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.best_entries import mark_best
 from analysis.estimates import Estimates
+from analysis.learning_table import learning_table
 from analysis.measurement_grid import Benchmarks, Checkpoint, MeasurementGrid
 from analysis.paper_tables import (
     BETA_FAMILY,
@@ -39,7 +40,8 @@ from analysis.table_columns import (
     rl_benchmarks,
     with_columns,
 )
-from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table
+from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table, interval_note
+from analysis.variance_table import variance_table
 from pipelines.configuration import START, TOKEN_STAGES
 from pipelines.python_gc import no_collection
 
@@ -54,7 +56,7 @@ class _Draft:
 
     def finished(self, cells: pd.DataFrame) -> Table:
         """The table with these cells and its whole caption."""
-        return replace(self.table, cells=cells, caption=f"{self.before} {_interval_note(cells)} {self.after}")
+        return replace(self.table, cells=cells, caption=f"{self.before} {interval_note(cells)} {self.after}")
 
 
 @no_collection()
@@ -77,9 +79,25 @@ def build_tables(
     # Settings compete across tables, so the best are marked when all tables exist.
     cells = mark_best([draft.table for draft in drafts])
     tables = [draft.finished(marked) for draft, marked in zip(drafts, cells, strict=True)]
+    if not selected_numbers:
+        tables += _course_tables(study, estimates, selected_models, builder.provenance)
     if len(study.runs) and (not selected_numbers or 1 in selected_numbers):
         tables.insert(0, _architecture_table(study, builder.provenance, selected_models))
     return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
+
+
+def _course_tables(study: Study, estimates: Estimates, models: set[str], provenance: str) -> list[Table]:
+    """The tables about the course of RL, which the paper does not have."""
+    selected = [model for model in _models(study) if not models or model in models]
+    made = [
+        table
+        for model in selected
+        for table in (
+            learning_table(study, estimates, model, provenance),
+            variance_table(study, model, provenance),
+        )
+    ]
+    return [table for table in made if table is not None]
 
 
 def _models(study: Study) -> list[str]:
@@ -234,10 +252,10 @@ class _Builder:
         )
 
     def rl_table(self, model: str, objective: str, *, number: int | None, role: str) -> _Draft:
-        """Tables 14-23: one setting over RL steps; Avg, Cons and Pass of every benchmark, and the control.
+        """Tables 14-23: one setting over RL steps; Avg, Cons and Pass of every benchmark, and the controls.
 
-        The control is the cross-entropy model, sampled at the temperature at which it has this setting's entropy:
-        evaluation variant `matched:<objective>`.
+        One is the cross-entropy model, sampled at the temperature at which it has this setting's entropy: evaluation
+        variant `matched:<objective>`; the other is RL from that model at that temperature, `tempered:<objective>`.
         """
         benchmarks: Benchmarks = self.grid.benchmarks.get((model, "grpo"), {})
         columns = join_columns(build(benchmarks) for build in RL_COLUMNS)
@@ -265,11 +283,12 @@ class _Builder:
         # The control's rows come last and have no number of the paper.
         variant = f"matched:{objective}"
         controls = sorted(self.controls.get((model, variant), set()))
-        for baseline, step in controls:
-            checkpoint = Checkpoint(model, baseline, "grpo", step)
-            record = self.entries(checkpoint, columns, variant)
-            records.append(record | {column: "" for column in records[0] if column not in record})
-            index.append((f"{baseline}, entropy matched", step))
+        for changed, words in ((variant, "entropy matched"), (f"tempered:{objective}", "RL from it tempered")):
+            for baseline, step in sorted(self.controls.get((model, changed), set())):
+                checkpoint = Checkpoint(model, baseline, "grpo", step)
+                record = self.entries(checkpoint, columns, changed)
+                records.append(record | {column: "" for column in records[0] if column not in record})
+                index.append((f"{baseline}, {words}", step))
         cells = _with_differences(records, pd.MultiIndex.from_tuples(index, names=["objective", "RL step"]))
         note = ""
         if not controls and not self.is_cross_entropy(objective):
@@ -339,18 +358,3 @@ def _comparison_note(paper_model: str, is_same: bool) -> str:
 
 def _numbered(number: int | None) -> str:
     return f"Table {number}: " if number else ""
-
-
-def _interval_note(cells: pd.DataFrame) -> str:
-    """What a caption says about intervals and bold."""
-    entries = [cell for cell in cells.to_numpy().ravel() if isinstance(cell, Entry) and cell.value is not None]
-    counts = sorted({entry.n for entry in entries})
-    if not counts:
-        return "Nothing measured yet."
-    if counts == [1]:
-        return "One seed; [low, high] is the 95 % interval over its problems and says nothing about other seeds."
-    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    bold = " Bold: better than every other setting, paired by seed, Holm-corrected p < 0.05."
-    return (
-        f"Mean over {seeds} with its 95 % interval [low, high].{bold if any(entry.best for entry in entries) else ''}"
-    )

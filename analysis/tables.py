@@ -136,3 +136,18 @@ def show(cell: Any, usual_n: int) -> str:
     if isinstance(cell, Entry) and cell.value is not None and cell.stage_runs and cell.n != usual_n:
         return f"{cell} (n = {cell.n})"
     return MISSING if cell is None else str(cell)
+
+
+def interval_note(cells: pd.DataFrame) -> str:
+    """Returns what a caption says about intervals and bold."""
+    entries = [cell for cell in cells.to_numpy().ravel() if isinstance(cell, Entry) and cell.value is not None]
+    counts = sorted({entry.n for entry in entries})
+    if not counts:
+        return "Nothing measured yet."
+    if counts == [1]:
+        return "One seed; [low, high] is the 95 % interval over its problems and says nothing about other seeds."
+    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    bold = " Bold: better than every other setting, paired by seed, Holm-corrected p < 0.05."
+    return (
+        f"Mean over {seeds} with its 95 % interval [low, high].{bold if any(entry.best for entry in entries) else ''}"
+    )

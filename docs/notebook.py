@@ -1,4 +1,4 @@
-"""Writes `questions.ipynb`, which answers five questions from a store: `python docs/notebook.py`."""
+"""Writes `questions.ipynb`, which answers six questions from a store: `python docs/notebook.py`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 CELLS = [
-    ("text", "# Five questions about a study\n\n"
+    ("text", "# Six questions about a study\n\n"
              "Run a sweep first (`make demo`). Set `SHAPING_STORE` to read another store."),
     ("code", "import os\n\nimport analysis\n\nSTORE = os.environ.get('SHAPING_STORE', '../store')\n"
              "frame = analysis.load(STORE)\nframe.groupby(['model', 'objective', 'stage'], observed=True).size()"),
@@ -35,9 +35,18 @@ CELLS = [
              "ends.agg(['first', 'last'])"),
     ("text", "## 5. What are the verdicts on the claims?"),
     ("code", "from analysis.claim_sources import StudySource\n"
-             "from analysis.claims import judge, read_claims, sentences\n"
+             "from analysis.claims import applicable, judge, read_claims, sentences\n"
              "from analysis.study import read_stored\nfrom sweeps.store.stage_runs import Store\n\n"
-             "print('\\n'.join(sentences(judge(read_claims(), StudySource(read_stored(Store.open(STORE)))))))"),
+             "study = read_stored(Store.open(STORE))\nsource = StudySource(study)\n"
+             "print('\\n'.join(sentences(judge(applicable(read_claims(), source), source))))"),
+    ("text", "## 6. Who learns sooner in RL, and what does it cost in entropy?\n\n"
+             "`area` is the mean reward on held-out problems over the course of RL, in percent."),
+    ("code", "from analysis.learning import MEASURES, rl_curves\n\n"
+             "names = ['area', 'gain', 'entropy_spent', 'entropy_price']\n"
+             "rows = [{'objective': f'{objective} {variant}'.strip(), 'seed': curve.seed, 'RL seed': curve.rl_seed,\n"
+             "         **{name: MEASURES[name].of(curve, 0) for name in names}}\n"
+             "        for (_, objective, variant), curves in rl_curves(study).items() for curve in curves]\n"
+             "pd.DataFrame(rows).groupby('objective')[names].agg(['mean', 'std'])"),
 ]  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.adapters import add_adapters
 from pipelines.models.causal_lm import build_model, load_model, on_device, parameter_count
+from pipelines.models.logit_scale import scale_logits
 from pipelines.models.start_import import import_start
 from pipelines.plugins.loading import load_planned
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
@@ -181,11 +182,32 @@ def _grpo(context: StageContext) -> Outcome:
     content = {key: value for key, value in context.config["grpo"].items() if key not in ("judged", "plugins")}
     files = context.spec["compute"].get("files", {})
     tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]
+    tempered = _temper(model, context) if "variant" in context.config else {}
     config = GRPOConfig(**content | {"tasks": tasks})
     if config.lora.rank:
         add_adapters(model, config.lora, key="grpo.lora", seed=context.seed)
     metrics = train_grpo(model, config, context)
-    return {"metrics": metrics, "measurements": []}
+    return {"metrics": metrics | tempered, "measurements": []}
+
+
+def _temper(model: PreTrainedModel, context: StageContext) -> dict[str, float]:
+    """Scale the logits of RL's start model, in place, until its entropy on held-out text is that of the reference.
+
+    Returns the temperature and both entropies. A resumed run finds the same temperature again.
+    """
+    variant, rank = context.config["variant"], context.ranks.rank
+    text = BenchmarkConfig("text", "text", variant["text"]["task"], items=variant["text"]["items"])
+    rows = held_out_rows(context.corpus, text, variant["text"]["length"]).tokens
+    assert context.reference is not None
+    reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
+    entropy, _slope = mean_entropy(on_device(reference, rank), rows)
+    del reference
+    temperature = matched_temperature(on_device(model, rank), rows, entropy)
+    scale_logits(model, 1 / temperature)
+    reached, _slope = mean_entropy(model, rows)
+    context.log("%s: T = %.4f, entropy %.4f nats, wanted %.4f", variant["name"], temperature, reached, entropy)
+    model.cpu()  # the trainer moves it, or its shards, itself
+    return {"start_temperature": temperature, "start_entropy": reached, "reference_entropy": entropy}
 
 
 def _evaluate(context: StageContext) -> Outcome:

@@ -14,7 +14,14 @@ from analysis.figures.charts import (
     values,
 )
 from analysis.figures.figure_data import Drawn, Figure, FigureData, last_values, over_seeds, text_errors
-from analysis.figures.further_figures import calibration, forking_tokens, scaling, temperature_control, theory
+from analysis.figures.further_figures import (
+    calibration,
+    forking_tokens,
+    scaling,
+    temperature_control,
+    tempered_rl,
+    theory,
+)
 from analysis.figures.vega_lite import Spec
 from analysis.statistics import ALPHA, FEWEST_POINTS, holm, rank_correlations
 from analysis.study import NotMeasured
@@ -208,6 +215,7 @@ EXTRA_FIGURES = (
     Figure("predictors", "What predicts RL", predictors),
     Figure("theory", "Theory against measurement", theory),
     Figure("control", "The temperature-matched control", temperature_control),
+    Figure("tempered", "RL from tempered cross-entropy", tempered_rl),
     Figure("calibration", "Calibration", calibration),
     Figure("forking", "Forking tokens", forking_tokens),
     Figure("scaling", "Scaling over model sizes", scaling, is_per_model=False),

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.claim_language import CURVES, Term
+from analysis.claim_language import Term
 from analysis.claim_sources import StudySource
 from analysis.estimates import NORMAL_QUANTILE, Estimates
 from analysis.figures.vega_lite import Spec
@@ -220,7 +220,7 @@ def cell_facts(study: Study) -> pd.DataFrame:
     # Measures of RL's curves.
     source = StudySource(study)
     pairs = list(frame[["model", "objective"]].drop_duplicates().itertuples(index=False))
-    for name in CURVES:
+    for name in ("entropy_fall", "length_change"):
         measures = _curve_measures(source, name, pairs)
         frame[name] = [measures.get(tuple(cell), np.nan) for cell in frame[CELL].itertuples(index=False)]
     return frame

@@ -14,6 +14,7 @@ from analysis.figures.charts import (
     colour,
     domain,
     interval_layer,
+    line_panel,
     scatter_panel,
     setting_order,
     tips,
@@ -21,9 +22,12 @@ from analysis.figures.charts import (
 )
 from analysis.figures.figure_data import Drawn, FigureData, interval_columns, last_values, over_seeds, text_errors
 from analysis.figures.vega_lite import Spec
+from analysis.learning import RLCurve, rl_curves
+from analysis.learning_table import TEMPERED, row_name
 from analysis.measurement_grid import Checkpoint
 from analysis.paper_tables import STAGE_TITLES
-from analysis.study import NotMeasured, published
+from analysis.published_files import published
+from analysis.study import NotMeasured
 from analysis.table_columns import Scores, average_column, average_columns
 from pipelines.foreign_text import parsed
 
@@ -96,6 +100,45 @@ def temperature_control(data: FigureData) -> Drawn:
         "If beta is no more than a temperature, both of each pair are equal."
     )
     return Drawn(panels, caption, drawn)
+
+
+def tempered_rl(data: FigureData) -> Drawn:
+    """RL's held-out curve of each shaped setting, of cross-entropy, and of cross-entropy tempered to its entropy."""
+    curves = {key[1:]: found for key, found in rl_curves(data.study).items() if key[0] == data.model}
+    tempered = [(objective, variant) for objective, variant in curves if variant.startswith(TEMPERED)]
+    if not tempered:
+        raise NotMeasured("no RL from a tempered ce; evaluation.controls.tempered=[grpo] runs it")
+    panels, parts = [], []
+    for objective, variant in tempered:
+        setting = variant.removeprefix(TEMPERED)
+        keys = ((setting, ""), (objective, ""), (objective, variant))
+        rows = [row for key in keys for row in _held_out_rows(row_name(*key), curves.get(key, []))]
+        if not rows:
+            continue
+        by_seed = pd.DataFrame(rows).groupby(["objective", "seed", "step"], sort=False)["reward"].mean().reset_index()
+        drawn = over_seeds(by_seed, ["objective", "step"], "reward")
+        names = [*data.settings, row_name(objective, variant)]
+        panels.append(
+            line_panel(drawn, Axis("step", "RL step"), f"{setting}: held-out reward (percent)", settings=names)
+        )
+        parts.append(drawn.assign(setting=setting))
+    if not panels:
+        raise NotMeasured("no held-out curve of RL from a tempered ce; set grpo.held_out_every")
+    caption = (
+        "RL started from the mid-trained ce model with its logits scaled until it has the setting's entropy on "
+        "held-out text. Where its curve is the setting's, beta is a temperature. Means over seeds; bands are their "
+        "range."
+    )
+    return Drawn(panels, caption, pd.concat(parts))
+
+
+def _held_out_rows(name: str, curves: list[RLCurve]) -> list[dict[str, object]]:
+    """Held-out rewards at each step of each run, in percent."""
+    return [
+        {"objective": name, "seed": curve.seed, "step": step, "reward": 100 * reward}
+        for curve in curves
+        for step, reward in zip(curve.steps.tolist(), curve.rewards.tolist(), strict=True)
+    ]
 
 
 SHAPED, CONTROL = "the setting", "cross-entropy at its entropy"

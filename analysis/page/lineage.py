@@ -92,7 +92,7 @@ def _neighbours(study: Study, indices: Mapping[str, int]) -> dict[str, list[list
 
 def _curves(study: Study) -> dict[str, list[float]]:
     """Stage run -> its loss or reward at evenly spread steps, three significant digits."""
-    rows = study.curves
+    rows = study.ledgers
     curves: dict[str, list[float]] = {}
     for stage in TRAINING_STAGES:
         column = CURVES[stage]

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from analysis.figures.charts import setting_order
-from analysis.study import Study, published, read_samples
+from analysis.published_files import published, read_samples
+from analysis.study import Study
 from pipelines.evaluation.metrics import RIGHT
 from pipelines.foreign_text import parsed, shortened
 

@@ -29,7 +29,7 @@ TASK_FILES = Path(__file__).parents[1] / "evaluation" / "lm_eval_task_files"
 """Our task files for lm-eval, which take precedence over its own."""
 LOCAL_FILES = (".jsonl", ".parquet")
 """Suffixes by which a data set is a local file."""
-CONTROLS = ("matched", "theory")
+CONTROLS = ("matched", "theory", "tempered")
 
 
 @dataclass
@@ -217,6 +217,12 @@ class EvaluationConfig:
             require_option("evaluation.controls", control, CONTROLS)
             for stage in stages:
                 require_option(f"evaluation.controls.{control}", stage, TRAINING_STAGES)
+                require(
+                    control != "tempered" or stage == "grpo",
+                    f"evaluation.controls.{control}",
+                    stage,
+                    fix="it repeats RL from a tempered model, so its only stage is grpo",
+                )
             require(
                 not stages or measures_text or not self.benchmarks,
                 f"evaluation.controls.{control}",

@@ -38,6 +38,9 @@ class GRPOConfig:
     16 responses, 8K tokens per response and 16K from step 700. DAPO's and Dr. GRPO's choices are options.
     """
 
+    seed: int | None = added_later(as_before=None)
+    """Seed of RL's own random numbers: the order of questions, and samples. null: the cell's `seed`. Runs with several
+    values share one mid-trained model. Ours."""
     steps: int = MISSING
     """Number of RL steps."""
     tasks: list[str] = MISSING
@@ -150,6 +153,7 @@ class GRPOConfig:
         )
         require_positive("grpo", self, "learning_rate", "gradient_clip", "epochs", "minibatches", "micro_batch_tokens")
         require_positive("grpo", self, "held_out_problems")
+        require(self.seed is None or self.seed >= 0, "grpo.seed", self.seed, fix="it must be 0 or more, or null")
         require_not_negative(
             "grpo", self, "resample_rounds", "warmup_steps", "held_out_every", "kl_weight", "weight_decay"
         )

@@ -59,6 +59,8 @@ class GRPO(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.config, self.context, self._judge = config, context, judge
+        self.seed = context.seed if config.seed is None else config.seed
+        """Of the run's random numbers."""
         self.asked = Asked(config, context.corpus, model.config.max_position_embeddings)
         parallel.prepare(model, context.compute, precision=config.precision, documents=False)
         self.policy = Policy(model.train(), config.precision)
@@ -263,7 +265,7 @@ class GRPO(L.LightningModule):
         """The divergence from the start model, estimated on groups that this step has sampled; NaN if not measured."""
         if self._reference is None or not self.config.start_divergence:
             return float("nan")
-        seed = stream_seed(Stream.DIVERGENCE, self.context.seed, self.step)
+        seed = stream_seed(Stream.DIVERGENCE, self.seed, self.step)
         with self._reference.on(self.device) as reference:
             return divergence_from(
                 reference, collected.sampled, self.config, seed=seed, division=self._updater.division
@@ -306,7 +308,7 @@ class GRPO(L.LightningModule):
         self._engine.sleep()
 
     def _new_collector(self) -> Collector:
-        seed = self.context.seed
+        seed = self.seed
         return Collector(
             self.config,
             self._engine,
@@ -351,7 +353,7 @@ class GRPO(L.LightningModule):
         low, high = self.config.pass_rate_low, self.config.pass_rate_high
         kept = []
         for index, (task, questions) in enumerate(zip(self.config.tasks, self.asked.training, strict=True)):
-            seed = stream_seed(Stream.PASS_RATE, self.context.seed, index)
+            seed = stream_seed(Stream.PASS_RATE, self.seed, index)
             with self._sampling():
                 groups = self._collector.sample(questions, step=1, seed=seed)
             rates = [float(group.rewards.mean()) for group in groups]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import contamination
 from pipelines.errors import Interrupted, StageFailure
+from pipelines.evaluation.learning import area, price
 from pipelines.files import replacing
 from pipelines.grpo.module import GRPO
 from pipelines.stage_context import StageContext
@@ -81,6 +82,19 @@ def _sharing_failures(context: StageContext) -> Iterator[None]:
         raise
 
 
+def _held_out_result(held_out: list[list[float]], history: list[dict[str, float]]) -> dict[str, float]:
+    """What the [step, reward] pairs on held-out problems say of the run, and the entropy that its gain cost."""
+    steps, rewards = (list(column) for column in zip(*held_out, strict=True))
+    result = {"held_out_before": rewards[0], "held_out_after": rewards[-1]}
+    first, last = (np.mean([row["entropy"] for row in rows]) for rows in (history[:LAST_STEPS], history[-LAST_STEPS:]))
+    result["entropy_spent"] = float(first - last)
+    if len(steps) > 1:
+        result["held_out_area"] = area(steps, rewards)
+    if (paid := price(result["entropy_spent"], rewards[-1] - rewards[0])) is not None:
+        result["entropy_spent_per_reward"] = paid
+    return result
+
+
 def _result(module: GRPO, context: StageContext) -> dict[str, Any]:
     """The metrics of the stage run."""
     corpus, totals, asked = context.corpus, module.totals, module.asked
@@ -103,7 +117,7 @@ def _result(module: GRPO, context: StageContext) -> dict[str, Any]:
     if totals["collapsed_at"] is not None:
         result |= {"collapsed_at": totals["collapsed_at"], "collapsed": totals["collapsed"]}
     if totals["held_out"]:
-        result |= {"held_out_before": totals["held_out"][0][1], "held_out_after": totals["held_out"][-1][1]}
+        result |= _held_out_result(totals["held_out"], module.history)
     if result["contamination"] is None:
         context.log("contamination is not measured with token shards; shaping-sweeps contamination searches them")
     context.log(

@@ -164,6 +164,7 @@ FAMILIES: dict[str, Family] = {
     "chain3": Family(partial(_chain, 3)),
     "chain4": Family(partial(_chain, 4)),
     "chain5": Family(partial(_chain, 5)),
+    "chain7": Family(partial(_chain, 7)),
     "python": Family(_python),
     "boolean": Family(_boolean),
     "order": Family(_order),

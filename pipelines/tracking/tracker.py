@@ -42,14 +42,17 @@ def cell_name(labels: Mapping[str, Any]) -> str:
 
 
 def run_title(spec: Mapping[str, Any]) -> str:
-    """The name of a tracked run: its stage and cell."""
-    return f"{tracked_identity(spec)[0]} {cell_name(spec['labels'])}"
+    """The name of a tracked run: its stage and cell, and for RL from a tempered model what it is tempered to."""
+    tempered = str(spec["labels"].get("control", ""))
+    name = f"{tracked_identity(spec)[0]} {cell_name(spec['labels'])}"
+    return f"{name} {tempered}" if tempered.startswith("tempered:") else name
 
 
 def prefix_of(spec: Mapping[str, Any]) -> str:
     """What the names of a stage run's metrics begin with: the stage, and for a control its label."""
-    control = spec["labels"].get("control") if spec["stage"] == "evaluate" else None
-    return f"{spec['stage']}/{control}" if control else spec["stage"]
+    # RL from a tempered model has a tracked run of its own, in which the names are the usual ones.
+    control = spec["config"].get("variant", {}).get("name") and spec["labels"].get("control")
+    return f"{spec['stage']}/{control}" if control and spec["stage"] == "evaluate" else spec["stage"]
 
 
 def axis_of(stage: str) -> str:

@@ -1,6 +1,6 @@
 """`shaping-sweeps`: all its commands in the order of its help."""
 
-from sweeps.commands import plan, cost_model, status, compare, retry, store  # noqa: F401, I001  (each registers its commands)
+from sweeps.commands import plan, cost_model, status, compare, seeds, retry, store  # noqa: F401, I001  (each registers its commands)
 from sweeps.commands.shared_arguments import app, run
 
 

@@ -166,11 +166,11 @@ class Display:
 
 
 def title(run: StageRun) -> str:
-    """Stage and cell: `grpo nano/ce/seed1`; for an evaluation, also the checkpoint that it measures."""
+    """Stage and cell: `grpo nano/ce/seed1`; with the checkpoint that an evaluation measures, and a control's label."""
+    control = f" {run.labels['control']}" if "control" in run.labels else ""
     if run.stage == "evaluate" and run.parent:
-        control = f" {run.labels['control']}" if "control" in run.labels else ""
         return f"evaluate {cell_of(run.labels)} {run.parent[0]} {run.checkpoint}{control}"
-    return f"{run.stage} {cell_of(run.labels)}"
+    return f"{run.stage} {cell_of(run.labels)}{control}"
 
 
 def plan_table(plan: Plan, done: set[str]) -> Table:

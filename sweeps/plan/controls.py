@@ -1,7 +1,8 @@
-"""Controls: evaluations of a ce cell that imitate another objective, at the end of the stages that the table names.
+"""Controls of a ce cell that imitate another objective: evaluations at the end of stages, and RL from a tempered model.
 
 `matched` samples at the temperature that gives ce the shaped checkpoint's entropy; `theory` measures the distribution
-that the objective would make of ce's own.
+that the objective would make of ce's own; `tempered` repeats RL, and its evaluations, from ce's mid-trained model with
+its logits scaled until it has the entropy of the shaped one.
 """
 
 import json
@@ -76,7 +77,7 @@ def _all_but_objective(cell: Cell, contents: SharedContents) -> str:
         contents(data_content, cell.data),
         contents(nameless_content, cell.pretrain),
         contents(midtrain_content, cell.midtrain),
-        contents(grpo_content, cell.grpo),
+        contents(grpo_content, cell.grpo, cell.seed),
         *(contents(evaluation_content, cell.evaluation, stage) for stage in TRAINING_STAGES),
         cell.evaluation.controls,
     ]
@@ -86,7 +87,7 @@ def _all_but_objective(cell: Cell, contents: SharedContents) -> str:
 def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents) -> list[StageRun]:
     """Returns the controls of one ce cell against one other cell."""
     trained = {run.stage: run for run in other.chain if run.stage != "evaluate"}
-    controls = []
+    controls = _tempered(ce, other, trained) if ce.cell.evaluation.controls.get("tempered") else []
     for measured in ce.chain:
         # Controls are measured where a stage of both cells ends.
         if measured.stage != "evaluate" or measured.parent is None or measured.parent[0] not in trained:
@@ -97,7 +98,7 @@ def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents
         if measured.checkpoint != checkpoint_name(getattr(ce.cell, stage).checkpoints()[-1]):
             continue
         for control, stages in ce.cell.evaluation.controls.items():
-            if stage in stages:
+            if stage in stages and control != "tempered":
                 evaluation = contents(control_content, ce.cell.evaluation, stage, control)
                 # The name in the signature is made of knobs, so that renaming an objective changes no signature.
                 variant: dict[str, Any] = {"name": f"{control}:{knobs_name(other.cell)}"}
@@ -109,23 +110,42 @@ def _controls_of(ce: _PlannedCell, other: _PlannedCell, contents: SharedContents
                 else:
                     variant["objective"] = objective_content(other.cell.objective)
                 config = measured.config | {"evaluation": evaluation, "variant": variant}
-                controls.append(_control(measured, config, f"{control}:{other.label}"))
+                changed = replace(measured, steps=len(evaluation["benchmarks"]))
+                controls.append(_control(changed, config, f"{control}:{other.label}"))
     return controls
 
 
-def _control(measured: StageRun, config: dict[str, Any], label: str) -> StageRun:
-    """Returns the evaluation `measured` with another configuration."""
+def _tempered(ce: _PlannedCell, other: _PlannedCell, trained: dict[str, StageRun]) -> list[StageRun]:
+    """Returns RL of the ce cell from its model tempered to the other's entropy, and the evaluations of that."""
+    rl = next((run for run in ce.chain if run.stage == "grpo"), None)
+    if rl is None or "midtrain" not in trained:
+        return []
+    # The text on which the temperature is found: the first by name, whatever the order of keys.
+    evaluation = ce.cell.evaluation
+    text = next(part for _, part in sorted(evaluation.benchmarks.items()) if part.kind == "text")
+    variant = {
+        "name": f"tempered:{knobs_name(other.cell)}",
+        "reference": {
+            "stage": "midtrain",
+            "signature": trained["midtrain"].signature,
+            "checkpoint": checkpoint_name(other.cell.midtrain.checkpoints()[-1]),
+        },
+        "text": {"task": text.task, "items": text.items, "length": evaluation.text_length},
+    }
+    label = f"tempered:{other.label}"
+    control = _control(rl, rl.config | {"variant": variant}, label)
+    measured = [run for run in ce.chain if run.stage == "evaluate" and run.parent == ("grpo", rl.signature)]
+    moved = [replace(run, parent=("grpo", control.signature)) for run in measured]
+    return [control, *(_control(run, run.config, label) for run in moved)]
+
+
+def _control(run: StageRun, config: dict[str, Any], label: str) -> StageRun:
+    """Returns a stage run with another configuration, and the label of its control."""
     signature = stage_signature(
-        measured.stage,
-        version=measured.version,
+        run.stage,
+        version=run.version,
         config=config,
-        parent=measured.parent and measured.parent[1],
-        checkpoint=measured.checkpoint,
+        parent=run.parent and run.parent[1],
+        checkpoint=run.checkpoint,
     )
-    return replace(
-        measured,
-        signature=signature,
-        config=config,
-        steps=len(config["evaluation"]["benchmarks"]),
-        labels=measured.labels | {"control": label},
-    )
+    return replace(run, signature=signature, config=config, labels=run.labels | {"control": label})

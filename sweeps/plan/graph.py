@@ -32,7 +32,7 @@ class StageRun:
 
     @property
     def control(self) -> str | None:
-        """`matched:KNOBS` or `theory:KNOBS` of an evaluation that changes the distribution that it measures.
+        """`matched:KNOBS` or `theory:KNOBS` of an evaluation, `tempered:KNOBS` of RL, that changes its distribution.
 
         It names the other objective by its knobs, since it is in the signature; `labels["control"]` has its label.
         """

@@ -156,7 +156,7 @@ class _Chain:
                 "objective": contents(midtrain_objective_content, cell.objective, cell.midtrain),
                 "midtrain": contents(midtrain_content, cell.midtrain) | own_rope,
             } | balance
-        return {"grpo": contents(grpo_content, cell.grpo)} | self._prompts()
+        return {"grpo": contents(grpo_content, cell.grpo, cell.seed)} | self._prompts()
 
     def _prompts(self) -> Content:
         """Returns how the questions of a start checkpoint are asked, with the tokenizer that every stage reads."""

@@ -114,9 +114,14 @@ def data_content(data: DataConfig) -> Content:
     return content | {"version": DATA_VERSION}
 
 
-def grpo_content(grpo: GRPOConfig) -> Content:
-    """Returns RL's configuration; a file of questions is identified by its content, and by how it is judged."""
+def grpo_content(grpo: GRPOConfig, seed: int) -> Content:
+    """Returns RL's configuration; a file of questions is identified by its content, and by how it is judged.
+
+    An RL seed that is the cell's `seed` is the same as none.
+    """
     content = nameless_content(grpo)
+    if content.get("seed") == seed:
+        del content["seed"]
     files = [task for task in grpo.tasks if task.endswith(QUESTION_FILE)]
     content["tasks"] = [_file_content(task) if task in files else task for task in grpo.tasks]
     # How files of questions are made is their recipe.

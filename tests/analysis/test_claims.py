@@ -9,7 +9,7 @@ import pytest
 
 from analysis.claim_language import parse
 from analysis.claim_sources import PaperSource, StudySource
-from analysis.claims import exit_code, judge, read_claims, sentences
+from analysis.claims import applicable, exit_code, judge, read_claims, sentences
 from analysis.study import read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
@@ -43,7 +43,7 @@ ORDERED = {"precision": -0.3, "ce": 0.0, "diversity": 0.3, "tail_penalty": 0.0, 
 
 
 def test_the_papers_numbers_give_the_papers_verdicts() -> None:
-    verdicts = {v.claim.name: v.verdict for v in judge(read_claims(), PaperSource())}
+    verdicts = {v.claim.name: v.verdict for v in judge(applicable(read_claims(), PaperSource()), PaperSource())}
     assert verdicts == {
         "entropy-not-perplexity": "undecided",  # the numbers of its curves are not known
         "beta-orders-entropy": "undecided",

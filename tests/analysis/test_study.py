@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.study import COLUMNS, read_ledger, read_stored, read_study
+from analysis.published_files import read_ledger
+from analysis.study import COLUMNS, read_stored, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
 from sweeps.monitor.launched_sweeps import record

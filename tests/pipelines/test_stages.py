@@ -10,7 +10,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import prepare
 from pipelines.models.causal_lm import build_model, save_checkpoint
 from pipelines.stages import run_stage
-from sweeps.compose.cells import compose_cell
+from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.planner import plan
 from tests.conftest import SMALL
 from tests.pipelines.contexts import captured_log
@@ -43,6 +43,33 @@ def test_a_spec_gives_the_same_numbers_again_and_logs_them(tmp_path: Path) -> No
     assert rows[0]["loss"] < outcomes[0]["loss"] + 0.2
     assert metrics["tokens"] == 4096
     assert [path.name for path in (midtrain / "checkpoints").iterdir()] == [f"step-{metrics['steps']:06d}"]
+
+
+@pytest.mark.slow
+def test_rl_from_a_tempered_model_starts_at_the_entropy_of_the_other_setting(tmp_path: Path) -> None:
+    """RL's sampled entropy is not held-out text's, so the tempered model is measured as a model that learns nothing."""
+    words = [*SMALL, "objective.beta=0.0,5.0", "evaluation.controls={tempered:[grpo]}", "grpo.learning_rate=1e-12"]
+    words += ["grpo.steps=1", "grpo.weight_decay=0", "pretrain.milestones=1", "pretrain.learning_rate=0.03"]
+    graph = plan(compose_cells(words))
+    texts: dict[str, float] = {}
+    for run in graph.runs.values():
+        if run.stage == "evaluate" and run.parent and run.parent[0] == "pretrain":
+            continue
+        folder = tmp_path / run.signature
+        folder.mkdir()
+        folders = {
+            "parent": run.parent and tmp_path / run.parent[1],
+            "reference": run.reference and tmp_path / run.reference,
+        }
+        outcome = run_stage(run.spec, folder=folder, root=tmp_path, tracking=OFF, **folders)  # type: ignore[arg-type]
+        if run.stage == "evaluate" and run.parent:
+            control = run.labels.get("control", "")
+            texts[f"{run.parent[0]} {run.labels['objective']} {control}"] = outcome["metrics"]["Docstrings/entropy"]
+        if run.control:
+            metrics = outcome["metrics"]
+            assert metrics["start_entropy"] == pytest.approx(metrics["reference_entropy"], abs=1e-4)
+    assert texts["grpo ce tempered:beta=5"] == pytest.approx(texts["midtrain beta=5 "], abs=1e-3)
+    assert abs(texts["grpo ce "] - texts["midtrain beta=5 "]) > 0.01
 
 
 @pytest.mark.parametrize(("stage", "key"), [("pretrain", "pretrain"), ("midtrain", "midtrain")])

@@ -66,7 +66,7 @@ def charts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chart]:
                 (folder / "forking.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
                 publish(folder)
     built = build_figures(read_study(graph, store))
-    assert built.missing == []
+    assert {title.split(",")[0] for title, _ in built.missing} == {"RL from tempered cross-entropy"}
     return {chart.name: chart for chart in built.charts}
 
 
@@ -175,11 +175,12 @@ def panels(charts: dict[str, Chart], name: str) -> list[Panel]:
 
 DRAWN = {"pretraining": 2, "scores": 2, "rl-scores": 2, "rl": 3, "collapse": 2, "theory": 1, "control": 2,
          "calibration": 1, "forking": 1, "scaling": 3}  # fmt: skip
-"""Figure -> its panels; the marks of maps and predictors are colours and correlations, which have their own tests."""
+"""Figure -> its panels. The marks of maps and predictors are colours and correlations, and RL from tempered models has
+curves of its own; their tests are elsewhere."""
 
 
 def test_every_figure_has_a_test_here() -> None:
-    assert {figure.name for figure in FIGURES} == {*DRAWN, "maps", "predictors"}
+    assert {figure.name for figure in FIGURES} == {*DRAWN, "maps", "predictors", "tempered"}
 
 
 @pytest.mark.parametrize("figure", DRAWN)

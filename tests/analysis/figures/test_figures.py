@@ -24,7 +24,8 @@ from tests.published import publish
 @pytest.fixture
 def complete(tmp_path: Path) -> Study:
     """Two models, five settings and all that evaluations may add."""
-    cells = composed(("objective=ce,precision,diversity,tail_penalty,head_reward",))
+    controls = "evaluation.controls={matched:[midtrain,grpo],theory:[pretrain],tempered:[grpo]}"
+    cells = composed(("objective=ce,precision,diversity,tail_penalty,head_reward", controls))
     small = [replace(cell, model=replace(cell.model, name="small", ffn=32)) for cell in cells]
     graph, store = plan([*cells, *small]), Store.create(tmp_path / "store")
     for run in graph.runs.values():
@@ -38,6 +39,9 @@ def complete(tmp_path: Path) -> Study:
             parameters = 100 if run.labels["model"] == "small" else 366_384
             write_run(store, run, metrics={"parameters": parameters})
         if run.stage == "grpo":
+            curve = [{"step": step, "held_out_reward": 0.5 + step / 40} for step in (0, 10, 20)]
+            with (folder / "ledger.jsonl").open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in curve)
             rows = [{"step": 4, "by": "token", "token": token, "count": 3} for token in ("so", "thus")]
             (folder / "forking.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             publish(folder)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.errors import UserError
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.plan.planner import plan
 
@@ -52,6 +53,46 @@ def test_a_named_objective_labels_its_controls_and_changes_no_signature() -> Non
     assert set(before.runs) == set(after.runs)
     labels = {run.labels["control"] for run in after.runs.values() if run.control}
     assert labels == {"theory:mine", "matched:mine"}
+
+
+def test_rl_from_a_tempered_model_starts_from_ce_and_is_measured_as_rl_is() -> None:
+    words = ["objective=ce,precision", "seed=1,2"]
+    plain = plan(compose_cells(words))
+    graph = plan(compose_cells([*words, "evaluation.controls={tempered:[grpo]}"]))
+    added = {s: run for s, run in graph.runs.items() if s not in plain.runs}
+    rl = [run for run in added.values() if run.stage == "grpo"]
+    assert [run.control for run in rl] == ["tempered:precision"] * 2
+    for run in rl:
+        assert run.parent is not None
+        assert run.reference is not None
+        parent, reference = graph.runs[run.parent[1]], graph.runs[run.reference]
+        assert (parent.stage, parent.labels["objective"]) == ("midtrain", "ce")
+        assert (reference.stage, reference.labels["objective"]) == ("midtrain", "precision")
+        assert reference.config["seed"] == run.config["seed"] == parent.config["seed"]
+        usual = next(r for r in plain.runs.values() if r.stage == "grpo" and r.parent == run.parent)
+        assert {**run.config, "variant": None} == {**usual.config, "variant": None}
+        measured = [child for child in graph.children(run.signature) if child.stage == "evaluate"]
+        assert [child.checkpoint for child in measured] == ["step-000010", "step-000020"]
+        assert all(child.labels["control"] == "tempered:precision" and child.control is None for child in measured)
+        assert set(added) >= {child.signature for child in measured}
+        order = list(graph.runs)
+        assert order.index(run.signature) > max(order.index(need) for need in run.needs)
+    assert len(added) == 2 * 3
+    with pytest.raises(UserError, match="its only stage is grpo"):
+        compose_cell(["evaluation.controls={tempered:[midtrain]}"])
+    no_rl = plan(compose_cells([*words, "evaluation.controls={tempered:[grpo]}", "until=midtrain"]))
+    assert not any(run.control for run in no_rl.runs.values())
+
+
+def test_rl_seeds_share_the_model_that_they_start_from() -> None:
+    (single,) = [run for run in plan([compose_cell([])]).runs.values() if run.stage == "grpo"]
+    graph = plan(compose_cells(["grpo.seed=1,2,3"]))
+    rl = [run for run in graph.runs.values() if run.stage == "grpo"]
+    assert len(rl) == 3
+    assert len({run.parent for run in rl}) == 1
+    assert rl[0].signature == single.signature  # the cell's own seed is no other one
+    assert sum(run.stage == "evaluate" and run.parent[0] == "grpo" for run in graph.runs.values() if run.parent) == 6
+    assert [run.labels["variant"] for run in rl] == ["grpo.seed=1", "grpo.seed=2", "grpo.seed=3"]
 
 
 @pytest.mark.parametrize("control", ["matched", "theory"])

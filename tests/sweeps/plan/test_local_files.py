@@ -112,7 +112,7 @@ def test_a_stage_run_finds_its_files_and_refuses_changed_ones(
     seen: list[Any] = []
     for name in ("load_model", "on_device", "_log_model"):
         monkeypatch.setattr(f"pipelines.stages.{name}", lambda *_, **__: None)
-    monkeypatch.setattr("pipelines.stages.train_grpo", lambda model, config, context: seen.append(config.tasks[0]))
+    monkeypatch.setattr("pipelines.stages.train_grpo", lambda _, config, __: seen.append(config.tasks[0]) or {})
     monkeypatch.setattr("pipelines.stages.evaluate", lambda context: seen.append(context.config.benchmarks) or DONE)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # a worker need not start in the folder of the command

@@ -1,0 +1,78 @@
+"""Files that stage runs publish besides their results: ledgers and sampled answers."""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from pipelines.errors import UserError
+from pipelines.evaluation.metrics import RIGHT
+from pipelines.evaluation.samples import SAMPLES
+from pipelines.foreign_text import parsed
+from sweeps.store.stage_runs import Store, StoredRun
+
+logger = logging.getLogger("analysis")
+
+
+def read_samples(
+    store: Store, stage_run: str, benchmark: str | None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the samples of an evaluation, at most the first `limit`, each with whether it is `right`.
+
+    Empty if the evaluation kept no samples.
+    """
+    path = published(store.run("evaluate", stage_run), SAMPLES)
+    if path is None:
+        return []
+    # Search the raw line for the benchmark's name first: parsing only the matching lines is much faster.
+    encoded_name = None if benchmark is None else json.dumps(benchmark)[1:-1].encode()
+    rows: list[dict[str, Any]] = []
+    with gzip.open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or (encoded_name and encoded_name not in line):
+                continue
+            row = parsed(line)
+            row["right"] = row["reward"] >= RIGHT
+            if benchmark is None or row["benchmark"] == benchmark:
+                rows.append(row)
+            if limit is not None and len(rows) == limit:
+                break
+    return rows
+
+
+def published(run: StoredRun, name: str) -> Path | None:
+    """Returns the path of a file that a stage run has published, or None without one.
+
+    None also for one that was changed since, which a warning names.
+    """
+    try:
+        return run.published(name)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Returns the rows of a ledger; if it has more than `limit`, rows spread evenly from the first to the last.
+
+    Leaves out a last line that was cut short by a kill. Raises `UserError` with the number of a line that is not JSON.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
+    chosen: Iterable[int] = range(len(lines))
+    if limit is not None and len(lines) > limit:
+        chosen = np.unique(np.linspace(0, len(lines) - 1, limit).round().astype(int))
+    rows = []
+    for number in chosen:
+        try:
+            rows.append(orjson.loads(lines[number]))
+        except orjson.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: line {number + 1} is not readable JSON ({error.msg}); "
+                f"delete the folder {path.parent} and run the sweep again"
+            ) from error
+    return rows

@@ -1,0 +1,123 @@
+"""How many seeds claims need: power against simulation, and false alarms under the rules of looking again."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.claims import LOOK_ALPHA, LOOKS, Comparison
+from analysis.reproduce import Options, judged
+from analysis.seeds import claim_power, needs, power_of, report, smallest
+from analysis.statistics import ALPHA, Estimate, holm
+from analysis.study import read_study
+from pipelines.errors import UserError
+from tests.analysis.test_claims import ORDERED, numbers
+
+STUDIES = 4000
+CLAIMS = 3
+
+
+def estimate_of(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.mean()), None, None, float(stats.ttest_1samp(values, 0).pvalue), len(values))
+
+
+def test_power_is_that_of_simulated_studies() -> None:
+    rng = np.random.default_rng(0)
+    # Six seeds whose difference is exactly 0.8 standard deviations.
+    first = rng.normal(size=6)
+    first = (first - first.mean()) / first.std(ddof=1) + 0.8
+    for count, level in ((8, 0.025), (12, 0.004)):
+        p = stats.ttest_1samp(rng.normal(0.8, 1, (20_000, count)), 0, axis=1, alternative="greater").pvalue
+        expected = (p < level).mean()
+        assert power_of(count, estimate_of(first), level=level) == pytest.approx(expected, abs=0.015)
+
+
+def test_a_claim_needs_all_of_its_comparisons_and_is_contradicted_by_one() -> None:
+    def comparison(t: float, direction: str) -> Comparison:
+        p = float(2 * stats.t.sf(abs(t), 5))
+        return Comparison("", "nano", direction, "", estimate=Estimate(t, None, None, p, 6))
+
+    strong, weak = comparison(6.0, "as claimed"), comparison(1.5, "as claimed")
+    assert strong.estimate is not None
+    assert weak.estimate is not None
+    both = claim_power(20, [strong, weak], level=0.01)
+    assert both == pytest.approx(power_of(20, strong.estimate, level=0.01) * power_of(20, weak.estimate, level=0.01))
+    wrong = comparison(-6.0, "the other way")
+    assert claim_power(20, [weak, wrong], level=0.01) > 0.99
+    needed = smallest(range(2, 500), [weak], level=0.025)
+    assert needed is not None
+    assert claim_power(needed, [weak], level=0.025) >= 0.8 > claim_power(needed - 1, [weak], level=0.025)
+
+
+def false_alarms(*, alpha: float, looks: tuple[int, ...], new_only: bool = False) -> float:
+    """The share of simulated studies without any effect that have a verdict, with looks wherever power says so."""
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(STUDIES):
+        # Paired differences of correlated claims, all of mean 0: [claims, seeds].
+        noise = rng.normal(size=(CLAIMS, looks[-1] if not new_only else 200))
+        noise += rng.normal(size=noise.shape[1])
+        used, begin = looks[0], 0
+        while True:
+            values = noise[:, begin:used]
+            estimates = [estimate_of(row) for row in values]
+            one_sided = [[e.p / 2 if (e.value > 0) == up else 1.0 for up in (True, False)] for e in estimates if e.p]
+            if begin or not new_only:  # the first seeds are not judged when only new ones are
+                if (holm(np.array(one_sided).ravel()) < alpha).any():
+                    alarms += 1
+                    break
+                if new_only:
+                    break
+            # As many seeds as the claim needs that is nearest to a verdict.
+            level = alpha / (2 * CLAIMS)
+            counts = range(2, 101) if new_only else [n for n in looks if n > used]
+            wanted = [
+                smallest(counts, [Comparison("", "", "as claimed", "", estimate=e)], level=level) for e in estimates
+            ]
+            reached = [count for count in wanted if count]
+            if not reached and (new_only or used == looks[-1]):
+                break
+            if new_only:
+                begin, used = used, used + min(reached)
+            else:
+                used = min(reached) if reached else looks[-1]
+    return alarms / STUDIES
+
+
+@pytest.mark.ci_only
+def test_false_alarms_stay_at_their_level_under_the_rules_of_looking() -> None:
+    """At most 5 % of studies without any effect have a verdict, with the chance that 4,000 simulations leave."""
+    bound = ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / STUDIES)
+    assert false_alarms(alpha=LOOK_ALPHA, looks=LOOKS) <= bound
+    assert false_alarms(alpha=ALPHA, looks=(5,), new_only=True) <= bound
+    # What the rules are for: looking again and again at the whole level has more.
+    assert false_alarms(alpha=ALPHA, looks=LOOKS) > bound
+
+
+def test_undecided_claims_have_numbers_and_commands(make_store: Callable) -> None:
+    study = read_study(
+        *make_store(
+            ["objective=ce,tail_penalty,precision,diversity", "seed=1,2,3"],
+            number=numbers({"tail_penalty": 0.003}, ORDERED),
+        )
+    )
+    verdicts, _ = judged(Options(), study)
+    found = {need.verdict.claim.name: need for need in needs(verdicts)}
+    assert "beta-orders-entropy" not in found  # decided
+    tail = found["tail-penalty-after-rl"]
+    assert tail.seeds == 3
+    assert tail.new is not None
+    assert "only model" in found["precision-grows-with-size"].reason
+    text = "\n".join(report(list(found.values()), Options(scale="nano", sweep="nano"), taken=3))
+    most = max(need.new for need in found.values() if need.new)
+    assert f"shaping-run -m +sweep=nano 'seed=range(4,{4 + most})'" in text
+    assert "reproduce-paper-tables --claims seeds=[4," in text
+    assert f"about {tail.new} new seeds by themselves" in text
+    assert report([], Options(), taken=3) == ["No claim is undecided."]
+
+
+def test_between_two_looks_nothing_is_judged(make_store: Callable) -> None:
+    study = read_study(*make_store(["objective=ce,precision", "seed=1,2,3"]))
+    with pytest.raises(UserError, match="looks=true: the study has 3 seeds, and is judged at 5, 8, 12, 20, 32, 50"):
+        judged(Options(looks=True), study)
