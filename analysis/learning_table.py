@@ -34,7 +34,7 @@ class _Row:
     key: Key
 
 
-def learning_table(study: Study, estimates: Estimates, model: str, provenance: str) -> Table | None:
+def learning_table(study: Study, estimates: Estimates, model: str, *, provenance: str) -> Table | None:
     """Returns the table of one model; None if none of its RL runs has measured held-out problems."""
     planned = study.runs[(study.runs["model"] == model) & (study.runs["stage"] == "grpo")]
     curves = rl_curves(study)

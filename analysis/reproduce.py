@@ -102,8 +102,7 @@ Options, as key=value:
   tables=[3,15]      the paper's tables by number (default: all)
   models=[4B]        models (default: all)
   format=all         {", ".join(FORMATS)} or all
-  claims=FILE        a YAML file with claims (default: claims.yaml of your own folder, else the six of the study, and
-                     ours about the course of RL)
+  claims=FILE        a YAML file with claims (default: claims.yaml of your own folder, else the study's and ours)
   looks=true         seeds were added after looking: judge at 5, 8, 12, 20, 32 or 50 seeds, each time at 0.83 %
   compare=[A,B]      two named sweeps, folders of stores, or commits that stage runs recorded: one page, in
                      results/<scale>-A-B

@@ -80,20 +80,20 @@ def build_tables(
     cells = mark_best([draft.table for draft in drafts])
     tables = [draft.finished(marked) for draft, marked in zip(drafts, cells, strict=True)]
     if not selected_numbers:
-        tables += _course_tables(study, estimates, selected_models, builder.provenance)
+        tables += _course_tables(study, estimates, selected_models, provenance=builder.provenance)
     if len(study.runs) and (not selected_numbers or 1 in selected_numbers):
         tables.insert(0, _architecture_table(study, builder.provenance, selected_models))
     return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
 
 
-def _course_tables(study: Study, estimates: Estimates, models: set[str], provenance: str) -> list[Table]:
+def _course_tables(study: Study, estimates: Estimates, models: set[str], *, provenance: str) -> list[Table]:
     """The tables about the course of RL, which the paper does not have."""
     selected = [model for model in _models(study) if not models or model in models]
     made = [
         table
         for model in selected
         for table in (
-            learning_table(study, estimates, model, provenance),
+            learning_table(study, estimates, model, provenance=provenance),
             variance_table(study, model, provenance),
         )
     ]

@@ -313,7 +313,7 @@ def _build(
     arrays: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         for source in texts:
-            tokens, starts = _encode(texts[source][split], tokenizer, begin, end)
+            tokens, starts = _encode(texts[source][split], tokenizer, begin=begin, end=end)
             arrays[f"{source}-{split}"], arrays[f"{source}-{split}-starts"] = tokens, starts
     tokenizer.save(str(folder / "tokenizer.json"))
     np.savez(folder / "tokens.npz", **arrays)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def _build(
 
 
 def _encode(
-    texts: list[str], tokenizer: Tokenizer, begin: int, end: int
+    texts: list[str], tokenizer: Tokenizer, *, begin: int, end: int
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:
     """The tokens of all texts between those that begin and end a document; and the index of each text.
 

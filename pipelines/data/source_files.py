@@ -62,7 +62,7 @@ def check_json_fields(key: str, source: SourceConfig, path: str) -> None:
     """Raise `UserError` if none of the first records of a JSONL file has the fields of the documents."""
     names = dict.fromkeys(name for record in _first_records(path) for name in record)
     if names:
-        check_fields(key, source, path, names)
+        check_fields(key, source, path, names=names)
 
 
 def _first_records(path: str) -> Iterator[dict[str, Any]]:
@@ -77,7 +77,7 @@ def _first_records(path: str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def check_fields(key: str, source: SourceConfig, path: str, names: Iterable[str]) -> None:
+def check_fields(key: str, source: SourceConfig, path: str, *, names: Iterable[str]) -> None:
     """Raise `UserError` for a field of the documents that is not among the `names` of a file's columns."""
     present = list(map(str, names))
     for field in source.fields:

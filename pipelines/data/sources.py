@@ -84,7 +84,7 @@ def parts_of(name: str, source: SourceConfig, key: str = "data.sources") -> list
         ranges: list[tuple[str, int, int | None]] = [(source.path, i, shards) for i in range(shards)]
     else:
         paths = files_of(key, source)
-        ranges = [(path, *span) for path in paths for span in _ranges(key, source, path, len(paths))]
+        ranges = [(path, *span) for path in paths for span in _ranges(key, source, path, files=len(paths))]
     return [
         Part(
             name,
@@ -104,14 +104,14 @@ def parts_of(name: str, source: SourceConfig, key: str = "data.sources") -> list
     ]
 
 
-def _ranges(key: str, source: SourceConfig, path: str, files: int) -> Iterator[tuple[int, int | None]]:
+def _ranges(key: str, source: SourceConfig, path: str, *, files: int) -> Iterator[tuple[int, int | None]]:
     """The (start, stop) of each part of one of the `files` files of a source. Checks the fields of its records."""
     size = os.path.getsize(path)
     if source.kind == "text":
         yield 0, None
     elif source.kind == "parquet":
         file = _open_parquet(path)
-        check_fields(key, source, path, file.schema_arrow.names)
+        check_fields(key, source, path, names=file.schema_arrow.names)
         for start in range(0, file.num_row_groups, ROW_GROUPS):
             yield start, min(start + ROW_GROUPS, file.num_row_groups)
     else:
@@ -248,7 +248,7 @@ def _hub_shards(key: str, source: SourceConfig) -> int:
     """The number of shards of a streamed data set; checks the fields of its records."""
     stream = _open_hub(key, source)
     names = stream.column_names or next(({**record} for record in stream), {})
-    check_fields(key, source, source.path, names)
+    check_fields(key, source, source.path, names=names)
     return stream.num_shards
 
 

@@ -54,7 +54,7 @@ def verifier(
             compares_answers=compares_answers,
             longest=longest,
         )
-        register("verifier", VERIFIERS, name, entry)
+        register("verifier", VERIFIERS, name, entry=entry)
         return function
 
     return decorate
@@ -68,7 +68,7 @@ def answer_format(
     `prompt` has {question}; `answer` is a regular expression whose first group is the answer, or a function of the
     response.
     """
-    register("answer format", FORMATS, name, Format(prompt, answer, verifier, judged))
+    register("answer format", FORMATS, name, entry=Format(prompt, answer, verifier, judged))
 
 
 def family(
@@ -77,7 +77,7 @@ def family(
     """Register a function from a random generator to a `Problem` as a task family, which `data.tasks` can name."""
 
     def decorate(function: Callable[[random.Random], Problem]) -> Callable[[random.Random], Problem]:
-        register("task family", FAMILIES, name, Family(function, format, tests))
+        register("task family", FAMILIES, name, entry=Family(function, format, tests))
         return function
 
     return decorate
@@ -87,7 +87,7 @@ def benchmark(name: str, *, format: str = "marked") -> Callable[[Function], Func
     """Register a function that returns (question, answer) pairs as the `task` of benchmarks of the kind `sampled`."""
 
     def decorate(function: Callable[[], Iterable[tuple[str, str]]]) -> Any:
-        register("benchmark", QUESTION_SETS, name, QuestionSet(function, format))
+        register("benchmark", QUESTION_SETS, name, entry=QuestionSet(function, format))
         return function
 
     return decorate

@@ -110,11 +110,11 @@ def load_folder(folder: str | None, modules: Sequence[str]) -> None:
             _Loaded.sources[name] = _installed_source(name, key)
         else:
             _Loaded.sources[name] = _source(Path(folder), path)
-        _load(name, key, _Loaded.sources[name], path)
+        _load(name, key, _Loaded.sources[name], path=path)
     check_registered(_Loaded.registrations)
 
 
-def _load(name: str, key: str, source: str, path: Path | None) -> None:
+def _load(name: str, key: str, source: str, *, path: Path | None) -> None:
     """Import a module as a plugin. Raises `UserError` for whatever it raises."""
     way_out = f"mend it, or leave it out of {PLUGIN_FILE}" if path else "mend it, or uninstall its package"
     with loading(key, source) as registration:
@@ -239,7 +239,7 @@ def _load_installed() -> None:
     modules = {point.module: point for group in REGISTERING for point in points.select(group=group)}
     for module, point in modules.items():
         source = _installed_source(module, _key(point))
-        _load(module, _key(point), f"{_version(point)} {source}", None)
+        _load(module, _key(point), f"{_version(point)} {source}", path=None)
     check_registered(_Loaded.registrations)
     _Loaded.registrations = []  # they stay whatever folder is loaded
     _Loaded.installed = True

@@ -36,7 +36,7 @@ def loading(key: str, source: str) -> Iterator[Loading]:
         _current = previous
 
 
-def register(kind: str, registry: MutableMapping[str, Any], name: str, entry: Any) -> None:
+def register(kind: str, registry: MutableMapping[str, Any], name: str, *, entry: Any) -> None:
     """Add an entry of a plugin to a registry, with the plugin's source; without effect if no plugin is being loaded.
 
     Raises `UserError` if the name is taken.

@@ -54,7 +54,7 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
     """
     model = ModelOfRun.of(plan, run)
     if run.stage == "evaluate":
-        return _evaluation_memory(plan, run, model, device)
+        return _evaluation_memory(plan, run, model, device=device)
     budget, compute = run.config[run.stage], run.compute
     shards = {"fsdp": ranks, "hsdp": compute["shard_ranks"] or ranks}.get(compute["strategy"], 1)
     precision = budget.get("precision", "float32")
@@ -129,7 +129,7 @@ def _sampler_memory(
     return {"sampler": weights, "keys and values": int(taken) - weights}
 
 
-def _evaluation_memory(plan: Plan, run: StageRun, model: ModelOfRun, device: str) -> dict[str, int]:
+def _evaluation_memory(plan: Plan, run: StageRun, model: ModelOfRun, *, device: str) -> dict[str, int]:
     config = run.config["evaluation"]
     checkpoint = BYTES_PER_WEIGHT * model.weights
     kinds = {benchmark["kind"] for benchmark in config["benchmarks"].values()}
