@@ -18,6 +18,7 @@ from tests.in_process import in_process
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run in parallel; torch reads it at import
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton reads it at import
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a hub that cannot be reached is asked again for a minute
 
 # Background jobs of a shell ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
