@@ -66,7 +66,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(sys, "argv", ["/usr/bin/shaping-data"])
     with pytest.raises(ModuleNotFoundError):  # one of our own modules: a broken installation
         console_scripts.main()
-    monkeypatch.delitem(sys.modules, "sweeps.commands.data")
+    for name in ("sweeps.commands.data", "sweeps.commands.preparation_bar"):  # they are imported again
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(SystemExit, match="2"):
         console_scripts.main()

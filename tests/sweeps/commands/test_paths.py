@@ -13,7 +13,7 @@ from sweeps.execute.launch import prepared
 from sweeps.store.stage_runs import Store
 
 REPOSITORY = Path(__file__).parents[3]
-QUESTIONS = REPOSITORY / "tests" / "sweeps" / "questions.jsonl"
+QUESTIONS = "".join(json.dumps({"question": f"{n}+1", "answer": str(n + 1)}) + "\n" for n in range(100))
 pytestmark = pytest.mark.slow
 
 FEW = ["until=pretrain", "pretrain.milestones=1", "tracking=off"]
@@ -70,7 +70,7 @@ def test_two_paths_of_one_store_are_one_store(folders: tuple[Path, Path], monkey
 def test_a_retry_from_another_directory_finds_the_files_of_the_launch(folders: tuple[Path, Path]) -> None:
     """Even one that has another file of that name."""
     here, elsewhere = folders
-    (here / "questions.jsonl").write_bytes(QUESTIONS.read_bytes())
+    (here / "questions.jsonl").write_text(QUESTIONS)
     (elsewhere / "questions.jsonl").write_text("")
     files = ["grpo.tasks=[questions.jsonl]", "until=grpo", "grpo.milestones=1", "midtrain.milestones=1"]
     failed = launch(*files, cwd=here, FAKE_FAIL='"stage": "pretrain"')
@@ -87,7 +87,7 @@ def test_a_retry_from_another_directory_finds_the_files_of_the_launch(folders: t
 def test_the_home_directory_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shells expand `~` only at the beginning of a word."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "questions.jsonl").write_bytes(QUESTIONS.read_bytes())
+    (tmp_path / "questions.jsonl").write_text(QUESTIONS)
     cell = compose_cell(
         [
             "data.shards='~/shards'",

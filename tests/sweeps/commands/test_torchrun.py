@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import TRAINING_STAGES
 from sweeps.compose.cells import compose_jobs
 from sweeps.execute.fork_server import restore_signals
 from sweeps.monitor.launched_sweeps import records
@@ -69,7 +69,7 @@ def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
     (rl,) = (tmp_path / "store" / "grpo").iterdir()
     assert [json.loads(line)["step"] for line in (rl / "ledger.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert {json.loads(path.read_text())["ranks"] for path in (tmp_path / "store").glob("*/*/result.json")} == {2}
-    assert {path.parent.name for path in (tmp_path / "store").glob("*/*")} > set(STAGES)
+    assert {path.parent.name for path in (tmp_path / "store").glob("*/*")} > {*TRAINING_STAGES, "evaluate"}
     again = one_rank(2, tmp_path, *CELL)
     assert again.returncode == 0, again.stderr  # all is done
     other = shaping_run(*CELL, "until=pretrain", f"store={tmp_path / 'one'}", cwd=tmp_path)

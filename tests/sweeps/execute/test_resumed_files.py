@@ -23,9 +23,9 @@ from tests.conftest import SMALL
 
 def test_every_log_of_rl_is_kept() -> None:
     """RL itself drops the rows after the step that it resumes from."""
-    from pipelines.grpo.module import LOG_FILES
+    from pipelines.grpo.module import FORKING, SAMPLES
 
-    assert {*LOG_FILES, "ledger.jsonl"} <= RESUMED
+    assert {SAMPLES, FORKING, "ledger.jsonl"} <= RESUMED
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import TRAINING_STAGES
 from sweeps.store.stage_runs import Store
 from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
 
@@ -33,7 +33,11 @@ def test_a_graph_is_submitted_at_once_and_runs_in_order(cluster: Cluster, tmp_pa
     assert "12 stage runs submitted as 6 job arrays" in launched.stdout
     assert cluster.finished(tmp_path) == {"done": 12}
     names = cluster.call("squeue", "-h", "-t", "all", "-o", "%j").stdout.split()
-    assert {f"nano/{objective}/seed1:{stage}" for objective in ("ce", "precision") for stage in STAGES} <= set(names)
+    assert {
+        f"nano/{objective}/seed1:{stage}"
+        for objective in ("ce", "precision")
+        for stage in (*TRAINING_STAGES, "evaluate")
+    } <= set(names)
     store = Store.open(tmp_path / "store")
     ends = {run.signature: run.state["attempts"][-1]["ended"] for run in store.runs()}
     for run in store.runs():
