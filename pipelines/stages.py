@@ -246,6 +246,8 @@ def _benchmark(name: str, content: dict[str, Any], files: dict[str, str]) -> Ben
     # Not every data set is a local file.
     if str(row["dataset"]).endswith(LOCAL_FILES):
         row["dataset"] = path_of(row["dataset"], files, key)
+    if "task_folder" in row:
+        row["task_folder"] = path_of(row["task_folder"], files, f"evaluation.benchmarks.{name}.task_folder")
     benchmark = BenchmarkConfig(**row, stages=[])
     examples = benchmark.examples and content_name(benchmark.examples)
     if examples != content.get("examples"):

@@ -1,6 +1,7 @@
 """What is measured at the milestone checkpoints, and how."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from omegaconf import MISSING
 
 from pipelines.configuration import TRAINING_STAGES
 from pipelines.configuration.engines import ENGINES, TYPES, engine_version
+from pipelines.configuration.local_files import content_name
 from pipelines.configuration.signed_content import added_later
 from pipelines.errors import require, require_option, require_positive
 from pipelines.files import sha256
@@ -29,6 +31,8 @@ TASK_FILES = Path(__file__).parents[1] / "evaluation" / "lm_eval_task_files"
 """Our task files for lm-eval, which take precedence over its own."""
 LOCAL_FILES = (".jsonl", ".parquet")
 """Suffixes by which a data set is a local file."""
+DEFINED_TASK = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([^\"'#\s\[]+)", re.MULTILINE)
+"""The line of a task file for lm-eval with the name of the task."""
 CONTROLS = ("matched", "theory", "tempered")
 
 
@@ -62,6 +66,9 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     """Longest answer in tokens; null: `evaluation.max_new_tokens`."""
 
+    task_folder: str | None = added_later(as_before=None)
+    """Folder with task files for lm-eval of one's own, one of which defines `task`; null: ours and lm-eval's."""
+
     def check(self, key: str) -> None:
         """Raise a `UserError` for an impossible value; `key` is the key of this benchmark in the configuration."""
         require_option(f"{key}.kind", self.kind, KINDS)
@@ -75,6 +82,7 @@ class BenchmarkConfig:
                 self.dataset,
                 fix="no such file; give the path of an existing one",
             )
+        self._check_task_folder(key)
         require(self.shots is None or self.shots >= 0, f"{key}.shots", self.shots, fix="it must be 0 or more")
         if self.verifier is not None:
             require_option(f"{key}.verifier", self.verifier, VERIFIERS)
@@ -84,6 +92,22 @@ class BenchmarkConfig:
             self.max_new_tokens,
             fix="it must be above 0",
         )
+
+    def _check_task_folder(self, key: str) -> None:
+        if self.task_folder is None:
+            return
+        fix = "only tasks of lm-eval have one; set the kind to harness or harness_choice, or leave it out"
+        require(self.kind in HARNESS, f"{key}.task_folder", self.task_folder, fix=fix)
+        folder = Path(self.task_folder)
+        require(folder.is_dir(), f"{key}.task_folder", self.task_folder, fix="no such folder; name an existing one")
+        tasks = [
+            match.group(1).decode(errors="replace")
+            for file in sorted(folder.rglob("*.yaml"))
+            for match in DEFINED_TASK.finditer(file.read_bytes())
+        ]
+        fix = "it has no file NAME.yaml with a line `task: NAME`; docs/evaluation.md shows one"
+        require(bool(tasks), f"{key}.task_folder", self.task_folder, fix=fix)
+        require_option(f"{key}.task", self.task, tasks)
 
     @property
     def local(self) -> bool:
@@ -106,7 +130,9 @@ class BenchmarkConfig:
 
     @property
     def definition(self) -> dict[str, str | None]:
-        """Where lm-eval's task is defined: the version of lm-eval, and the sha256 of our task file."""
+        """Where lm-eval's task is defined: its version, and the hash of our task file or of one's own folder."""
+        if self.task_folder is not None:
+            return {"lm_eval": installed_version("lm_eval"), "file": content_name(self.task_folder)}
         file = sha256(self.task_file) if self.task_file.is_file() else None
         return {"lm_eval": installed_version("lm_eval"), "file": file}
 
@@ -145,6 +171,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name, benchmark in self.benchmarks.items():
             benchmark.dataset = benchmark.dataset and os.path.expanduser(benchmark.dataset)
+            benchmark.task_folder = benchmark.task_folder and os.path.expanduser(benchmark.task_folder)
             benchmark.check(f"evaluation.benchmarks.{name}")
         require_positive("evaluation", self, "temperature", "max_new_tokens", "text_length")
         require(0 < self.top_p <= 1, "evaluation.top_p", self.top_p, fix="it must be in (0, 1]")

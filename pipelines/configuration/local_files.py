@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.errors import StageFailure
-from pipelines.files import sha256
+from pipelines.files import sha256, sha256_of
 
 
 def content_name(path: str | Path) -> str:
-    """Returns the name of a file in a signed configuration: the sha256 of its content, and its suffix."""
+    """Returns the name of a file in a signed configuration: the sha256 of its content, and its suffix.
+
+    That of a folder is the hash of all files in it.
+    """
+    if Path(path).is_dir():
+        files = [file for file in sorted(Path(path).rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+        return sha256_of({str(file.relative_to(path)): sha256(file) for file in files}) + ".folder"
     return sha256(path) + Path(path).suffix
 
 
@@ -22,9 +28,9 @@ def path_of(name: str, paths: Mapping[str, str], key: str) -> str:
     Raises `StageFailure` if the file has gone or has another content than when the stage run was planned.
     """
     path = paths.get(name)
-    if path is None or not Path(path).is_file() or content_name(path) != name:
+    if path is None or not Path(path).exists() or content_name(path) != name:
         raise StageFailure(
-            f"{key}={path}: the file has gone or its content has changed since this stage run was planned; launch it "
+            f"{key}={path}: it has gone or its content has changed since this stage run was planned; launch it "
             "again to plan it with the current file"
         )
     return path

@@ -106,7 +106,7 @@ def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
     nor reachable.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _task_manager(benchmark.task)
+    manager = _task_manager(benchmark.task, benchmark.task_folder)
     if benchmark.task not in manager.all_tasks:
         raise UserError(
             f"evaluation.benchmarks.{name}.task={benchmark.task}: unknown task of lm-eval; list them with "
@@ -134,11 +134,14 @@ def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
     return tasks
 
 
-def _task_manager(task: str) -> TaskManager:
-    """A task manager that knows `task` and the tasks of its group, if lm-eval has it.
+def _task_manager(task: str, own_folder: str | None = None) -> TaskManager:
+    """A task manager that knows `task` and the tasks of its group, if lm-eval or `own_folder` has it.
 
     It indexes one folder, which takes a second at most; all folders of lm-eval take 20 s.
     """
+    if own_folder is not None:
+        manager = TaskManager(include_path=own_folder, include_defaults=False)
+        return manager if _is_complete(task, manager) else TaskManager(include_path=own_folder)
     folder = TASK_FILES if (TASK_FILES / f"{task}.yaml").exists() else _folder_of(task)
     if folder is not None:
         manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -176,6 +176,8 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
         content["dataset"] = content_name(str(benchmark.dataset))
         if benchmark.examples:
             content["examples"] = content_name(benchmark.examples)
+    if benchmark.task_folder is not None:
+        content["task_folder"] = content_name(benchmark.task_folder)
     if benchmark.kind in HARNESS:
         content["definition"] = benchmark.definition
         if benchmark.verifier:
@@ -192,7 +194,9 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
 
 def local_files(grpo: GRPOConfig, evaluation: EvaluationConfig) -> dict[str, str]:
     """Returns content name -> absolute path of each local file that a stage run reads."""
-    datasets = [str(benchmark.dataset) for benchmark in evaluation.benchmarks.values() if benchmark.local]
+    benchmarks = evaluation.benchmarks.values()
+    datasets = [str(benchmark.dataset) for benchmark in benchmarks if benchmark.local]
+    datasets += [benchmark.task_folder for benchmark in benchmarks if benchmark.task_folder is not None]
     tasks = [task for task in grpo.tasks if task.endswith(QUESTION_FILE) and Path(task).is_file()]
     return {content_name(path): str(Path(path).absolute()) for path in (*datasets, *tasks)}
 

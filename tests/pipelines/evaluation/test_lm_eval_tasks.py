@@ -89,6 +89,33 @@ def test_a_benchmark_runs_on_a_local_file(run: Any, tmp_path: Path) -> None:
     assert result.metrics["avg@3"].value == sum(sample["reward"] for sample in result.samples) / 12
 
 
+def test_a_task_of_a_folder_of_ones_own(run: Any, tmp_path: Path) -> None:
+    """With functions of its own next to it; the folder's content is its definition."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    definition = {"task": "sums", "dataset_path": "json", "output_type": "generate_until", "test_split": "test"}
+    definition |= {"doc_to_text": "TEXT", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "exact_match"}]}
+    content = yaml.safe_dump(definition).replace("TEXT", "!function words.text")
+    (folder / "sums.yaml").write_text(content)
+    (folder / "words.py").write_text("def text(doc): return f\"Sum: {doc['question']}=\"\n")
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(6)))
+    benchmark = BenchmarkConfig("harness", "math", "sums", [], items=6, dataset=str(data), task_folder=str(folder))
+    benchmark.check("evaluation.benchmarks.Sums")
+    tasks = load_tasks("Sums", benchmark)
+    assert [tasks["sums"].doc_to_text(doc) for doc in tasks["sums"].test_docs()][:2] == ["Sum: 0+1=", "Sum: 1+1="]
+    assert run("Sums", benchmark).metrics["accuracy"].n == 6
+    before = benchmark.definition
+    (folder / "words.py").write_text("def text(doc): return doc['question']\n")
+    assert benchmark.definition != before
+    with pytest.raises(UserError, match=r"B\.task=sum: did you mean 'sums'"):
+        replace(benchmark, task="sum").check("B")
+    with pytest.raises(UserError, match=r"B\.task_folder=.*no such folder"):
+        replace(benchmark, task_folder=str(tmp_path / "none")).check("B")
+    with pytest.raises(UserError, match=r"B\.task_folder=.*only tasks of lm-eval have one"):
+        replace(benchmark, kind="sampled").check("B")
+
+
 def test_without_a_verifier_lm_eval_scores_each_sample(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +258,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         )
     (tmp_path / "subjects.yaml").write_text(f"group: subjects\ntask: [{', '.join(SUBJECTS)}]\n")
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks._task_manager", lambda task: manager)
+    monkeypatch.setattr("pipelines.evaluation.lm_eval_tasks._task_manager", lambda *_: manager)
     return "subjects"
 
 

@@ -124,7 +124,7 @@ def test_a_stage_run_finds_its_files_and_refuses_changed_ones(
         run_stage(spec, **arguments)
     assert [task if stage == "grpo" else task["Chain-3"].dataset for task in seen] == [str(file)]
     file.write_text(QUESTIONS + QUESTIONS.replace("What", "Say what"))
-    with pytest.raises(StageFailure, match=r"questions\.jsonl: the file has gone or its content has changed"):
+    with pytest.raises(StageFailure, match=r"questions\.jsonl: it has gone or its content has changed"):
         run_stage(spec, **arguments)
 
 

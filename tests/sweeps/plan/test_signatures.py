@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from pipelines.configuration import STAGES
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
-from pipelines.configuration.evaluation import BenchmarkConfig
+from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
 from pipelines.configuration.question_sets import QuestionSetConfig
 from pipelines.configuration.tracking import OTHER_TRACKERS
 from sweeps.compose.cells import compose_cell, compose_cells
@@ -59,6 +59,7 @@ CHANGES = {
         evaluation.benchmarks.*.stages evaluation.benchmarks.*.items evaluation.benchmarks.*.samples
         evaluation.benchmarks.*.dataset evaluation.benchmarks.*.shots evaluation.benchmarks.*.metric
         evaluation.benchmarks.*.verifier evaluation.benchmarks.*.max_new_tokens
+        evaluation.benchmarks.*.task_folder
     """,
 }
 """The first stage whose signature a key changes; those after it follow through their parents."""
@@ -133,6 +134,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.benchmarks.*.shots": 3,
     "evaluation.benchmarks.*.metric": "acc",
     "evaluation.benchmarks.*.verifier": "math",
+    "evaluation.benchmarks.*.task_folder": str(TASK_FILES),
     "evaluation.benchmarks.*.max_new_tokens": 7,
     "evaluation.max_new_tokens": 20,
     "evaluation.engine": "replica",
@@ -212,6 +214,8 @@ def changed(key: str) -> Cell:
         node.engine = "replica"
     if name in ("kind", "dataset"):  # a kind has its own tasks, and a file's are formats
         node.task = "text" if name == "kind" else "marked"
+    if name == "task_folder":  # only tasks of lm-eval have one
+        node.kind, node.task = "harness", sorted(TASK_FILES.glob("*.yaml"))[0].stem
     cell = OmegaConf.to_object(content)
     assert isinstance(cell, Cell)
     return cell
