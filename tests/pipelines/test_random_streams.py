@@ -28,6 +28,7 @@ def test_values_never_change() -> None:
         "HELD_OUT": 500381080,
         "PASS_RATE": 1297534107,
         "BENCHMARK": 303130093,
+        "ADAPTERS": 1766018808,
         "GENERATION": 280153543,
     }
 

@@ -16,7 +16,9 @@ from pipelines.tasks.question_files import read_questions
 
 
 def grpo(folder: Path, **sets: QuestionSetConfig) -> GRPOConfig:
-    return GRPOConfig(1, list(sets), 1, questions=sets, questions_folder=str(folder / "questions"))
+    return GRPOConfig(
+        steps=1, tasks=list(sets), milestones=1, questions=sets, questions_folder=str(folder / "questions")
+    )
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> str:

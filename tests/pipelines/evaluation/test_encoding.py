@@ -69,7 +69,7 @@ def test_every_path_gives_the_model_the_same_tokens(
     engine = _Recorded(model)
     with Judge(1) as judge:
         collector = Collector(
-            GRPOConfig(1, ["chain3"], 1, samples=2, max_new_tokens=3), engine, judge,
+            GRPOConfig(steps=1, tasks=["chain3"], milestones=1, samples=2, max_new_tokens=3), engine, judge,
             tokenizer=corpus.tokenizer, questions=Questions([[question]], 0), seed=0,
         )  # fmt: skip
         collector.sample([question], step=1, seed=(0,))
