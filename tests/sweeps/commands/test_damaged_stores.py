@@ -190,3 +190,28 @@ def test_a_disk_that_was_full_for_a_moment_is_named_with_the_way_out(stage: str,
         True,
     )
     assert run("seed=1", *FEW, "until=pretrain", cwd=tmp_path).returncode == 0
+
+
+def test_what_another_command_s_worker_left_is_removed_though_it_lived_when_this_command_began(tmp_path: Path) -> None:
+    """It was killed between publishing and tidying, while this command ran something else."""
+    few = [*FEW, "until=pretrain"]
+    assert run("seed=1", *few, cwd=tmp_path).returncode == 0
+    done = next(run for run in Store.open(tmp_path / "store").runs() if run.stage == "pretrain")
+    code = (
+        f"import pathlib, time, sweeps.store.leases as l; l.claim(pathlib.Path({str(done.folder)!r})); time.sleep(60)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code], env=FAKE)
+    other = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.commands.run", "seed=1,2", *few],
+        cwd=tmp_path, env={**FAKE, "FAKE_SECONDS": "2"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl"))) < 1:  # of seed 2, which has begun
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (done.folder / "leases").exists()
+    worker.kill()
+    worker.wait()
+    assert other.wait(60) == 0
+    assert not (done.folder / "leases").exists()
+    assert list(done.folder.glob("work-*")) == []
