@@ -33,7 +33,7 @@ def decoder_of(model: PreTrainedModel, prefill: Prefill, capacity: int) -> Decod
     """The fastest decoder for `model`, after its prompts; `capacity`: columns of its buffers."""
     if qwen3.supports(model):
         return qwen3.Decoder(model, prefill, capacity)
-    return (_ForwardPass if has_full_attention(model) else _OwnCache)(model, prefill, capacity)
+    return (_BufferedCache if has_full_attention(model) else _OwnCache)(model, prefill, capacity)
 
 
 def causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -46,77 +46,76 @@ def causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _ForwardPass:
-    """Decodes one token per row by the model's own forward pass over buffers of keys and values."""
+    """Decodes one token per row by the model's own forward pass over a cache of keys and values."""
 
-    def __init__(self, model: PreTrainedModel, prefill: Prefill, capacity: int) -> None:
-        self._model = model
-        self._layers = [
-            _Buffer(layer.keys, layer.values, rows=prefill.source, capacity=capacity) for layer in prefill.cache.layers
-        ]
-        self._cache = Cache(layers=list(self._layers))
+    def __init__(self, model: PreTrainedModel, prefill: Prefill, *, cache: Cache, mask: Tensor | None) -> None:
+        """`mask` has a row of each response, in its last dimension a column per token so far."""
+        self._model, self._cache, self._mask = model, cache, mask
         self._position = prefill.lengths[prefill.source][:, None]
-        # [B, 1, 1, columns]: the last row of the prompts' mask, which every new token extends by one column.
-        mask = prefill.mask
-        self._mask = None if mask is None else causal_mask(mask, model.dtype)[prefill.source, :, -1:]
 
-    def keep(self, rows: Tensor) -> None:
-        for layer in self._layers:
-            layer.reserve(layer.keys, layer.values, rows=rows, capacity=layer.keys.shape[2])
+    def _keep_rows(self, rows: Tensor) -> None:
         self._position = self._position[rows]
         self._mask = None if self._mask is None else self._mask[rows]
 
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """See `Decoder`."""
+        if self._mask is not None:
+            # A new column: True where True is a token, 0 where the mask is added to scores.
+            self._mask = F.pad(self._mask, (0, 1), value=float(self._mask.dtype == torch.bool))
+        output = self._model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._position = self._position + 1
+        return output.logits[:, -1]
+
+
+class _BufferedCache(_ForwardPass):
+    """Over plain buffers, which are filled in place."""
+
+    def __init__(self, model: PreTrainedModel, prefill: Prefill, capacity: int) -> None:
+        self._layers = [
+            _Buffer(layer.keys, layer.values, rows=prefill.source, capacity=capacity) for layer in prefill.cache.layers
+        ]
+        # [B, 1, 1, columns]: the last row of the prompts' mask.
+        mask = prefill.mask
+        last = None if mask is None else causal_mask(mask, model.dtype)[prefill.source, :, -1:]
+        super().__init__(model, prefill, cache=Cache(layers=list(self._layers)), mask=last)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Decoder`."""
+        for layer in self._layers:
+            layer.reserve(layer.keys, layer.values, rows=rows, capacity=layer.keys.shape[2])
+        self._keep_rows(rows)
+
     def grow(self, capacity: int) -> None:
+        """See `Decoder`."""
         rows = torch.arange(len(self._position), device=self._position.device)
         for layer in self._layers:
             layer.reserve(layer.keys, layer.values, rows=rows, capacity=capacity)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        if self._mask is not None:
-            self._mask = F.pad(self._mask, (0, 1))
-        output = self._model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask,
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._position = self._position + 1
-        return output.logits[:, -1]
 
-
-class _OwnCache:
-    """Decodes one token per row by the model's own forward pass over its own cache, such as one of sliding windows."""
+class _OwnCache(_ForwardPass):
+    """Over the model's own cache, such as one of sliding windows, which grows by itself."""
 
     def __init__(self, model: PreTrainedModel, prefill: Prefill, capacity: int) -> None:
-        """The cache grows by itself, so `capacity` is not needed."""
-        self._model, self._cache = model, prefill.cache
-        self._cache.batch_select_indices(prefill.source)
-        self._position = prefill.lengths[prefill.source][:, None]
-        # [B, columns], True on tokens; every new token extends it by one column.
-        self._mask = None if prefill.mask is None else prefill.mask[prefill.source]
+        """`capacity` is not needed."""
+        prefill.cache.batch_select_indices(prefill.source)
+        # [B, columns], True on tokens.
+        mask = None if prefill.mask is None else prefill.mask[prefill.source]
+        super().__init__(model, prefill, cache=prefill.cache, mask=mask)
 
     def keep(self, rows: Tensor) -> None:
+        """See `Decoder`."""
         self._cache.batch_select_indices(rows)
-        self._position = self._position[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
+        self._keep_rows(rows)
 
     def grow(self, capacity: int) -> None:
-        pass
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        if self._mask is not None:
-            self._mask = F.pad(self._mask, (0, 1), value=True)
-        output = self._model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask,
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._position = self._position + 1
-        return output.logits[:, -1]
+        """See `Decoder`."""
 
 
 class _Buffer(DynamicLayer):
