@@ -4,8 +4,7 @@ The largest numbers are far above any study, and low enough that a cell with the
 their types. So a slip of the keyboard is an error message at once, and not a process that fills the memory.
 """
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from pipelines.errors import require
@@ -51,31 +50,29 @@ def check_bounds(cell: Any) -> None:
 
     Bytes that are no UTF-8 reach a text as halves of surrogate pairs; only the path of the store may have them.
     """
-    for key, name, value in _leaves(cell, "", ""):
-        if isinstance(value, int):
-            largest = LARGEST.get(name, LARGEST_OTHER)
-            require(value <= largest, key, value, fix=f"it may be at most {largest:,}")
-        elif key != "store":
+    _check(cell, "", "")
+
+
+def _check(value: Any, key: str, name: str) -> None:
+    """Check a value and all in it; `name` is that by which it has a bound. Every cell of a sweep comes through here."""
+    if isinstance(value, str):
+        if not value.isascii() and key != "store":
             is_text = not SURROGATES.search(value)
             require(is_text, key, value, fix="it has bytes that are no UTF-8; choose another name, or rename the file")
-
-
-def _leaves(value: Any, key: str, name: str) -> Iterator[tuple[str, str, int | str]]:
-    """Yields the key, the name by which it has a bound, and the value of every whole number and text."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int | str):
-        yield key, name, value
-    elif is_dataclass(value):
-        for field in fields(value):
-            inner = f"{key}.{field.name}" if key else field.name
-            # A named sweep has overrides, which are checked in the cells that they make.
-            if inner != "sweep":
-                yield from _leaves(getattr(value, field.name), inner, field.name)
+    elif isinstance(value, int):
+        largest = LARGEST.get(name, LARGEST_OTHER)
+        if value > largest:
+            require(False, key, value, fix=f"it may be at most {largest:,}")
     elif isinstance(value, dict):
         for entry, item in value.items():
-            yield from _leaves(str(entry), key, name)
-            yield from _leaves(item, f"{key}.{entry}", name)
+            _check(str(entry), key, name)
+            _check(item, f"{key}.{entry}", name)
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item, key, name)
+            _check(item, key, name)
+    elif is_dataclass(value):
+        for attribute, item in vars(value).items():
+            inner = f"{key}.{attribute}" if key else attribute
+            # A named sweep has overrides, which are checked in the cells that they make.
+            if inner != "sweep":
+                _check(item, inner, attribute)
