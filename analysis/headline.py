@@ -215,10 +215,11 @@ def _word(value: float, p: float) -> str:
 
 def _of_text(source: StudySource, setting: str, *, model: str, metric: str) -> Sampled | None:
     """A metric of held-out text after pre-training."""
-    return _quantity(source, setting, model, stage="pretrain", metric=metric)
+    return quantity(source, setting, model, stage="pretrain", metric=metric)
 
 
-def _quantity(source: StudySource, setting: str, model: str, **options: str | int) -> Sampled | None:
+def quantity(source: StudySource, setting: str, model: str, **options: str | int) -> Sampled | None:
+    """Returns what the term value(SETTING, OPTIONS) of a claim is on a model; None if it is not measured."""
     try:
         return source.quantity(Term("value", setting, tuple(sorted(options.items()))), model)
     except NotMeasured:
@@ -242,7 +243,7 @@ def _result(study: Study, source: StudySource) -> tuple[Measure, Quantities]:
     pairs = study.runs[["model", "objective"]].drop_duplicates().itertuples(index=False)
     averages: Quantities = {}
     for model, setting in pairs:
-        before, after = (_quantity(source, setting, model, metric="avg", at=at) for at in (0, "last"))
+        before, after = (quantity(source, setting, model, metric="avg", at=at) for at in (0, "last"))
         averages[model, setting] = {"before": before, "after": after}
     return Measure("result", "average over the held-out benchmarks", "Avg@n", "percent", 1), averages
 

@@ -41,6 +41,7 @@ from analysis.table_columns import (
     with_columns,
 )
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table, interval_note
+from analysis.theory_table import theory_table
 from analysis.variance_table import variance_table
 from pipelines.configuration import START, TOKEN_STAGES
 from pipelines.python_gc import no_collection
@@ -80,14 +81,14 @@ def build_tables(
     cells = mark_best([draft.table for draft in drafts])
     tables = [draft.finished(marked) for draft, marked in zip(drafts, cells, strict=True)]
     if not selected_numbers:
-        tables += _course_tables(study, estimates, selected_models, provenance=builder.provenance)
+        tables += _further_tables(study, estimates, selected_models, provenance=builder.provenance)
     if len(study.runs) and (not selected_numbers or 1 in selected_numbers):
         tables.insert(0, _architecture_table(study, builder.provenance, selected_models))
     return sorted(tables, key=lambda table: (table.number is None, table.number or 0))
 
 
-def _course_tables(study: Study, estimates: Estimates, models: set[str], *, provenance: str) -> list[Table]:
-    """The tables about the course of RL, which the paper does not have."""
+def _further_tables(study: Study, estimates: Estimates, models: set[str], *, provenance: str) -> list[Table]:
+    """The tables that the paper does not have: of the course of RL, and of theory."""
     selected = [model for model in _models(study) if not models or model in models]
     made = [
         table
@@ -95,6 +96,7 @@ def _course_tables(study: Study, estimates: Estimates, models: set[str], *, prov
         for table in (
             learning_table(study, estimates, model, provenance=provenance),
             variance_table(study, model, provenance),
+            theory_table(study, model, provenance),
         )
     ]
     return [table for table in made if table is not None]

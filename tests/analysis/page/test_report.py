@@ -253,7 +253,7 @@ def test_sorting_by_keyboard(page: Page) -> None:
 
 def test_filters(page: Page) -> None:
     page.select_option("[data-filter=objective]", "diversity")
-    assert page.locator("section.table:visible").count() == 1 + 2 + 1  # models, two stages by beta, its RL
+    assert page.locator("section.table:visible").count() == 1 + 2 + 1 + 1  # models, two stages by beta, its RL, theory
     assert set(
         page.locator("#table-03-nano tbody tr:visible").evaluate_all("all => all.map(r => r.dataset.objective)")
     ) == {"diversity"}
@@ -267,7 +267,7 @@ def test_filters(page: Page) -> None:
     }
     page.select_option("[data-filter=objective]", "")
     page.select_option("[data-filter=benchmark]", "")
-    assert page.locator("section.table:visible").count() == 10
+    assert page.locator("section.table:visible").count() == 11
 
 
 def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
