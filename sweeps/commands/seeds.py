@@ -10,7 +10,7 @@ from sweeps.commands.shared_arguments import StorePath, app, console
 
 @app.command("seeds")
 def seeds(
-    which: Annotated[str, typer.Argument(help="Label of the study, which is also its sweep's name: nano, graded, ...")],
+    which: Annotated[str, typer.Argument(help="Label of the study, which is also its sweep's name: nano, micro, ...")],
     *,
     store: StorePath = "store",
 ) -> None:
