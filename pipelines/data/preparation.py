@@ -7,6 +7,7 @@ in the same split whatever their source.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,8 @@ from pipelines.data.contamination import N
 from pipelines.data.ngrams import ngram_hashes, split_words
 from pipelines.data.part_schedule import PartSchedule, Progress, Record
 from pipelines.data.part_worker import Preparation, prepare_part, record_path, stamp, start_worker
+from pipelines.data.prepared_sources import NAME as SOURCES
+from pipelines.data.prepared_sources import write_sources
 from pipelines.data.sources import Part, documents_of, parts_of
 from pipelines.data.token_shards import FORMAT, SPLITS
 from pipelines.data.tokenizer import END_OF_TEXT, document_encoder, train_tokenizer
@@ -44,14 +47,15 @@ def prepare_shards(
     validation: float | None = None,
     evaluation_files: list[str],
     progress: Callable[[Progress], None] = lambda progress: None,
+    again: bool = False,
 ) -> Path:
     """Make the token shards of `data.sources` in `data.shards` and return the path of their index.
 
     Documents that share n-grams with `evaluation_files` are left out. `validation` is the share of the documents that
-    is held out, by default 0.001, or 0.05 of files of less than `SMALL_BYTES`. Finished parts are kept. `progress` is
-    called as the work begins and after each part. Raises `UserError` if no folder or source is configured, if a source
-    does not have the fields of its documents, if the tokenizer has no end-of-text token, or if the folder was begun
-    with another tokenizer, validation share or other evaluation sets.
+    is held out, by default 0.001, or 0.05 of files of less than `SMALL_BYTES`. Finished parts are kept; `again` removes
+    them and their tokenizer first. `progress` is called as the work begins and after each part. Raises `UserError` if
+    no folder or source is configured, if a source does not have the fields of its documents, if the tokenizer has no
+    end-of-text token, or if the folder was begun with another tokenizer, validation share or other evaluation sets.
     """
     require(data.shards is not None, "data.shards", "null", fix="name the folder for the token shards")
     require(bool(data.sources), "data.sources", "{}", fix="name at least one source")
@@ -62,6 +66,8 @@ def prepare_shards(
     validation = _usual_share(parts) if validation is None else validation
     for name in evaluation_files:
         require(os.path.isfile(name), "--decontaminate", name, fix="no such file; give the path of an existing one")
+    if again:
+        _remove_shards(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ngrams = _write_evaluation_ngrams(folder, evaluation_files)
     # Shards of different settings must not be mixed in one folder.
@@ -76,7 +82,7 @@ def prepare_shards(
     if settings_path.exists() and read_json(settings_path) != settings:
         raise UserError(
             f"data.shards={folder}: it was begun with another tokenizer, other sources, another validation share or "
-            "other evaluation sets; name another folder, or delete it"
+            "other evaluation sets; make them again with --again, or name another folder"
         )
     # Workers load the tokenizer from the folder; its end-of-text token and size go into every shard.
     tokenizer = _prepare_tokenizer(data, parts, folder)
@@ -85,7 +91,21 @@ def prepare_shards(
     schedule = PartSchedule(parts, budgets, _records(folder, parts))
     _prepare_parts(schedule, preparation, processes=processes, progress=progress)
     records = schedule.used()
+    write_sources(folder, data, parts, records)
     return _write_index(folder, records, tokenizer, searched=ngrams is not None)
+
+
+def _remove_shards(folder: Path) -> None:
+    """Remove what an earlier preparation wrote, and nothing else that is in the folder; the index goes first."""
+    settings = folder / "preparation.json"
+    if not settings.is_file():
+        return
+    sources = {part["source"] for part in read_json(settings, ("parts",))["parts"]}
+    for name in ("index.json", SOURCES, "evaluation-ngrams.npy"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("tokenizer", *sources):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    settings.unlink()
 
 
 def _usual_share(parts: list[Part]) -> float:

@@ -43,6 +43,9 @@ def prepare(
         list[str] | None,
         typer.Option(help="JSONL of an evaluation set; documents that share 13 words in a row with it are dropped."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Remove the shards and the tokenizer that are there, and begin again.")
+    ] = False,
 ) -> None:
     """Prepare token shards of data.sources in data.shards. If it is killed, the same command resumes."""
     from sweeps.compose.cells import compose_data
@@ -56,6 +59,7 @@ def prepare(
             validation=validation,
             evaluation_files=decontaminate or [],
             progress=bar.update,
+            again=again,
         )
     finally:
         bar.stop()

@@ -10,6 +10,7 @@ from pipelines import foreign_text
 from pipelines.configuration import STAGES, TOKEN_STAGES
 from pipelines.configuration.cell import Cell, unsupported
 from pipelines.configuration.compute import micro_batch
+from pipelines.data.prepared_sources import outdated
 from pipelines.errors import StageFailure, UserError, require
 from sweeps.compose.launcher_options import SlurmLauncherConfig, resources
 from sweeps.execute.display import Display, plan_table, title
@@ -132,6 +133,10 @@ def prepared(cells: list[Cell]) -> tuple[Plan, Store]:
     if len({store_path(store).resolve() for store in stores}) > 1:
         raise UserError(f"store={','.join(sorted(stores))}: a command can write to only one store")
     reasons = dict.fromkeys(reason for cell in cells if (reason := unsupported(cell)))
+    # Cells of a sweep share their data, and comparing files with what shards were made of may take a while.
+    for data in {repr(cell.data): cell.data for cell in cells}.values():
+        if reason := outdated(data):
+            reasons.setdefault(reason)
     if reasons:
         raise UserError("\n".join(reasons))
     return plan(cells), Store.create(stores.pop())
