@@ -32,7 +32,7 @@ from pipelines.tasks.families import format_of
 from pipelines.tasks.formats import FORMATS
 from pipelines.tasks.judging import QUESTION_FORMAT
 from pipelines.tasks.question_files import check_questions
-from pipelines.tasks.question_sets import QUESTION_SETS
+from pipelines.tasks.question_sets import SETS, plugin_set
 
 
 @dataclass
@@ -265,10 +265,14 @@ class Cell:
             tasks = {
                 "text": [*(["text"] if self.data.text else []), *self.data.sources],
                 "choice": list(CHOICE_TASKS),
-                "sampled": [*self.data.tasks, *QUESTION_SETS],
+                "sampled": list(self.data.tasks),
             }[benchmark.kind]
+            tasks += SETS[benchmark.kind]
+        items = plugin_set(benchmark.kind, benchmark.task) if benchmark.dataset is None else None
+        fix = "both data.sources and a plugin's benchmark have this name; rename one of them"
+        require(items is None or benchmark.task not in self.data.sources, f"{key}.task", benchmark.task, fix=fix)
         reads_text = benchmark.kind == "choice" or (benchmark.kind == "text" and benchmark.task == "text")
-        self._check_text(f"{key}.task", benchmark.task, reads_text=reads_text)
+        self._check_text(f"{key}.task", benchmark.task, reads_text=reads_text and items is None)
         fix = (
             "there is no held-out text: name packages in data.text, or sources in data.sources"
             if benchmark.kind == "text"
@@ -276,8 +280,8 @@ class Cell:
         )
         require(bool(tasks), f"{key}.task", benchmark.task, fix=fix)
         require_option(f"{key}.task", benchmark.task, tasks)
-        if benchmark.kind == "sampled" and benchmark.dataset is None and benchmark.task in QUESTION_SETS:
-            QUESTION_SETS[benchmark.task].read(benchmark.task)
+        if items:
+            items.read(benchmark.task)
         elif benchmark.kind == "sampled" and benchmark.dataset is None:
             check_family_split(f"{key}.task", benchmark.task, data=self.data, split="test")
         elif benchmark.kind == "text":

@@ -190,6 +190,13 @@ class Corpus:
         indices = row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)
         return tokens[indices], np.searchsorted(starts, indices, side="right") - 1
 
+    def rows_of_texts(self, texts: list[str], length: int) -> Tokens:
+        """Returns the rows [rows, length + 1] of texts that are not in the corpus, made like those of its documents."""
+        begin, end = self.document_start, self.tokenizer.eos_token_id
+        tokenizer = document_encoder(self.folder / "tokenizer.json")
+        tokens, starts = _encode(texts, tokenizer, begin=begin, end=end)
+        return tokens[row_starts(starts, len(tokens), length)[:, None] + np.arange(length + 1)]
+
 
 def row_starts(document_starts: NDArray[np.int64], tokens: int, length: int) -> NDArray[np.int64]:
     """Returns the indices at which rows of `length` + 1 tokens begin.

@@ -26,6 +26,7 @@ from pipelines.evaluation.multiple_choice import choice_items, measure_choice
 from pipelines.evaluation.sampled_answers import measure_samples
 from pipelines.evaluation.samples import SAMPLES, Sample, write_rows
 from pipelines.files import replacing
+from pipelines.tasks.question_sets import plugin_set
 
 logger = logging.getLogger("pipelines")
 
@@ -113,6 +114,8 @@ def _measure(context: EvaluationContext, name: str, benchmark: BenchmarkConfig) 
     key: dict[str, Any] = {"kind": benchmark.kind, "task": benchmark.task, "items": benchmark.items}
     if benchmark.kind == "text":
         key |= {"text_length": context.config.text_length}
+    if items := plugin_set(benchmark.kind, benchmark.task):
+        key |= {"source": items.source}
     measure = measure_text if benchmark.kind == "text" else measure_choice
 
     def compute(_: range) -> Rows:

@@ -14,6 +14,7 @@ from pipelines.errors import StageFailure
 from pipelines.evaluation import distribution
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.metrics import Estimate, mean_and_error
+from pipelines.tasks.question_sets import TEXT_SETS
 from shaping.objective import Objective
 from shaping.statistics import entropy, head_tail_mass
 from shaping.theory import stationary_distribution
@@ -32,7 +33,7 @@ class HeldOutRows(NamedTuple):
     domains: NDArray[np.int64]
     """The domain of each token [rows, length + 1], an index into `domain_names`."""
     domain_names: list[str]
-    """Packages of the documents, or the source of token shards."""
+    """Packages of the documents, or the source of token shards or of a plugin."""
     available: int
     """All rows of the test split."""
 
@@ -42,15 +43,21 @@ def held_out_rows(corpus: Corpus, benchmark: BenchmarkConfig, length: int) -> He
 
     Raises `StageFailure` if the text has fewer than `length` + 1 tokens.
     """
-    rows = corpus.rows(benchmark.task, "test", length)
+    of_plugin = TEXT_SETS.get(benchmark.task)
+    rows: NDArray[Any] | ShardRows
+    if of_plugin:
+        rows = corpus.rows_of_texts(of_plugin.read(benchmark.task), length)
+    else:
+        rows = corpus.rows(benchmark.task, "test", length)
     if not len(rows):
+        way_out = "let its plugin return more" if of_plugin else "add packages to data.text"
         raise StageFailure(
             f"evaluation.text_length={length}: the held-out text of {benchmark.task} has fewer tokens; use a smaller "
-            "value, or add packages to data.text"
+            f"value, or {way_out}"
         )
     chosen = evenly(len(rows), benchmark.items)
     # Token shards do not record documents: their domain is the source. In other text it is the document's package.
-    if isinstance(rows, ShardRows):
+    if of_plugin or isinstance(rows, ShardRows):
         tokens = rows[chosen]
         return HeldOutRows(tokens, np.zeros(tokens.shape, dtype=np.int64), [benchmark.task], len(rows))
     rows, documents = corpus.rows_with_documents(benchmark.task, "test", length)

@@ -1,6 +1,7 @@
-"""Benchmarks of kind `choice`: questions whose right answer is the likeliest of four for a good model.
+"""Benchmarks of kind `choice`: questions whose right answer is the likeliest one for a good model.
 
-The functions that build the items of a task are listed in `pipelines.configuration.evaluation.CHOICE_TASKS`.
+The functions that build the items of a task, of four answers, are listed in
+`pipelines.configuration.evaluation.CHOICE_TASKS`; plugins have sets of their own, with any number of answers.
 """
 
 import pkgutil
@@ -9,11 +10,13 @@ import numpy as np
 
 from pipelines.configuration.evaluation import CHOICE_TASKS, BenchmarkConfig
 from pipelines.data.corpus import Corpus
+from pipelines.data.selection import evenly
 from pipelines.data.tokenizer import fitting_pair
 from pipelines.errors import StageFailure
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.metrics import estimate
 from pipelines.rollouts import likelihoods
+from pipelines.tasks.question_sets import CHOICE_SETS, Choices
 
 BATCH_TOKENS = 16_384
 CHOICES = 4
@@ -24,13 +27,26 @@ continuation fit into the 64 tokens of a row that a nano model is pre-trained on
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of the continuation that is scored after it."""
 Item = list[Pair]
-"""The `CHOICES` pairs of one question; the right one is first."""
+"""The pairs of one question; the right one is first."""
 
 
 def choice_items(corpus: Corpus, benchmark: BenchmarkConfig) -> list[Item]:
     """The items of a benchmark."""
+    if of_plugin := CHOICE_SETS.get(benchmark.task):
+        questions = of_plugin.read(benchmark.task)
+        return [_plugin_item(corpus, questions[i]) for i in evenly(len(questions), benchmark.items)]
     items: list[Item] = pkgutil.resolve_name(CHOICE_TASKS[benchmark.task])(corpus, benchmark.items)
     return items
+
+
+def _plugin_item(corpus: Corpus, question: Choices) -> Item:
+    """The pairs of a plugin's question; continuations are encoded alone, so their beginning has the same tokens."""
+    beginning = corpus.encode(question.beginning)
+    others = [text for i, text in enumerate(question.continuations) if i != question.right]
+    return [
+        (beginning, corpus.tokenizer.encode(text, add_special_tokens=False))
+        for text in (question.continuations[question.right], *others)
+    ]
 
 
 def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> BenchmarkResult:
@@ -45,9 +61,9 @@ def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> Be
     for batch, scores in likelihoods(context.model, contexts, continuations, batch_tokens=BATCH_TOKENS):
         by_pair = scores.log_probs.split([len(continuations[i]) for i in batch])
         log_probs[batch] = [tokens.sum().item() for tokens in by_pair]
-    # [items, CHOICES], the right pair first.
-    by_item = log_probs.reshape(-1, CHOICES)
-    right = by_item[:, 0] > by_item[:, 1:].max(1)
+    # The pairs of each item, the right one first.
+    by_item = np.split(log_probs, np.cumsum([len(item) for item in items])[:-1])
+    right = np.array([scores[0] > scores[1:].max() for scores in by_item])
     available = len(items) if len(items) < benchmark.items else None
     return BenchmarkResult({"accuracy": estimate(right.astype(np.float64))}, Coverage(len(items), available, cut))
 

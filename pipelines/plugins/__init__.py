@@ -16,11 +16,12 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from pipelines.errors import UserError, nearest
 from pipelines.plugins.checks import check_parameters
 from pipelines.plugins.registration import register
 from pipelines.tasks.families import FAMILIES, Family, Problem
 from pipelines.tasks.formats import FORMATS, Format
-from pipelines.tasks.question_sets import QUESTION_SETS, QuestionSet
+from pipelines.tasks.question_sets import SETS, ChoiceSet, QuestionSet, TextSet
 from pipelines.verifiers.registry import VERIFIERS, Verifier
 
 __all__ = ["Problem", "answer_format", "benchmark", "family", "verifier"]
@@ -83,11 +84,19 @@ def family(
     return decorate
 
 
-def benchmark(name: str, *, format: str = "marked") -> Callable[[Function], Function]:
-    """Register a function that returns (question, answer) pairs as the `task` of benchmarks of the kind `sampled`."""
+def benchmark(name: str, *, kind: str = "sampled", format: str = "marked") -> Callable[[Function], Function]:
+    """Register a function without parameters as the `task` of benchmarks of a kind. It returns, by `kind`:
 
-    def decorate(function: Callable[[], Iterable[tuple[str, str]]]) -> Any:
-        register("benchmark", QUESTION_SETS, name, entry=QuestionSet(function, format))
+    * `sampled`: (question, answer) pairs, which are asked in `format`;
+    * `choice`: (beginning, continuations, index of the right one); a model answers with the likeliest;
+    * `text`: held-out texts, whose perplexity and distributions are measured.
+    """
+
+    def decorate(function: Callable[[], Iterable[Any]]) -> Any:
+        if kind not in SETS:
+            raise UserError(f"benchmark {name!r}: kind={kind}: {nearest(kind, SETS)}")
+        entries = {"choice": ChoiceSet(function), "text": TextSet(function)}
+        register(f"{kind} benchmark", SETS[kind], name, entry=entries.get(kind) or QuestionSet(function, format))
         return function
 
     return decorate

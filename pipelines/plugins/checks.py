@@ -26,6 +26,8 @@ def check_registered(registrations: Iterable[Loading]) -> None:
                 _check_verifier(key, entry)
             elif kind == "answer format":
                 _check_format(key, entry)
+            elif kind in ("choice benchmark", "text benchmark"):
+                continue  # they have no format
             elif entry.format not in FORMATS:
                 raise UserError(f"{key}: format={entry.format}: {nearest(entry.format, FORMATS)}")
             elif kind == "task family":

@@ -12,7 +12,9 @@ from typing import Any
 
 from pipelines.configuration import START, TRAINING_STAGES
 from pipelines.configuration.cell import Cell
+from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.configuration.objective import ObjectiveConfig
+from pipelines.tasks.question_sets import plugin_set
 from sweeps.plan.graph import StageRun
 from sweeps.plan.names import Variant, checkpoint_name, knobs_name, objective_name, shown
 from sweeps.plan.signatures import (
@@ -130,7 +132,7 @@ def _tempered(ce: _PlannedCell, other: _PlannedCell, trained: dict[str, StageRun
             "signature": trained["midtrain"].signature,
             "checkpoint": checkpoint_name(other.cell.midtrain.checkpoints()[-1]),
         },
-        "text": {"task": text.task, "items": text.items, "length": evaluation.text_length},
+        "text": {"task": text.task, "items": text.items, "length": evaluation.text_length} | _source(text),
     }
     label = f"tempered:{other.label}"
     control = _control(rl, rl.config | {"variant": variant}, label)
@@ -149,3 +151,9 @@ def _control(run: StageRun, config: dict[str, Any], label: str) -> StageRun:
         checkpoint=run.checkpoint,
     )
     return replace(run, signature=signature, config=config, labels=run.labels | {"control": label})
+
+
+def _source(text: BenchmarkConfig) -> dict[str, Any]:
+    """The code that held-out text of a plugin comes from."""
+    items = plugin_set("text", text.task)
+    return {"source": items.source} if items else {}

@@ -22,7 +22,7 @@ from pipelines.files import sha256_of
 from pipelines.tasks.families import FAMILIES
 from pipelines.tasks.judging import QUESTION_FORMAT, judging, plugin_judging
 from pipelines.tasks.question_files import file_formats
-from pipelines.tasks.question_sets import QUESTION_SETS, QuestionSet
+from pipelines.tasks.question_sets import QuestionSet, plugin_set
 from pipelines.verifiers.content import verifier_content
 
 Content = dict[str, Any]
@@ -132,9 +132,12 @@ def grpo_content(grpo: GRPOConfig, seed: int) -> Content:
     return content | ({"judged": judging(QUESTION_FORMAT)} if files else {}) | _plugins(formats)
 
 
-def _plugins(formats: Iterable[str], questions: QuestionSet | None = None) -> Content:
-    """Returns the key `plugins` with what plugins do to questions in these formats; nothing where there are none."""
-    content = plugin_judging(formats) | ({"questions": questions.source} if questions else {})
+def _plugins(formats: Iterable[str], source: str | None = None) -> Content:
+    """Returns the key `plugins` with what plugins do to questions in these formats; nothing where there are none.
+
+    `source` is that of the plugin which the items come from.
+    """
+    content = plugin_judging(formats) | ({"questions": source} if source else {})
     return {"plugins": content} if content else {}
 
 
@@ -185,8 +188,8 @@ def _benchmark_content(benchmark: BenchmarkConfig) -> Content:
     elif benchmark.local:
         content["judged"] = judging(benchmark.task)
         content |= _plugins(file_formats(str(benchmark.dataset), benchmark.task))
-    elif benchmark.kind == "sampled" and benchmark.task in QUESTION_SETS:
-        content |= _plugins([QUESTION_SETS[benchmark.task].format], QUESTION_SETS[benchmark.task])
+    elif items := plugin_set(benchmark.kind, benchmark.task):
+        content |= _plugins([items.format] if isinstance(items, QuestionSet) else [], items.source)
     elif benchmark.kind == "sampled" and benchmark.task in FAMILIES:
         content |= _plugins([FAMILIES[benchmark.task].format])
     return content

@@ -7,11 +7,15 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.configuration.grpo import ENGINES
 from pipelines.configuration.tracking import OTHER_TRACKERS, TrackingConfig
+from pipelines.data.corpus import prepare
 from pipelines.data.questions import Question
 from pipelines.errors import StageFailure, UserError
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.models.causal_lm import build_model
 from pipelines.plugins import loading
 from pipelines.plugins.loading import load_planned, planned_plugins, use_plugins
 from pipelines.tasks.families import FAMILIES
@@ -21,6 +25,8 @@ from pipelines.verifiers import VERIFIERS, Judge
 from sweeps.compose.cells import compose_cell
 from sweeps.compose.config_files import CONFIG_DIR_VARIABLE
 from sweeps.plan.planner import plan
+from tests.conftest import SMALL
+from tests.pipelines.evaluation.contexts import evaluation_context
 
 REWARDS = r"""
 import asyncio, os, time
@@ -59,6 +65,14 @@ def doubles(rng):
 @benchmark("riddles", format="estimate")
 def riddles():
     return [(f"{a}+1?", a + 1) for a in range(5)]
+
+@benchmark("capitals", kind="choice")
+def capitals():
+    return [("France has", [" Rome", " Paris"], 1), ("Three:", [" a", " b", " c"], 0)]
+
+@benchmark("letters", kind="text")
+def letters():
+    return [f"Dear reader {i}, this is letter {i}." for i in range(20)]
 """
 
 
@@ -216,10 +230,81 @@ def test_code_that_hangs_is_stopped(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_benchmark_that_raises_or_returns_no_questions_is_refused(folder: Path) -> None:
-    for body, message in {"1 / 0": "raised ZeroDivisionError", "[1]": "item 1 is 1", "[]": "no questions"}.items():
+    for body, message in {"1 / 0": "raised ZeroDivisionError", "[1]": "item 1 is 1", "[]": "no items"}.items():
         (folder / "rewards.py").write_text(f"{REWARDS}\nbenchmark('b')(lambda: {body})\n")
         with pytest.raises(UserError, match=f"benchmark b: .*{message}"):
             compose_cell(["+evaluation.benchmarks.B={kind:sampled,group:math,task:b,items:4}"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "message"),
+    [
+        ("choice", "[('a', ['b'], 0)]", "item 1 is"),
+        ("choice", "[('a', ['b', 'c'], 0), ('a', ['b', 'c'], 2)]", "item 2 is"),
+        ("choice", "[('a', ['b', 'b'], 0)]", "at least two continuations that differ"),
+        ("text", "['a', ' ']", "item 2 is ' '; return texts that are not empty"),
+        ("text", "[]", "returns no items; return texts"),
+    ],
+)
+def test_choices_and_texts_of_a_plugin_are_checked(folder: Path, kind: str, body: str, message: str) -> None:
+    (folder / "rewards.py").write_text(f"{REWARDS}\nbenchmark('b', kind='{kind}')(lambda: {body})\n")
+    with pytest.raises(UserError, match=f"benchmark b: .*{message}"):
+        compose_cell([f"+evaluation.benchmarks.B={{kind:{kind},group:text,task:b,items:4}}"])
+
+
+def test_a_benchmark_of_an_unknown_kind_is_refused(folder: Path) -> None:
+    (folder / "rewards.py").write_text(f"{REWARDS}\nbenchmark('b', kind='chose')(lambda: [])\n")
+    assert "benchmark 'b': kind=chose: did you mean 'choice'" in refusal(folder)
+
+
+@pytest.mark.ci_only
+def test_choices_and_texts_of_a_plugin_are_measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Their values are those of the model's own forward pass, and their code is in the signature."""
+    words = [
+        *SMALL[:-9],
+        "until=pretrain",
+        "data.text=[networkx]",
+        "evaluation.text_length=24",
+        "evaluation.controls={}",
+        "evaluation.benchmarks={C:{kind:choice,group:logic,task:capitals,items:4},"
+        "T:{kind:text,group:text,task:letters,items:99}}",
+    ]
+    words = [word for word in words if not word.startswith(("midtrain", "grpo"))]
+    before = next(run for run in plan([compose_cell(words)]).runs.values() if run.stage == "evaluate")
+    cell = compose_cell(words)
+    place = tmp_path_factory.mktemp("measured")
+    corpus = prepare(cell.data, place / "cache")
+    model = build_model(cell.model, corpus.tokenizer, 10_000.0, seed=0).eval()
+    with evaluation_context(corpus, place, cell.evaluation, model=model) as context:
+        metrics = evaluate(context)["metrics"]
+
+    def loss(tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens])
+        with torch.no_grad():
+            log_probs = model(ids).logits.log_softmax(-1)[0, :-1]
+        return -log_probs.gather(-1, ids[0, 1:, None])[:, 0]
+
+    right = 0
+    for beginning, continuations, best in [("France has", [" Rome", " Paris"], 1), ("Three:", [" a", " b", " c"], 0)]:
+        start = corpus.encode(beginning)
+        ends = [corpus.tokenizer.encode(text, add_special_tokens=False) for text in continuations]
+        sums = [float(loss([*start, *end])[len(start) - 1 :].sum()) for end in ends]
+        right += sums.index(min(sums)) == best
+    assert metrics["C/accuracy"] == right / 2
+    documents = [corpus.encode(f"Dear reader {i}, this is letter {i}.") for i in range(20)]
+    # A row begins at the document which the row before it cut off.
+    rows, tokens = [], [token for document in documents for token in document] + [corpus.tokenizer.eos_token_id]
+    starts = [sum(map(len, documents[:i])) for i in range(20)]
+    position = 0
+    while position + 25 <= len(tokens):
+        rows.append(tokens[position : position + 25])
+        inside = [start for start in starts if position < start <= position + 24]
+        position = inside[-1] if inside else position + 24
+    expected = torch.cat([loss(row) for row in rows]).mean().exp()
+    assert metrics["T/perplexity"] == pytest.approx(float(expected), rel=1e-5)
+    (folder / "more" / "families.py").write_text(FAMILY.replace("Dear", "Kind"))
+    after = next(run for run in plan([compose_cell(words)]).runs.values() if run.stage == "evaluate")
+    assert (before.parent, before.signature != after.signature) == (after.parent, True)
 
 
 def test_entry_points_of_installed_packages_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
