@@ -105,7 +105,8 @@ class Cell:
     @property
     def starts_from(self) -> StartCheckpoint | None:
         """The checkpoint that the first stage starts from; None where models are trained from new weights."""
-        return read_start(self.start.checkpoint, self.start.revision) if self.start.checkpoint else None
+        start = self.start
+        return read_start(start.checkpoint, start.revision, code=start.remote_code) if start.checkpoint else None
 
     @property
     def model_name(self) -> str:

@@ -21,6 +21,8 @@ class StartConfig:
     """Label of the model in tables; null: the last part of `checkpoint`."""
     revision: str | None = None
     """Branch, tag or commit of a model on the Hub; null: its main branch as it is now."""
+    remote_code: bool = False
+    """Whether a checkpoint's own Python files are run as its model, with the rights of whoever runs the command."""
     prompts: str = "plain"
     """How questions are asked in RL and in sampled benchmarks: `plain` text, or in the tokenizer's `chat` template."""
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the names of transformers' causal language models end."""
+CODE = "*.py"
+"""Files of a model's own code."""
+NO_LIMIT = 1 << 20
+"""Tokens that a model without positions, such as a recurrent one, is taken to read (`pipelines.rollouts`)."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 KEY = "start.checkpoint"
 
@@ -59,6 +64,8 @@ class StartCheckpoint:
     """Its name on the Hub; None for a folder."""
     commit: str | None = None
     """Its commit on the Hub."""
+    code: bool = False
+    """Whether the Python files next to it are its model."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -78,14 +85,15 @@ class StartCheckpoint:
     @property
     def positions(self) -> int:
         """Tokens that it has positions for."""
-        return int(_first(self.config, "positions"))
+        return int(_first(self.config, "positions") or NO_LIMIT)
 
     @property
-    def content(self) -> dict[str, str]:
+    def content(self) -> dict[str, Any]:
         """What identifies it in a signature: the commit on the Hub, or the hash of its files."""
+        code = {"code": self.code} if self.code else {}
         if self.name and self.commit:
-            return {"hub": self.name, "revision": self.commit}
-        return {"content": content_of(self.folder)}
+            return {"hub": self.name, "revision": self.commit} | code
+        return {"content": content_of(self.folder, code=self.code)} | code
 
     @property
     def tokenizer(self) -> str:
@@ -100,32 +108,34 @@ class StartCheckpoint:
         return bool(named) or (self.folder / CHAT_TEMPLATE).is_file()
 
 
-def read_start(checkpoint: str, revision: str | None = None) -> StartCheckpoint:
+def read_start(checkpoint: str, revision: str | None = None, *, code: bool = False) -> StartCheckpoint:
     """Returns the checkpoint that `start.checkpoint` names, checked; of one on the Hub, small files are downloaded.
+
+    `code`: whether Python files next to it may be its model.
 
     Raises `UserError` if there is none, or if it is no causal language model of transformers with a tokenizer.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        return _from_hub(checkpoint, revision)
+        return _from_hub(checkpoint, revision, code)
     if revision is not None:
         raise UserError(f"start.revision={revision}: {KEY}={checkpoint} is a folder, which has none; leave it out")
-    found = StartCheckpoint(folder.absolute())
+    found = StartCheckpoint(folder.absolute(), code=code and _has_code(folder))
     _check(found, checkpoint)
     weight_files(folder, f"{KEY}={checkpoint}")
     return found
 
 
 @lru_cache(maxsize=64)
-def _from_hub(name: str, revision: str | None) -> StartCheckpoint:
+def _from_hub(name: str, revision: str | None, code: bool) -> StartCheckpoint:
     """The checkpoint of a model on the Hub, looked up once per process."""
     if not HUB_NAME.fullmatch(name):
         raise UserError(
             f"{KEY}={name}: there is no such folder; give a folder in Hugging Face format, or a name on the Hub such "
             "as Qwen/Qwen2.5-0.5B"
         )
-    folder = download(name, revision, (*MODEL_FILES, *TOKENIZER_FILES, INDEX))
-    found = StartCheckpoint(folder, name, folder.name)
+    folder = download(name, revision, (*MODEL_FILES, *TOKENIZER_FILES, INDEX, *([CODE] if code else [])))
+    found = StartCheckpoint(folder, name, folder.name, code and _has_code(folder))
     _check(found, name)
     return found
 
@@ -169,12 +179,10 @@ def _check(found: StartCheckpoint, checkpoint: str) -> None:
     if not any(str(name).endswith(CAUSAL) for name in classes):
         named = ", ".join(map(str, classes)) or "no class"
         raise UserError(f"{key}: its {CONFIG} names {named}, which is no causal language model; give a ...ForCausalLM")
-    for name in ("layers", "d_model", "heads", "positions"):
+    for name in ("layers", "d_model"):
         if _first(found.config, name) is None:
-            raise UserError(
-                f"{key}: its {CONFIG} has no {NAMES[name][0]}; only models with attention and a limit of positions can "
-                "be continued"
-            )
+            raise UserError(f"{key}: its {CONFIG} has no {NAMES[name][0]}, so its size is unknown; save it again")
+    _check_code(found, key)
     if not isinstance(found.config.get("vocab_size"), int):
         raise UserError(f"{key}: its {CONFIG} has no vocab_size; save it again with save_pretrained")
     if not (folder / TOKENIZER).is_file():
@@ -188,6 +196,35 @@ def _check(found: StartCheckpoint, checkpoint: str) -> None:
             f"{key}: its tokenizer has {size} tokens and its model only {found.vocabulary}; give the tokenizer that it "
             "was trained with"
         )
+
+
+def _has_code(folder: Path) -> bool:
+    """Whether a checkpoint names code of its own as its model."""
+    config = folder / CONFIG
+    return config.is_file() and "AutoModelForCausalLM" in (_json(config).get("auto_map") or {})
+
+
+def _check_code(found: StartCheckpoint, key: str) -> None:
+    """Raise `UserError` for a model that only its own code can load, unless that code may run and is there."""
+    if not _has_code(found.folder):
+        return
+    named = str(found.config["auto_map"]["AutoModelForCausalLM"])
+    file = named.rpartition("--")[2].partition(".")[0] + ".py"
+    if found.code:
+        if "--" in named or not (found.folder / file).is_file():
+            raise UserError(f"{key}: its model is {named}, and there is no {file} next to it; copy its code there")
+    elif not _is_known(str(found.config.get("model_type"))):
+        raise UserError(
+            f"{key}: its model is code of its own ({file}), which would run with your rights; read it, then allow it "
+            "with start.remote_code=true"
+        )
+
+
+def _is_known(model_type: str) -> bool:
+    """Whether transformers has a model of this type; found without loading it, and with it torch."""
+    spec = find_spec("transformers")
+    folders = spec.submodule_search_locations if spec else None
+    return any(Path(folder, "models", model_type.replace("-", "_")).is_dir() for folder in folders or [])
 
 
 def weight_files(folder: Path, key: str) -> list[str]:
@@ -209,20 +246,29 @@ def weight_files(folder: Path, key: str) -> list[str]:
     return [WEIGHTS]
 
 
-def imported_files(folder: Path, key: str) -> list[str]:
-    """Returns the names of the files of a checkpoint that are loaded; raises `UserError` as `weight_files` does."""
+def imported_files(folder: Path, key: str, *, code: bool = False) -> list[str]:
+    """Returns the names of the files of a checkpoint that are loaded; raises `UserError` as `weight_files` does.
+
+    With `code` its Python files are among them.
+    """
     small = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
+    small += sorted(path.name for path in folder.glob(CODE)) if code else []
     return [*small, *weight_files(folder, key)]
 
 
-def content_of(folder: Path) -> str:
-    """Returns the hash of all files of a checkpoint that are loaded."""
-    return _hash_of(folder, imported_files(folder, f"{KEY}={folder}"))
+def content_of(folder: Path, *, code: bool = False) -> str:
+    """Returns the hash of all files of a checkpoint that are loaded, its Python files among them with `code`."""
+    return _hash_of(folder, imported_files(folder, f"{KEY}={folder}", code=code))
 
 
 def tokenizer_content(folder: Path) -> str:
     """Returns the hash of a checkpoint's tokenizer."""
     return _hash_of(folder, [name for name in TOKENIZER_FILES if (folder / name).is_file()])
+
+
+def has_code(folder: Path) -> bool:
+    """Whether a checkpoint in the store has Python files, which its model then is."""
+    return any(folder.glob(CODE))
 
 
 def check_format(checkpoint: StartCheckpoint, form: str, key: str) -> None:
@@ -278,7 +324,9 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Sizes and operations that are computed from it are those of a Qwen3, or with experts of a MiniMax-M2: exact for
     these, and close for most others.
     """
-    heads, width = int(_first(config, "heads")), int(_first(config, "d_model"))
+    width = int(_first(config, "d_model"))
+    # Recurrent models may have no attention, whose sizes are taken in its place.
+    heads = int(_first(config, "heads") or max(1, width // 64))
     experts = int(_first(config, "experts") or 0)
     ffn = (config.get("moe_intermediate_size") if experts else None) or config.get("intermediate_size")
     shape = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pipelines.configuration.start_checkpoint import TOKENIZER_FILES, tokenizer_content
+from pipelines.configuration.start_checkpoint import CODE, TOKENIZER_FILES, has_code, tokenizer_content
 
 if TYPE_CHECKING:  # transformers imports torch, which commands do without
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -88,13 +88,17 @@ class StartTokenizer:
         """Returns the tokenizer, as transformers loads it."""
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        code = has_code(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=code)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         return tokenizer
 
     def save_pretrained(self, folder: Path) -> None:
-        """Copy the files to `folder`, unchanged, so that every checkpoint of the chain has the same tokenizer."""
-        for name in TOKENIZER_FILES:
+        """Copy the files to `folder`, unchanged, so that every checkpoint of the chain has the same tokenizer.
+
+        The code of a model that is its own goes along.
+        """
+        for name in (*TOKENIZER_FILES, *(path.name for path in self.folder.glob(CODE))):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
 

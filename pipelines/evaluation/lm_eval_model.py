@@ -28,6 +28,7 @@ from pipelines.evaluation.benchmark_cache import BenchmarkCache, Rows
 from pipelines.evaluation.sampler import Sampler
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Rollouts, Sampling, likelihoods
+from pipelines.rollouts.architectures import positions
 
 BATCH_TOKENS = 16_384
 RANGE_REQUESTS = 2048
@@ -62,7 +63,7 @@ class RolloutLM(TemplateLM):
         self._folder = tempfile.TemporaryDirectory()
         self._cut_answers = cut_answers
         self._cache = cache or BenchmarkCache(Path(self._folder.name), {})
-        self.max_length = int(model.config.max_position_embeddings)
+        self.max_length = positions(model)
         self.cut_prompts = 0
         """Requests whose context was cut because the model has no positions for it."""
 

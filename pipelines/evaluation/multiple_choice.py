@@ -16,6 +16,7 @@ from pipelines.errors import StageFailure
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.metrics import estimate
 from pipelines.rollouts import likelihoods
+from pipelines.rollouts.architectures import positions
 from pipelines.tasks.question_sets import CHOICE_SETS, Choices
 
 BATCH_TOKENS = 16_384
@@ -54,7 +55,7 @@ def measure_choice(context: EvaluationContext, benchmark: BenchmarkConfig) -> Be
     items = choice_items(context.corpus, benchmark)
     # All pairs are scored in one list, so that batches are full; `log_probs` [pairs] are in the order of the items.
     pairs = [pair for item in items for pair in item]
-    length = context.model.config.max_position_embeddings
+    length = positions(context.model)
     contexts, continuations = zip(*(fitting_pair(*pair, length=length) for pair in pairs), strict=True)
     cut = sum(len(context) < len(pair[0]) for context, pair in zip(contexts, pairs, strict=True))
     log_probs = np.empty(len(contexts))

@@ -11,6 +11,7 @@ from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Rollouts, Sampling
+from pipelines.rollouts.architectures import positions
 from pipelines.tasks.judging import judging
 from pipelines.verifiers import Judge
 from pipelines.verifiers.judge import Item
@@ -23,7 +24,7 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     # A matched control also changes the temperature of samples.
     limit = benchmark.max_new_tokens or config.max_new_tokens
     sampling = Sampling(config.temperature * context.control.temperature, config.top_p, limit)
-    length = context.model.config.max_position_embeddings
+    length = positions(context.model)
     encoded = context.corpus.prompts([question.prompt for question in questions])
     prompts = [fitting(prompt, length=length, limit=limit) for prompt in encoded]
     # The content of the questions and how they are judged, whether they come from a family or a file.

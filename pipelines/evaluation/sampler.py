@@ -17,6 +17,7 @@ from pipelines.configuration.evaluation import EvaluationConfig
 from pipelines.errors import StageFailure, UserError
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
 from pipelines.rollouts import Engine, EngineSetting, Rollouts, Sampling, TransformersEngine, load_engine
+from pipelines.rollouts.architectures import positions
 
 logger = logging.getLogger("pipelines")
 
@@ -113,8 +114,8 @@ class Sampler:
             memory_share=MEMORY_SHARE,
             tokenizer=self._tokenizer,
         )
-        positions = int(self._model.config.max_position_embeddings)
-        engine = load_engine(name, self._model, lambda: positions, setting=setting)
+        longest = positions(self._model)
+        engine = load_engine(name, self._model, lambda: longest, setting=setting)
         engine.take(self._weights(checkpoint_names=engine.checkpoint_names))
         logger.info("answers are sampled by %s", ", ".join(f"{key} {value}" for key, value in self._sampler.items()))
         return engine

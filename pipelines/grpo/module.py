@@ -30,6 +30,7 @@ from pipelines.grpo.update import Updater
 from pipelines.models.causal_lm import parameter_count
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Engine, load_engine
+from pipelines.rollouts.architectures import positions
 from pipelines.stage_context import StageContext
 from pipelines.training import parallel
 from pipelines.training.optimizer import adamw
@@ -61,7 +62,7 @@ class GRPO(L.LightningModule):
         self.config, self.context, self._judge = config, context, judge
         self.seed = context.seed if config.seed is None else config.seed
         """Of the run's random numbers."""
-        self.asked = Asked(config, context.corpus, model.config.max_position_embeddings)
+        self.asked = Asked(config, context.corpus, positions(model))
         parallel.prepare(model, context.compute, precision=config.precision, documents=False)
         self.policy = Policy(model.train(), config.precision)
         self._sharded = parallel.is_sharded(context.compute, context.ranks.tasks)

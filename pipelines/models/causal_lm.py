@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pipelines.configuration.model import ModelConfig
+from pipelines.configuration.start_checkpoint import has_code
 from pipelines.data.tokenizer import StartTokenizer, end_tokens
 from pipelines.errors import StageFailure
 from pipelines.files import remove_leftovers, replacing
@@ -115,14 +116,16 @@ def load_model(
     Raises `StageFailure` if the folder has no complete checkpoint, or if its vocabulary is smaller than `tokenizer`'s.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        # A checkpoint in the store has code only where `start.remote_code` allowed it; None would ask on the terminal.
+        code = has_code(checkpoint)
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=code)
         # The RoPE base has to be set before the model computes its rotary frequencies.
         if rope_base is not None:
             config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
         if length is not None:
             config.max_position_embeddings = length
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, config=config, dtype=torch.float32, local_files_only=True
+            checkpoint, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=code
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise StageFailure(

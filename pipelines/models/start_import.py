@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 from pipelines.configuration.start_checkpoint import (
+    CODE,
     INDEX,
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -34,20 +35,28 @@ def import_start(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises `StageFailure` if the checkpoint is not the one that was planned, or cannot be downloaded.
     """
     planned, source = spec["config"]["start"], spec["compute"]["start"]
+    code = bool(planned.get("code"))
     try:
         if "hub" in planned:
-            patterns = (*MODEL_FILES, *TOKENIZER_FILES, WEIGHTS, INDEX, "model-*.safetensors")
+            patterns = (
+                *MODEL_FILES,
+                *TOKENIZER_FILES,
+                WEIGHTS,
+                INDEX,
+                "model-*.safetensors",
+                *([CODE] if code else []),
+            )
             path = download(planned["hub"], planned["revision"], patterns)
         else:
             path = Path(source)
-        names = imported_files(path, f"start.checkpoint={source}")
+        names = imported_files(path, f"start.checkpoint={source}", code=code)
         checkpoint = folder / "checkpoints" / CHECKPOINT
         checkpoint.parent.mkdir(exist_ok=True)
         with replacing(checkpoint) as temporary:
             temporary.mkdir()
             for name in names:
                 shutil.copyfile(path / name, temporary / name)
-        if "content" in planned and content_of(checkpoint) != planned["content"]:
+        if "content" in planned and content_of(checkpoint, code=code) != planned["content"]:
             raise StageFailure(
                 f"start.checkpoint={source}: its files have changed since this stage run was planned; launch it again "
                 "to plan it with the current ones"

@@ -72,8 +72,10 @@ def _angles(model: PreTrainedModel, positions: Tensor) -> tuple[Tensor, Tensor]:
 class Prefill:
     """Prompts that a forward pass has run once, padded on the left, and the prompt that each row b continues."""
 
+    ids: Tensor
+    """[prompts, width]: the padded prompts."""
     cache: Any
-    """Keys and values of the prompts, [prompts, kv heads, width, head_dim] each, by layer."""
+    """Keys and values of the prompts, [prompts, kv heads, width, head_dim] each, by layer; other layers have others."""
     source: Tensor
     """[B] int64: row b continues prompt `source[b]`."""
     lengths: Tensor
@@ -84,8 +86,7 @@ class Prefill:
     @property
     def width(self) -> int:
         """Columns of the padded prompts."""
-        width: int = self.cache.layers[0].keys.shape[2]
-        return width
+        return self.ids.shape[1]
 
 
 class Decoder:

@@ -3,7 +3,8 @@
 Each prompt runs once, and its keys and values are copied to its samples. Keys and values are kept in one growing buffer
 per layer, since appending by concatenation (as `DynamicCache` does) costs more than the model at this size. Rows that
 have ended are removed from the batch. Qwen3 models decode by `pipelines.rollouts.qwen3`, others, including MoE models,
-by their own forward pass; those without full attention in every layer with their own caches too.
+by their own forward pass; those without full attention in every layer with their own caches too, and those without a
+cache that can be used run whole rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 
 from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted
-from pipelines.rollouts.architectures import check_layers, decoder_layers, has_full_attention
-from pipelines.rollouts.decoders import causal_mask, decoder_of
+from pipelines.rollouts.architectures import decoder_layers, positions, short_cuts
+from pipelines.rollouts.decoders import decoder_of, prefilled
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
 from pipelines.rollouts.qwen3 import Prefill
 from pipelines.rollouts.stop_strings import Ended, ended_by
@@ -117,15 +118,12 @@ def generate(
     to the length that it returns and has stopped there, whatever was sampled after it. A response ends as if at the
     limit where prompt and response fill the model's `max_position_embeddings`.
 
-    Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for a model whose layers do
-    not keep keys and values, and for a prompt that leaves no position for a response.
+    Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for a prompt that leaves no
+    position for a response.
     """
-    check_layers(model)
-    positions = model.config.max_position_embeddings
-    if (longest := max(map(len, prompts))) >= positions:
-        raise ValueError(
-            f"a prompt of {longest} tokens leaves no room for an answer: the model has {positions} positions"
-        )
+    room = positions(model)
+    if (longest := max(map(len, prompts))) >= room:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer: the model has {room} positions")
     share = range(len(prompts) * n) if share is None else share
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     ends = end_tokens(model)
@@ -147,10 +145,10 @@ def generate(
             # `used` are the prompts of this batch, and row b continues prompt used[source[b]].
             used, source = torch.unique(samples // n, return_inverse=True)
             uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
-            prefill, logits = _prefill(model, [prompts[i] for i in used], source.to(model.device))
+            prefill, logits = prefilled(model, [prompts[i] for i in used], source.to(model.device))
             tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
             _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), ends=ends, ended=ended)
-    _cut(result, torch.tensor([positions - len(prompts[sample // n]) for sample in share], dtype=torch.int64), end=end)
+    _cut(result, torch.tensor([room - len(prompts[sample // n]) for sample in share], dtype=torch.int64), end=end)
     return result
 
 
@@ -172,11 +170,17 @@ def _sampling(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _rows_in_memory(model: PreTrainedModel, width: int) -> int:
-    """How many sequences of `width` tokens have keys and values that fit into the memory for them."""
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    """How many sequences of `width` tokens have keys and values that fit into the memory for them.
+
+    Recurrent layers keep less than attention, and are counted as if they kept as much.
+    """
+    config, cuts = model.config, short_cuts(model)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     numbers = 2 * config.num_hidden_layers * kv_heads * head_dim * width
+    if not cuts.cached:  # the activations of one layer and, where they are no product, all logits
+        numbers = width * (8 * config.hidden_size + (0 if cuts.plain_logits else config.vocab_size))
     memory = CPU_BYTES
     if model.device.type == "cuda":
         memory = int(DEVICE_SHARE * torch.cuda.get_device_properties(model.device).total_memory)
@@ -239,30 +243,6 @@ def _cut(result: Rollouts, room: Tensor, *, end: int) -> None:
     result.log_probs[beyond] = 0.0
     result.stopped[result.lengths > room] = False
     result.lengths.clamp_(max=room)
-
-
-def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], source: Tensor) -> tuple[Prefill, Tensor]:
-    """Run `prompts`, padded on the left, once; row b of the batch continues `prompts[source[b]]`.
-
-    Also returns the logits [B, V] of each row's first token.
-    """
-    device, padding = model.device, end_tokens(model)[0]
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=device)
-    positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp(min=0)
-    # [prompts, width], True on the prompts' tokens; no mask at all if all prompts are equally long.
-    mask = torch.arange(width, device=device) >= (width - lengths)[:, None] if int(lengths.min()) < width else None
-    # Layers with other attention make their own masks from one of two dimensions.
-    given = mask if mask is None or not has_full_attention(model) else causal_mask(mask, model.dtype)
-    output = model(
-        input_ids=ids,
-        attention_mask=given,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return Prefill(output.past_key_values, source, lengths, mask), output.logits[source, -1]
 
 
 def _decode(

@@ -24,6 +24,7 @@ from transformers import MiniMaxM2Config, PreTrainedConfig, PreTrainedModel
 from pipelines.configuration.engines import vllm_fault
 from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted, UserError
+from pipelines.rollouts.architectures import positions
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
 from pipelines.rollouts.stop_strings import ended_by
 
@@ -69,7 +70,7 @@ class VLLMEngine:
                     load_format="dummy",  # `take` brings the weights
                     skip_tokenizer_init=setting.tokenizer is None,
                     dtype=str(dtype).removeprefix("torch."),
-                    max_model_len=min(longest(), model.config.max_position_embeddings),
+                    max_model_len=min(longest(), positions(model)),
                     enable_prefix_caching=True,
                     logprobs_mode="processed_logprobs",  # those of the tempered distribution
                     **options,

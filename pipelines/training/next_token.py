@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
-from pipelines.errors import Interrupted
+from pipelines.errors import Interrupted, StageFailure
 from pipelines.models.causal_lm import parameter_count
+from pipelines.rollouts.architectures import short_cuts
 from pipelines.stage_context import StageContext
 from pipelines.training import parallel
 from pipelines.training.causal_loss import CausalLoss
@@ -75,6 +76,12 @@ class NextToken(L.LightningModule):
         self._milestones = set(budget.checkpoints())
         self._balance = ExpertBalance(model, balance_rate)
         operations = step_operations(model, budget.batch_tokens, budget.sequence_length)
+        if documents and self._sharded and not short_cuts(model).packed:
+            raise StageFailure(
+                f"{budget.key}.attention=document: layers of {type(model).__name__} carry a state from one document to "
+                f"the next, so each document runs by itself, which sharded ranks cannot; set compute.strategy=ddp, or "
+                f"{budget.key}.attention=row"
+            )
         self.speed = Speed(operations, budget.batch_tokens, self._ranks)
 
         # What a trainer state restores.

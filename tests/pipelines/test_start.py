@@ -12,7 +12,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.data.tokenizer import StartTokenizer
-from pipelines.errors import StageFailure
+from pipelines.errors import StageFailure, UserError
 from pipelines.files import sha256
 from pipelines.stages import run_stage
 from sweeps.compose.cells import compose_cell
@@ -120,6 +120,56 @@ def test_pre_training_continues_from_a_start(stage: str, tmp_path: Path, corpus:
     assert before.config.max_position_embeddings == after.config.max_position_embeddings == 256
     assert before.config.rope_parameters == after.config.rope_parameters
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+
+def save_own_code(folder: Path, corpus: Corpus) -> Path:
+    """A checkpoint whose architecture is in Python files next to it."""
+    save_start("llama", folder, corpus.tokenizer)
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_code_of_a_checkpoint_runs_only_where_a_key_allows_it_and_is_signed(tmp_path: Path, corpus: Corpus) -> None:
+    folder = save_own_code(tmp_path / "model", corpus)
+    words = [*RL, f"start.checkpoint={folder}"]
+    with pytest.raises(UserError, match=r"its model is code of its own \(modeling_own.py\), .*start.remote_code=true"):
+        chain(words)
+    words.append("start.remote_code=true")
+    before = chain(words)["start"]
+    assert before.config["start"]["code"] is True
+    (folder / "modeling_own.py").write_text((folder / "modeling_own.py").read_text() + "# changed\n")
+    assert chain(words)["start"].signature != before.signature
+    (folder / "modeling_own.py").rename(folder / "other.py")
+    with pytest.raises(UserError, match=r"there is no modeling_own.py next to it"):
+        chain(words)
+
+
+@pytest.mark.ci_only
+def test_a_model_of_its_own_code_is_trained_and_exported_with_it(tmp_path: Path, corpus: Corpus) -> None:
+    folder = save_own_code(tmp_path / "model", corpus)
+    runs = chain([*RL, f"start.checkpoint={folder}", "start.remote_code=true"])
+    root = tmp_path / "store"
+    run(runs["start"], root)
+    run(runs["grpo"], root, "start")
+    exported = root / "grpo" / "checkpoints" / "step-000002"
+    assert (exported / "modeling_own.py").read_text() == (folder / "modeling_own.py").read_text()
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM"
+    # Its own architecture is a Llama's, so RL from a Llama is the same.
+    llama = save_start("llama", tmp_path / "llama", corpus.tokenizer)
+    runs = chain([*RL, f"start.checkpoint={llama}"])
+    run(runs["start"], tmp_path / "other")
+    run(runs["grpo"], tmp_path / "other", "start")
+    other = tmp_path / "other" / "grpo" / "checkpoints" / "step-000002"
+    assert sha256(other / "model.safetensors") == sha256(exported / "model.safetensors")
 
 
 def test_a_start_that_changed_after_the_plan_is_refused(tmp_path: Path, corpus: Corpus) -> None:

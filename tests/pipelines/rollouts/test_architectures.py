@@ -62,6 +62,11 @@ def test_a_short_cut_is_taken_only_where_it_agrees() -> None:
     assert short_cuts(small_model("llama")) == ShortCuts(flat_tokens=True, plain_logits=True)
     assert short_cuts(small_model("gemma3")) == ShortCuts(flat_tokens=False, plain_logits=True)
     assert short_cuts(small_model("gemma2")) == ShortCuts(flat_tokens=False, plain_logits=False)
+    # A state goes from document to document, whatever their positions.
+    recurrent = ShortCuts(flat_tokens=False, plain_logits=True, cached=True, packed=False)
+    assert short_cuts(small_model("falcon_h1")) == recurrent
+    assert short_cuts(small_model("mamba")) == recurrent
+    assert not short_cuts(small_model("rwkv")).cached
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ CHANGES = {
 """The first stage whose signature a key changes; those after it follow through their parents."""
 
 START = """
-    start.checkpoint start.stage start.name start.revision start.prompts
+    start.checkpoint start.stage start.name start.revision start.prompts start.remote_code
     midtrain.lora.rank midtrain.lora.alpha midtrain.lora.targets grpo.lora.rank grpo.lora.alpha grpo.lora.targets
 """
 """Keys of a start checkpoint and of adapters, which the cells here do not have; `test_start.py` tests them."""

@@ -84,7 +84,7 @@ def test_the_content_is_signed_and_the_path_and_the_name_are_not(model: Path, tm
         ({"architectures": ["BertForMaskedLM"]}, "names BertForMaskedLM, which is no causal language model"),
         ({"architectures": None}, "names no class, which is no causal language model"),
         ({"vocab_size": 100}, "its tokenizer has 300 tokens and its model only 100"),
-        ({"num_attention_heads": None}, "its config.json has no num_attention_heads"),
+        ({"hidden_size": None}, "its config.json has no hidden_size"),
         ({"max_position_embeddings": 32}, "the model of start.checkpoint has 32 positions; lower it"),
     ],
 )
