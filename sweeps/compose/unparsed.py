@@ -53,6 +53,8 @@ def _plain_key(key: str) -> str:
 def _quoted(key: str, value: str) -> str:
     """Returns an override with its value quoted for Hydra, all of it quoted for a shell."""
     value = value.strip("'\"").replace("'", "\\'")
+    # What a shell would interpret between double quotes.
+    value = re.sub(r'(["$`])', r"\\\1", value)
     return f"\"{key}='{value}'\""
 
 

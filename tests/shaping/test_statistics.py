@@ -45,3 +45,16 @@ def test_masses_sum_to_one_and_an_invalid_k_raises() -> None:
     torch.testing.assert_close(head + tail, torch.ones(5))
     with pytest.raises(ValueError, match="top_k=31"):
         head_tail_mass(logits, 31)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 65, 66, 71, 72, 73, 127, 129])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_every_token_can_be_in_the_head(vocabulary: int, top_k: int) -> None:
+    """Long rows are searched in blocks of 8 tokens; the last tokens are in no block unless 8 divides the vocabulary."""
+    logits = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    logits.fill_diagonal_(99.0)  # row i has token i as its likeliest
+    mask = head_mask(logits, top_k)
+    assert mask.diagonal().all()
+    for row, members in zip(logits.tolist(), mask, strict=True):
+        order = sorted(range(vocabulary), key=lambda j: (-row[j], j))
+        assert members.nonzero()[:, 0].tolist() == sorted(order[:top_k])

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,12 @@ Start = Callable[[str], Cluster]
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts a cluster, `no accounting` or `slurmdbd`, when it is first requested."""
+def start() -> Iterator[Start]:
+    """Starts a cluster, `no accounting` or `slurmdbd`, when it is first requested.
+
+    Not in pytest's own temporary folder: the user of MariaDB must be able to read its files, and every run of pytest
+    that starts meanwhile closes the folder that all runs share to other users.
+    """
     folders: dict[str, Path] = {}
 
     def cluster(accounting: str) -> Cluster:
@@ -22,10 +27,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             arguments = ["accounting"] if accounting == "slurmdbd" else []
             if arguments and (missing := [n for n in ("slurmdbd", "mariadbd") if shutil.which(n) is None]):
                 pytest.skip(f"no accounting here ({', '.join(missing)}); tests/slurm/cluster.sh install")
-            folder = folders[accounting] = tmp_path_factory.mktemp("slurm")
-            for parent in (folder, *folder.parents):  # the user of MariaDB must be able to read its files
-                if parent != Path("/") and not parent.stat().st_mode & 0o001:
-                    parent.chmod(0o755)
+            folder = folders[accounting] = Path(tempfile.mkdtemp(prefix="shaping-slurm-"))
+            folder.chmod(0o755)
             finished = subprocess.run([SCRIPT, "up", folder, *arguments], capture_output=True, text=True, check=False)
             assert finished.returncode == 0, finished.stdout + finished.stderr
         return Cluster(folders[accounting])
@@ -35,6 +38,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     finally:
         for folder in folders.values():
             subprocess.run([SCRIPT, "down", folder], check=False)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["no accounting", "slurmdbd"])

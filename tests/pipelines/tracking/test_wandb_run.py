@@ -188,7 +188,7 @@ def test_the_service_ignores_what_stops_a_stage(tmp_path: Path, server: Received
     assert steps_of(server) == list(range(6))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.ci_only)])
 def test_a_lost_service_costs_nothing_and_is_noted_once(tmp_path: Path, server: Received, number: int) -> None:
     processes: list[psutil.Process] = []
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "sweeps.commands.run", *FEW, "until=pretrain", "seed=1,2", "hydra.launcher.workers=2"]
 LONG = {**FAKE, "FAKE_SECONDS": "60"}
+
+
+@pytest.fixture(autouse=True)
+def _hangups_are_heard() -> Iterator[None]:
+    """Children would inherit that `nohup` has these tests ignore them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start(folder: Path, *before: str) -> subprocess.Popen[str]:
@@ -74,7 +83,8 @@ def test_a_stop_signal_saves_the_states(tmp_path: Path, number: signal.Signals, 
 
 
 def test_timeout_stops_cleanly(tmp_path: Path) -> None:
-    process = start(tmp_path, "timeout", "--preserve-status", "30")
+    process = start(tmp_path, "timeout", "--preserve-status", "600")
+    process.send_signal(signal.SIGALRM)  # what its own timer sends it when the time is over
     process.communicate(timeout=60)
     assert process.returncode == 143
     check_saved_and_resumed(tmp_path)

@@ -74,6 +74,7 @@ def test_submitting_from_inside_a_job_and_what_slurm_shows_of_it(plain: Cluster,
     assert "wckey" not in script
 
 
+@pytest.mark.ci_only
 def test_a_job_that_slurm_puts_back_is_queued_and_attached_to(plain: Cluster, tmp_path: Path) -> None:
     plain.launch(tmp_path, *ONE, FAKE_SECONDS="4")
     plain.until(tmp_path, lambda _: bool(list(tmp_path.glob("store/pretrain/*/work-*/ledger.jsonl"))))

@@ -1,0 +1,175 @@
+"""Runs tests in forked processes: once under coverage, to learn what each reaches and costs, then on mutants."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
+
+PACKAGES = ("shaping", "pipelines", "sweeps", "analysis")
+LIBRARIES = (
+    *("torch", "numpy", "pandas", "scipy.stats", "hydra", "networkx", "orjson", "pyarrow", "typer", "rich"),
+    *("hypothesis", "safetensors.torch", "tokenizers", "transformers", "lightning", "filelock"),
+)
+"""Imported once, before any process is forked; nothing of the project may be."""
+MEASURING = 60
+"""Seconds for a test file under coverage; tests that have not ended by then are not used."""
+
+
+def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit: float, cache: Path) -> list[str]:
+    """Passing tests of `test_files` that run `line` of `source`, the cheapest first, for `limit` seconds.
+
+    Where none is known to reach the line (it runs at import, or in another process), any of them.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for file in test_files:
+        records |= _records(copy, source, file, cache)
+    reaching = {name: record for name, record in records.items() if line in record["lines"].get(source, ())}
+    shared: set[str] = set()
+    chosen, total = [], 0.0
+    for name, record in sorted((reaching or records).items(), key=lambda item: _cost(item[1])):
+        cost = record["seconds"] + sum(cost for fixture, cost in record["shared"].items() if fixture not in shared)
+        if total + cost <= limit:
+            total += cost
+            shared |= set(record["shared"])
+            chosen.append(name)
+    return chosen
+
+
+def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, dict[str, Any]]:
+    """What each passing test of the file costs and reaches, measured again where the file or `source` has changed."""
+    kept = cache / f"{_digest(copy / test_file)}.tests"
+    if kept.exists():
+        known = json.loads(kept.read_text())
+        if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source):
+            return known["records"]
+    kept.write_text('{"sources": {}, "records": {}}')
+    with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
+        _wait(child, MEASURING + 20)
+    return json.loads(kept.read_text())["records"]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def run_tests(copy: Path, tests: list[str], seconds: float) -> str:
+    """What happened to the mutant: killed, survived or timeout."""
+    with _forked(lambda: int(pytest.main(["-x", *_options(copy), *tests])), copy) as child:
+        status = _wait(child, seconds)
+    return "timeout" if status is None else "survived" if status == 0 else "killed"
+
+
+def _cost(record: dict[str, Any]) -> float:
+    return record["seconds"] + sum(record["shared"].values())
+
+
+def _options(copy: Path) -> list[str]:
+    return ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={copy.parent / 'temporary'}"]
+
+
+def _measure(copy: Path, test_file: str, kept: Path) -> int:
+    measured = coverage.Coverage(data_file=None, source=[str(copy / package) for package in PACKAGES])
+    plugin = _Costs(measured)
+
+    def end(*_: object) -> None:
+        measured.stop()
+        plugin.write(copy, kept)
+        os._exit(0)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(MEASURING)
+    measured.start()
+    pytest.main([*_options(copy), test_file], plugins=[plugin])
+    end()
+    return 0
+
+
+class _Costs:
+    """Notes what tests and shared fixtures cost, and labels covered lines with the test."""
+
+    def __init__(self, measured: coverage.Coverage) -> None:
+        self.measured = measured
+        self.records: dict[str, dict[str, Any]] = {}
+        self.fixtures: dict[str, float] = {}
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if fixturedef.scope != "function":
+            self.fixtures[f"{fixturedef.baseid}:{fixturedef.argname}"] = time.monotonic() - started
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.measured.switch_context(item.nodeid)
+        yield
+        self.measured.switch_context("")
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        outcome: Any = yield
+        report = outcome.get_result()
+        if call.when == "call":
+            names = set(getattr(item, "fixturenames", ()))
+            shared = {key: cost for key, cost in self.fixtures.items() if key.rpartition(":")[2] in names}
+            if report.passed:
+                self.records[item.nodeid] = {"seconds": report.duration, "shared": shared, "lines": {}}
+
+    def write(self, copy: Path, kept: Path) -> None:
+        """Write the records, with the hashes of the sources that they are true of."""
+        data, sources = self.measured.get_data(), {}
+        for file in data.measured_files():
+            source = str(Path(file).relative_to(copy))
+            sources[source] = _digest(Path(file))
+            for line, names in data.contexts_by_lineno(file).items():
+                for name in names:
+                    if name in self.records:
+                        self.records[name]["lines"].setdefault(source, []).append(line)
+        kept.write_text(json.dumps({"sources": sources, "records": self.records}))
+
+
+@contextlib.contextmanager
+def _forked(work: Callable[[], int], copy: Path) -> Iterator[int]:
+    """The id of a process, leader of its own group, that runs `work` in `copy`; its group is killed at the end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            os.chdir(copy)
+            sys.path.insert(0, str(copy))
+            for name in [n for n in sys.modules if n.split(".")[0] in ("benchmarks", "tests")]:
+                del sys.modules[name]
+            quiet = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(quiet, descriptor)
+            status = work()
+        finally:
+            os._exit(status)
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+
+
+def _wait(child: int, seconds: float) -> int | None:
+    """The exit status of the child; None after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    return None

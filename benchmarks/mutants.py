@@ -1,0 +1,199 @@
+"""Changes the code in small ways, one at a time, and tells which changes no test notices.
+
+    python -m benchmarks.mutants                       # the files that differ from main (or from the last commit)
+    python -m benchmarks.mutants --core --sample 200   # a random sample over the code that every result rests on
+    python -m benchmarks.mutants --files shaping analysis/claims.py --sample 50 --seed 2
+
+Mutants are made in a copy of the repository. The tests of a file are its mirrored test file and the test files that
+import it; they run once unchanged under coverage, which tells for every line the tests that pass through it and what
+each costs. A mutant meets the cheapest of those tests up to a time limit, in a process forked from one that has already
+imported the libraries. What was measured is kept in `.mutants/`, by the hashes of the code and of the tests.
+
+A survivor was not noticed by *these* tests: the rest of the suite may. `tests/equivalent_mutants.txt` lists changes
+that change nothing; they are not counted.
+"""
+
+import argparse
+import compileall
+import hashlib
+import importlib
+import json
+import os
+import py_compile
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mutant_tests import LIBRARIES, PACKAGES, run_tests, tests_of
+from benchmarks.mutations import Mutation, candidates
+
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".mutants"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
+CORE = (
+    *("shaping", "pipelines/grpo/algorithm.py", "pipelines/grpo/collection.py", "pipelines/grpo/update.py"),
+    *("pipelines/grpo/policy.py", "pipelines/evaluation/metrics.py", "analysis/statistics.py", "analysis/estimates.py"),
+    *("analysis/claims.py", "analysis/claim_language.py", "analysis/claim_sources.py", "sweeps/plan/signatures.py"),
+    *("sweeps/store", "pipelines/published.py", "analysis/published_files.py"),
+)
+TEST_FILES = 5
+"""At most so many test files per changed file, the most closely related first."""
+
+
+def main() -> None:
+    """Run the sample and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", nargs="+", help="files or folders (default: those changed against main)")
+    parser.add_argument("--core", action="store_true", help="the code that every result rests on")
+    parser.add_argument("--all", action="store_true", help="the four packages")
+    parser.add_argument("--sample", type=int, help="so many mutants, at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=10.0, help="seconds of tests per mutant")
+    parser.add_argument("--minutes", type=float, help="start no further mutant after so long")
+    parser.add_argument("--json", type=Path, help="also write every mutant with its outcome")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * (options.minutes or 1e9)
+    named = PACKAGES if options.all else CORE if options.core else options.files or _changed_files()
+    paths = sorted({str(file) for name in named for file in _files(name)})
+    if not paths:
+        print("no file of the four packages has changed: name some with --files, --core or --all")
+        return
+    outcomes = _outcomes(_sample(paths, options.sample, options.seed), options.limit, end)
+    _print_table(outcomes)
+    if options.json:
+        options.json.write_text(json.dumps(outcomes, indent=1))
+
+
+def _changed_files() -> list[str]:
+    """Files that differ from main, or where nothing does, those of the last commit."""
+    for base in ("origin/main...", "main...", "main", "HEAD~1"):
+        command = ["git", "diff", "--name-only", "--diff-filter=AM", base, "--", *(f"{p}/*.py" for p in PACKAGES)]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        if found:
+            return found
+    return []
+
+
+def _files(name: str) -> list[Path]:
+    path = ROOT / name
+    found = sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        sys.exit(f"--files {name}: no such file or folder")
+    return [file.relative_to(ROOT) for file in found if "template" not in file.parts]
+
+
+def _sample(paths: list[str], size: int | None, seed: int) -> list[Mutation]:
+    places = [place for path in paths for place in candidates(ROOT, path)]
+    chosen = places if size is None else random.Random(seed).sample(places, min(size, len(places)))
+    equivalent = {line.split("  # ")[0].strip() for line in EQUIVALENT.read_text().splitlines()}
+    mutations = [place.mutation() for place in chosen]
+    kept = [mutation for mutation in mutations if mutation.key not in equivalent]
+    print(f"{len(kept)} of {len(places)} mutants in {len(paths)} files; {len(mutations) - len(kept)} are equivalent")
+    return sorted(kept, key=lambda mutation: (mutation.path, mutation.line))
+
+
+def _outcomes(mutations: list[Mutation], limit: float, end: float) -> list[dict[str, Any]]:
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder) / "repository"
+        _copy_repository(copy)
+        outcomes: list[dict[str, Any]] = []
+        for mutation in mutations:
+            if time.monotonic() > end:
+                print(f"out of time: {len(mutations) - len(outcomes)} mutants were not tried")
+                break
+            outcomes.append(_outcome(mutation, copy, limit))
+            _print_outcome(outcomes[-1])
+    return outcomes
+
+
+def _copy_repository(copy: Path) -> None:
+    """Tracked and new files, compiled so that a file changed within a second is noticed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    compileall.compile_dir(copy, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True
+
+
+def _outcome(mutation: Mutation, copy: Path, limit: float) -> dict[str, Any]:
+    """The mutation with what became of it: killed, timeout, survived, or untested where no test reaches the line."""
+    test_files = _test_files(mutation.path)
+    chosen = tests_of(copy, mutation.path, mutation.line, test_files=test_files, limit=limit, cache=CACHE)
+    files = sorted({test.split("::")[0] for test in chosen})
+    parts = [mutation.text, *chosen, *((copy / file).read_text() for file in files)]
+    record = CACHE / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.outcome"
+    started = time.monotonic()
+    if not record.exists():
+        original = (copy / mutation.path).read_text()
+        (copy / mutation.path).write_text(mutation.text)
+        try:
+            record.write_text(run_tests(copy, chosen, 3 * limit + 20) if chosen else "untested")
+        finally:
+            (copy / mutation.path).write_text(original)
+    return {
+        **{"path": mutation.path, "line": mutation.line, "before": mutation.before, "after": mutation.after},
+        **{"outcome": record.read_text(), "tests": len(chosen), "seconds": round(time.monotonic() - started, 1)},
+    }
+
+
+def _test_files(path: str) -> list[str]:
+    """Test files of a file: the mirrored one, those that import it, then those of its folder."""
+    source = Path(path)
+    module = ".".join(source.with_suffix("").parts)
+    mirrored = Path("tests", *source.parts[:-1])
+    ranked = []
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        local, text = file.relative_to(ROOT), file.read_text()
+        if local == mirrored / f"test_{source.name}":
+            rank = 0
+        elif f"{module} import" in text or f"from {module.rpartition('.')[0]} import {source.stem}" in text:
+            rank = 1 if local.parent == mirrored else 2
+        elif local.parent == mirrored:
+            rank = 3
+        else:
+            continue
+        ranked.append((rank, file.stat().st_size if rank == 3 else 0, str(local)))
+    return [name for _, _, name in sorted(ranked)[:TEST_FILES]]
+
+
+def _print_outcome(outcome: dict[str, Any]) -> None:
+    print(
+        f"{outcome['outcome']:9} {outcome['path']}:{outcome['line']}  {outcome['before']}  =>  {outcome['after']}"
+        f"  ({outcome['tests']} tests, {outcome['seconds']} s)",
+        flush=True,
+    )
+
+
+def _print_table(outcomes: list[dict[str, Any]]) -> None:
+    print("\nNot noticed:\n")
+    for outcome in outcomes:
+        if outcome["outcome"] in ("survived", "untested"):
+            print(f"{outcome['path']}:{outcome['line']} ({outcome['outcome']})")
+            print(f"  - {outcome['before']}\n  + {outcome['after']}")
+    print("\n| package | mutants | noticed | share |\n|---|---|---|---|")
+    for package in (*PACKAGES, "all"):
+        counts = Counter(
+            o["outcome"] in ("killed", "timeout") for o in outcomes if package in ("all", o["path"].split("/")[0])
+        )
+        if counts:
+            print(f"| {package} | {counts.total()} | {counts[True]} | {100 * counts[True] / counts.total():.0f} % |")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    main()

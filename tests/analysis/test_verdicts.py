@@ -1,0 +1,201 @@
+"""Verdicts from numbers of known p-values: what supports, what contradicts, and what decides nothing."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.claim_language import Term
+from analysis.claims import Claim, Verdict, exit_code, judge
+from analysis.statistics import Sampled, hierarchical_bootstrap
+from analysis.study import NotMeasured
+
+Z = np.array([-1.0, -0.5, 0.0, 0.5, 1.0]) / np.std([-1.0, -0.5, 0.0, 0.5, 1.0], ddof=1)
+"""Five numbers with mean 0 and standard deviation 1."""
+
+
+def with_p(p: float, sign: int = 1) -> list[float]:
+    """Five differences whose paired t-test has this two-sided p-value."""
+    return (sign * stats.t.isf(p / 2, 4) / np.sqrt(5) + Z).tolist()
+
+
+class Numbers:
+    """A source of numbers by setting and model, for the seeds 1, 2, ... unless others are given."""
+
+    of = "a test"
+
+    def __init__(
+        self, values: Mapping[tuple[str, str], Sequence[float]], *, exact: bool = False, first_seed: int = 1
+    ) -> None:
+        self.values, self.exact, self.first_seed = values, exact, first_seed
+
+    def models(self, term: Term) -> list[str]:
+        return [model for objective, model in self.values if objective == term.objective]
+
+    def quantity(self, term: Term, model: str) -> Sampled:
+        if (term.objective, model) not in self.values:
+            raise NotMeasured(f"{term.objective} of {model} is not measured")
+        values = np.array(self.values[term.objective, model])
+        first = self.first_seed if term.objective == "late" else 1
+        return Sampled(tuple(range(first, first + len(values))), values, ())
+
+
+def verdicts(source: Numbers, *holds: str | tuple[str, ...]) -> list[Verdict]:
+    claims = [Claim(f"c{i}", "s", "", (text,) if isinstance(text, str) else text) for i, text in enumerate(holds)]
+    return judge(claims, source)
+
+
+def words(source: Numbers, *holds: str | tuple[str, ...]) -> list[str]:
+    return [verdict.verdict for verdict in verdicts(source, *holds)]
+
+
+def against_zero(**settings: list[float]) -> Numbers:
+    return Numbers({(name, "m"): values for name, values in settings.items()} | {("zero", "m"): [0.0] * 5})
+
+
+def above(name: str) -> str:
+    return f'value("{name}") > value("zero")'
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+@pytest.mark.parametrize("effect", [0.2, 1.0])
+def test_without_problems_the_bootstrap_is_the_paired_t_test(seeds: int, effect: float) -> None:
+    """Its interval is Student's with the unbiased spread, wide for few seeds, and so is its p-value."""
+    rng = np.random.default_rng(seeds)
+    a, b = rng.normal(effect, 1, seeds), rng.normal(0, 1, seeds)
+    quantities = [Sampled(tuple(range(seeds)), values, ()) for values in (a, b)]
+    estimate = hierarchical_bootstrap(quantities, lambda v: v[0] - v[1], replicates=100_000)
+    expected = stats.ttest_1samp(a - b, 0)
+    interval = expected.confidence_interval(0.95)
+    assert estimate.value == pytest.approx((a - b).mean())
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (interval.low, interval.high), abs=0.03 * (interval.high - interval.low)
+    )
+    assert estimate.p == pytest.approx(expected.pvalue, rel=0.06)
+
+
+def test_parts_are_averaged_and_seeds_drawn_once_for_all() -> None:
+    """Four benchmarks with an error of 1 each, one seed: the mean has an error of 1 / 2."""
+    one = Sampled((1,), np.array([3.0]), tuple((f"b{i}", None, np.array([1.0])) for i in range(4)))
+    estimate = hierarchical_bootstrap([one], lambda v: v[0], replicates=100_000)
+    assert estimate.high == pytest.approx(3 + 1.95996 / 2, abs=0.02)
+    # Settings that differ by the same in every seed differ with certainty, however much the seeds do.
+    seeds = np.array([1.0, 50.0, 9.0])
+    pair = [Sampled((1, 2, 3), seeds + shift, ()) for shift in (0.0, 2.0)]
+    estimate = hierarchical_bootstrap(pair, lambda v: v[1] - v[0])
+    assert (estimate.value, estimate.low, estimate.p) == (2.0, None, 1.0)
+
+
+def test_one_claim_is_supported_below_five_percent_on_its_side() -> None:
+    """Its two directions are corrected together, so the two-sided p-value counts."""
+    source = against_zero(low=with_p(0.04), high=with_p(0.06), opposite=with_p(0.04, -1), wrong=with_p(0.06, -1))
+    outcomes = {name: words(source, above(name))[0] for name in ("low", "high", "opposite", "wrong")}
+    assert outcomes == {"low": "supported", "high": "undecided", "opposite": "contradicted", "wrong": "undecided"}
+
+
+def test_claims_of_a_family_are_corrected_together() -> None:
+    """Six claims are twelve hypotheses: two-sided p-values of 0.02 are 0.01 each way, and 0.12 corrected."""
+    source = against_zero(a=with_p(0.02), **{f"n{i}": Z.tolist() for i in range(5)})
+    assert words(source, above("a")) == ["supported"]
+    assert words(source, above("a"), *(above(f"n{i}") for i in range(5))) == ["undecided"] * 6
+    (first, *_) = verdicts(source, above("a"), *(above(f"n{i}") for i in range(5)))
+    assert first.p == pytest.approx(0.12, rel=0.2)
+    strong = against_zero(a=with_p(0.004), **{f"n{i}": Z.tolist() for i in range(5)})
+    assert words(strong, above("a"), *(above(f"n{i}") for i in range(5)))[0] == "supported"
+
+
+def test_families_are_corrected_apart() -> None:
+    source = against_zero(a=with_p(0.02), **{f"n{i}": Z.tolist() for i in range(5)})
+    others = [Claim(f"n{i}", "s", "", (above(f"n{i}"),), "another") for i in range(5)]
+    assert judge([Claim("a", "s", "", (above("a"),)), *others], source)[0].verdict == "supported"
+
+
+@pytest.mark.parametrize("missing", ["nothing", "of another model"])
+def test_a_claim_with_a_comparison_without_a_number_is_undecided(missing: str) -> None:
+    """However strong its other comparisons are."""
+    strong = with_p(1e-5)
+    source = (
+        against_zero(a=strong)
+        if missing == "nothing"
+        else Numbers({("a", "m"): strong, ("zero", "m"): [0.0] * 5, ("b", "other"): strong})
+    )
+    assert words(source, above("a")) == ["supported"]
+    assert words(source, (above("a"), above("b"))) == ["undecided"]
+    assert words(source, above("b")) == ["undecided"]
+    assert verdicts(source, above("b"))[0].p is None
+
+
+def test_one_seed_in_a_comparison_supports_nothing() -> None:
+    source = Numbers({("a", "m"): with_p(1e-5), ("zero", "m"): [0.0] * 5, ("b", "m"): [9.0]})
+    assert words(source, (above("a"), above("b"))) == ["undecided"]
+
+
+def test_all_comparisons_must_hold_and_one_that_is_opposite_is_enough() -> None:
+    source = against_zero(
+        a=with_p(1e-4), b=with_p(1e-4), c=with_p(0.5), wrong=with_p(1e-4, -1), slight=with_p(0.04, -1)
+    )
+    assert words(source, (above("a"), above("b"))) == ["supported"]
+    assert words(source, (above("a"), above("c"))) == ["undecided"]
+    assert words(source, (above("a"), above("wrong"))) == ["contradicted"]
+    # The smallest of four opposite p-values is multiplied by four: 0.02 each way, 0.08, and 0.16 corrected.
+    assert words(source, above("slight")) == ["contradicted"]
+    assert words(source, (above("a"), above("b"), above("c"), above("slight"))) == ["undecided"]
+
+
+def test_seeds_are_paired_and_those_of_one_side_left_out() -> None:
+    """The seeds 1 to 5 against 2 to 6: four differences, each 1."""
+    source = Numbers({("a", "m"): [1, 2, 30, 4, 50], ("late", "m"): [1, 29, 3, 49, 7]}, first_seed=2)
+    (verdict,) = verdicts(source, 'value("a") > value("late")')
+    (comparison,) = verdict.comparisons
+    assert comparison.estimate is not None
+    assert (comparison.estimate.value, comparison.estimate.n) == (1.0, 4)
+
+
+def test_a_claim_is_judged_for_each_model_that_has_all_of_its_terms() -> None:
+    values = {("a", m): with_p(1e-4) for m in ("s", "m", "l")} | {("b", m): [0.0] * 5 for m in ("m", "l", "xl")}
+    (verdict,) = verdicts(Numbers(values), 'value("a") > value("b")')
+    assert [comparison.model for comparison in verdict.comparisons] == ["m", "l"]
+
+
+def test_the_largest_model_is_the_last_and_the_smaller_one_the_first() -> None:
+    values = {("a", m): [v + z for z in Z] for m, v in (("s", 1.0), ("m", 5.0), ("l", 20.0))}
+    (verdict,) = verdicts(Numbers(values), 'value("a", model="largest") > value("a", model="smaller")')
+    (comparison,) = verdict.comparisons
+    assert comparison.estimate is not None
+    assert comparison.estimate.value == pytest.approx(19)
+    assert comparison.model == "l, s"
+    single = Numbers({("a", "m"): [1.0] * 5})
+    assert words(single, 'value("a", model="largest") > value("a", model="smaller")') == ["undecided"]
+
+
+@pytest.mark.parametrize(
+    ("holds", "expected"),
+    [
+        ((above("up"),), "supported"),
+        ((above("down"),), "contradicted"),
+        ((above("same"),), "undecided"),
+        ((above("up"), above("same")), "undecided"),
+        ((above("up"), above("absent")), "undecided"),
+        ((above("up"), above("down")), "contradicted"),
+    ],
+)
+def test_numbers_without_errors_are_judged_by_their_order(holds: tuple[str, ...], expected: str) -> None:
+    values = {("up", "m"): [2.0], ("down", "m"): [0.5], ("same", "m"): [1.0], ("zero", "m"): [1.0]}
+    assert words(Numbers(values, exact=True), holds) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([], 0),
+        (["supported"], 0),
+        (["supported", "undecided"], 4),
+        (["undecided"], 4),
+        (["supported", "contradicted"], 3),
+        (["contradicted", "undecided", "supported"], 3),
+    ],
+)
+def test_exit_codes(kinds: list[str], expected: int) -> None:
+    claim = Claim("c", "s", "", ())
+    assert exit_code([Verdict(claim, "o", kind, None) for kind in kinds]) == expected

@@ -1,0 +1,82 @@
+"""Numbers of the study and of the documentation, as literals.
+
+Another test that imports such a number checks that it is used; this one that it is what the paper, the documents and
+earlier results have. A change here changes results, or sentences in `docs/`.
+"""
+
+import importlib
+from typing import Any
+
+import pytest
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "shaping.loss": {"FLOOR": 1e-6, "CHUNK_BYTES": 33_554_432, "LEAST_ROWS": 64},
+    "shaping.shaped_model": {"IGNORE": -100},
+    "pipelines.configuration": {
+        "STAGES": ("start", "pretrain", "midtrain", "grpo", "evaluate"),
+        "TOKEN_STAGES": ("pretrain", "midtrain"),
+        "TRAINING_STAGES": ("pretrain", "midtrain", "grpo"),
+    },
+    "pipelines.configuration.grpo": {"IMPORTANCE_CAP": 2.0},
+    "pipelines.configuration.tracking": {"TAG_LENGTH": 64, "NAME_LENGTH": 128},
+    "pipelines.data.contamination": {"N": 13, "SHORTEST": 5},
+    "pipelines.data.docstrings": {"SHORTEST_DOCUMENT": 200},
+    "pipelines.data.questions": {"SHORTEST": 30},
+    "pipelines.evaluation.distribution": {
+        "BINS": 15,
+        "HEADS": (1, 4, 16, 64, 256),
+        "FORKING_SHARE": 0.2,
+        "POSITIONS": 8,
+        "MOST_FREQUENT": 20,
+    },
+    "pipelines.evaluation.learning": {"LEAST_GAIN": 0.01},
+    "pipelines.evaluation.metrics": {"LEVEL": 0.95, "RESAMPLES": 2000, "MOST_RESAMPLED": 2000, "RIGHT": 0.5},
+    "pipelines.evaluation.multiple_choice": {"CHOICES": 4, "CHOICE_TOKENS": 32},
+    "pipelines.grpo.collapse": {"WINDOW": 5, "SOLVED": 0.9, "GAIN": 0.05},
+    "pipelines.grpo.collection": {"LEAST_SHARE": 0.125},
+    "pipelines.grpo.diagnostics": {"KL_RESPONSES": 64},
+    "pipelines.grpo.module": {"SHOWN_PROMPTS": 8},
+    "pipelines.grpo.training": {"LAST_STEPS": 5},
+    "pipelines.grpo.update": {"FORKING_SHARE": 0.2},
+    "pipelines.models.logit_scale": {"TOLERANCE": 1e-4},
+    "pipelines.models.sizes": {"PEAKS": {"h100": 989e12, "h200": 989e12, "a100": 312e12}},
+    "pipelines.rollouts.architectures": {"TOLERANCE": 1e-4},
+    "pipelines.tasks.families": {"SPLITS": {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}},
+    "pipelines.training.step_filter": {"HISTORY": 128},
+    "pipelines.training.trainer_state": {"SAVE_SECONDS": 900.0},
+    "pipelines.verifiers.code": {"LOAD_SECONDS": 60.0, "IDLE_TICKS": 8},
+    "pipelines.verifiers.confinement": {"SECONDS": 4, "MEMORY": 536_870_912, "FILES": 16},
+    "pipelines.verifiers.judge": {
+        "KEPT_VARIABLES": ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
+        "FAILURES": ("timeout", "error", "too_long"),
+    },
+    "pipelines.verifiers.program": {"PRINTED": 1_048_576},
+    "sweeps.compose.expansion": {"MOST_CELLS": 100_000},
+    "sweeps.plan.cost": {"DEVICES": {"h100": 989e12, "h200": 989e12, "a100": 312e12, "core": 1e11}},
+    "sweeps.plan.signatures": {"CONTROL_KINDS": {"matched": ("text", "sampled"), "theory": ("text",)}},
+    "sweeps.store.leases": {"HEARTBEAT_SECONDS": 10.0, "EXPIRY_SECONDS": 60.0},
+    "analysis.claims": {"LOOKS": (5, 8, 12, 20, 32, 50), "LOOK_ALPHA": pytest.approx(0.05 / 6)},
+    "analysis.estimates": {"NORMAL_QUANTILE": pytest.approx(1.959964)},
+    "analysis.figures.paper_figures": {"SMOOTHED_STEPS": 5, "CURVE_POINTS": 60},
+    "analysis.headline": {"ENOUGH_SEEDS": 5},
+    "analysis.headline_words": {"CEILING": 95.0, "FAR": 3.5, "FEWEST_FOR_ODD": 4, "CLOSE": 0.2, "NAMED": 3},
+    "analysis.learning": {"CURVE_ENDS": 5},
+    "analysis.learning_table": {"TARGET_GRID": 5.0},
+    "analysis.seeds": {"POWER": 0.8, "MOST_SEEDS": 1000},
+    "analysis.statistics": {
+        "LEVEL": 0.95,
+        "ALPHA": pytest.approx(0.05),
+        "REPLICATES": 2000,
+        "NO_SPREAD": 1e-9,
+        "FEWEST_POINTS": 5,
+        "EXACT_POINTS": 8,
+        "PERMUTATIONS": 10_000,
+    },
+    "analysis.variance": {"DRAWS": 100_000},
+}
+
+
+@pytest.mark.parametrize("module", NUMBERS)
+def test_a_number_is_what_the_study_was_run_with(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert {name: getattr(loaded, name) for name in NUMBERS[module]} == NUMBERS[module]
