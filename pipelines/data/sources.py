@@ -6,7 +6,6 @@ Parquet file, or a shard of a streamed data set.
 
 import io
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipelines.configuration.data import SourceConfig, template_fields
 from pipelines.data.compressed_files import COMPRESSED, opened
+from pipelines.data.hub import without_waiting
 from pipelines.data.source_files import check_fields, check_json_fields, files_of
 from pipelines.errors import StageFailure, UserError
 
@@ -258,7 +258,8 @@ def _open_hub(key: str, source: SourceConfig | Part) -> Any:
         from datasets import load_dataset
     except ImportError as error:
         raise UserError(f"{key}.kind=hub: it needs datasets; pip install 'shaping[data]'") from error
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not a warning for each attempt to reach it
+    if not os.path.exists(source.path):  # a folder is a data set to the library too
+        without_waiting()
     try:
         return load_dataset(source.path, source.subset, split=source.split, revision=source.revision, streaming=True)
     except Exception as error:

@@ -21,6 +21,7 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
 
 from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
+from pipelines.data.hub import without_waiting
 from pipelines.data.selection import evenly
 from pipelines.errors import MissingData, UserError
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
@@ -106,6 +107,8 @@ def load_tasks(name: str, benchmark: BenchmarkConfig) -> dict[str, Any]:
     nor reachable.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not benchmark.local:
+        without_waiting()
     manager = _task_manager(benchmark.task, benchmark.task_folder)
     if benchmark.task not in manager.all_tasks:
         raise UserError(
