@@ -43,6 +43,7 @@ from pipelines.models.causal_lm import build_model, load_model, on_device, param
 from pipelines.models.logit_scale import scale_logits
 from pipelines.models.start_import import import_start
 from pipelines.plugins.loading import load_planned
+from pipelines.rollouts.attention import use_attention_by_blocks
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
 from pipelines.tracking.start import start_trackers
 from pipelines.training.train import train
@@ -200,9 +201,9 @@ def _temper(model: PreTrainedModel, context: StageContext) -> dict[str, float]:
     rows = held_out_rows(context.corpus, text, variant["text"]["length"]).tokens
     assert context.reference is not None
     reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
-    entropy, _slope = mean_entropy(on_device(reference, rank), rows)
+    entropy, _slope = mean_entropy(_measurable(reference, rank), rows)
     del reference
-    temperature = matched_temperature(on_device(model, rank), rows, entropy)
+    temperature = matched_temperature(_measurable(model, rank), rows, entropy)
     scale_logits(model, 1 / temperature)
     reached, _slope = mean_entropy(model, rows)
     context.log("%s: T = %.4f, entropy %.4f nats, wanted %.4f", variant["name"], temperature, reached, entropy)
@@ -220,7 +221,7 @@ def _evaluate(context: StageContext) -> Outcome:
     identity = {key: context.spec[key] for key in ("version", "parent", "checkpoint")} | {"variant": variant}
     identity |= {key: context.config[key] for key in ("data", "text_versions")} | {"inputs": context.inputs}
     cache = BenchmarkCache(context.cache / "evaluations", identity, context.ranks, context.interrupted)
-    model = on_device(load_model(context.source, tokenizer=context.corpus.tokenizer), context.ranks.rank)
+    model = _measurable(load_model(context.source, tokenizer=context.corpus.tokenizer), context.ranks.rank)
     _log_model(model)
     settings = {key: planned[key] for key in ("engine", "precision")} if planned else {}
     evaluation = EvaluationContext(
@@ -236,6 +237,12 @@ def _evaluate(context: StageContext) -> Outcome:
         evaluation = replace(evaluation, control=_control(evaluation, variant))
     with closing(evaluation.sampler):
         return evaluate(evaluation)
+
+
+def _measurable(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """The model on the device of `rank`, in evaluation mode."""
+    use_attention_by_blocks(model)
+    return on_device(model, rank)
 
 
 def _benchmark(name: str, content: dict[str, Any], files: dict[str, str]) -> BenchmarkConfig:
@@ -270,7 +277,7 @@ def _control(evaluation: EvaluationContext, variant: dict[str, Any]) -> Control:
     def compute(_: range) -> list[dict[str, Any]]:
         assert context.reference is not None
         reference = load_model(context.reference / "checkpoints" / variant["reference"]["checkpoint"])
-        entropy, _slope = mean_entropy(on_device(reference, context.ranks.rank), rows)
+        entropy, _slope = mean_entropy(_measurable(reference, context.ranks.rank), rows)
         return [{"temperature": matched_temperature(evaluation.model, rows, entropy)}]
 
     key = {"temperature": variant, "task": text.task, "items": text.items, "text_length": config.text_length}

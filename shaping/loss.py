@@ -28,6 +28,17 @@ CHUNK_BYTES = 2**25
 LEAST_ROWS = 64
 """The smallest default chunk: every chunk reads the whole weight and adds to its whole gradient."""
 
+
+def default_chunk(vocabulary: int, width: int) -> int:
+    """Rows of hidden states [N, width] that have logits at a time: those of 32 MiB, or half as many as the width.
+
+    Each chunk reads and writes the float32 gradient of the weight, 4 V D bytes, so N rows in chunks of R move
+    8 V D N / R bytes. With R = D / 2 the chunk's logits take at most half the memory of that gradient, which exists
+    anyway, and the traffic is 16 V N bytes, whatever the width.
+    """
+    return max(LEAST_ROWS, CHUNK_BYTES // (4 * vocabulary), width // 2)
+
+
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["auto", "torch", "triton"]
 
@@ -164,7 +175,7 @@ def linear_shaped_cross_entropy(
     hidden_states [N, D] or [B, T, D], lm_head_weight [V, D], bias [V], targets [N] or [B, T]. Products are taken in the
     type of `hidden_states` (or autocast's, where it is enabled), everything else in float32 or better, including the
     loss and the sums over chunks in the gradients of weight and bias. `chunk_size` is the number of rows that have
-    logits at a time; by default as many as fit in 32 MiB, and at least 64.
+    logits at a time; by default as many as fit in 32 MiB, and at least half of D and 64.
 
     For "mean" and "sum" the gradients are computed in the forward pass, at the cost of the plain form's three products;
     for "none" the backward pass computes each chunk's logits again. All else is as in `shaped_cross_entropy`. Raises
@@ -183,7 +194,7 @@ def linear_shaped_cross_entropy(
     settings = _settings(
         objective, hidden_states, floor=floor, ignore_index=ignore_index, backend=backend, statistics=return_stats
     )
-    settings = settings._replace(chunk_size=chunk_size or max(LEAST_ROWS, CHUNK_BYTES // (4 * vocabulary)))
+    settings = settings._replace(chunk_size=chunk_size or default_chunk(vocabulary, width))
     # Losses [N] for "none", else their sum, so that the gradients can be taken in the forward pass.
     losses, statistics = LossOfHiddenStates.apply(
         hidden_states, lm_head_weight, bias, targets, settings, reduction != "none", torch.is_grad_enabled()

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from pipelines.data.tokenizer import end_tokens
 from pipelines.rollouts import qwen3
 from pipelines.rollouts.architectures import has_full_attention, layer_types, short_cuts
+from pipelines.rollouts.prefill import causal_mask, run_prompts
 from pipelines.rollouts.qwen3 import Prefill
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -65,28 +66,16 @@ def prefilled(
     positions = (torch.arange(width, device=device) - (width - lengths)[:, None]).clamp(min=0)
     # [prompts, width], True on the prompts' tokens; no mask at all if all prompts are equally long.
     mask = torch.arange(width, device=device) >= (width - lengths)[:, None] if int(lengths.min()) < width else None
-    # Layers with other attention make their own masks from one of two dimensions.
-    given = mask if mask is None or not has_full_attention(model) else causal_mask(mask, model.dtype)
-    output: Any = model(
-        input_ids=ids,
-        attention_mask=given,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    output: Any
+    if has_full_attention(model):
+        output = run_prompts(model, ids, positions=positions, mask=mask)
+    else:
+        # Layers with other attention make their own masks from one of two dimensions.
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     cache = next((output[name] for name in CACHE_NAMES if name in output), None)
     if cache is None:
         raise ValueError(f"{type(model).__name__} returns no cache")
     return Prefill(ids, cache, source, lengths, mask), output.logits[source, -1]
-
-
-def causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, width, width] of rows padded on the left; `mask` [B, width] is True on their tokens."""
-    width = mask.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
-    additive = torch.zeros(len(mask), 1, width, width, dtype=dtype, device=mask.device)
-    # The lowest finite number instead of -inf: a padded query attends to nothing, and must not become NaN.
-    return additive.masked_fill_(~(causal & mask[:, None, None, :]), torch.finfo(dtype).min)
 
 
 class _ForwardPass:
@@ -129,7 +118,7 @@ class _BufferedCache(_ForwardPass):
         ]
         # [B, 1, 1, columns]: the last row of the prompts' mask.
         mask = prefill.mask
-        last = None if mask is None else causal_mask(mask, model.dtype)[prefill.source, :, -1:]
+        last = None if mask is None else causal_mask(mask[prefill.source], model.dtype, first=prefill.width - 1)
         super().__init__(model, prefill, cache=Cache(layers=list(self._layers)), mask=last)
 
     def keep(self, rows: Tensor) -> None:

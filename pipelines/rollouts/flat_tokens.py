@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from pipelines.rollouts import attention
 
 ATTENTION = "rows_of_flat_tokens"
 """Name of the attention in transformers."""
@@ -108,7 +109,7 @@ def hidden_states(
     """Final hidden states [sum of response lengths, d] from which each response token is predicted, in order.
 
     They come from the forward pass of `model.base_model`, whose attention is replaced for good: without a layout it
-    does what `sdpa` does. So a backward pass that computes a layer again uses the same attention.
+    does what `attention.by_blocks` does. So a backward pass that computes a layer again uses the same attention.
     """
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
@@ -138,8 +139,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of transformers: queries [1, heads, N, d], keys and values [1, kv heads, N, d] -> [1, N, heads, d]."""
     if layout is None:
-        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return attended, None
+        return attention.by_blocks(module, query, key, value, attention_mask, scaling=scaling, **options)
     heads, kv_heads, tokens, size = query.shape[1], key.shape[1], query.shape[2], query.shape[3]
     # [N, (heads + 2 kv heads) d], so that one copy moves queries, keys and values to the rows.
     flat = torch.cat([query, key, value], 1)[0].transpose(0, 1).reshape(tokens, -1)
@@ -147,7 +147,7 @@ def _attention(
     for rows in layout.groups:
         in_rows = F.embedding(rows.flatten().clamp(min=0), flat).view(*rows.shape, -1, size).transpose(1, 2)
         q, k, v = in_rows.split([heads, kv_heads, kv_heads], 1)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
+        attended = attention.attend(q, k, v, scale=scaling)
         results.append(attended.transpose(1, 2).reshape(-1, heads * size))
     return F.embedding(layout.origins, torch.cat(results)).view(1, tokens, heads, size), None
 

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
+from pipelines.rollouts.attention import attend
 from pipelines.rollouts.flat_tokens import layout
+from pipelines.rollouts.prefill import run_prompts
 
 
 def supports(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
@@ -261,7 +263,7 @@ Prefix = Sequence[tuple[Tensor, Tensor]]
 
 def prefix_of(model: Qwen3ForCausalLM, tokens: Sequence[int]) -> Prefix:
     """Run `tokens`, with which several prompts begin, once."""
-    output = model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, logits_to_keep=1)
+    output = run_prompts(model, torch.tensor([list(tokens)], device=model.device), mask=None)
     return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
 
@@ -307,9 +309,7 @@ def hidden_states(
                 torch.cat([shared.expand(len(part), -1, -1, -1), part], 2)
                 for shared, part in zip(prefix[index], (key, value), strict=True)
             )
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=heads != kv_heads
-        )
+        attended = attend(query, key, value, mask=mask)
         attended = F.embedding(from_rows, attended.transpose(1, 2).reshape(-1, heads * dim))
         x = x + attention.o_proj(attended)
         y = _Norm.apply(x, layer.post_attention_layernorm.weight, eps)

@@ -128,6 +128,10 @@ class NextToken(L.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Loss of a micro-batch [B, length + 1]; with statistics if a ledger row is due."""
         self.speed.begin()
+        if self._sharded:
+            # Gradients meet once an optimizer step. Copies of the model (DDP) are left to Lightning.
+            root: Any = self.loss
+            root.set_requires_gradient_sync((batch_idx + 1) % self._accumulation == 0)
         with self._balance.counting() if self._balance else nullcontext():
             loss, statistics = self.loss(batch, self._is_row_due())
         self.step_filter.add_loss(loss)

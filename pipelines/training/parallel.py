@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.errors import StageFailure
 from pipelines.rollouts.architectures import decoder_layers
+from pipelines.rollouts.attention import use_attention_by_blocks
 
 SAVED_OPERATORS = (
     torch.ops.aten.mm.default,
@@ -86,6 +87,7 @@ def prepare(model: PreTrainedModel, compute: ComputeConfig, *, precision: str, d
             parameter.data = parameter.data.to(torch.bfloat16)
     if documents and torch.cuda.is_available():
         model.set_attn_implementation("flex_attention")
+    use_attention_by_blocks(model)
     if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
         model.set_experts_implementation("grouped_mm")
     if compute.activation_checkpointing != "none":

@@ -22,8 +22,8 @@ USABLE = 0.9
 """Share of a device's memory that a stage may fill by this arithmetic."""
 
 # Constants of modules that load torch; a test compares them.
-CHUNK_BYTES = 2**25
-"""Bytes of logits that the fused loss holds at a time (`shaping.loss`)."""
+CHUNK_BYTES, LEAST_ROWS = 2**25, 64
+"""Bytes and rows of the smallest chunk of logits of the fused loss (`shaping.loss`)."""
 KEYS_SHARE = 0.3
 """Share of a device for keys and values (`pipelines.rollouts.transformers_engine`)."""
 VLLM_SHARE = {"grpo": 0.4, "evaluate": 0.85}
@@ -49,7 +49,7 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
 
     `logits avoided` are what a loss that holds all logits and their gradient would add. Weights are sharded over all
     ranks with `fsdp`, and over `shard_ranks` with `hsdp` (0 counts as all ranks). Activations are those of one
-    micro-batch. RL holds the whole gradient between micro-batches, and while it does not update a `sampler`, a copy of
+    micro-batch. The whole gradient is held between micro-batches, and while RL does not update a `sampler`, a copy of
     the model with its keys and values. An evaluation holds either the checkpoint or the engine that samples.
     """
     model = ModelOfRun.of(plan, run)
@@ -61,20 +61,21 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
     whole = model.weights * (2 if precision == "bfloat16" else 4)
     rl = run.stage == "grpo"
     longest = _longest_response(plan, run) if rl else 0
-    tokens = compute["micro_batch_tokens"] or (budget["micro_batch_tokens"] if rl else budget["batch_tokens"] // ranks)
+    share = 0 if rl else budget["batch_tokens"] // ranks
+    tokens = compute["micro_batch_tokens"] or (budget["micro_batch_tokens"] if rl else share)
+    accumulates = tokens < share  # gradients meet once an optimizer step, so a rank has a whole one until then
     tokens = max(tokens, longest)  # a response is never divided
     # Numbers per token that are kept for the backward pass; with checkpointing one layer is computed again.
     checkpointing = compute["activation_checkpointing"]
     kept = model.shape["layers"] * activations(model.shape, checkpointing)
     if checkpointing != "none":
         kept += activations(model.shape)
-    # Of many logits the fused loss holds two chunks, and the gradient of the output matrix.
     logits = 4 * tokens * model.vocabulary
     is_chunked = logits > CHUNK_BYTES
-    held_logits = 2 * CHUNK_BYTES + 4 * model.vocabulary * model.shape["d_model"] if is_chunked else 3 * logits
+    held_logits = _chunked_logits(model, tokens) if is_chunked else 3 * logits
     always = {"parameters": whole // shards, "optimizer": 2 * whole // shards}
     update = {
-        "gradients": whole // (1 if rl else shards),
+        "gradients": whole // (1 if rl or accumulates else shards),
         "activations": int(tokens * (4 if precision == "float32" else 2) * kept),
         "logits": held_logits,
     }
@@ -90,6 +91,13 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
         )  # fmt: skip
     total = sum(always.values()) + max(sum(update.values()), sum(sampling.values()))
     return always | update | sampling | {"total": total, "logits avoided": 2 * logits if is_chunked else 0}
+
+
+def _chunked_logits(model: ModelOfRun, tokens: int) -> int:
+    """Of many logits the fused loss holds two chunks, the gradient of the output matrix, and a product to be added."""
+    width = model.shape["d_model"]
+    rows = max(LEAST_ROWS, CHUNK_BYTES // (4 * model.vocabulary), width // 2)
+    return 4 * model.vocabulary * (2 * min(rows, tokens) + 2 * width)
 
 
 def _longest_response(plan: Plan, run: StageRun) -> int:
