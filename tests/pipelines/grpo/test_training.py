@@ -16,10 +16,12 @@ from transformers import Qwen3ForCausalLM
 from pipelines.configuration.budgets import PretrainConfig
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.grpo import GRPOConfig
+from pipelines.configuration.lora import LoRAConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import module, train_grpo
+from pipelines.models.adapters import add_adapters
 from pipelines.models.causal_lm import build_model
 from pipelines.training.train import train
 from pipelines.training.trainer_state import saved_steps
@@ -217,23 +219,30 @@ def test_the_log_shows_the_start_saves_the_resume_point_and_the_end(
     assert "ended after step 2 with reward" in second
 
 
-def run_to_the_end(cache: Path, weights: Path, folder: Path) -> None:
-    """A process that saves its state after every step and at the end writes the fingerprint of its model."""
+def run_to_the_end(cache: Path, weights: Path, folder: Path, rank: int) -> None:
+    """A process that saves its state after every step and at the end writes the fingerprint of its model.
+
+    It trains adapters of `rank`, or with 0 the whole model.
+    """
     module.SAVE_SECONDS = 0.0
     corpus = small_corpus(cache)
     model = start_model(corpus, weights)
-    run(model, settings(leftovers="keep", steps=8), corpus=corpus, folder=folder)
+    lora = LoRAConfig(rank)
+    if rank:
+        add_adapters(model, lora, key="grpo.lora", seed=3)
+    run(model, settings(leftovers="keep", steps=8, lora=lora), corpus=corpus, folder=folder)
     (folder / "fingerprint").write_text(fingerprint(model))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.ci_only)], ids=["whole", "adapters"])
 def test_a_run_killed_in_the_middle_of_a_step_resumes_bit_for_bit(
-    corpus: Corpus, weights: Path, tmp_path: Path
+    corpus: Corpus, weights: Path, tmp_path: Path, rank: int
 ) -> None:
     """SIGKILL at any instruction of a step; the same command again ends with the model of an unbroken run."""
 
     def start(folder: str) -> BaseProcess:
-        process = forked.Process(target=run_to_the_end, args=(corpus.folder.parent, weights, tmp_path / folder))
+        process = forked.Process(target=run_to_the_end, args=(corpus.folder.parent, weights, tmp_path / folder, rank))
         process.start()
         return process
 
@@ -253,6 +262,7 @@ def test_a_run_killed_in_the_middle_of_a_step_resumes_bit_for_bit(
         assert process.exitcode == 0
     fingerprints = [(tmp_path / name / "fingerprint").read_text() for name in ("whole", "killed")]
     assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[0] != fingerprint(start_model(corpus, weights))
 
 
 @pytest.mark.slow
