@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format gpu clean
+.PHONY: help demo test check format mutants gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,11 +29,14 @@ format: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+mutants: $(STAMP)-dev  ## change the changed files in small ways and tell what no test notices (ARGS="--core --sample 100")
+	$(BIN)/python -m benchmarks.mutants $(ARGS)
+
 gpu: $(STAMP)-dev  ## on one GPU, in ten minutes: measure what waits for one, into results/gpu.json and results/gpu.md
 	$(BIN)/python -m benchmarks.gpu
 
 clean:  ## remove the environment and caches; store/ and results/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .mutants
 
 $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV): pip installs torch and the rest, a few minutes the first time"
