@@ -181,7 +181,7 @@ def support_p(comparisons: list[Comparison]) -> float:
 def _oppose_p(comparisons: list[Comparison]) -> float:
     """One wrong comparison is enough, so the smallest p-value counts, times their number (Bonferroni)."""
     values = [_one_sided_p(comparison, not comparison.greater) for comparison in comparisons]
-    return min(1.0, len(comparisons) * min((1.0 if p is None else p for p in values), default=1.0))
+    return min(1.0, max(1, len(comparisons)) * min((1.0 if p is None else p for p in values), default=1.0))
 
 
 def _one_sided_p(comparison: Comparison, is_greater: bool) -> float | None:

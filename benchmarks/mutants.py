@@ -43,7 +43,7 @@ CORE = (
     *("analysis/claims.py", "analysis/claim_language.py", "analysis/claim_sources.py", "sweeps/plan/signatures.py"),
     *("sweeps/store", "pipelines/published.py", "analysis/published_files.py"),
 )
-TEST_FILES = 5
+TEST_FILES = 8
 """At most so many test files per changed file, the most closely related first."""
 
 
@@ -95,7 +95,10 @@ def _sample(paths: list[str], size: int | None, seed: int) -> list[Mutation]:
     equivalent = {line.split("  # ")[0].strip() for line in EQUIVALENT.read_text().splitlines()}
     mutations = [place.mutation() for place in chosen]
     kept = [mutation for mutation in mutations if mutation.key not in equivalent]
-    print(f"{len(kept)} of {len(places)} mutants in {len(paths)} files; {len(mutations) - len(kept)} are equivalent")
+    print(
+        f"{len(kept)} of {len(places)} mutants in {len(paths)} files; {len(mutations) - len(kept)} are equivalent",
+        flush=True,
+    )
     return sorted(kept, key=lambda mutation: (mutation.path, mutation.line))
 
 
@@ -152,7 +155,7 @@ def _outcome(mutation: Mutation, copy: Path, limit: float) -> dict[str, Any]:
 
 
 def _test_files(path: str) -> list[str]:
-    """Test files of a file: the mirrored one, those that import it, then those of its folder."""
+    """Test files of a file: the mirrored one, those that import it, then those of its folder; small ones first."""
     source = Path(path)
     module = ".".join(source.with_suffix("").parts)
     mirrored = Path("tests", *source.parts[:-1])
@@ -167,7 +170,7 @@ def _test_files(path: str) -> list[str]:
             rank = 3
         else:
             continue
-        ranked.append((rank, file.stat().st_size if rank == 3 else 0, str(local)))
+        ranked.append((rank, file.stat().st_size, str(local)))
     return [name for _, _, name in sorted(ranked)[:TEST_FILES]]
 
 

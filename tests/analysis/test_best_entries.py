@@ -108,6 +108,9 @@ def test_what_does_not_compete() -> None:
     assert bold(table({("ours - paper", "b"): [entry(FIFTY), entry(low)]})) == []
     assert bold(table({MATH: [entry(FIFTY, variant="matched:x"), entry(low)]})) == []
     assert bold(table({MATH: [Entry(50.0, n=1, by_seed=(50.0,)), Entry(40.0, n=1, by_seed=(40.0,))]})) == []
+    # Nor are single seeds counted in the correction: it is over the two settings of the other column.
+    single = [Entry(50.0, n=1, by_seed=(50.0,)), Entry(40.0, n=1, by_seed=(40.0,))]
+    assert bold(table({MATH: [entry(FIFTY), entry(lower_by(0.02))], ("math", "c"): list(single)})) == [(0, 0, 0)]
     assert bold(table({MATH: [Entry(None), entry(low)]})) == []
     assert bold(table({MATH: ["text", entry(low)]})) == []
     # A control above all others hides nobody: the best of those that compete is bold.

@@ -285,7 +285,9 @@ def test_bold_is_significant_against_every_other_setting(make_store: Callable) -
     def number(measured: Measured) -> float:
         key = [measured.seed, len(measured.objective), len(measured.benchmark)]
         noise = np.random.default_rng(key).normal(0, 0.001)
-        return 0.5 + noise + (0.2 if measured.objective == "precision" and measured.benchmark == "Modules" else 0)
+        # Two settings are better than all others in one benchmark, by about the same: neither beats every rival.
+        better = {"Modules": ("precision",), "Continuations": ("precision", "diversity")}
+        return 0.5 + noise + 0.2 * (measured.objective in better.get(measured.benchmark, ()))
 
     tables = tables_of(*make_store(["+sweep=nano", "seed=1,2,3,4,5"], number=number))
     table = tables["table-03-nano"]
@@ -297,6 +299,8 @@ def test_bold_is_significant_against_every_other_setting(make_store: Callable) -
     }
     assert ("precision", ("knowledge", "Modules accuracy")) in bold
     assert {objective for objective, (group, _) in bold if group == "knowledge"} == {"precision"}
+    assert ("commonsense", "Continuations accuracy") in table.columns
+    assert not [objective for objective, (group, _) in bold if group == "commonsense"]
     assert "Holm" in table.caption
     one_seed = tables_of(*make_store(["+sweep=nano"], number=number))["table-03-nano"]
     assert not any(entry.best for entry in one_seed.entries)

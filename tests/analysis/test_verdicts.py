@@ -87,9 +87,11 @@ def test_parts_are_averaged_and_seeds_drawn_once_for_all() -> None:
     assert (estimate.value, estimate.low, estimate.p) == (2.0, None, 1.0)
 
 
-def test_one_claim_is_supported_below_five_percent_on_its_side() -> None:
-    """Its two directions are corrected together, so the two-sided p-value counts."""
-    source = against_zero(low=with_p(0.04), high=with_p(0.06), opposite=with_p(0.04, -1), wrong=with_p(0.06, -1))
+@pytest.mark.parametrize("unit", [1.0, 0.001, 1000.0])
+def test_one_claim_is_supported_below_five_percent_on_its_side(unit: float) -> None:
+    """Its two directions are corrected together, so the two-sided p-value counts, whatever the unit."""
+    p_values = {"low": (0.04, 1), "high": (0.06, 1), "opposite": (0.04, -1), "wrong": (0.06, -1)}
+    source = against_zero(**{name: [unit * d for d in with_p(*p)] for name, p in p_values.items()})
     outcomes = {name: words(source, above(name))[0] for name in ("low", "high", "opposite", "wrong")}
     assert outcomes == {"low": "supported", "high": "undecided", "opposite": "contradicted", "wrong": "undecided"}
 
@@ -126,6 +128,11 @@ def test_a_claim_with_a_comparison_without_a_number_is_undecided(missing: str) -
     assert verdicts(source, above("b"))[0].p is None
 
 
+def test_a_claim_without_comparisons_is_undecided() -> None:
+    assert words(against_zero(a=with_p(1e-5)), (), above("a")) == ["undecided", "supported"]
+    assert words(Numbers({}, exact=True), ()) == ["undecided"]
+
+
 def test_one_seed_in_a_comparison_supports_nothing() -> None:
     source = Numbers({("a", "m"): with_p(1e-5), ("zero", "m"): [0.0] * 5, ("b", "m"): [9.0]})
     assert words(source, (above("a"), above("b"))) == ["undecided"]
@@ -150,6 +157,17 @@ def test_seeds_are_paired_and_those_of_one_side_left_out() -> None:
     (comparison,) = verdict.comparisons
     assert comparison.estimate is not None
     assert (comparison.estimate.value, comparison.estimate.n) == (1.0, 4)
+
+
+def test_a_seed_that_the_middle_one_of_three_terms_lacks_is_left_out() -> None:
+    """The seeds 1 to 5, 2 to 6 and 1 to 5: two of the first three cancel, and the differences are those of the last."""
+    source = Numbers(
+        {("a", "m"): [9, 2, 3, 4, 5], ("late", "m"): [2, 3, 4, 5, 6], ("b", "m"): [7, 1, 2, 3, 4]}, first_seed=2
+    )
+    (verdict,) = verdicts(source, 'value("a") - value("late") > -value("b")')
+    (comparison,) = verdict.comparisons
+    assert comparison.estimate is not None
+    assert (comparison.estimate.value, comparison.estimate.n) == (2.5, 4)
 
 
 def test_a_claim_is_judged_for_each_model_that_has_all_of_its_terms() -> None:
@@ -199,3 +217,22 @@ def test_numbers_without_errors_are_judged_by_their_order(holds: tuple[str, ...]
 def test_exit_codes(kinds: list[str], expected: int) -> None:
     claim = Claim("c", "s", "", ())
     assert exit_code([Verdict(claim, "o", kind, None) for kind in kinds]) == expected
+
+
+def test_the_arithmetic_of_a_claim() -> None:
+    values = {("a", "m"): [3.0], ("b", "m"): [8.0], ("c", "m"): [float(np.exp(2))]}
+    (verdict,) = verdicts(
+        Numbers(values, exact=True), 'value("a") * 2 - value("b") / 4 > -log(value("c")) + (0.5 - value("a"))'
+    )
+    (comparison,) = verdict.comparisons
+    assert comparison.estimate is not None
+    assert comparison.estimate.value == pytest.approx((6 - 2) - (-2 + 0.5 - 3))
+    assert (comparison.direction, comparison.greater) == ("as claimed", True)
+
+
+def test_a_chain_is_a_comparison_of_each_pair_of_neighbours() -> None:
+    values = {("a", "m"): [1.0], ("b", "m"): [4.0], ("c", "m"): [2.0]}
+    (verdict,) = verdicts(Numbers(values, exact=True), 'value("a") < value("b") < value("c")')
+    assert [c.estimate and c.estimate.value for c in verdict.comparisons] == [-3.0, 2.0]
+    assert [c.greater for c in verdict.comparisons] == [False, False]
+    assert verdict.verdict == "contradicted"

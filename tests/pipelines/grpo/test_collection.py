@@ -321,7 +321,8 @@ def test_collapse_is_distinguished_from_success() -> None:
     settings = config()
     start = (5, 0.3, 1.0, 20.0)
     assert collapsed(history(start), settings) is None
-    assert collapsed(history(start, (4, 0.1, 0.01, 20.0)), settings) is None  # too early
+    early = history((4, 0.3, 1.0, 20.0), (5, 0.1, 0.01, 1.0))  # one step too early: the last five have collapsed
+    assert collapsed(early, settings) is None
     assert collapsed(history(start, (5, 0.3, 0.05, 20.0)), settings) == "entropy"
     assert collapsed(history(start, (5, 0.97, 0.05, 20.0)), settings) is None
     assert collapsed(history(start, (5, 0.3, 0.9, 5.0)), settings) == "length"
