@@ -100,7 +100,7 @@ def test_p_values_of_rank_correlations_are_exact(count: int) -> None:
 
 
 def test_a_perfect_rank_correlation_is_no_more_certain_than_its_points_allow() -> None:
-    for count, smallest in ((5, 2 / 120), (6, 2 / 720), (7, 2 / 5040)):
+    for count, smallest in ((5, 2 / 120), (6, 2 / 720), (7, 2 / 5040), (8, 2 / 40_320)):
         line = np.arange(count, dtype=float)
         assert rank_correlations(-line[None], line) == (pytest.approx([-1.0]), pytest.approx([smallest]))
     many = np.arange(30.0)
