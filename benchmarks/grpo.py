@@ -39,7 +39,7 @@ from pipelines.rollouts import Sampling, generate, load_engine
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.training.optimizer import adamw
 from pipelines.training.weight_stream import weight_stream
-from pipelines.verifiers import Judge, Verdict
+from pipelines.verifiers import VERIFIERS, Judge, Verifier
 
 VOCABULARY = 640
 PROMPT_TOKENS = 9
@@ -107,20 +107,18 @@ class Text(Question):
 
     def judged(self, response: str, *, complete: bool = True) -> tuple[str, str | None, str]:
         """See `Question.judged`."""
-        return "exact", response, ""
+        return "coin", response, ""
 
 
-class Coin(Judge):
-    """Rewards by `coin` instead of a verifier."""
-
-    def rewards(self, items: Any) -> list[Verdict]:
-        """The coin's verdict on each item's answer."""
-        return [Verdict(coin(answer or "")) for _, answer, _ in items]
+def verify(answer: str, reference: str) -> float:
+    """The verifier of `Text`."""
+    return coin(answer)
 
 
 def our_step(shape: Shape, engine_name: str = "transformers", *, device: torch.device = CPU) -> Callable[[], None]:
     """A function that takes one GRPO step; the model is kept between calls. On a GPU products are in bfloat16."""
-    FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "exact")
+    FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "coin")
+    VERIFIERS["coin"] = Verifier("benchmarks.grpo:verify", in_process=True, longest=None)
     learner: Any = shape.model()
     model = learner.to(device)
     config = GRPOConfig(
@@ -134,7 +132,7 @@ def our_step(shape: Shape, engine_name: str = "transformers", *, device: torch.d
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
     updater = Updater(policy, optimizer, config, exact_sampler=engine.exact and precision == "float32")
     questions = Questions([[Text("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
-    collector = Collector(config, engine, Coin(), tokenizer=tokenizer(), questions=questions, seed=0)
+    collector = Collector(config, engine, Judge(), tokenizer=tokenizer(), questions=questions, seed=0)
     # A step as in pipelines.grpo: collection, diagnostics, update.
     step = 0
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.configuration.lora import LoRAConfig
+from pipelines.cores import share_of_cores
 from pipelines.data.corpus import Corpus
 from pipelines.files import sha256, write_sealed
 from pipelines.ledger import Ledger
@@ -89,6 +90,11 @@ class StageContext:
     def cache(self) -> Path:
         """The store's cache, shared by all stage runs."""
         return (self.root or self.folder) / "cache"
+
+    @property
+    def verifier_workers(self) -> int:
+        """Answers that this rank verifies at a time."""
+        return self.compute.verifier_workers or share_of_cores(-(-self.ranks.tasks // self.ranks.nodes))
 
     @property
     def source(self) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.configuration.budgets import TrainConfig
-from pipelines.errors import require, require_option, require_positive
+from pipelines.errors import require, require_not_negative, require_option, require_positive
 
 STRATEGIES = ("auto", "ddp", "fsdp", "hsdp")
 ACTIVATIONS = ("none", "selective", "full")
@@ -30,6 +30,9 @@ class ComputeConfig:
     """Compile each layer with `torch.compile`."""
     keep_last: int = 1
     """Number of trainer states to keep; a stage resumes from the newest."""
+    verifier_workers: int = 0
+    """Answers that a rank verifies at a time, each in a process; 0: as many as it has cores, which the ranks of a
+    machine share."""
 
     def __post_init__(self) -> None:
         require_option("compute.strategy", self.strategy, STRATEGIES)
@@ -41,6 +44,7 @@ class ComputeConfig:
             fix="it must be above 0, or null for the whole share of a rank",
         )
         require(self.shard_ranks >= 0, "compute.shard_ranks", self.shard_ranks, fix="it must be 0 or more")
+        require_not_negative("compute", self, "verifier_workers")
         require_positive("compute", self, "keep_last")
 
 

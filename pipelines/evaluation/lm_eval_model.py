@@ -27,7 +27,7 @@ from pipelines.data.tokenizer import document_start, encode, fitting, fitting_pa
 from pipelines.evaluation.benchmark_cache import BenchmarkCache, Rows
 from pipelines.evaluation.sampler import Sampler
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Rollouts, Sampling, likelihoods
+from pipelines.rollouts import Sampling, likelihoods
 from pipelines.rollouts.architectures import positions
 
 BATCH_TOKENS = 16_384
@@ -171,7 +171,7 @@ class RolloutLM(TemplateLM):
             chosen = order[items.start : items.stop]
             token_ids = [prompts[i] for i in chosen]
             rollouts = self._sampler.generate(token_ids, sampling, n=samples, seed=seed, first=items.start, stop=until)
-            texts, stopped = self.decode(rollouts, until), rollouts.stopped.tolist()
+            texts, stopped = self.decode(rollouts.responses(), until), rollouts.stopped.tolist()
             parts = [slice(index * samples, (index + 1) * samples) for index in range(len(chosen))]
             return [
                 {"request": i, "texts": texts[part], "stopped": stopped[part]}
@@ -198,9 +198,9 @@ class RolloutLM(TemplateLM):
         self.cut_prompts += len(prompt) < len(whole)
         return prompt
 
-    def decode(self, rollouts: Rollouts, until: Sequence[str]) -> list[str]:
+    def decode(self, responses: Sequence[list[int]], until: Sequence[str]) -> list[str]:
         """The texts of the responses, each up to its first stop string."""
-        texts = self.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at(text, until) for text in texts]
 
 

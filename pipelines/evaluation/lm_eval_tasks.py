@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from pipelines.errors import MissingData, UserError
 from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationContext
 from pipelines.evaluation.lm_eval_model import RolloutLM
 from pipelines.evaluation.metrics import RIGHT, estimate
-from pipelines.evaluation.sampled_answers import judged_responses
+from pipelines.evaluation.sampled_answers import answered, judged_responses
 from pipelines.evaluation.samples import Sample, cut_answers, measure, sample_rows, unverified
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Sampling
+from pipelines.rollouts import Sampling, verified
 from pipelines.tasks.answer_extraction import final_answer, last_program
 from pipelines.tasks.judging import conversation
 from pipelines.verifiers import VERIFIERS, Judge
@@ -259,17 +259,22 @@ def _sampled(
         **context.sampler.identity,
     }
     ranges = context.cache.ranges(len(items), most=context.sampler.range_tokens // (n * limit))
-    with Judge() as judge:
+    with Judge(context.stage.verifier_workers) as judge:
 
         def compute(part: range) -> list[Sample]:
             some = prompts[part.start : part.stop]
             token_ids = encoded[part.start : part.stop]
             seed = stream_seed(Stream.BENCHMARK, name)
-            rollouts = context.sampler.generate(token_ids, sampling, n=n, seed=seed, first=part.start, stop=until)
-            texts = lm.decode(rollouts, until)
-            # The judge receives `n` answers for each prompt.
-            judged = [_judged(benchmark, *items[part.start + i // n], text=text) for i, text in enumerate(texts)]
-            responses = judged_responses(rollouts, texts, judged)
+            result = verified(
+                partial(context.sampler.generate, token_ids, sampling, n=n, seed=seed, first=part.start, stop=until),
+                judge,
+                decode=partial(lm.decode, until=until),
+                # The judge receives `n` answers for each prompt.
+                item=lambda i, text, stopped: answered(
+                    _judged(benchmark, *items[part.start + i // n], text=text), stopped
+                ),
+            )
+            responses = judged_responses(result)
             return sample_rows([(prompt, prompt) for prompt in some], responses, judge, first_item=part.start)
 
         return context.cache.rows(name, cache_key, ranges=ranges, compute=compute)

@@ -1,7 +1,7 @@
 """Benchmarks of kind `sampled`: questions of a task family or a file, whose sampled answers a verifier judges."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from pipelines.configuration.evaluation import BenchmarkConfig
 from pipelines.data.questions import available_items, load_items
@@ -10,7 +10,7 @@ from pipelines.evaluation.context import BenchmarkResult, Coverage, EvaluationCo
 from pipelines.evaluation.samples import Responses, Sample, cut_answers, measure, sample_rows, unverified
 from pipelines.files import sha256_of
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Rollouts, Sampling
+from pipelines.rollouts import Sampling, Verified, verified
 from pipelines.rollouts.architectures import positions
 from pipelines.tasks.judging import judging
 from pipelines.verifiers import Judge
@@ -38,19 +38,25 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
         **context.sampler.identity,
     }
     ranges = context.cache.ranges(len(questions), most=context.sampler.range_tokens // (benchmark.samples * limit))
-    with Judge() as judge:
+    decode = partial(context.corpus.tokenizer.batch_decode, skip_special_tokens=True)
+    with Judge(context.stage.verifier_workers) as judge:
 
         def compute(items: range) -> list[Sample]:
             chosen = questions[items.start : items.stop]
             token_ids = prompts[items.start : items.stop]
             # The seed depends on the benchmark only, and `first` makes samples independent of the ranges.
             seed = stream_seed(Stream.BENCHMARK, name)
-            rollouts = context.sampler.generate(token_ids, sampling, n=benchmark.samples, seed=seed, first=items.start)
-            texts = context.corpus.tokenizer.batch_decode(rollouts.responses(), skip_special_tokens=True)
-            judged = [chosen[i // benchmark.samples].judged(text) for i, text in enumerate(texts)]
-            responses = judged_responses(rollouts, texts, judged)
+            generate = partial(
+                context.sampler.generate, token_ids, sampling, n=benchmark.samples, seed=seed, first=items.start
+            )
+            result = verified(
+                generate,
+                judge,
+                decode=decode,
+                item=lambda i, text, stopped: answered(chosen[i // benchmark.samples].judged(text), stopped),
+            )
             pairs = [(question.prompt, question.question) for question in chosen]
-            return sample_rows(pairs, responses, judge, first_item=items.start)
+            return sample_rows(pairs, judged_responses(result), judge, first_item=items.start)
 
         samples = context.cache.rows(name, key, ranges=ranges, compute=compute)
     cut = sum(len(prompt) < len(whole) for prompt, whole in zip(prompts, encoded, strict=True))
@@ -59,19 +65,20 @@ def measure_samples(context: EvaluationContext, name: str, benchmark: BenchmarkC
     return BenchmarkResult(measure(samples, config.pass_k), coverage, samples)
 
 
-def judged_responses(rollouts: Rollouts, texts: Sequence[str], judged: Sequence[Item]) -> Responses:
-    """The `Responses` of `rollouts`, with their texts and what the judge receives for each.
+def answered(item: Item, stopped: bool) -> Item:
+    """The item of a response; one that the length limit cut has no answer, as in RL."""
+    verifier, answer, reference = item
+    return verifier, answer if stopped else None, reference
 
-    A response that the length limit cut has no answer, as in RL.
-    """
-    stopped = rollouts.stopped.tolist()
+
+def judged_responses(result: Verified) -> Responses:
+    """The `Responses` of sampled and verified ones."""
+    rollouts = result.rollouts
     return Responses(
-        texts,
-        [
-            (verifier, answer if end else None, ref)
-            for (verifier, answer, ref), end in zip(judged, stopped, strict=True)
-        ],
+        result.texts,
+        result.items,
+        result.verdicts,
         log_probs=rollouts.log_probs.double().sum(1).tolist(),
         lengths=rollouts.lengths.tolist(),
-        stopped=stopped,
+        stopped=rollouts.stopped.tolist(),
     )

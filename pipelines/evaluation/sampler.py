@@ -16,7 +16,7 @@ from pipelines.configuration.engines import engine_fault
 from pipelines.configuration.evaluation import EvaluationConfig
 from pipelines.errors import StageFailure, UserError
 from pipelines.evaluation.benchmark_cache import RANGE_TOKENS
-from pipelines.rollouts import Engine, EngineSetting, Rollouts, Sampling, TransformersEngine, load_engine
+from pipelines.rollouts import Engine, EngineSetting, Finished, Rollouts, Sampling, TransformersEngine, load_engine
 from pipelines.rollouts.architectures import positions
 
 logger = logging.getLogger("pipelines")
@@ -65,13 +65,14 @@ class Sampler:
         seed: Sequence[int],
         first: int = 0,
         stop: Sequence[str] = (),
+        finished: Finished | None = None,
     ) -> Rollouts:
         """See `Engine.generate`."""
         if self._sampler is None:
             engine: Engine = TransformersEngine(self._model, setting=EngineSetting(tokenizer=self._tokenizer))
         else:
             engine = self._awake(self._sampler["engine"])
-        return engine.generate(prompts, sampling, n=n, seed=seed, first=first, stop=stop)
+        return engine.generate(prompts, sampling, n=n, seed=seed, first=first, stop=stop, finished=finished)
 
     def rest(self) -> None:
         """Give the device to the checkpoint, which is to score texts."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipelines.evaluation.metrics import RIGHT, Estimate, sampled_metrics
 from pipelines.files import replacing
-from pipelines.verifiers import VERIFIERS, Judge
+from pipelines.verifiers import VERIFIERS, Judge, Verdict
 from pipelines.verifiers.judge import Item
 
 SAMPLES = "samples.jsonl.gz"
@@ -58,7 +58,8 @@ class Responses:
 
     texts: Sequence[str]
     judged: Sequence[Item]
-    """What the judge receives for each; responses to one prompt have the same verifier."""
+    """What the judge received for each; responses to one prompt have the same verifier."""
+    verdicts: Sequence[Verdict]
     log_probs: Sequence[float]
     """Of the whole response, in nats."""
     lengths: Sequence[int]
@@ -72,11 +73,10 @@ def sample_rows(
 ) -> list[Sample]:
     """The rows of `responses` to `prompts`, which are pairs (prompt, question), without the benchmark's name.
 
-    `first_item` is the index in the benchmark of the first prompt.
+    `judge` compares answers for the votes, and `first_item` is the index in the benchmark of the first prompt.
     """
     n = len(responses.texts) // len(prompts)
-    judged = responses.judged
-    verdicts = judge.rewards(judged)
+    judged, verdicts = responses.judged, responses.verdicts
 
     # Vote among the answers of each prompt, for consecutive prompts with the same verifier at once.
     votes: list[int | None] = []

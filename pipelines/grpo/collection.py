@@ -13,6 +13,7 @@ they were sampled.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipelines.data.tokenizer import encode
 from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.sharing import consecutive
 from pipelines.random_streams import Stream, stream_seed
-from pipelines.rollouts import Engine, Sampling, never
+from pipelines.rollouts import Engine, Sampling, never, verified
 from pipelines.verifiers import Judge
 from pipelines.verifiers.judge import FAILURES
 
@@ -227,30 +228,31 @@ class Collector:
         *,
         seed: Sequence[int],
     ) -> _LocalSamples:
-        """Sample and verify this rank's share."""
+        """Sample this rank's share, and verify what has ended while the rest is still sampled."""
         n = self._config.samples
         share = self._communicator.share(len(questions) * n)
         if not share:
             return _LocalSamples(torch.empty(0, 4, dtype=torch.float64), {}, {}, {})
-        rollouts = self._engine.generate(prompts, sampling, n=n, seed=seed, share=share, interrupted=self._interrupted)
-        responses = rollouts.responses()
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        stopped = rollouts.stopped.tolist()
-        judged = [
-            questions[row // n].judged(text, complete=complete)
-            for row, text, complete in zip(share, texts, stopped, strict=True)
-        ]
-        verdicts = self._judge.rewards(judged)
+        result = verified(
+            partial(
+                self._engine.generate, prompts, sampling, n=n, seed=seed, share=share, interrupted=self._interrupted
+            ),
+            self._judge,
+            decode=partial(self._tokenizer.batch_decode, skip_special_tokens=True),
+            item=lambda row, text, stopped: questions[share[row] // n].judged(text, complete=stopped),
+            interrupted=self._interrupted,
+        )
+        rollouts, responses, stopped = result.rollouts, result.rollouts.responses(), result.rollouts.stopped.tolist()
         outcomes = [
             [verdict.reward, len(response), complete, FAILURES.index(verdict.failure) + 1 if verdict.failure else 0]
-            for verdict, response, complete in zip(verdicts, responses, stopped, strict=True)
+            for verdict, response, complete in zip(result.verdicts, responses, stopped, strict=True)
         ]
         log_probs = [rollouts.log_probs[i, : len(response)].clone() for i, response in enumerate(responses)]
         return _LocalSamples(
             torch.tensor(outcomes, dtype=torch.float64),
             dict(zip(share, responses, strict=True)),
             dict(zip(share, log_probs, strict=True)),
-            dict(zip(share, texts, strict=True)),
+            dict(zip(share, result.texts, strict=True)),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def train_grpo(model: PreTrainedModel, config: GRPOConfig, context: StageContext
     Raises `Interrupted` after `context.interrupted()` has become true and the state is saved, `FloatingPointError` if a
     gradient is not finite, and `StageFailure` if another rank has failed or the device's memory does not do.
     """
-    with Judge() as judge:
+    with Judge(context.verifier_workers) as judge:
         module = GRPO(model, config, context, judge=judge)
         # One epoch whose batches are the numbers of the steps: steps without an update count too.
         steps: Any = range(module.next_step, config.steps + 1)

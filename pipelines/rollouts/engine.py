@@ -49,6 +49,10 @@ def never() -> bool:
     return False
 
 
+Finished = Callable[[Sequence[int], Sequence[list[int]], Sequence[bool]], None]
+"""Receives responses that have ended: their rows in `Rollouts`, their tokens, and whether each has stopped."""
+
+
 class Engine(Protocol):
     """Samples responses from the policy."""
 
@@ -68,6 +72,7 @@ class Engine(Protocol):
         stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
+        finished: Finished | None = None,
     ) -> Rollouts:
         """Sample `n` responses to each of `prompts` (token ids, none empty).
 
@@ -75,7 +80,8 @@ class Engine(Protocol):
         has the number i n + j. `share` are the consecutive numbers that this engine samples and returns, by default
         all; a sample is the same in any share. `first` is the number of the first prompt if the prompts are part of a
         longer list. A response that contains one of the strings `stop` ends with the token that completes it, and has
-        stopped. Raises `Interrupted`, between two batches, once `interrupted()` is true.
+        stopped. Raises `Interrupted`, between two batches, once `interrupted()` is true. While others are sampled,
+        `finished` may receive responses that have ended, each at most once.
         """
         ...
 

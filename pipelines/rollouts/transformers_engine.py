@@ -20,7 +20,7 @@ from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted
 from pipelines.rollouts.architectures import decoder_layers, positions, short_cuts
 from pipelines.rollouts.decoders import decoder_of, prefilled
-from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
+from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
 from pipelines.rollouts.qwen3 import Prefill
 from pipelines.rollouts.stop_strings import Ended, ended_by
 
@@ -67,6 +67,7 @@ class TransformersEngine:
         stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
+        finished: Finished | None = None,
     ) -> Rollouts:
         """See `Engine.generate`; batches are as large as the memory for keys and values."""
         ended = ended_by(stop, self._tokenizer)
@@ -80,6 +81,7 @@ class TransformersEngine:
             ended=ended,
             share=share,
             interrupted=interrupted,
+            finished=finished,
         )
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -107,6 +109,7 @@ def generate(
     ended: Ended | None = None,
     share: range | None = None,
     interrupted: Callable[[], bool] = never,
+    finished: Finished | None = None,
 ) -> Rollouts:
     """Sample `n` responses to each of `prompts` (token ids, none empty), which end with one of `end_tokens(model)`.
 
@@ -116,7 +119,8 @@ def generate(
     list. `share` are consecutive numbers of samples, where sample j of prompt i has the number i n + j; only these are
     sampled and returned, by default all. `ended` is called every `STOP_EVERY` tokens and at the end; a response is cut
     to the length that it returns and has stopped there, whatever was sampled after it. A response ends as if at the
-    limit where prompt and response fill the model's `max_position_embeddings`.
+    limit where prompt and response fill the model's `max_position_embeddings`. `finished` receives every response, the
+    sooner the shorter it is.
 
     Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for a prompt that leaves no
     position for a response.
@@ -127,15 +131,16 @@ def generate(
     share = range(len(prompts) * n) if share is None else share
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     ends = end_tokens(model)
-    end = ends[0]
     result = Rollouts(
-        tokens=torch.full((len(share), sampling.max_new_tokens), end, dtype=torch.int64),
+        tokens=torch.full((len(share), sampling.max_new_tokens), ends[0], dtype=torch.int64),
         log_probs=torch.zeros(len(share), sampling.max_new_tokens),
         lengths=torch.zeros(len(share), dtype=torch.int64),
         stopped=torch.zeros(len(share), dtype=torch.bool),
     )
     # Prompts of similar length run together: less padding, and often none, which avoids the attention mask.
-    order = np.argsort([len(prompts[sample // n]) for sample in share], kind="stable")
+    lengths = [len(prompts[sample // n]) for sample in share]
+    order = np.argsort(lengths, kind="stable")
+    left = room - torch.tensor(lengths, dtype=torch.int64)
     with _sampling(model):
         for start in range(0, len(share), rows):
             if interrupted():
@@ -146,10 +151,29 @@ def generate(
             used, source = torch.unique(samples // n, return_inverse=True)
             uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             prefill, logits = prefilled(model, [prompts[i] for i in used], source.to(model.device))
-            tokens, log_probs = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
-            _store(result, batch, tokens=tokens.cpu(), log_probs=log_probs.cpu(), ends=ends, ended=ended)
-    _cut(result, torch.tensor([room - len(prompts[sample // n]) for sample in share], dtype=torch.int64), end=end)
+            parts = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
+            for rows_of_batch, tokens, log_probs in parts:
+                part = batch[rows_of_batch.cpu()]
+                _store(
+                    result,
+                    part,
+                    tokens=tokens.cpu(),
+                    log_probs=log_probs.cpu(),
+                    ends=ends,
+                    ended=ended,
+                    room=left[part],
+                )
+                if finished:
+                    finished(*_responses(result, part))
     return result
+
+
+def _responses(result: Rollouts, rows: Tensor) -> tuple[list[int], list[list[int]], list[bool]]:
+    """The arguments of `Finished` for some rows."""
+    lengths = result.lengths[rows].tolist()
+    tokens = result.tokens[rows, : max(lengths)].tolist()
+    responses = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    return rows.tolist(), responses, result.stopped[rows].tolist()
 
 
 @contextmanager
@@ -205,11 +229,19 @@ def _uniforms(seed: Sequence[int], rows: list[int], columns: int) -> Tensor:
 
 
 def _store(
-    result: Rollouts, batch: Tensor, *, tokens: Tensor, log_probs: Tensor, ends: Sequence[int], ended: Ended | None
+    result: Rollouts,
+    batch: Tensor,
+    *,
+    tokens: Tensor,
+    log_probs: Tensor,
+    ends: Sequence[int],
+    ended: Ended | None,
+    room: Tensor,
 ) -> None:
     """Write the sampled `tokens` and `log_probs`, [B, steps] each, to the rows `batch` of `result`.
 
-    What was sampled after the first end token, or after the length that `ended` returns, becomes padding.
+    What was sampled after the first end token, or after the length that `ended` returns, becomes padding. Each response
+    is then cut to `room` [B] tokens; those that are kept do not depend on the cut.
     """
     steps = tokens.shape[1]
     is_end = _is_any(tokens, ends)
@@ -221,6 +253,8 @@ def _store(
         stops = [steps + 1 if length is None else length for length in ended(responses)]
         lengths = lengths.minimum(torch.tensor(stops))
         stopped |= torch.tensor(stops) <= steps
+    stopped &= lengths <= room
+    lengths = lengths.minimum(room)
     real = torch.arange(steps) < lengths[:, None]
     result.tokens[batch, :steps] = tokens.where(real, ends[0])
     result.log_probs[batch, :steps] = log_probs.where(real, 0.0)
@@ -236,15 +270,6 @@ def _is_any(tokens: Tensor, ends: Sequence[int]) -> Tensor:
     return is_end
 
 
-def _cut(result: Rollouts, room: Tensor, *, end: int) -> None:
-    """Cut each response to `room` [N] tokens. The tokens that are kept do not depend on the cut."""
-    beyond = torch.arange(result.tokens.shape[1]) >= room[:, None]
-    result.tokens[beyond] = end
-    result.log_probs[beyond] = 0.0
-    result.stopped[result.lengths > room] = False
-    result.lengths.clamp_(max=room)
-
-
 def _decode(
     model: PreTrainedModel,
     prefill: Prefill,
@@ -253,10 +278,11 @@ def _decode(
     sampling: Sampling,
     uniforms: Tensor,
     ended: Ended | None,
-) -> tuple[Tensor, Tensor]:
-    """Sample one response per row: tokens and log-probabilities, [B, steps] each, arbitrary after an end token.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Sample one response per row, and yield parts of the batch as they end: rows [k], tokens and log-probabilities.
 
-    `logits` [B, V] are those of the first tokens; row b draws with the random numbers `uniforms[b]`.
+    The latter, [k, steps] each, are arbitrary after an end token. `logits` [B, V] are those of the first tokens; row b
+    draws with the random numbers `uniforms[b]`.
     """
     device, ends, limit = logits.device, end_tokens(model), sampling.max_new_tokens
     capacity = prefill.width + min(limit, FIRST_COLUMNS)
@@ -275,17 +301,18 @@ def _decode(
             done |= torch.tensor([length is not None for length in lengths], device=device)
         running = len(rows) - int(done.sum())
         if running == 0 or step + 1 == limit:
-            return tokens[:, : step + 1], log_probs[:, : step + 1]
+            yield rows, tokens[rows, : step + 1], log_probs[rows, : step + 1]
+            return
         # Remove the ended rows once there are enough of them to pay for copying the buffers.
         if running < COMPACT_BELOW * len(rows):
-            kept = (~done).nonzero()[:, 0]
+            kept, gone = (~done).nonzero()[:, 0], rows[done]
             decoder.keep(kept)
+            yield gone, tokens[gone, : step + 1], log_probs[gone, : step + 1]
             rows, drawn, done = rows[kept], drawn[kept], done[kept]
         if prefill.width + step == capacity:
             capacity = prefill.width + min(limit, 2 * (capacity - prefill.width))
             decoder.grow(capacity)
         logits = decoder(drawn)
-    raise AssertionError("the loop returns at its last step")
 
 
 def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor]:

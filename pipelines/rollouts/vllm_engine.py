@@ -25,11 +25,8 @@ from pipelines.configuration.engines import vllm_fault
 from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted, UserError
 from pipelines.rollouts.architectures import positions
-from pipelines.rollouts.engine import IN_RL, EngineSetting, Rollouts, Sampling, never
+from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
 from pipelines.rollouts.stop_strings import ended_by
-
-BATCH_TOKENS = 1 << 22
-"""Most new tokens, counted by the limit of a response, that are asked for between two looks for a signal."""
 
 
 class VLLMEngine:
@@ -90,24 +87,22 @@ class VLLMEngine:
         stop: Sequence[str] = (),
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
+        finished: Finished | None = None,
     ) -> Rollouts:
-        """See `Engine.generate`. Equal seeds give equal samples only as far as vLLM guarantees it."""
+        """See `Engine.generate`. Equal seeds give equal samples only as far as vLLM guarantees it.
+
+        All samples are asked for at once, so vLLM always has enough of them, and a signal is noticed after any token.
+        """
         share = range(len(prompts) * n) if share is None else share
         tokens = torch.full((len(share), sampling.max_new_tokens), self._ends[0], dtype=torch.int64)
         log_probs = torch.zeros(tokens.shape)
         lengths = torch.zeros(len(share), dtype=torch.int64)
         stopped = torch.zeros(len(share), dtype=torch.bool)
-        rows = max(1, BATCH_TOKENS // sampling.max_new_tokens)
         ended = ended_by(stop, self._tokenizer)
-        for start in range(0, len(share), rows):
-            if interrupted():
-                raise Interrupted("asked to stop between two batches of rollouts")
-            numbers = share[start : start + rows]
-            requests = [{"prompt_token_ids": list(prompts[number // n])} for number in numbers]
-            parameters = [self._parameters(sampling, stop, [*seed, number + first * n]) for number in numbers]
-            outputs = self._llm.generate(requests, parameters, use_tqdm=False)
-            for row, output in enumerate(outputs, start):
-                (sample,) = output.outputs
+        requests = [{"prompt_token_ids": list(prompts[number // n])} for number in share]
+        parameters = [self._parameters(sampling, stop, [*seed, number + first * n]) for number in share]
+        for outputs in self._steps(requests, parameters, interrupted):
+            for row, sample in outputs:
                 response = list(sample.token_ids)
                 # Where a character is half written, vLLM sees a stop string later than in the text of whole responses.
                 end = ended([response])[0] if ended else None
@@ -116,7 +111,32 @@ class VLLMEngine:
                 entries = zip(response[:size], sample.logprobs, strict=False)
                 log_probs[row, :size] = torch.tensor([entry[token].logprob for token, entry in entries])
                 lengths[row], stopped[row] = size, end is not None or sample.finish_reason == "stop"
+            if finished:
+                rows = [row for row, _ in outputs]
+                responses = [tokens[row, : int(lengths[row])].tolist() for row in rows]
+                finished(rows, responses, stopped[rows].tolist())
         return Rollouts(tokens, log_probs, lengths, stopped)
+
+    def _steps(
+        self, requests: list[Any], parameters: list[Any], interrupted: Callable[[], bool]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """Run vLLM until all requests are done; yields those that a step has ended, as (their index, the sample)."""
+        if not requests:
+            return
+        engine = self._llm.llm_engine
+        numbers = self._llm.enqueue(requests, parameters, use_tqdm=False)
+        # Inside the engine a request has the number that outputs have, and random characters.
+        index = {number.partition("-")[0]: i for i, number in enumerate(numbers)}
+        try:
+            while engine.has_unfinished_requests():
+                if interrupted():
+                    raise Interrupted("asked to stop in the rollouts")
+                outputs = [output for output in engine.step() if output.finished]
+                if outputs:
+                    yield [(index[output.request_id], output.outputs[0]) for output in outputs]
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request(numbers, internal=True)
 
     def _parameters(self, sampling: Sampling, stop: Sequence[str], seed: Sequence[int]) -> Any:
         # 63 bits for each sample: of 32-bit seeds, some of a long run would be equal.

@@ -1,5 +1,9 @@
-"""The judge: runs verifiers on batches of answers and shields the run from their failures."""
+"""The judge: runs verifiers on batches of answers and shields the run from their failures.
 
+Answers are verified in worker processes while the caller goes on, for example with sampling more of them.
+"""
+
+import contextlib
 import json
 import logging
 import math
@@ -11,19 +15,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from pipelines.errors import StageFailure, UserError
+from pipelines.cores import share_of_cores
+from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.verifiers.registry import VERIFIERS, Verifier
 
 logger = logging.getLogger("pipelines")
 
 LOAD_SECONDS = 120.0
 """Limit on the time in which a worker imports its function; sympy takes seconds on a busy machine."""
+
+POLL_SECONDS = 0.5
+"""Time between two looks for a signal while verdicts are waited for."""
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """The only environment variables that a worker gets. Others hold keys and tokens, which no tested program may read."""
@@ -44,85 +52,50 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Verifies batches of answers. Worker processes start when they are first needed and end with the judge."""
+    """Verifies answers in worker processes, which start when they are first needed and end with the judge."""
 
     def __init__(self, workers: int | None = None) -> None:
-        self._count = workers or min(4, os.cpu_count() or 1)
-        self._workers: dict[str, list[_Worker]] = {}
-        self._reported: set[str] = set()
-        """Verifiers whose first failure was logged."""
+        """`workers`: most answers that are verified at a time, by default as many as there are cores."""
+        self._teams: dict[str, _Team] = {}
         # The kernel kills a worker when the thread that started it ends, so these threads live as long as the judge.
-        self._threads = ThreadPoolExecutor(self._count)
+        self._threads = ThreadPoolExecutor(workers or share_of_cores(), thread_name_prefix="judge")
 
     def rewards(self, items: Sequence[Item]) -> list[Verdict]:
         """Returns the verdict on each item. Equal items, frequent among samples of one question, are verified once.
 
         Raises `UserError` if a verifier refuses this machine, and `StageFailure` if it cannot be loaded.
         """
-        verdicts = [Verdict(0.0)] * len(items)
-        # Indices of the items to verify, by verifier; `first` maps an item to the index of its first occurrence.
-        first: dict[Item, int] = {}
-        by_verifier: dict[str, list[int]] = {}
-        for index, item in enumerate(items):
-            name, answer, _ = item
-            if answer is None:
-                continue
-            longest = VERIFIERS[name].longest
-            if longest is not None and len(answer) > longest:
-                verdicts[index] = Verdict(0.0, "too_long")
-            elif first.setdefault(item, index) == index:
-                by_verifier.setdefault(name, []).append(index)
+        with self.verification() as verification:
+            verification.add(items)
+            return verification.verdicts()
 
-        for name, indices in by_verifier.items():
-            if VERIFIERS[name].in_process:
-                verify = pkgutil.resolve_name(VERIFIERS[name].function)
-                for index in indices:
-                    verdicts[index] = Verdict(float(verify(*items[index][1:])))
-            else:
-                chosen = [items[index] for index in indices]
-                for index, verdict in zip(indices, self._ask_workers(name, chosen), strict=True):
-                    verdicts[index] = verdict
-        return [verdicts[first.get(item, index)] for index, item in enumerate(items)]
+    def verification(self) -> "Verification":
+        """A batch whose items are added one after another, and verified while others are still sampled."""
+        return Verification(self._started)
 
-    def _ask_workers(self, name: str, items: Sequence[Item]) -> list[Verdict]:
-        """The verdicts of one verifier's workers, each of which takes the next item when it is free."""
-        free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for worker in self._team(name):
-            free.put(worker)
-
-        def ask(item: Item) -> Verdict:
-            _, answer, reference = item
-            worker = free.get()
-            try:
-                verdict = worker.ask(answer or "", reference)
-                if verdict.failure and name not in self._reported:
-                    self._reported.add(name)
-                    logger.warning("the verifier %s failed on an answer: %s; failures are counted", name, worker.reason)
-                return verdict
-            finally:
-                free.put(worker)
-
-        return list(self._threads.map(ask, items))
-
-    def _team(self, name: str) -> list["_Worker"]:
-        """The workers of a verifier, all of which have imported its function."""
-        if name not in self._workers:
-            # Start all before waiting for any, so that they import at the same time.
-            try:
-                self._workers[name] = [_Worker(VERIFIERS[name]) for _ in range(self._count)]
-            except OSError as error:
-                raise StageFailure(f"no process can be started for the verifier {name!r}: {error}") from None
-            for worker in self._workers[name]:
-                worker.wait_until_ready()
-        return self._workers[name]
+    def _started(self, item: Item) -> "Verdict | Future[Verdict]":
+        """The verdict on an item, or what will have it."""
+        name, answer, reference = item
+        if answer is None:
+            return Verdict(0.0)
+        verifier = VERIFIERS[name]
+        if verifier.longest is not None and len(answer) > verifier.longest:
+            return Verdict(0.0, "too_long")
+        if verifier.in_process:
+            return Verdict(float(pkgutil.resolve_name(verifier.function)(answer, reference)))
+        if name not in self._teams:
+            self._teams[name] = _Team(name, verifier)
+        return self._threads.submit(self._teams[name].ask, answer, reference)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers at once, also those that still verify something."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for team in self._teams.values():
+            team.stop()
         self._threads.shutdown()
-        for team in self._workers.values():
-            for worker in team:
-                worker.kill()
-        self._workers.clear()
+        for team in self._teams.values():
+            team.clear()
+        self._teams.clear()
 
     def __enter__(self) -> "Judge":
         return self
@@ -133,12 +106,121 @@ class Judge:
         self.close()
 
 
+class Verification:
+    """A batch of items that a judge verifies while more are added. Leaving its context drops what has not begun."""
+
+    def __init__(self, start: Callable[[Item], "Verdict | Future[Verdict]"]) -> None:
+        self._start = start
+        self._outcomes: list[Verdict | Future[Verdict]] = []
+        self._first: dict[Item, Verdict | Future[Verdict]] = {}
+        """The outcome of each different item."""
+        self._failed: list[Future[Verdict]] = []
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Begin to verify items. Raises what `Judge.rewards` raises, if an earlier item has found it out by now."""
+        for item in items:
+            if item not in self._first:
+                self._first[item] = outcome = self._start(item)
+                if isinstance(outcome, Future):
+                    outcome.add_done_callback(self._note)
+            self._outcomes.append(self._first[item])
+        if self._failed:
+            self._failed[0].result()
+
+    def _note(self, outcome: "Future[Verdict]") -> None:
+        if not outcome.cancelled() and outcome.exception() is not None:
+            self._failed.append(outcome)
+
+    def verdicts(self, interrupted: Callable[[], bool] = lambda: False) -> list[Verdict]:
+        """Waits for the verdicts, in the order in which the items were added. Raises what `Judge.rewards` raises.
+
+        Raises `Interrupted` once `interrupted()` is true while there is something to wait for.
+        """
+        waiting = {outcome for outcome in self._outcomes if isinstance(outcome, Future)}
+        while waiting:
+            done, waiting = wait(waiting, POLL_SECONDS, return_when=FIRST_EXCEPTION)
+            for outcome in done:
+                outcome.result()
+            if waiting and interrupted():
+                raise Interrupted("asked to stop while answers were verified")
+        return [outcome.result() if isinstance(outcome, Future) else outcome for outcome in self._outcomes]
+
+    def __enter__(self) -> "Verification":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for outcome in self._first.values():
+            if isinstance(outcome, Future):
+                outcome.cancel()
+
+
+class _Team:
+    """The worker processes of one verifier: each thread of the judge takes one that is free, or starts another."""
+
+    def __init__(self, name: str, verifier: Verifier) -> None:
+        self._name, self._verifier = name, verifier
+        self._workers: list[_Worker] = []
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._unusable: UserError | StageFailure | None = None
+        """Why the verifier cannot be used on this machine, once a worker has found out."""
+        self._reported = False
+        """Whether its first failure was logged."""
+        self._stopped = False
+
+    def ask(self, answer: str, reference: str) -> Verdict:
+        """The verdict of a worker. Raises `UserError` or `StageFailure` if none can be had, also for later answers."""
+        if self._unusable is not None:
+            raise self._unusable
+        worker = self._taken()
+        try:
+            verdict = worker.ask(answer, reference)
+            if verdict.failure and not self._reported and not self._stopped:
+                self._reported = True
+                reason = worker.reason
+                logger.warning("the verifier %s failed on an answer: %s; failures are counted", self._name, reason)
+            return verdict
+        except (UserError, StageFailure) as error:
+            self._unusable = error
+            raise
+        finally:
+            self._free.put(worker)
+
+    def _taken(self) -> "_Worker":
+        with contextlib.suppress(queue.Empty):
+            return self._free.get_nowait()
+        try:
+            worker = _Worker(self._verifier)
+        except OSError as error:
+            if not self._workers:
+                reason = f"no process can be started for the verifier {self._name!r}: {error}"
+                raise StageFailure(reason) from None
+            return self._free.get()
+        self._workers.append(worker)
+        if self._stopped:
+            worker.stop()
+        return worker
+
+    def stop(self) -> None:
+        """Have the workers end, so that no thread waits for an answer."""
+        self._stopped = True
+        for worker in self._workers:
+            worker.stop()
+
+    def clear(self) -> None:
+        """Remove the workers, of which no thread has one."""
+        for worker in self._workers:
+            worker.kill()
+
+
 class _Worker:
     """One process of `pipelines.verifiers.worker`, started again after each time it had to be killed."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self.start()
 
     def start(self) -> None:
@@ -170,6 +252,8 @@ class _Worker:
                 "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)]),
             },
         )
+        if self._stopped:
+            self._signal()
 
     def wait_until_ready(self) -> None:
         """Wait until the function is imported. Raises `UserError` if it refuses this machine, else `StageFailure`."""
@@ -234,13 +318,24 @@ class _Worker:
         line, self._received = self._received.split(b"\n", 1)
         return json.loads(line)
 
+    def stop(self) -> None:
+        """Kill the process for good, without waiting; another thread may be in `ask`, and then has a reply soon."""
+        self._stopped = True
+        self._signal()
+
+    def _signal(self) -> None:
+        """Kill the process and everything that it started, without waiting."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """End the process and everything that it started."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._signal()
+        self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()

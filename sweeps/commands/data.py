@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from pipelines.configuration.evaluation import BenchmarkConfig
+from pipelines.cores import available_cores
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.token_shards import TokenShards
 from pipelines.errors import MissingData, require
 from sweeps.commands.preparation_bar import PreparationBar
 from sweeps.commands.shared_arguments import run
-from sweeps.execute.machine import available_cores
 
 app = typer.Typer(
     help="Token shards (documents as memory-mapped tokens) and files of questions, prepared once for all cells.",

@@ -2,6 +2,5 @@
 
 `launch` records a sweep and hands its graph to `local` (with `local_executor`, `fork_server`, `preload` and the live
 `display`) or to `slurm` (with `slurm_job`, the process of a job). `worker` runs a single stage run on either.
-`machine`, `control_groups` and `gpus` read what this machine offers; `quick_exit` ends a process
-without unloading torch.
+`machine` and `gpus` read what this machine offers; `quick_exit` ends a process without unloading torch.
 """

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from submitit.local.local import LocalJob
 
 from pipelines.configuration.tracking import TrackingConfig
+from pipelines.cores import CORES_VARIABLE
 from pipelines.errors import Stopped, UserError
 from pipelines.files import cannot_write, why_full
 from pipelines.logs import LEVEL_VARIABLE
@@ -156,6 +157,7 @@ class _Execution:
         self.plan, self.store, self.tracking, self.display, self.outcome = plan, store, tracking, display, outcome
         self.threads_wanted = threads_wanted()
         self.workers = workers or len(machine.gpus) or max(1, machine.cores // (self.threads_wanted or 1))
+        self.cores = machine.cores
         self.free_cores, self.free_memory, self.free_gpus = machine.cores, machine.memory, list(machine.gpus)
         self.has_gpus = bool(machine.gpus)
         # One folder per command, since submitit names jobs by process ids, which the kernel uses again.
@@ -233,6 +235,7 @@ class _Execution:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         threads = self._threads(run)
         environment[THREADS] = str(threads)
+        environment[CORES_VARIABLE] = str(max(threads, self.cores // self.workers))
         self.waiting.remove(run.signature)
         self.executor.environment = environment
         job = self.executor.submit(run_submitted, str(self.store.root), run.spec, self.tracking)

@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.execute.control_groups import cores_allowed, memory_allowed
+from pipelines.control_groups import memory_allowed
+from pipelines.cores import available_cores
 from sweeps.execute.gpus import available_gpus
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -23,12 +24,6 @@ class Machine:
     def here(cls) -> "Machine":
         """This machine at this moment, within the limits of its control groups."""
         return cls(available_cores(), _free_memory(), available_gpus())
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control groups."""
-    affinity = len(os.sched_getaffinity(0))
-    return min(affinity, cores_allowed() or affinity)
 
 
 def threads_wanted() -> int | None:

@@ -62,12 +62,12 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Let the model answer with `texts`, each of which it ended itself."""
     generate = Sampler.generate
 
-    def stopped(*args: Any, **kwargs: Any) -> Rollouts:
+    def stopped(*args: Any, finished: object, **kwargs: Any) -> Rollouts:
         rollouts = generate(*args, **kwargs)
         return replace(rollouts, stopped=torch.ones_like(rollouts.stopped))
 
     monkeypatch.setattr(Sampler, "generate", stopped)
-    monkeypatch.setattr(RolloutLM, "decode", lambda *_: list(texts))
+    monkeypatch.setattr(RolloutLM, "decode", lambda *_, **__: list(texts))
 
 
 def mathematics_file(folder: Path) -> str:

@@ -16,9 +16,10 @@ def rows_of(answers: list[list[str | None]], references: list[str], *, verifier:
     flat = [answer for row in answers for answer in row]
     count = len(flat)
     judged = [(verifier, answer, references[i // n]) for i, answer in enumerate(flat)]
-    responses = Responses([str(a) for a in flat], judged, [-1.0] * count, [3] * count, [True] * count)
     prompts = [(f"Q: {reference}?", f"{reference}?") for reference in references]
     with Judge(1) as judge:
+        verdicts = judge.rewards(judged)
+        responses = Responses([str(a) for a in flat], judged, verdicts, [-1.0] * count, [3] * count, [True] * count)
         return sample_rows(prompts, responses, judge, first_item=4)
 
 

@@ -1,7 +1,5 @@
 """Answers that a stop string or the length limit ends, against a search of each sample's own tokens."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from lm_eval.api.instance import Instance
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
 from pipelines.evaluation.lm_eval_model import RolloutLM
-from pipelines.evaluation.sampled_answers import judged_responses
+from pipelines.evaluation.sampled_answers import answered
 from pipelines.models.causal_lm import build_model
 from pipelines.rollouts import Rollouts, Sampling, generate
 
@@ -69,12 +67,8 @@ def test_a_stop_string_in_the_last_token_before_the_limit_ends_the_answer(lm: Ro
 
 
 def test_an_answer_that_the_limit_cut_has_no_answer() -> None:
-    rollouts = Rollouts(
-        torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), torch.tensor([3, 2]), torch.tensor([False, True])
-    )
-    judged: list[Any] = [("math", "5", "5"), ("math", "5", "5")]
-    responses = judged_responses(rollouts, ["... 15, and n=5", "n=5"], judged)
-    assert responses.judged == [("math", None, "5"), ("math", "5", "5")]
+    assert answered(("math", "5", "5"), False) == ("math", None, "5")
+    assert answered(("math", "5", "5"), True) == ("math", "5", "5")
 
 
 def test_lm_eval_scores_no_text_that_the_limit_cut(lm: RolloutLM, corpus: Corpus) -> None:

@@ -28,7 +28,7 @@ from pipelines.grpo.diagnostics import (
 )
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.update import Division
-from pipelines.rollouts import Rollouts, Sampling, generate, never
+from pipelines.rollouts import Finished, Rollouts, Sampling, generate, never
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
 from tests.pipelines.rollouts.test_transformers_engine import tiny
@@ -64,6 +64,7 @@ class Scripted:
         seed: Sequence[int],
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
+        finished: Finished | None = None,
     ) -> Rollouts:
         self.calls.append(len(prompts))
         rng = random.Random(str(list(seed)))
@@ -166,6 +167,37 @@ def test_left_over_groups_wait_or_are_discarded(tokenizer: PreTrainedTokenizerFa
         assert (kept.question, kept.responses, kept.step) == (again.question, again.responses, again.step)
         assert torch.equal(torch.stack(kept.log_probs), torch.stack(again.log_probs))
         assert torch.equal(kept.rewards, again.rewards)
+
+
+class Reporting(Scripted):
+    """Reports two thirds of its responses, the last ones first."""
+
+    def generate(self, *args: Any, finished: Finished | None = None, **kwargs: Any) -> Rollouts:
+        rollouts = super().generate(*args, **kwargs)
+        assert finished is not None
+        responses, stopped = rollouts.responses(), rollouts.stopped.tolist()
+        for row in reversed([row for row in range(len(responses)) if row % 3]):
+            finished([row], [responses[row]], [stopped[row]])
+        return rollouts
+
+
+def test_groups_are_the_same_if_they_are_verified_during_sampling(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a verifier in worker processes: rewards, kept groups and those that wait are equal over several steps."""
+    monkeypatch.setitem(VERIFIERS, "equal", Verifier("operator:eq"))
+    monkeypatch.setitem(FORMATS, "marked", Format("Q: {question} A", r"#### (.*)", "equal"))
+    settings, probabilities = config(leftovers="keep"), [0.0, 0.4, 0.8, 1.0, 0.1]
+    at_once, during = (
+        collector(settings, probabilities, tokenizer, seed=5, engine=engine) for engine in (Scripted(), Reporting())
+    )
+    for step in (1, 2, 3):
+        for one, other in zip(at_once.collect(step).kept, during.collect(step).kept, strict=True):
+            assert (one.question, one.responses, one.texts) == (other.question, other.responses, other.texts)
+            assert torch.equal(one.rewards, other.rewards)
+    assert at_once.state_dict() == during.state_dict()
+    for source in (at_once, during):
+        source._judge.close()
 
 
 def test_questions_come_in_shuffled_passes_and_resume_from_a_number() -> None:

@@ -29,7 +29,7 @@ from pipelines.errors import Interrupted
 from pipelines.grpo import train_grpo
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
-from pipelines.rollouts import Rollouts, Sampling, never
+from pipelines.rollouts import Finished, Rollouts, Sampling, never
 from pipelines.stage_context import Ranks, StageContext
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.training.weight_stream import weight_stream
@@ -66,6 +66,7 @@ class FixedEngine:
         seed: Sequence[int],
         share: range | None = None,
         interrupted: Callable[[], bool] = never,
+        finished: Finished | None = None,
     ) -> Rollouts:
         if interrupted():
             raise Interrupted("in the rollouts")

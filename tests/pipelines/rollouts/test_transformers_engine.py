@@ -1,6 +1,7 @@
 """The in-process engine against `transformers.generate`, separate forward passes and the exact distribution."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -80,6 +81,25 @@ def test_the_batch_split_changes_nothing() -> None:
         assert torch.equal(whole.tokens, split.tokens)
         torch.testing.assert_close(whole.log_probs, split.log_probs, atol=1e-5, rtol=0)
     assert not torch.equal(whole.tokens, generate(model, RAGGED, sampling, n=7, seed=(3, 2)).tokens)
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_every_response_is_reported_once_and_short_ones_early(rows: int) -> None:
+    model = tiny(scale=3.0)
+    model.config.max_position_embeddings = 80  # which cuts the longest
+    reported: list[tuple[int, list[int], bool]] = []
+    calls = []
+
+    def finished(numbers: Sequence[int], responses: Sequence[list[int]], stopped: Sequence[bool]) -> None:
+        calls.append(max(map(len, responses)))
+        reported.extend(zip(numbers, responses, stopped, strict=True))
+
+    result = generate(model, RAGGED, Sampling(1.0, 1.0, 90), n=6, seed=(3,), rows=rows, finished=finished)
+    expected = zip(range(30), result.responses(), result.stopped.tolist(), strict=True)
+    assert sorted(reported) == list(expected)
+    assert len(calls) > 3
+    assert calls[0] < calls[-1] or rows < 30
+    assert not all(result.stopped), "some are cut"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])

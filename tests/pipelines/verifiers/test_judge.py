@@ -20,7 +20,7 @@ def rewards(name: str, pairs: list[tuple[str, str]], workers: int = 1) -> list[f
 def test_exact_compares_strings_and_starts_no_process() -> None:
     with Judge() as judge:
         verdicts = judge.rewards([("exact", "7", "7"), ("exact", "7.0", "7"), ("exact", None, "7"), ("exact", "", "")])
-        assert not judge._workers
+        assert not judge._teams
     assert [verdict.reward for verdict in verdicts] == [1, 0, 0, 1]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.control_groups import cores_allowed, memory_allowed
 from pipelines.errors import UserError
-from sweeps.execute.control_groups import cores_allowed, memory_allowed
 from sweeps.execute.gpus import available_gpus
 from sweeps.execute.machine import threads_wanted
 

@@ -78,7 +78,7 @@ KEEPS = """
     grpo.questions grpo.questions_folder
     data.sources data.tokenizer data.mixtures.pretrain data.mixtures.midtrain
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
-    compute.keep_last
+    compute.keep_last compute.verifier_workers
 """
 """Names, paths and tracking; how shards are made, which are identified by their hash; how a stage is computed; and
 `until` and `controls`, which change how much is run and not its results."""
@@ -101,6 +101,7 @@ OTHER_VALUES: dict[str, Any] = {
     "compute.micro_batch_tokens": 128,
     "compute.strategy": "fsdp",
     "compute.shard_ranks": 2,
+    "compute.verifier_workers": 2,
     "compute.activation_checkpointing": "full",
     "midtrain.objective": "ce",
     "midtrain.decay": "linear",
