@@ -22,7 +22,7 @@ from pipelines.rollouts import attention
 ATTENTION = "rows_of_flat_tokens"
 """Name of the attention in transformers."""
 
-SPREAD = 1.25
+SPREAD = 1.2
 """Rows of attention run together if the longest has at most this many times the tokens of the shortest."""
 
 
