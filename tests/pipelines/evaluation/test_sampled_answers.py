@@ -15,7 +15,7 @@ from pipelines.evaluation import sampled_answers
 from pipelines.evaluation.benchmark_cache import BenchmarkCache
 from pipelines.evaluation.context import Control
 from pipelines.evaluation.sampled_answers import measure_samples
-from pipelines.rollouts import Rollouts, Sampling
+from pipelines.rollouts import Finished, Rollouts, Sampling
 from pipelines.stage_context import Ranks
 
 QUESTIONS = [Question("t", f"What is {i}?", str(i), "marked") for i in range(6)]
@@ -30,7 +30,14 @@ class Scripted:
         self.calls: list[Call] = []
 
     def generate(
-        self, prompts: Sequence[Any], sampling: Sampling, *, n: int, seed: Sequence[int], first: int = 0
+        self,
+        prompts: Sequence[Any],
+        sampling: Sampling,
+        *,
+        n: int,
+        seed: Sequence[int],
+        first: int = 0,
+        finished: Finished | None = None,
     ) -> Rollouts:
         self.calls.append((sampling, n, tuple(seed), range(first, first + len(prompts))))
         places = [(first + i) * n + j for i in range(len(prompts)) for j in range(n)]
@@ -50,6 +57,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     def run(sampler: Scripted, *, folder: str = "cache", name: str = "B", control: float = 1.0, **limits: Any) -> Any:
         context: Any = SimpleNamespace(
             corpus=corpus,
+            stage=SimpleNamespace(verifier_workers=1),
             sampler=sampler,
             model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64)),
             control=Control("c", temperature=control),
