@@ -187,10 +187,29 @@ def save_checkpoint(
             for config in (model.config, model.generation_config):
                 config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        _keep_readable_by_transformers_4(temporary)
         if more is not None:
             more(temporary)
         if card is not None:
             (temporary / "README.md").write_text(card)
+
+
+def _keep_readable_by_transformers_4(folder: Path) -> None:
+    """Write the base of the rotary embedding and the tokenizer's class where transformers 4.5x looks for them too.
+
+    It does not know `rope_parameters`: without a `rope_theta` at the top it silently takes 1e4, the wrong base for a
+    mid-trained model. Its name for a tokenizer that is only a `tokenizer.json` is the older one, which 5 reads as well.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    base = (config.get("rope_parameters") or {}).get("rope_theta")
+    if base is not None:
+        path.write_text(json.dumps({**config, "rope_theta": base}, indent=2, sort_keys=True) + "\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:

@@ -1,6 +1,10 @@
 """The study's models on meta tensors, which take no memory, and one-layer copies that train; checkpoints that load
 unchanged, and mid-training with another RoPE base."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +126,10 @@ def test_a_checkpoint_loads_unchanged(tokenizer: PreTrainedTokenizerFast, tmp_pa
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
     assert (tmp_path / "step-000001" / "README.md").read_text() == "# A card\n"
+    # where transformers 4 looks for these
+    assert json.loads((tmp_path / "step-000001" / "config.json").read_text())["rope_theta"] == 1e4
+    settings = json.loads((tmp_path / "step-000001" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_mid_training_takes_another_rope_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -231,3 +239,35 @@ def test_a_mixture_samples_and_is_scored(tokenizer: PreTrainedTokenizerFast) -> 
     scores = score(model, [prompts[i // 3] for i in range(6)], responses)
     sampled = torch.cat([rollouts.log_probs[i, : len(r)] for i, r in enumerate(responses)])
     torch.testing.assert_close(sampled, scores.log_probs.detach(), rtol=1e-4, atol=1e-4)
+
+
+OLDER = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokens = torch.tensor([tokenizer("7-5+3 ->")["input_ids"] * 4])
+print(json.dumps([transformers.__version__, tokens.tolist(), model(tokens).logits.tolist()]))
+"""
+
+
+@pytest.mark.ci_only
+def test_transformers_4_computes_the_same_logits(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """With a base of the rotary embedding other than 1e4, which the older version takes if it finds none.
+
+    It does not know the class of mixtures of experts, so these need transformers 5.
+    """
+    older = tmp_path / "transformers-4"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]
+    subprocess.run([*install, str(older), "transformers>=4.57,<5"], check=True)
+    model = build_model(DENSE, tokenizer, 1e5, seed=1).eval()
+    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
+    command = [sys.executable, "-c", OLDER, str(tmp_path / "checkpoint")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(older)}, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    version, tokens, logits = json.loads(done.stdout)
+    assert version.startswith("4.")
+    assert tokens[0] == tokenizer("7-5+3 ->")["input_ids"] * 4
+    torch.testing.assert_close(torch.tensor(logits), model(torch.tensor(tokens)).logits, atol=1e-5, rtol=1e-5)
