@@ -41,8 +41,10 @@ def decision(verdict: Verdict) -> Decision:
     """Returns the comparison that decides a verdict.
 
     All must hold, so the weakest decides a supported or undecided claim, the strongest opposition a contradicted one.
+    One that is measured comes before one that is missing, since it has a number.
     """
-    weakest = max(verdict.comparisons, key=_doubt)
+    measured = [comparison for comparison in verdict.comparisons if comparison.direction != MISSING]
+    weakest = max(measured or verdict.comparisons, key=_doubt)
     strongest = min(verdict.comparisons, key=_doubt_of_opposite)
     chosen = strongest if verdict.verdict == "contradicted" else weakest
     return in_words(chosen)
@@ -50,8 +52,6 @@ def decision(verdict: Verdict) -> Decision:
 
 def _doubt(comparison: Comparison) -> float:
     """How far a comparison is from being shown to hold."""
-    if comparison.direction == MISSING:
-        return 3.0
     p = support_p([comparison])
     estimate = comparison.estimate
     is_opposite = estimate is not None and (estimate.value > 0) != comparison.greater

@@ -53,6 +53,8 @@ class Difference:
     seeds: tuple[int, ...]
     word: str = NOT_TOLD_APART
     """Higher, lower or not told apart."""
+    p: float | None = None
+    """Of the two-sided test, Holm-corrected over all differences of the headline; None for one seed."""
 
     @property
     def seeds_needed(self) -> int | None:
@@ -73,8 +75,8 @@ class HeadlineRow:
     """Of RL."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """Measure's name -> difference to the baseline; none for the baseline itself."""
-    seeds: tuple[int, ...] = ()
-    """Of `after.by_seed`, or of the last thing measured."""
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    """`entropy`, `perplexity`, `before` and `after` -> seed -> value, of what is measured."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,6 @@ def _row(cell: tuple[str, str], own: Measured, baseline: Measured) -> HeadlineRo
     for name, key in (("entropy", "entropy"), ("perplexity", "perplexity"), ("result", "after")):
         if found := difference(own.get(key), baseline.get(key)):
             differences[name] = found
-    last = own.get("after") or own.get("entropy")
     return HeadlineRow(
         model=cell[0],
         setting=cell[1],
@@ -153,7 +154,11 @@ def _row(cell: tuple[str, str], own: Measured, baseline: Measured) -> HeadlineRo
         before=sampled_entry(own.get("before"), 1),
         after=sampled_entry(own.get("after"), 1),
         differences=differences,
-        seeds=last.seeds if last else (),
+        by_seed={
+            name: dict(zip(sampled.seeds, sampled.values.tolist(), strict=True))
+            for name, sampled in own.items()
+            if sampled is not None
+        },
     )
 
 
@@ -202,7 +207,7 @@ def with_words(differences: list[Difference]) -> list[Difference]:
     p = [found.estimate.p for found in differences]
     corrected = holm(np.array([1.0 if value is None else value for value in p]))
     return [
-        replace(found, word=_word(found.estimate.value, value))
+        replace(found, word=_word(found.estimate.value, value), p=None if found.estimate.p is None else value)
         for found, value in zip(differences, corrected.tolist(), strict=True)
     ]
 

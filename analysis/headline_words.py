@@ -3,9 +3,7 @@
 Differences are hidden by saturation, by intervals that are wider than they are, and by one seed that went astray.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import median
 
 from analysis.headline import (
@@ -14,36 +12,27 @@ from analysis.headline import (
     HIGHER,
     LOWER,
     NOT_TOLD_APART,
+    PERPLEXITY,
     Difference,
     Headline,
     HeadlineRow,
     Measure,
 )
+from analysis.seed_spread import odd_seeds
 from analysis.statistics import Estimate
 from analysis.tables import Entry
 
 CEILING = 95.0
 """Percent above which a result is called saturated."""
-FAR = 3.5
-"""Distances from the median, in standard deviations estimated from the median distance, at which a seed is odd."""
-FEWEST_FOR_ODD = 4
-"""Seeds with which an odd one can be told."""
 CLOSE = 0.2
 """Share by which perplexities may differ and still be called close."""
 NAMED = 3
 """Most settings that a sentence names."""
-
-
-@dataclass(frozen=True)
-class OddSeed:
-    """A seed whose result is far from those of the other seeds of its setting."""
-
-    model: str
-    setting: str
-    seed: int
-    value: float
-    others: tuple[float, float]
-    """The lowest and highest of the others."""
+MANY_SEEDS = 200
+"""Beyond which a forecast of seeds is no plan, and is not given as a number."""
+POWER = "paired t-test at 5 %, 80 % power, before correction"
+"""What forecasts of seeds are of."""
+PERPLEXITY_FORMAT = f"{{:.{PERPLEXITY.digits}f}}"
 
 
 def result_sentence(headline: Headline) -> str:
@@ -53,12 +42,7 @@ def result_sentence(headline: Headline) -> str:
         return "Nothing is measured yet."
     count = max(max(row.entropy.n, row.after.n) for row in rows)
     parts = [_range_part(headline, rows) if count == 1 else _told_apart_part(headline, rows)]
-    if (spread := _spread(rows, lambda row: row.perplexity)) is not None and spread < CLOSE:
-        parts[0] += (
-            f", at perplexities within {100 * spread:.0f} % of each other"
-            if spread >= 0.005
-            else ", at equal perplexity"
-        )
+    parts[0] += _perplexities(rows)
     if any(row.after.value is not None for row in rows):
         parts.append(_rl_range(headline, rows) if count == 1 else _rl_part(headline, rows))
     beginning = "With one seed" if count == 1 else f"Over {count} seeds"
@@ -155,49 +139,61 @@ def _number(entry: Entry) -> str:
     return "–" if entry.value is None else entry.number_format.format(entry.value)
 
 
-def _spread(rows: Sequence[HeadlineRow], of: Callable[[HeadlineRow], Entry]) -> float | None:
-    """How far the largest value is above the smallest, as a share; None for fewer than two values."""
-    values = [value for row in rows if (value := of(row).value) is not None]
-    return max(values) / min(values) - 1 if len(values) > 1 and min(values) > 0 else None
+def _perplexities(rows: Sequence[HeadlineRow]) -> str:
+    """The range of the perplexities, and by how much the largest is above the smallest; empty if they are far apart."""
+    values = [row.perplexity.value for row in rows if row.perplexity.value is not None]
+    if len(values) < 2 or min(values) <= 0 or max(values) / min(values) - 1 >= CLOSE:
+        return ""
+    low, high = (PERPLEXITY_FORMAT.format(value) for value in (min(values), max(values)))
+    return f", at perplexities from {low} to {high} ({100 * (max(values) / min(values) - 1):.1f} % apart)"
+
+
+def seed_count(count: int) -> str:
+    """Returns a forecast of seeds in words: `about 12`, or `more than 200`."""
+    return f"more than {MANY_SEEDS}" if count > MANY_SEEDS else f"about {count}"
+
+
+def nearest_to_decision(headline: Headline) -> tuple[HeadlineRow, int] | None:
+    """Returns the row whose open difference after RL needs the fewest seeds, and how many; None if none is known.
+
+    The number is that of `Difference.seeds_needed`, the definition that claims have too: before correction.
+    """
+    needed = [(row, row.differences["result"].seeds_needed) for row in _open_rows(headline)]
+    known = [(row, count) for row, count in needed if count and len(headline.seeds) < count <= MANY_SEEDS]
+    return min(known, key=lambda pair: pair[1], default=None)
+
+
+def _open_rows(headline: Headline) -> list[HeadlineRow]:
+    """The rows whose results after RL are not told apart from the baseline's."""
+    compared = [row for row in headline.rows if "result" in row.differences]
+    return [row for row in compared if row.differences["result"].word == NOT_TOLD_APART]
 
 
 def seeds_that_decide(headline: Headline) -> int | None:
-    """Returns how many seeds would decide the smallest number of open differences after RL; None if none is open.
+    """Returns how many seeds would decide the open difference that needs the fewest; None if none is open.
 
     With one seed nothing is known of the spread over seeds, and `ENOUGH_SEEDS` are a start.
     """
-    open_differences = [
-        difference
-        for row in headline.rows
-        for name, difference in row.differences.items()
-        if name == "result" and difference.word == NOT_TOLD_APART
-    ]
-    if not open_differences:
+    if not _open_rows(headline):
         return ENOUGH_SEEDS if len(headline.seeds) == 1 else None
-    needed = [difference.seeds_needed for difference in open_differences if len(difference.seeds) > 1]
-    known = [count for count in needed if count is not None and count > len(headline.seeds)]
-    if known:
-        return min(known)
+    if len(headline.seeds) > 1 and (nearest := nearest_to_decision(headline)):
+        return nearest[1]
     return ENOUGH_SEEDS if len(headline.seeds) < ENOUGH_SEEDS else None
 
 
-def odd_seeds(headline: Headline) -> list[OddSeed]:
-    """Returns the seeds whose result after RL is far from those of the others of their setting."""
-    odd = []
-    for row in headline.rows:
-        values = dict(zip(row.seeds, row.after.by_seed, strict=False))
-        values = {seed: value for seed, value in values.items() if math.isfinite(value)}
-        if len(values) < FEWEST_FOR_ODD:
-            continue
-        middle = median(values.values())
-        # 1.4826 makes the median distance that of a normal distribution's standard deviation.
-        deviation = 1.4826 * median(abs(value - middle) for value in values.values())
-        least = 5 * max(row.after.resolution, 1.0)
-        for seed, value in values.items():
-            if abs(value - middle) > max(FAR * deviation, least):
-                others = [other for key, other in values.items() if key != seed]
-                odd.append(OddSeed(row.model, row.setting, seed, value, (min(others), max(others))))
-    return odd
+def forecast(headline: Headline, time: str) -> str:
+    """Returns what `seeds_that_decide` seeds would decide; `time` is how long they take: `, about 5 minutes more`."""
+    count = seeds_that_decide(headline)
+    if len(headline.seeds) == 1:
+        return f"One seed decides nothing; {count} seeds{time}:"
+    if nearest := nearest_to_decision(headline):
+        others = len(_open_rows(headline)) - 1
+        more = f"; the other {others} open need more or have no forecast" if others else ""
+        return (
+            f"{count} seeds{time}, would tell {headline.name(nearest[0])} from cross-entropy after RL if their "
+            f"difference is as measured ({POWER}){more}:"
+        )
+    return f"No difference after RL is near a decision ({POWER}); {count} seeds{time}, are a start:"
 
 
 def cautions(headline: Headline) -> list[str]:
@@ -235,6 +231,6 @@ def _noise(headline: Headline) -> list[str]:
         return []
     halves, largest = sorted(half for half, _ in wide), max(value for _, value in pairs)
     return [
-        f"Noisy: the intervals of the differences after RL (±{median(halves):.0f} points) are wider than the "
-        f"differences (at most {largest:.0f})."
+        f"Noisy: the 95 % intervals of the differences from cross-entropy after RL (median: ±{median(halves):.0f} "
+        f"points) are wider than the differences themselves (at most {largest:.0f} points)."
     ]

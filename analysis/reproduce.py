@@ -40,7 +40,7 @@ from analysis.paper_tables import TABLES
 from analysis.provenance import Provenance, minutes, provenance
 from analysis.statistics import ALPHA
 from analysis.study import Study, read_stored, read_study
-from analysis.table_builder import build_tables
+from analysis.table_builder import build_tables, origin
 from analysis.table_files import FORMATS, csv_bytes, write_table
 from analysis.tables import Table
 from analysis.terminal import print_headline
@@ -281,6 +281,7 @@ def reproduce(options: Options, console: Console, *, refresh: int | None = None)
             paper_verdicts=paper,
             title=f"Shaping: the {options.scale} study",
             command=source.command,
+            origin=origin(study, options.store),
             decide=_decide(options, result, made),
             folder=folder,
             refresh=refresh,

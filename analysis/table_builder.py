@@ -71,7 +71,7 @@ def build_tables(
     """
     selected_numbers, selected_models = set(numbers), set(models)
     estimates = Estimates.of(study)
-    builder = _Builder(study, estimates.grid, estimates, _provenance(study, store))
+    builder = _Builder(study, estimates.grid, estimates, origin(study, store))
     drafts: list[_Draft] = []
     for model in _models(study):
         if not selected_models or model in selected_models:
@@ -118,8 +118,8 @@ def _pretrain_config(study: Study, model: str) -> dict[str, Any]:
     return {}
 
 
-def _provenance(study: Study, store: str) -> str:
-    """The end of every caption: data, seeds, store and code version."""
+def origin(study: Study, store: str) -> str:
+    """Returns the end of every caption: data, seeds, store and code version."""
     specs = list(study.specs.values())
     if not specs:
         return "Nothing is planned."

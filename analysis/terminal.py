@@ -6,6 +6,7 @@ from rich.table import Table
 
 from analysis.headline import Headline, HeadlineRow
 from analysis.headline_words import cautions, difference_text, result_sentence
+from analysis.seed_spread import furthest_seed
 from analysis.tables import Entry
 
 
@@ -14,6 +15,8 @@ def print_headline(headline: Headline, console: Console) -> None:
     console.print(result_sentence(headline), markup=False)
     if any(row.entropy.value is not None or row.after.value is not None for row in headline.rows):
         console.print(headline_table(headline))
+    if furthest := furthest_seed(headline):
+        console.print(furthest, markup=False)
     for caution in cautions(headline):
         console.print(f"! {caution}", markup=False)
 

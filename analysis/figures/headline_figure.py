@@ -1,5 +1,8 @@
 """The headline's figure: each setting's entropy and RL result as differences from cross-entropy, with intervals."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
 from analysis.figures.charts import TIP, Chart, colour, setting_order, values
@@ -19,6 +22,7 @@ def headline_chart(headline: Headline) -> Chart:
     panels: list[Spec] = []
     parts = []
     compares = any(row.differences for row in rows)
+    seeds = _by_seed(headline, rows, compares=compares)
     for name, measure in (("entropy", ENTROPY), ("result", headline.result)):
         records = _differences(headline, rows, measure) if compares else _numbers(headline, rows, name)
         if not records:
@@ -27,9 +31,10 @@ def headline_chart(headline: Headline) -> Chart:
         what = {"entropy": "entropy", "result": "after RL"}[name]
         unit = "points" if compares and measure.unit == "percent" else measure.unit
         title = [what, f"minus ce’s ({unit})" if compares else f"({unit})"]
-        panels.append(interval_panel(drawn, title, settings=settings, zero=compares, labels=not panels))
+        panel = interval_panel(drawn, title, settings=settings, zero=compares, labels=not panels)
+        panels.append(with_seeds(panel, seeds[name], ends=drawn[["low", "high"]].to_numpy(float)))
         parts.append(drawn.assign(what=" ".join(title)))
-    caption = f"95 % intervals. Entropy after pre-training; after RL: {headline.result.title}."
+    caption = f"95 % intervals; small dots: seeds. Entropy after pre-training; after RL: {headline.result.title}."
     return Chart("headline", None, "The result", caption, tuple(panels), pd.concat(parts) if parts else pd.DataFrame())
 
 
@@ -89,7 +94,8 @@ def interval_panel(drawn: pd.DataFrame, title: list[str], *, settings: list[str]
         "title": None,
         "axis": axis if labels else {**axis, "labels": False},
     }
-    x: Spec = {"type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 3}}
+    axis_of_numbers = {"tickCount": 2}
+    x: Spec = {"type": "quantitative", "title": None, "scale": {"zero": False}, "axis": axis_of_numbers}
     shade = colour(drawn["objective"], settings=settings, legend=None)
     ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
     layers: list[Spec] = [
@@ -105,5 +111,74 @@ def interval_panel(drawn: pd.DataFrame, title: list[str], *, settings: list[str]
     if zero:
         mark = {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.7}
         layers.insert(0, {"mark": mark, "data": {"values": [{}]}, "encoding": {"x": {"datum": 0}}})
-    height = 24 * drawn["row"].nunique()
+    height = 27 * drawn["row"].nunique()
     return {"title": title, "width": 145, "height": height, "data": values(drawn), "layer": layers}
+
+
+def _by_seed(headline: Headline, rows: list[HeadlineRow], *, compares: bool) -> dict[str, list[dict[str, object]]]:
+    """Measure -> one record for each row and seed: `row objective seed value tip`; none with one seed."""
+    records: dict[str, list[dict[str, object]]] = {"entropy": [], "result": []}
+    for row in rows:
+        for name, measure, column in (("entropy", ENTROPY, "entropy"), ("result", headline.result, "after")):
+            by_seed = row.by_seed.get(column, {})
+            if compares:
+                found = row.differences.get(name)
+                by_seed = dict(zip(found.seeds, found.by_seed, strict=True)) if found else {}
+            unit = "points" if compares and measure.unit == "percent" else measure.unit
+            sign = "+" if compares else ""
+            for seed, value in by_seed.items() if len(by_seed) > 1 else ():
+                text = f"{value:{sign}.{measure.digits}f} {unit}".replace("-", "−")
+                place = {"row": headline.name(row), "objective": row.setting, "seed": seed, "value": value}
+                records[name].append({**place, "tip": f"{headline.name(row)}, seed {seed}; {text}"})
+    return records
+
+
+LABELLED_SEEDS = 5
+"""Most seeds of a row whose dots have their numbers written next to them."""
+TOGETHER = 0.06
+"""Dots nearer than this share of a panel's width have one label."""
+
+
+def with_seeds(panel: Spec, records: list[dict[str, object]], *, ends: np.ndarray[Any, Any]) -> Spec:
+    """Returns a panel of intervals with a small dot for each seed, labelled by its number where there is room.
+
+    `records` have `row objective seed value tip`; `ends` are those of the panel's intervals.
+    """
+    if not records:
+        return panel
+    drawn = pd.DataFrame(records)
+    width = float(max(ends.max(), drawn["value"].max()) - min(ends.min(), drawn["value"].min())) or 1.0
+    interval, point = panel["layer"][-2:]
+    encoding = {"y": point["encoding"]["y"], "x": {**point["encoding"]["x"], "field": "value"}}
+    dot = {"type": "point", "filled": True, "size": 16, "opacity": 1, "stroke": "currentColor", "strokeWidth": 0.6}
+    colours = {"color": point["encoding"]["color"], "description": TIP}
+    layers = [{"mark": dot, "data": values(drawn), "encoding": {**encoding, **colours}}]
+    if drawn.groupby("row").size().max() <= LABELLED_SEEDS:
+        mark = {"type": "text", "dy": -7, "fontSize": 8, "color": "currentColor"}
+        text = {"text": {"field": "label", "type": "nominal"}}
+        labels = values(_seed_labels(drawn, width * TOGETHER))
+        layers.append({"mark": mark, "data": labels, "encoding": {**encoding, **text}})
+    # The mean is drawn last, above the dots.
+    return {**panel, "layer": [*panel["layer"][:-2], interval, *layers, point]}
+
+
+def _seed_labels(drawn: pd.DataFrame, together: float) -> pd.DataFrame:
+    """Columns `row value label`: the numbers of seeds, of neighbours joined by commas."""
+    labels: list[dict[str, object]] = []
+    for row, part in drawn.sort_values("value", kind="stable").groupby("row", sort=False):
+        groups: list[list[tuple[float, int]]] = []
+        for value, seed in zip(part["value"].tolist(), part["seed"].tolist(), strict=True):
+            if groups and value - groups[-1][-1][0] < together:
+                groups[-1].append((value, seed))
+            else:
+                groups.append([(value, seed)])
+        for group in groups:
+            middle = sum(value for value, _ in group) / len(group)
+            labels.append(
+                {
+                    "row": row,
+                    "value": middle,
+                    "label": ",".join(str(seed) for _, seed in sorted(group, key=lambda pair: pair[1])),
+                }
+            )
+    return pd.DataFrame(labels)

@@ -83,20 +83,25 @@ const as_latex = (heads, rows, count) => ["\\begin{tabular}{" + "l".repeat(count
   "\\bottomrule", "\\end{tabular}"].join("\n") + "\n";
 const copied = document.getElementById("copied"), copied_text = document.getElementById("text");
 const status = document.getElementById("status");
-for (const button of document.querySelectorAll("button.copy")) button.addEventListener("click", async () => {
-  const table = button.closest("section").querySelector("table.results");
-  const names = [...table.querySelectorAll("tr.names th")];
-  const heads = names.map((head) => head.dataset.label ?? head.textContent.trim()), rows = [...table.tBodies[0].rows].map(cells_of);
-  const count = names.filter((head) => head.dataset.label === undefined).length;
-  const text = button.dataset.format === "csv" ? as_csv(heads, rows) : as_latex(heads, rows, count);
+const copy = async (text, done) => {
   try {
     await navigator.clipboard.writeText(text);
-    status.textContent = button.title = `Copied ${rows.length} rows.`;
+    done();
   } catch {  // without the right to the clipboard, the text is shown and selected
     copied_text.value = text;
     copied.showModal();
     copied_text.select();
   }
+};
+for (const button of document.querySelectorAll("button.copy-command")) button.addEventListener("click", () =>
+  copy(button.previousElementSibling.textContent, () => { button.textContent = "Copied"; }));
+for (const button of document.querySelectorAll("button.copy")) button.addEventListener("click", () => {
+  const table = button.closest("section").querySelector("table.results");
+  const names = [...table.querySelectorAll("tr.names th")];
+  const heads = names.map((head) => head.dataset.label ?? head.textContent.trim()), rows = [...table.tBodies[0].rows].map(cells_of);
+  const count = names.filter((head) => head.dataset.label === undefined).length;
+  const text = button.dataset.format === "csv" ? as_csv(heads, rows) : as_latex(heads, rows, count);
+  copy(text, () => { status.textContent = button.title = `Copied ${rows.length} rows.`; });
 });
 
 // Sorting: by number if both cells have one, else by text; empty cells last; a third click restores the order.

@@ -19,10 +19,11 @@ import jinja2
 import pandas as pd
 
 from analysis.claim_words import corrected_p, decision
-from analysis.claims import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
+from analysis.claims import CONTRADICTED, MISSING, SUPPORTED, UNDECIDED, Verdict
 from analysis.figures.all_figures import Figures
 from analysis.figures.charts import Chart, setting_colours
 from analysis.headline import Headline
+from analysis.headline_words import POWER, seed_count
 from analysis.page.headline_view import headline_view
 from analysis.page.lineage import lineage
 from analysis.page.sample_views import samples
@@ -52,6 +53,8 @@ class Content:
     title: str
     command: str
     """Computes the missing numbers."""
+    origin: str = ""
+    """The end that all tables' captions share, which the page says once."""
     decide: Mapping[str, str] | None = None
     """What would decide: `words` and `command`; None if nothing is open."""
     refresh: int | None = None
@@ -79,14 +82,16 @@ def render(content: Content) -> str:
         headline=first_screen | {"decide": content.decide},
         facts=content.provenance.facts,
         claims=_claims(content),
+        power=POWER,
         charts=[_chart(chart, content.panels[chart.name]) for chart in content.figures.charts],
         undrawn=content.figures.other_models + content.figures.missing,
-        tables=[table_view(table, indices, colours) for table in content.tables],
+        tables=[table_view(table, indices, colours, content.origin) for table in content.tables],
+        origin=content.origin,
         filters=filters(content.tables),
         samples=samples(study, colours),
         missing=[f"{s}/{r}" for s, r in zip(missing["stage"], missing["stage_run"], strict=True)],
         planned=len(study.runs),
-        command=content.command,
+        missing_command=content.command,
         refresh=content.refresh,
         reference=reference().astype(str).to_dict("records"),
         version=version("shaping"),
@@ -133,10 +138,16 @@ def _claims(content: Content) -> list[dict[str, Any]]:
                 "paper_decision": decision(paper),
                 "seeds": f"{count} seed" + ("" if count == 1 else "s"),
                 "p": corrected_p(ours) and f"{corrected_p(ours)} corrected",
-                "needed": needed if ours.verdict == UNDECIDED and needed and needed > count else None,
+                "needed": seed_count(needed) if ours.verdict == UNDECIDED and needed and needed > count else None,
+                "missing": [c.evidence for c in ours.comparisons if c.direction == MISSING] if estimate else [],
+                "is_missing": estimate is None,
             }
         )
-    return [{"verdict": verdict, "claims": claims} for verdict, claims in views.items()]
+    # A claim with a number comes before one without.
+    return [
+        {"verdict": verdict, "claims": sorted(claims, key=lambda view: bool(view["is_missing"]))}
+        for verdict, claims in views.items()
+    ]
 
 
 def _chart(chart: Chart, panels: Sequence[str]) -> dict[str, Any]:

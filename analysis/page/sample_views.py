@@ -1,18 +1,19 @@
 """Samples that differ: right against wrong at the last RL step, and the same question over settings and RL steps.
 
-Samples of the first seed are shown. Of each benchmark those questions come first to which some settings answer right
-and others wrong, and every setting with a wrong answer has one of its own. RL's own samples of the same held-out
-questions show how an answer changes over its steps; where they hold `tokens` and `log_probs`, the tokens of which the
-policy was unsure are marked.
+Samples of each setting's worst and best seed are shown. Of each benchmark those questions are chosen to which some
+answer right and others wrong, and every setting with a wrong answer has one of its own; those with most wrong answers
+come first. RL's own samples of the same held-out questions show how an answer changes over its steps; where they hold
+`tokens` and `log_probs`, the tokens of which the policy was unsure are marked.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from analysis.figures.charts import setting_order
+from analysis.page.task_words import expected_answer, task_in_words
 from analysis.published_files import published, read_samples
 from analysis.study import Study
 from pipelines.evaluation.metrics import RIGHT
@@ -44,8 +45,10 @@ class _Answers:
         return self.right < len(self.rows)
 
 
-Questions = dict[str, dict[str, _Answers]]
-"""Question -> setting -> its answers."""
+Place = tuple[str, int]
+"""A setting and a seed."""
+Questions = dict[str, dict[Place, _Answers]]
+"""Question -> its answers by setting and seed."""
 
 
 def samples(study: Study, colours: Mapping[str, str]) -> dict[str, Any] | None:
@@ -62,65 +65,103 @@ def samples(study: Study, colours: Mapping[str, str]) -> dict[str, Any] | None:
     return {"benchmarks": benchmarks, "courses": courses, "colours": dict(colours)}
 
 
+def worst_and_best(shares: Mapping[int, float]) -> list[int]:
+    """Returns the seeds with the lowest and the highest share of right answers, in this order; one if there is one."""
+    ordered = sorted(shares, key=lambda seed: (shares[seed], seed))
+    return list(dict.fromkeys((ordered[0], ordered[-1]))) if ordered else []
+
+
 def _benchmarks(study: Study, model: str, settings: Sequence[str]) -> list[dict[str, Any]]:
-    """The questions of each benchmark at the last RL step of the first seed."""
+    """The questions of each benchmark at the last RL step, from the worst and the best seed of every setting."""
     assert study.store is not None
     rows = study.measurements
     rows = rows[(rows["stage"] == "grpo") & (rows["variant"] == "") & (rows["group"] == "math")]
     rows = rows[(rows["model"] == model) & rows["objective"].isin(settings)]
     if rows.empty:
         return []
-    rows = rows[rows["seed"] == rows["seed"].min()]
-    last = rows[rows["step"] == rows["step"].max()].drop_duplicates(["objective", "benchmark"])
-    # benchmark -> question -> setting -> answers
+    last = rows[rows["step"] == rows["step"].max()].astype({"objective": object})
+    # benchmark -> question -> (setting, seed) -> answers
     found: dict[str, Questions] = {}
-    for setting, run in last.drop_duplicates("objective")[["objective", "stage_run"]].itertuples(index=False):
-        wanted = set(last.loc[last["objective"] == setting, "benchmark"])
-        for row in read_samples(study.store, str(run), None):
-            if row["benchmark"] in wanted:
-                questions = found.setdefault(row["benchmark"], {})
-                questions.setdefault(str(row["question"]), {}).setdefault(str(setting), _Answers([])).rows.append(row)
-    place = f"{model}, RL step {last['step'].iloc[0]}, seed {last['seed'].iloc[0]}"
-    return [_benchmark(f"{benchmark}, {place}", questions, settings) for benchmark, questions in found.items()]
+    tasks: dict[str, str] = {}
+    for setting, of_setting in last.groupby("objective", sort=False):
+        averages = of_setting[of_setting["metric"].astype(str).str.startswith("avg@")]
+        shares = of_setting.assign(value=0.0) if averages.empty else averages
+        for seed in worst_and_best(shares.groupby("seed")["value"].mean().to_dict()):
+            of_seed = of_setting[of_setting["seed"] == seed]
+            run, wanted = str(of_seed["stage_run"].iloc[0]), set(of_seed["benchmark"])
+            tasks |= _tasks(study, run)
+            for row in read_samples(study.store, run, None):
+                if row["benchmark"] in wanted:
+                    answers = found.setdefault(row["benchmark"], {}).setdefault(str(row["question"]), {})
+                    answers.setdefault((str(setting), int(seed)), _Answers([])).rows.append(row)
+    place = f"{model}, RL step {last['step'].iloc[0]}"
+    return [
+        _benchmark(f"{benchmark}, {place}", questions, settings, task=tasks.get(benchmark, ""))
+        for benchmark, questions in found.items()
+    ]
 
 
-def _benchmark(title: str, questions: Questions, settings: Sequence[str]) -> dict[str, Any]:
+def _tasks(study: Study, run: str) -> dict[str, str]:
+    """Benchmark -> its task, of an evaluation."""
+    evaluation = study.specs[run]["config"].get("evaluation") or {}
+    return {name: str(benchmark.get("task", "")) for name, benchmark in evaluation.get("benchmarks", {}).items()}
+
+
+def _benchmark(title: str, questions: Questions, settings: Sequence[str], *, task: str) -> dict[str, Any]:
     """A benchmark's counts of wrong answers, and the questions that show how settings differ."""
-    present = [setting for setting in settings if any(setting in answers for answers in questions.values())]
+    places = list(dict.fromkeys(place for answers in questions.values() for place in answers))
+    places.sort(key=lambda place: settings.index(place[0]))  # stable: the worst seed stays first
     counts = []
-    for setting in present:
-        answers = [by_setting[setting] for by_setting in questions.values() if setting in by_setting]
-        total = sum(len(answer.rows) for answer in answers)
-        counts.append({"setting": setting, "wrong": total - sum(answer.right for answer in answers), "total": total})
-    chosen = _chosen(questions, present)
+    for place in places:
+        answers = [by_place[place] for by_place in questions.values() if place in by_place]
+        total, right = sum(len(answer.rows) for answer in answers), sum(answer.right for answer in answers)
+        counts.append({"setting": place[0], "seed": place[1], "wrong": total - right, "total": total})
+    present = list(dict.fromkeys(setting for setting, _ in places))
     return {
         "title": title,
+        "task": task_in_words(task),
         "settings": present,
         "counts": counts,
         "questions": [
             {
                 "question": shortened(question, SHOWN_CHARACTERS),
-                "answers": {name: _answer(a) for name, a in questions[question].items()},
+                "expected": shortened(
+                    expected_answer(question, (r for a in questions[question].values() for r in a.rows), [task]),
+                    SHOWN_CHARACTERS,
+                ),
+                "answers": {
+                    name: sorted(
+                        (_answer(a) | {"seed": seed} for (own, seed), a in questions[question].items() if own == name),
+                        key=lambda answer: bool(answer["right"]),
+                    )
+                    for name in present
+                },
             }
-            for question in chosen
+            for question in _chosen(questions, present)
         ],
     }
 
 
 def _chosen(questions: Questions, settings: Sequence[str]) -> list[str]:
-    """The questions on which settings differ most, and one with a wrong answer of each setting that has any."""
+    """The questions on which answers differ most, and one with a wrong answer of each setting that has any."""
 
     def spread(question: str) -> float:
         shares = [answers.right / len(answers.rows) for answers in questions[question].values()]
         return max(shares) - min(shares)
 
+    def is_wrong(question: str, setting: str) -> bool:
+        return any(answers.has_wrong for (own, _), answers in questions[question].items() if own == setting)
+
+    def wrong(question: str) -> int:
+        return sum(len(answers.rows) - answers.right for answers in questions[question].values())
+
     ordered = sorted(questions, key=spread, reverse=True)  # stable: the benchmark's order among equals
     chosen = ordered[:SHOWN_QUESTIONS]
     for setting in settings:
-        wrong = [q for q in ordered if setting in questions[q] and questions[q][setting].has_wrong]
-        if wrong and not any(question in chosen for question in wrong):
-            chosen.append(wrong[0])
-    return chosen
+        found = [question for question in ordered if is_wrong(question, setting)]
+        if found and not any(question in chosen for question in found):
+            chosen.append(found[0])
+    return sorted(chosen, key=wrong, reverse=True)
 
 
 def _answer(answers: _Answers) -> dict[str, Any]:
@@ -136,47 +177,76 @@ def _courses(study: Study, model: str, settings: Sequence[str]) -> list[dict[str
     runs = runs[(runs["model"] == model) & runs["objective"].isin(settings)]
     if runs.empty:
         return []
-    runs = runs[runs["seed"] == runs["seed"].min()]
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
-    for setting, run in runs[["objective", "stage_run"]].itertuples(index=False):
-        path = published(study.store.run("grpo", run), "samples.jsonl")
-        lines = path.read_bytes().split(b"\n")[:-1] if path else []
-        for row in map(parsed, lines):
-            row["right"] = row["reward"] >= RIGHT
-            found.setdefault(str(row["question"]), {}).setdefault(str(setting), {})[int(row["step"])] = row
+    runs = runs.drop_duplicates(["objective", "seed"])  # of several RL seeds the first
+    tasks: set[str] = set()
+    # question -> (setting, seed) -> step -> sample
+    found: dict[str, dict[Place, dict[int, dict[str, Any]]]] = {}
+    for setting, of_setting in runs.groupby("objective", sort=False):
+        by_seed = {int(seed): _own_samples(study, run) for seed, run in of_setting[["seed", "stage_run"]].to_numpy()}
+        shares = {seed: _last_share(rows) for seed, rows in by_seed.items() if rows}
+        for run in of_setting["stage_run"]:
+            tasks |= set(map(str, study.specs[run]["config"].get("grpo", {}).get("tasks") or [""]))
+        for seed in worst_and_best(shares):
+            for row in by_seed[seed]:
+                steps = found.setdefault(str(row["question"]), {}).setdefault((str(setting), seed), {})
+                steps[int(row["step"])] = row
+    if not found:
+        return []
 
     def changes(question: str) -> tuple[int, int]:
-        """How often RL changes the verdict of a setting's answer, and how many different answers there are."""
+        """How often RL changes the verdict of an answer, and how many different answers there are."""
         courses = [[steps[step] for step in sorted(steps)] for steps in found[question].values()]
         flips = sum(a["right"] != b["right"] for course in courses for a, b in pairwise(course))
         return flips, len({row["response"] for course in courses for row in course})
 
-    if not found:
-        return []
-    steps = sorted({step for by_setting in found.values() for rows in by_setting.values() for step in rows})
-    shown = [steps[0], *steps[len(steps) // 2 : len(steps) // 2 + 1], steps[-1]] if len(steps) > 2 else steps
     chosen = sorted(found, key=changes, reverse=True)[:SHOWN_QUESTIONS]
+    rows = [row for question in chosen for steps in found[question].values() for row in steps.values()]
     return [
         {
-            "title": f"{model}, seed {runs['seed'].iloc[0]}",
-            "settings": [setting for setting in settings if any(setting in found[q] for q in chosen)],
-            "questions": [
-                {
-                    "question": shortened(question, SHOWN_CHARACTERS),
-                    "answers": {
-                        setting: [
-                            {"step": step, "parts": marked(rows[step]), "right": rows[step]["right"]}
-                            for step in dict.fromkeys(shown)
-                            if step in rows
-                        ]
-                        for setting, rows in found[question].items()
-                    },
-                }
-                for question in chosen
-            ],
-            "is_marked": any("log_probs" in row for q in chosen for rows in found[q].values() for row in rows.values()),
+            "title": model,
+            "settings": [name for name in settings if any(own == name for q in chosen for own, _ in found[q])],
+            "questions": [_course(question, found[question], tasks) for question in chosen],
+            "is_marked": any("log_probs" in row for row in rows),
         }
     ]
+
+
+def _own_samples(study: Study, run: str) -> list[dict[str, Any]]:
+    """The held-out samples that an RL run kept, each with whether it is right."""
+    assert study.store is not None
+    path = published(study.store.run("grpo", run), "samples.jsonl")
+    rows = [parsed(line) for line in path.read_bytes().split(b"\n")[:-1]] if path else []
+    for row in rows:
+        row["right"] = row["reward"] >= RIGHT
+    return rows
+
+
+def _last_share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The share of right answers at the last step."""
+    step = max(row["step"] for row in rows)
+    right = [bool(row["right"]) for row in rows if row["step"] == step]
+    return sum(right) / len(right)
+
+
+def _course(
+    question: str, found: Mapping[Place, Mapping[int, Mapping[str, Any]]], tasks: Iterable[str]
+) -> dict[str, Any]:
+    """A question's answers over the first, the middle and the last step, the worst seed of each setting first."""
+    steps = sorted({step for rows in found.values() for step in rows})
+    shown = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]) if len(steps) > 2 else steps)
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for (setting, seed), rows in found.items():
+        answers.setdefault(setting, []).extend(
+            {"step": step, "seed": seed, "parts": marked(rows[step]), "right": rows[step]["right"]}
+            for step in shown
+            if step in rows
+        )
+    samples_of_all = [row for rows in found.values() for row in rows.values()]
+    return {
+        "question": shortened(question, SHOWN_CHARACTERS),
+        "expected": shortened(expected_answer(question, samples_of_all, tasks), SHOWN_CHARACTERS),
+        "answers": answers,
+    }
 
 
 def marked(row: Mapping[str, Any]) -> list[tuple[str, bool]]:

@@ -10,8 +10,13 @@ from analysis.table_files import index_text
 from analysis.tables import Entry, Table, show
 
 
-def table_view(table: Table, indices: Mapping[str, int], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Returns a table for the template; `indices` are those of stage runs in the page's data."""
+def table_view(
+    table: Table, indices: Mapping[str, int], colours: Mapping[str, str], origin: str = ""
+) -> dict[str, Any]:
+    """Returns a table for the template; `indices` are those of stage runs in the page's data.
+
+    `origin` is the end of the caption that the page says once for all tables.
+    """
     usual = table.usual_n
     rows: list[dict[str, Any]] = []
     keys = [key for key, _ in table.rows]
@@ -33,6 +38,7 @@ def table_view(table: Table, indices: Mapping[str, int], colours: Mapping[str, s
         )
     return {
         "table": table,
+        "caption": table.caption.removesuffix(origin).strip(),
         "columns": [
             {
                 "name": name,

@@ -58,7 +58,8 @@ def test_the_weakest_decides_a_supported_claim_and_the_strongest_opposition_a_co
         ("supported", (strong, weak), weak),
         ("contradicted", (strong, wrong, missing), wrong),
         ("undecided", (strong, wrong), wrong),
-        ("undecided", (strong, missing, weak), missing),
+        ("undecided", (strong, missing, weak), weak),  # a measured one comes before a missing one
+        ("undecided", (missing,), missing),
     ]:
         judged = Verdict(claim, "this study", verdict, 0.01, comparisons)
         assert decision(judged).comparison is deciding

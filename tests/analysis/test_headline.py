@@ -10,7 +10,15 @@ import pytest
 
 from analysis.figures.headline_figure import MOST_ROWS, first_rows, headline_chart
 from analysis.headline import HIGHER, LOWER, NOT_TOLD_APART, Headline, headline, held_out_rewards
-from analysis.headline_words import cautions, odd_seeds, result_sentence, seeds_that_decide
+from analysis.headline_words import (
+    cautions,
+    forecast,
+    nearest_to_decision,
+    result_sentence,
+    seed_count,
+    seeds_that_decide,
+)
+from analysis.seed_spread import furthest_seed, odd_seeds
 from analysis.study import read_study
 from analysis.table_builder import build_tables
 from tests.analysis.conftest import Measured, known, write_run
@@ -113,7 +121,7 @@ def test_an_odd_seed_saturation_and_noise_are_said(make_store: Callable) -> None
     text = " ".join(cautions(result))
     assert "Odd seed after RL: ce seed 4 at 30 %" in text
     assert "Saturated: 2 of 3 settings" in text
-    assert "Noisy: the intervals of the differences after RL" in text
+    assert "Noisy: the 95 % intervals of the differences from cross-entropy after RL (median: ±" in text
 
 
 def test_nothing_is_said_of_seeds_that_vary_as_usual(make_store: Callable) -> None:
@@ -125,6 +133,68 @@ def test_nothing_is_said_of_seeds_that_vary_as_usual(make_store: Callable) -> No
     result = headline(read_study(graph, store))
     assert odd_seeds(result) == []
     assert cautions(result) == []
+
+
+def test_the_seed_that_deviates_most_is_named_and_of_two_none_is_called_odd(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,diversity", "seed=1,2,3"], number=numbers)
+    rewards = {("diversity", 1): 0.7, ("diversity", 2): 0.3, ("diversity", 3): 0.6}
+    with_rewards(graph, store, lambda s, seed, step: rewards.get((s, seed), 0.8 + seed / 100))
+    result = headline(read_study(graph, store))
+    assert "seed 2 of diversity at 30.0 %, 35.0 points from the mean of the others" in furthest_seed(result)
+
+    two = replace(result, rows=[
+        replace(row, by_seed={n: {s: v for s, v in values.items() if s < 3} for n, values in row.by_seed.items()})
+        for row in result.rows
+    ])  # fmt: skip
+    assert "seeds 1 and 2 of diversity differ by 40.0 points (seed 1 70.0 %, seed 2 30.0 %)" in furthest_seed(two)
+    assert furthest_seed(two).endswith("two seeds cannot show which is odd.")
+    one = replace(result, rows=[replace(row, by_seed={"after": {1: 50.0}}) for row in result.rows])
+    assert furthest_seed(one) == ""
+
+
+def test_perplexities_are_said_as_computed(make_store: Callable) -> None:
+    result = headline(read_study(*make_store(FIVE, number=numbers)))
+    first, *others = result.rows
+    rows = [replace(first, perplexity=replace(first.perplexity, value=29.0)), *others]
+    rows[1] = replace(rows[1], perplexity=replace(rows[1].perplexity, value=28.07))
+    rows[2] = replace(rows[2], perplexity=replace(rows[2].perplexity, value=28.5))
+    assert "at perplexities from 28.1 to 29.0 (3.3 % apart)" in result_sentence(replace(result, rows=rows))
+
+
+def test_the_forecast_names_the_difference_it_is_of(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision,diversity", "seed=1,2,3"], number=numbers)
+    own = {"precision": (0.70, 0.50, 0.62), "diversity": (0.605, 0.600, 0.58)}
+    with_rewards(graph, store, lambda s, seed, step: own.get(s, (0.6, 0.5, 0.55))[seed - 1])
+    result = headline(read_study(graph, store))
+    nearest = nearest_to_decision(result)
+    assert nearest is not None
+    row, count = nearest
+    needed = {r.setting: d.seeds_needed for r in result.rows if (d := r.differences.get("result"))}
+    assert count == min(n for n in needed.values() if n)
+    assert forecast(result, "").startswith(f"{count} seeds, would tell {row.setting} from cross-entropy after RL")
+    assert (seed_count(12), seed_count(200), seed_count(5953)) == ("about 12", "about 200", "more than 200")
+
+
+def test_the_figure_has_a_labelled_dot_for_each_seed(make_store: Callable) -> None:
+    result = headline(read_study(*make_store(["objective=ce,precision,diversity", "seed=1,2"], number=numbers)))
+    for panel, name in zip(headline_chart(result).panels, ("entropy", "result"), strict=True):
+        dots = [row for layer in panel["layer"] for row in layer.get("data", {}).get("values", []) if "seed" in row]
+        expected = [
+            (row.setting, seed, value)
+            for row in result.rows
+            if (found := row.differences.get(name))
+            for seed, value in zip(found.seeds, found.by_seed, strict=True)
+        ]
+        assert [(dot["objective"], dot["seed"]) for dot in dots] == [(s, seed) for s, seed, _ in expected]
+        assert [dot["value"] for dot in dots] == pytest.approx([value for _, _, value in expected], rel=1e-4)
+        assert all(dot["tip"].startswith(f"{dot['objective']}, seed {dot['seed']}; ") for dot in dots)
+        labels = [
+            row["label"]
+            for layer in panel["layer"]
+            for row in layer.get("data", {}).get("values", [])
+            if "label" in row
+        ]
+        assert sorted(",".join(labels).split(",")) == ["1", "1", "2", "2"]
 
 
 def test_many_settings_show_the_largest_differences_first(make_store: Callable) -> None:

@@ -108,6 +108,35 @@ def test_the_first_screen_holds_sentence_table_and_figure(page: Page, width: int
     assert "Over 2 seeds" in page.locator("#sentence").inner_text()
 
 
+def test_wide_intervals_fit_the_first_screen_of_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.evaluate(
+        "document.querySelectorAll('.headline td:last-child small:not(.word)')"
+        ".forEach(cell => { cell.textContent = '[−100.0, +100.0]'; })"
+    )
+    assert page.evaluate("headline.scrollWidth <= headline.clientWidth")
+    for link in page.locator("nav a").all():
+        box = link.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 400
+
+
+def test_values_by_seed_are_on_the_page(page: Page) -> None:
+    rows = [row.split("\t") for row in page.locator("#by-seed tbody tr").all_inner_texts()]
+    assert [(row[0], row[1]) for row in rows[:3]] == [("ce", "1"), ("ce", "2"), ("precision", "1")]
+    assert len(rows) == 10
+    means = {row[0]: row[1] for row in (r.split("\t") for r in page.locator("#headline tbody tr").all_inner_texts())}
+    by_seed = [float(row[2]) for row in rows if row[0] == "precision"]
+    assert float(means["precision"].split()[0]) == pytest.approx(sum(by_seed) / 2, abs=0.011)
+
+
+def test_commands_are_copied_and_the_origin_is_said_once(page: Page) -> None:
+    page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied_here = text; }; }")
+    page.locator("#made .copy-command").click()
+    assert page.evaluate("window.copied_here") == page.locator("#made code").inner_text()
+    assert page.locator("main").inner_text().count("Data: ") == 1
+
+
 def test_the_page_is_drawn_at_once_without_a_script(browser: Browser, folder: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -272,12 +301,12 @@ def test_filters(page: Page) -> None:
 
 def test_gaps_samples_and_claims_are_shown(page: Page) -> None:
     assert "9 of 134 stage runs are missing" in page.locator("#missing").inner_text()
-    assert page.locator("#missing pre").inner_text().startswith("shaping-run -m +sweep=nano seed=1,2")
+    assert page.locator("#missing code").inner_text().startswith("shaping-run -m +sweep=nano seed=1,2")
     assert page.locator("#samples tbody tr").count() == 2
     assert page.locator("#samples thead th").all_inner_texts()[1:] == [
         "ce", "precision", "diversity", "tail_penalty", "head_reward"
     ]  # fmt: skip
-    assert "ce 1 of 2; precision 1 of 2" in page.locator("#samples p").nth(1).inner_text()
+    assert "ce seed 1 1 of 2; precision seed 1 1 of 2" in page.locator("#samples p").nth(2).inner_text()
     assert page.locator("#claims .claim").count() == 6
     assert "Scaling over model sizes: models of 1 size(s)" in page.locator("#figures").inner_text()
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from analysis.page.sample_views import SHOWN_QUESTIONS, marked, samples
+from analysis.page.task_words import expected_answer, task_in_words
 from analysis.study import read_study
 from pipelines.evaluation.samples import SAMPLES, write_rows
+from tests.analysis.conftest import Measured, known
 from tests.published import publish
 
 COLOURS = {"ce": "#000", "precision": "#111"}
@@ -40,13 +42,56 @@ def test_questions_that_differ_come_first_and_every_setting_with_a_wrong_answer_
     (benchmark,) = view["benchmarks"]
     assert [q["question"] for q in benchmark["questions"]] == ["q4", "q6", "q8", "q9"]
     assert len(benchmark["questions"]) == SHOWN_QUESTIONS + 1
-    assert [(c["setting"], c["wrong"], c["total"]) for c in benchmark["counts"]] == [
-        ("ce", 6, 20),
-        ("precision", 1, 20),
+    assert [(c["setting"], c["seed"], c["wrong"], c["total"]) for c in benchmark["counts"]] == [
+        ("ce", 1, 6, 20),
+        ("precision", 1, 1, 20),
     ]
     last = benchmark["questions"][-1]["answers"]
-    assert last["precision"] == {"parts": [("9.1", False)], "right": False, "count": "1 of 2 right"}
-    assert last["ce"]["right"]
+    assert last["precision"] == [{"parts": [("9.1", False)], "right": False, "count": "1 of 2 right", "seed": 1}]
+    assert last["ce"][0]["right"]
+    assert benchmark["task"].startswith("A chain of five terms: digits added and subtracted")
+
+
+def test_the_worst_and_the_best_seed_are_shown_with_the_wrong_one_first(make_store: Callable) -> None:
+    def number(measured: Measured) -> float:
+        return {1: 0.9, 2: 0.1, 3: 0.5}[measured.seed] if measured.metric.startswith("avg") else known(measured)
+
+    graph, store = make_store(["objective=ce", "seed=1,2,3"], number=number)
+    for run in graph.runs.values():
+        if run.stage == "evaluate" and run.checkpoint == "step-000020":
+            right = {1: (1, 1), 2: (0, 0), 3: (1, 0)}[run.config["seed"]]
+            rows = [
+                {"benchmark": "Chain-5", "question": question, "response": f" #### {answer}", "reward": float(reward)}
+                for question, answer, reward in zip(("1+1+1+1+1", "9-8+1+1-2"), (5, 1), right, strict=True)
+            ]
+            write_rows(store.root / "evaluate" / run.signature / SAMPLES, rows)
+            publish(store.root / "evaluate" / run.signature)
+    view = samples(read_study(graph, store), COLOURS)
+    assert view is not None
+    (benchmark,) = view["benchmarks"]
+    assert [(c["seed"], c["wrong"]) for c in benchmark["counts"]] == [(2, 2), (1, 0)]
+    for question, expected in zip(benchmark["questions"], ("5", "1"), strict=True):
+        assert question["expected"] == expected
+        assert [(a["seed"], a["right"]) for a in question["answers"]["ce"]] == [(2, False), (1, True)]
+
+
+@pytest.mark.parametrize(
+    ("question", "rows", "tasks", "expected"),
+    [
+        ("7-5+3", [], ["chain3"], "5"),
+        ("7-5+3", [{"right": True, "response": "x", "answer": "5"}], [], "5"),
+        ("q", [{"right": False, "response": " #### 4"}, {"right": True, "response": " 2 #### 3"}], ["boolean"], "3"),
+        ("7-5+3", [{"right": False, "response": " #### 4"}], ["chain3", "boolean"], ""),
+        ("__import__('os')", [], ["chain3"], ""),
+    ],
+)
+def test_what_a_question_expects(question: str, rows: list[dict], tasks: list[str], expected: str) -> None:
+    assert expected_answer(question, rows, tasks) == expected
+
+
+def test_tasks_in_words() -> None:
+    assert task_in_words("boolean").startswith("Truth values combined")
+    assert task_in_words("somebody-elses") == ""
 
 
 def test_the_same_question_over_steps_and_settings(make_store: Callable) -> None:
