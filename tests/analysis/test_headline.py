@@ -84,7 +84,8 @@ def test_numbers_are_those_of_the_tables_and_differences_those_of_the_seeds(make
 def test_held_out_rewards_come_first_and_their_error_is_that_over_problems(make_store: Callable) -> None:
     """Problems with known shares of right samples: the error from Pass@2 is that of their mean."""
     graph, store = make_store(["objective=ce,precision"], number=numbers)
-    shares = np.random.default_rng(0).beta(0.5, 0.5, 64)
+    problems = next(run.config["grpo"]["held_out_problems"] for run in graph.runs.values() if run.stage == "grpo")
+    shares = np.random.default_rng(0).beta(0.5, 0.5, problems)
     with_rewards(graph, store, lambda setting, seed, step: float(shares.mean()))
     for run in graph.runs.values():
         if run.stage == "grpo":
@@ -96,7 +97,7 @@ def test_held_out_rewards_come_first_and_their_error_is_that_over_problems(make_
             publish(path.parent)
     study = read_study(graph, store)
     sampled = held_out_rewards(study)["nano", "ce"][20]
-    error = 100 * np.sqrt((shares.var() + (shares * (1 - shares)).mean() / 16) / 63)
+    error = 100 * np.sqrt((shares.var() + (shares * (1 - shares)).mean() / 16) / (problems - 1))
     assert sampled.parts[0][2][0] == pytest.approx(error)
     result = headline(study)
     assert result.result.title == "reward on held-out problems at temperature 1"
