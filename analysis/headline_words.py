@@ -43,11 +43,14 @@ def result_sentence(headline: Headline) -> str:
     count = max(max(row.entropy.n, row.after.n) for row in rows)
     parts = [_range_part(headline, rows) if count == 1 else _told_apart_part(headline, rows)]
     parts[0] += _perplexities(rows)
+    of_rl = max(row.after.n for row in rows)
     if any(row.after.value is not None for row in rows):
-        parts.append(_rl_range(headline, rows) if count == 1 else _rl_part(headline, rows))
+        # Pre-training may have more seeds than RL.
+        own = "" if of_rl == count else f"{'with one seed' if of_rl == 1 else f'over {of_rl} seeds'}, "
+        parts.append(own + (_rl_range(headline, rows) if of_rl == 1 else _rl_part(headline, rows)))
     beginning = "With one seed" if count == 1 else f"Over {count} seeds"
     sentence = f"{beginning}, {'; after RL, '.join(parts)}"
-    return sentence + ("; one seed decides nothing." if count == 1 else ".")
+    return sentence + ("; one seed decides nothing." if 1 in (count, of_rl) else ".")
 
 
 def _range_part(headline: Headline, rows: Sequence[HeadlineRow]) -> str:

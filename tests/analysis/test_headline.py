@@ -21,6 +21,7 @@ from analysis.headline_words import (
 from analysis.seed_spread import furthest_seed, odd_seeds
 from analysis.study import read_study
 from analysis.table_builder import build_tables
+from sweeps.plan.graph import StageRun
 from tests.analysis.conftest import Measured, known, write_run
 from tests.published import publish
 
@@ -111,6 +112,17 @@ def test_one_seed_decides_nothing(make_store: Callable) -> None:
     assert difference.word == NOT_TOLD_APART
     assert result_sentence(result).endswith("one seed decides nothing.")
     assert seeds_that_decide(result) == 5
+
+
+def test_pre_training_may_have_more_seeds_than_rl(make_store: Callable) -> None:
+    def later(run: StageRun) -> bool:
+        stage = run.parent[0] if run.stage == "evaluate" and run.parent else run.stage
+        return stage != "pretrain" and run.config["seed"] > 1
+
+    sentence = result_sentence(headline(read_study(*make_store(FIVE, later, number=numbers))))
+    assert sentence.startswith("Over 5 seeds, entropy after pre-training is lower than cross-entropy’s with precision")
+    assert "; after RL, with one seed, the " in sentence
+    assert sentence.endswith("; one seed decides nothing.")
 
 
 def test_an_odd_seed_saturation_and_noise_are_said(make_store: Callable) -> None:
