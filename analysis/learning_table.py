@@ -172,25 +172,32 @@ def _curve_columns(curves: list[RLCurve], target: float | None, *, is_control: b
     entries = {}
     for column, (name, reward, digits) in columns.items():
         try:
-            entry = _entry(sampled(curves, name, reward), digits, curves)
+            ends = (0.0, float(max(c.steps[-1] for c in curves))) if name == "steps_to" else (-math.inf, math.inf)
+            entry = _entry(sampled(curves, name, reward), digits, curves, ends=ends)
         except NotMeasured:
             entry = Entry(None)
         entries[column] = replace(entry, variant="control" if is_control and entry.value is not None else "")
     return entries
 
 
-def _entry(measure: Sampled | None, digits: int, curves: list[RLCurve]) -> Entry:
-    """A measure with its interval and the RL runs behind it; signed numbers have a symmetric interval."""
+def _entry(
+    measure: Sampled | None, digits: int, curves: list[RLCurve], *, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Entry:
+    """A measure with its interval and the RL runs behind it; signed numbers have a symmetric interval.
+
+    `ends` are the smallest and largest possible value, which cut an interval.
+    """
     if measure is None:
         return Entry(None)
     runs = tuple(curve.stage_run for curve in curves)
     if math.isfinite(measure.bounds[1]):
         return replace(sampled_entry(measure, digits), stage_runs=runs)
     found = hierarchical_bootstrap([measure], lambda values: values[0])
+    low, high = (end if end is None else min(max(end, ends[0]), ends[1]) for end in (found.low, found.high))
     return Entry(
         found.value,
-        found.low,
-        found.high,
+        low,
+        high,
         found.n,
         stage_runs=runs,
         number_format=f"{{:.{digits}f}}",

@@ -23,7 +23,12 @@ COLOURS = {
 }
 """Okabe and Ito's colours: the colour-blind can tell them apart, and they are readable on light and dark."""
 
-OTHER_COLOURS = ("#56b4e9", "#e69f00", "#b39b00", "#7b5ea7", "#8c564b", "#17becf", "#7f9c3b", "#a05195")
+TEMPERED = ", tempered to "
+"""In the names of what is not a setting but cross-entropy with its logits scaled."""
+TEMPERED_COLOUR = "#56b4e9"
+"""Of cross-entropy tempered to any setting's entropy."""
+
+OTHER_COLOURS = ("#e69f00", "#b39b00", "#7b5ea7", "#8c564b", "#17becf", "#7f9c3b", "#a05195", "#c06c84")
 """For settings with any other name."""
 
 LEGEND: Spec = {"orient": "bottom", "columns": 3}
@@ -77,7 +82,8 @@ def setting_colours(settings: Iterable[str]) -> dict[str, str]:
         start = zlib.crc32(name.encode())
         candidates = [OTHER_COLOURS[(start + shift) % len(OTHER_COLOURS)] for shift in range(len(OTHER_COLOURS))]
         free = (colour for colour in candidates if colour not in colours.values())
-        colours[name] = COLOURS.get(name) or next(free, candidates[0])
+        fixed = TEMPERED_COLOUR if TEMPERED in name else COLOURS.get(name)
+        colours[name] = fixed or next(free, candidates[0])
     return colours
 
 

@@ -193,8 +193,8 @@ def _correlation_panel(drawn: pd.DataFrame, title: str) -> Spec:
             "title": "Spearman with Pass@k after RL",
             "scale": {"domain": [-1, 1]},
         },
-        "color": {"field": "significant", "type": "nominal", "title": None, "legend": {"orient": "bottom"},
-                  "scale": scale},
+        "color": {"field": "significant", "type": "nominal", "title": None, "scale": scale,
+                  "legend": {"orient": "bottom", "columns": 1, "labelLimit": 0}},
         "description": TIP,
     }  # fmt: skip
     drawn = drawn.assign(

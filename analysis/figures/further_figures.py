@@ -182,18 +182,29 @@ def calibration(data: FigureData) -> Drawn:
     if not records:
         raise NotMeasured("no metric calibration_error of held-out text")
     drawn = pd.concat(records)
+    # The error is a share, whatever an interval on the scale of its log says.
+    drawn = drawn.assign(low=drawn["low"].clip(0, 1), high=drawn["high"].clip(0, 1))
+    # One wide interval must not make the bars too small to see: the axis ends at twice the highest.
+    top = min(float(drawn["high"].max()), 2 * float(drawn["mean"].max())) or 1.0
     drawn = drawn.assign(tip=tips(drawn, "stage", ""))
     encoding = {
         "x": {"field": "stage", "type": "nominal", "title": None, "sort": list(STAGE_AXIS.values()),
               "axis": {"labelAngle": 0}},
         "xOffset": {"field": "objective", "sort": setting_order(drawn["objective"])},
-        "y": {"field": "mean", "type": "quantitative", "title": "expected calibration error", "stack": None},
+        "y": {"field": "mean", "type": "quantitative", "title": "expected calibration error", "stack": None,
+              "scale": {"domain": [0, top]}},
         "color": colour(drawn["objective"], settings=data.settings),
         "description": TIP,
     }  # fmt: skip
     layers = [{"mark": "bar", "encoding": encoding}, _dark(interval_layer(encoding, "y"))]
-    panel = {"title": "expected calibration error", "data": values(drawn), "layer": layers}
-    return Drawn([panel], "On held-out text after each stage, with 95 % intervals.", drawn.drop(columns="tip"))
+    panel = {
+        "title": "expected calibration error",
+        "data": values(drawn.assign(high=drawn["high"].clip(upper=top))),
+        "layer": layers,
+    }
+    return Drawn(
+        [panel], "On held-out text after each stage, with 95 % intervals, cut at the axis.", drawn.drop(columns="tip")
+    )
 
 
 STAGE_AXIS = {stage: f"after {title if stage == 'grpo' else title.lower()}" for stage, title in STAGE_TITLES.items()}

@@ -139,6 +139,23 @@ def test_the_table_has_both_temperatures_and_the_course(make_store: Callable) ->
     assert target_reward(rl_curves(study)["nano", "ce", ""]) == 60
 
 
+def test_intervals_of_steps_end_at_the_last_step(make_store: Callable) -> None:
+    """Two seeds that cross late have an interval beyond the run's 20 steps, which no step can be in."""
+
+    def late(run: Any, step: int) -> float:
+        crosses = {1: 0.012, 2: 0.02, 3: 0.015, 4: 0.03}[run.config["seed"]]
+        return 0.4 + crosses * step
+
+    study = with_curves(*make_store(FOUR), late)
+    (table,) = [table for table in build_tables(study) if table.name == "learning-nano"]
+    columns = [column for column in table.cells if column[1].startswith("steps to")]
+    assert columns
+    for column in columns:
+        for entry in table.cells[column]:
+            assert entry.low is not None
+            assert 0 <= entry.low <= entry.value <= entry.high <= 20
+
+
 def test_unfinished_runs_are_waited_for(make_store: Callable) -> None:
     graph, store = make_store(FOUR)
     assert "learning-nano" not in [table.name for table in build_tables(read_study(graph, store))]

@@ -112,6 +112,13 @@ def test_a_setting_has_one_colour_in_all_figures_of_a_study() -> None:
     assert setting_colours(["beta=0.25"]) == {"beta=0.25": colours["beta=0.25"]}  # the name decides, not the study
 
 
+def test_tempered_cross_entropy_has_one_colour_of_its_own() -> None:
+    tempered = [f"ce, tempered to {name}" for name in ("precision", "diversity")]
+    colours = setting_colours(["ce", "precision", "diversity", "beta=0.25", *tempered])
+    assert colours[tempered[0]] == colours[tempered[1]]
+    assert list(colours.values()).count(colours[tempered[0]]) == 2
+
+
 def test_more_settings_than_colours_share_them() -> None:
     colours = setting_colours(f"setting-{number}" for number in range(50))
     assert set(colours.values()) == set(OTHER_COLOURS)
