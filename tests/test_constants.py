@@ -59,10 +59,11 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "analysis.estimates": {"NORMAL_QUANTILE": pytest.approx(1.959964)},
     "analysis.figures.paper_figures": {"SMOOTHED_STEPS": 5, "CURVE_POINTS": 60},
     "analysis.headline": {"ENOUGH_SEEDS": 5},
-    "analysis.headline_words": {"CEILING": 95.0, "FAR": 3.5, "FEWEST_FOR_ODD": 4, "CLOSE": 0.2, "NAMED": 3},
+    "analysis.headline_words": {"CEILING": 95.0, "CLOSE": 0.2, "NAMED": 3},
     "analysis.learning": {"CURVE_ENDS": 5},
     "analysis.learning_table": {"TARGET_GRID": 5.0},
     "analysis.seeds": {"POWER": 0.8, "MOST_SEEDS": 1000},
+    "analysis.seed_spread": {"FAR": 3.5, "FEWEST_FOR_ODD": 4},
     "analysis.statistics": {
         "LEVEL": 0.95,
         "ALPHA": pytest.approx(0.05),

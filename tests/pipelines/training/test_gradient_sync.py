@@ -25,17 +25,20 @@ REDUCTIONS = ("allreduce", "reduce_scatter")
 MANY, ONE = (16, 24), (64, 4096)
 """Tokens of a micro-batch in a token stage and in RL: several of them in a step, or one."""
 
-# By name, in the processes that import this module too.
-for _strategy in ("ddp", "fsdp", "hsdp"):
-    for _tokens, _rl_tokens in (MANY, ONE):
-        _compute = ComputeConfig(strategy=_strategy, shard_ranks=1)
-        training.RUNS[f"{_strategy} {_tokens}"] = (training.DENSE, replace(_compute, micro_batch_tokens=_tokens))
-        _changes = {"micro_batch_tokens": _rl_tokens, "start_divergence": False}
-        grpo.RUNS[f"{_strategy} {_rl_tokens}"] = (grpo.DENSE, _compute, _changes)
+
+def add_runs() -> None:
+    """Add the runs of this file by their names; in ranks only, so that the other files' tests keep theirs."""
+    for strategy in ("ddp", "fsdp", "hsdp"):
+        for tokens, rl_tokens in (MANY, ONE):
+            compute = ComputeConfig(strategy=strategy, shard_ranks=1)
+            training.RUNS[f"{strategy} {tokens}"] = (training.DENSE, replace(compute, micro_batch_tokens=tokens))
+            changes = {"micro_batch_tokens": rl_tokens, "start_divergence": False}
+            grpo.RUNS[f"{strategy} {rl_tokens}"] = (grpo.DENSE, compute, changes)
 
 
 def counted(ranks: Ranks, work: Callable[..., None], *arguments: Any) -> None:
     """Do `work`, and write to the job's folder how often gradients were summed over ranks."""
+    add_runs()
     with profile() as seen:
         work(ranks, *arguments)
     names = [event.name for event in seen.events() or () if event.name.startswith("c10d::")]

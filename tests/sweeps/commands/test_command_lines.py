@@ -109,7 +109,7 @@ def test_cfg_job_shows_the_cells_that_run(tmp_path: Path, shaping_run: Command) 
         (["hydra/launcher=basic"], "hydra/launcher=basic: it runs no graph of stage runs; choose local or slurm"),
         (["hydra/sweeper=basic"], "hydra/sweeper=basic: it runs no graph of stage runs; choose graph"),
         (["+sweep=69"], "needs quotes: +sweep='\"69\"'"),
-        (["+sweep="], "sweep=: unknown option; it is one of: beta_lambda_k"),
+        (["+sweep="], "sweep=: unknown option; it is one of: beta, beta_lambda_k, heads"),
         (["++sweep=nano"], "++sweep=nano: an option is added with one plus: +sweep=nano"),
         (["~sweep"], "~sweep: no option of this group is chosen"),
         (["+objective=ce"], "+objective: an option of this group is chosen already; leave out the +"),

@@ -256,7 +256,7 @@ def test_why_names_the_keys(folder: Path) -> None:
     assert ": done" in output.splitlines()[0]
     midtrain, grpo = output.split("midtrain nano/ce/seed1")[1].split("grpo nano/ce/seed1")
     assert [line.strip() for line in midtrain.splitlines()[1:]] == ["midtrain.decay: 'linear' here, 'cosine' there"]
-    assert "grpo.learning_rate: 0.0001 here, 0.0003 there" in grpo
+    assert "grpo.learning_rate: 0.0001 here, 5e-05 there" in grpo
     assert "midtrain.decay: 'linear' here, 'cosine' there" in grpo
     one_stage = sweeps(*words[:-1], "nano/ce/seed1:midtrain", cwd=folder).stdout
     assert "grpo" not in one_stage

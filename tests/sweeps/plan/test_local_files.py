@@ -110,7 +110,7 @@ def test_a_stage_run_finds_its_files_and_refuses_changed_ones(
     spec = json.loads(json.dumps(runs(stage, use("questions.jsonl"))[0].spec))
     assert str(tmp_path) not in json.dumps(spec["config"])
     seen: list[Any] = []
-    for name in ("load_model", "on_device", "_log_model"):
+    for name in ("load_model", "_measurable", "_log_model"):
         monkeypatch.setattr(f"pipelines.stages.{name}", lambda *_, **__: None)
     monkeypatch.setattr("pipelines.stages.train_grpo", lambda _, config, __: seen.append(config.tasks[0]) or {})
     monkeypatch.setattr("pipelines.stages.evaluate", lambda context: seen.append(context.config.benchmarks) or DONE)

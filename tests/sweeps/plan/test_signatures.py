@@ -198,7 +198,9 @@ def changed(key: str) -> Cell:
         new = not old
     elif isinstance(old, int | float):
         new = type(old)(old * 2)
-        if key.endswith(("beta1", "beta2", "top_p", "worked_share", "clip_low", "final_learning_rate", "rate")):
+        if key.endswith(
+            ("beta1", "beta2", "top_p", "worked_share", "careless_share", "clip_low", "final_learning_rate", "rate")
+        ):
             new = old / 2
         if key.endswith((".tokens", "_tokens", "heads")) and isinstance(old, int):
             new = old // 2 if key == "model.kv_heads" else old * 2
