@@ -167,7 +167,11 @@ def _chosen(questions: Questions, settings: Sequence[str]) -> list[str]:
 def _answer(answers: _Answers) -> dict[str, Any]:
     """The first wrong answer of a setting if it has one, else its first, and how many of them are right."""
     row = next((row for row in answers.rows if not row["right"]), answers.rows[0])
-    return {"parts": marked(row), "right": row["right"], "count": f"{answers.right} of {len(answers.rows)} right"}
+    return {
+        "parts": marked(row),
+        "right": row["right"],
+        "count": f"of {len(answers.rows)} samples {answers.right} right",
+    }
 
 
 def _courses(study: Study, model: str, settings: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ def task_in_words(task: str) -> str:
     # A chain's generator is the same function for every length.
     words = (getattr(generate, "func", generate).__doc__ or "").partition("\n")[0].replace("`", "")
     length = chain_length(task)
+    if length and length != 3:  # the example in the docstring has three terms
+        words = words.partition(":")[0] + "."
     return f"A chain of {COUNTS.get(length, length)} terms: {words[:1].lower()}{words[1:]}" if length else words
 
 

@@ -47,7 +47,9 @@ def test_questions_that_differ_come_first_and_every_setting_with_a_wrong_answer_
         ("precision", 1, 1, 20),
     ]
     last = benchmark["questions"][-1]["answers"]
-    assert last["precision"] == [{"parts": [("9.1", False)], "right": False, "count": "1 of 2 right", "seed": 1}]
+    assert last["precision"] == [
+        {"parts": [("9.1", False)], "right": False, "count": "of 2 samples 1 right", "seed": 1}
+    ]
     assert last["ce"][0]["right"]
     assert benchmark["task"].startswith("A chain of five terms: digits added and subtracted")
 
@@ -90,6 +92,10 @@ def test_what_a_question_expects(question: str, rows: list[dict], tasks: list[st
 
 
 def test_tasks_in_words() -> None:
+    assert task_in_words("chain3").endswith("`7-5+3` -> `2+3` -> `5`.".replace("`", ""))
+    assert task_in_words("chain5") == (
+        "A chain of five terms: digits added and subtracted from left to right, with one-digit totals."
+    )
     assert task_in_words("boolean").startswith("Truth values combined")
     assert task_in_words("somebody-elses") == ""
 
