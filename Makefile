@@ -13,7 +13,7 @@ help:  ## show this list
 
 demo: $(STAMP)  ## train the five settings at nano scale and more seeds of pre-training, then write tables and report to results/nano
 	$(BIN)/shaping-run -m +sweep=nano
-	$(BIN)/shaping-run -m objective=ce,precision,diversity seed=2,3,4 until=pretrain
+	$(BIN)/shaping-run -m objective=ce,precision,diversity seed=2,3 until=pretrain pretrain.milestones=1
 	$(BIN)/reproduce-paper-tables scale=nano sweep=null
 
 test: $(STAMP)-dev  ## run all tests but those that only CI runs
