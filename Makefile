@@ -11,10 +11,9 @@ STAMP := $(VENV)/installed
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(STAMP)  ## train the five settings at nano scale and more seeds of pre-training, then write tables and report to results/nano
+demo: $(STAMP)  ## train the five settings at nano scale, then write tables and report to results/nano
 	$(BIN)/shaping-run -m +sweep=nano
-	$(BIN)/shaping-run -m objective=ce,precision,diversity seed=2,3 until=pretrain pretrain.milestones=1
-	$(BIN)/reproduce-paper-tables scale=nano sweep=null
+	$(BIN)/reproduce-paper-tables scale=nano
 
 test: $(STAMP)-dev  ## run all tests but those that only CI runs
 	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 3 --dist loadfile --no-loadscope-reorder
