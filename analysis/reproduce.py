@@ -38,6 +38,7 @@ from analysis.page.headline_view import decide_view
 from analysis.page.report import Content, render
 from analysis.paper_tables import TABLES
 from analysis.provenance import Provenance, minutes, provenance
+from analysis.results_folder import cannot_write, check_replaceable, check_selection
 from analysis.statistics import ALPHA
 from analysis.study import Study, read_stored, read_study
 from analysis.table_builder import build_tables, origin
@@ -46,7 +47,6 @@ from analysis.tables import Table
 from analysis.terminal import print_headline
 from analysis.watch import watch
 from pipelines import foreign_text
-from pipelines.configuration import TRAINING_STAGES
 from pipelines.errors import UserError, nearest, require
 from pipelines.files import read_sealed, replacing
 from sweeps.commands.exit_codes import exit_codes
@@ -58,9 +58,6 @@ from sweeps.store.stage_runs import Store
 logger = logging.getLogger("analysis")
 
 FLAGS = ("--missing", "--claims", "--watch", DEBUG_FLAG)
-
-RESULTS = {"tables", "figures", "measurements.csv", "claims.json", "report.html"}
-"""What this command writes to results/<scale>, besides `selection`."""
 
 
 @dataclass
@@ -223,38 +220,13 @@ def judged(options: Options, study: Study) -> tuple[list[Verdict], list[Verdict]
     return judge(claims, source, alpha=LOOK_ALPHA if options.looks else ALPHA), judge(claims, PaperSource())
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise `UserError` if results/<scale>, which is replaced whole, has anything that this command did not write."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = RESULTS if "claims.json" in names else set()  # other programs also write folders called tables and figures
-    if others := names - ours - {"selection"}:
-        raise _refusal(folder, others)
-    _check_selection(folder / "selection")
-
-
-def _check_selection(folder: Path) -> None:
-    """Raise `UserError` if results/<scale>/selection has anything that is not a table."""
-    endings = "|".join(table_format.ending for table_format in FORMATS.values())
-    ours = rf"(table|learning|variance|{'|'.join(TRAINING_STAGES)})-.*\.({endings})"
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := {name for name in names if not re.fullmatch(ours, name)}:
-        raise _refusal(folder, others)
-
-
-def _refusal(folder: Path, others: set[str]) -> UserError:
-    return UserError(
-        f"results={folder}: it would be replaced, and {min(others)} in it is not from this command; "
-        "move that away, or choose another folder with results=FOLDER"
-    )
-
-
 def reproduce(options: Options, console: Console, *, refresh: int | None = None) -> Path:
     """Write the results of a study; returns their folder. Raises `UserError` or `StageFailure`.
 
     An open page reads itself again after `refresh` seconds.
     """
     folder = Path(options.results) / options.scale
-    _check_replaceable(folder)
+    check_replaceable(folder)
     with FigureFiles(folder / "figures") as figure_files:
         source = read_source(options)
         study = source.study
@@ -324,7 +296,7 @@ def compare_sides(options: Options, console: Console) -> Path:
     first, second = (resolve(name, named, lambda: read_stored(Store.open(options.store))) for name in options.compare)
     name = "-".join(re.sub(r"[^\w.+]+", "_", side.name).strip("._") or "store" for side in (first, second))
     folder = Path(options.results) / f"{options.scale}-{name}"
-    _check_replaceable(folder)
+    check_replaceable(folder)
     with FigureFiles(folder / "figures") as figure_files:
         compared = compare(first, second)
         chart = comparison_chart(compared)
@@ -339,7 +311,7 @@ def compare_sides(options: Options, console: Console) -> Path:
                 (temporary / "claims.json").write_text("{}\n")
                 figure_files.write(temporary / "figures")
         except OSError as error:
-            raise _cannot_write(folder.parent, error) from error
+            raise cannot_write(folder.parent, error) from error
     console.print(sentence(compared), markup=False)
     console.print(f"open {folder / 'report.html'}", markup=False)
     return folder
@@ -348,7 +320,7 @@ def compare_sides(options: Options, console: Console) -> Path:
 def select(options: Options, console: Console) -> Path:
     """Write only the chosen tables; returns their folder."""
     folder = Path(options.results) / options.scale / "selection"
-    _check_selection(folder)
+    check_selection(folder)
     source = read_source(options)
     tables = _tables(options, source.study)
     formats = list(FORMATS) if options.format == "all" else [options.format]
@@ -358,15 +330,11 @@ def select(options: Options, console: Console) -> Path:
         for table in tables:
             write_table(table, folder, formats=formats, command=source.command)
     except OSError as error:
-        raise _cannot_write(Path(options.results), error) from error
+        raise cannot_write(Path(options.results), error) from error
     for table in tables:
         console.print(f"{table.title}: {table.missing} cells missing", markup=False)
     console.print(f"{len(tables)} tables in {folder}", markup=False)
     return folder
-
-
-def _cannot_write(folder: Path, error: OSError) -> UserError:
-    return UserError(f"results={folder}: it cannot be written ({error.strerror}); choose another folder")
 
 
 def show_missing(options: Options, console: Console) -> None:
@@ -427,7 +395,7 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
             (temporary / "report.html").write_bytes(page.encode(errors="replace"))
             figure_files.write(temporary / "figures")
     except OSError as error:
-        raise _cannot_write(folder.parent, error) from error
+        raise cannot_write(folder.parent, error) from error
 
 
 def _show(console: Console, content: Content, folder: Path) -> None:

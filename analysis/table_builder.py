@@ -43,7 +43,7 @@ from analysis.table_columns import (
 from analysis.tables import DIFFERENCE, MISSING, Column, Entry, Table, interval_note
 from analysis.theory_table import theory_table
 from analysis.variance_table import variance_table
-from pipelines.configuration import START, TOKEN_STAGES
+from pipelines.configuration import START, TOKEN_STAGES, TRAINING_STAGES
 from pipelines.python_gc import no_collection
 
 
@@ -58,6 +58,10 @@ class _Draft:
     def finished(self, cells: pd.DataFrame) -> Table:
         """The table with these cells and its whole caption."""
         return replace(self.table, cells=cells, caption=f"{self.before} {interval_note(cells)} {self.after}")
+
+
+TABLE_NAMES = ("table", *TRAINING_STAGES, "learning", "variance", "theory")
+"""How the names of tables begin: those of the paper have a number, settings of one's own the name of their stage."""
 
 
 @no_collection()

@@ -16,12 +16,14 @@ from rich.console import Console
 
 from analysis.figures import figure_files
 from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
+from analysis.table_builder import TABLE_NAMES, build_tables
 from analysis.table_files import file_name, html_table, latex, markdown
 from analysis.tables import NOT_MEASURED, NOT_RUN, Entry, Table
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import write_sealed
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, composed_once, known, planned, write_run
+from tests.analysis.test_learning import FOUR, with_curves
 from tests.conftest import SMALL
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -146,6 +148,20 @@ def test_a_selection_leaves_the_whole_results_alone(make_store: Callable, tmp_pa
     assert (folder / "table-03-nano.tex").read_text().endswith(f"\n% Missing numbers are computed by: {command}\n")
     select(options_of(tmp_path, tables=[3], models=["nano"], format="markdown"), Console(quiet=True))
     assert (folder / "table-03-nano.md").read_text().endswith(f"\nThis command computes them: `{command}`\n")
+
+
+def test_a_selection_with_every_table_is_replaced_by_the_next(make_store: Callable, tmp_path: Path) -> None:
+    make_store(["+sweep=nano"])
+    folder = select(options_of(tmp_path, models=["nano"]), Console(quiet=True))
+    assert (folder / "theory-nano.csv").is_file()
+    select(options_of(tmp_path, models=["nano"], format="csv"), Console(quiet=True))
+    assert {path.suffix for path in folder.iterdir()} == {".csv"}
+
+
+def test_every_table_has_a_name_that_is_known(make_store: Callable) -> None:
+    study = with_curves(*make_store([*FOUR, "grpo.seed=1,2"]))
+    names = {table.name.partition("-")[0] for table in build_tables(study)}
+    assert {"table", "learning", "variance", "theory"} <= names <= set(TABLE_NAMES)
 
 
 def test_missing_is_one_command(make_store: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
