@@ -120,7 +120,7 @@ def read_start(checkpoint: str, revision: str | None = None, *, code: bool = Fal
         return _from_hub(checkpoint, revision, code)
     if revision is not None:
         raise UserError(f"start.revision={revision}: {KEY}={checkpoint} is a folder, which has none; leave it out")
-    found = StartCheckpoint(folder.absolute(), code=code and _has_code(folder))
+    found = StartCheckpoint(folder.absolute(), code=code and _names_own_code(folder))
     _check(found, checkpoint)
     weight_files(folder, f"{KEY}={checkpoint}")
     return found
@@ -135,7 +135,7 @@ def _from_hub(name: str, revision: str | None, code: bool) -> StartCheckpoint:
             "as Qwen/Qwen2.5-0.5B"
         )
     folder = download(name, revision, (*MODEL_FILES, *TOKENIZER_FILES, INDEX, *([CODE] if code else [])))
-    found = StartCheckpoint(folder, name, folder.name, code and _has_code(folder))
+    found = StartCheckpoint(folder, name, folder.name, code and _names_own_code(folder))
     _check(found, name)
     return found
 
@@ -198,7 +198,7 @@ def _check(found: StartCheckpoint, checkpoint: str) -> None:
         )
 
 
-def _has_code(folder: Path) -> bool:
+def _names_own_code(folder: Path) -> bool:
     """Whether a checkpoint names code of its own as its model."""
     config = folder / CONFIG
     return config.is_file() and "AutoModelForCausalLM" in (_json(config).get("auto_map") or {})
@@ -206,7 +206,7 @@ def _has_code(folder: Path) -> bool:
 
 def _check_code(found: StartCheckpoint, key: str) -> None:
     """Raise `UserError` for a model that only its own code can load, unless that code may run and is there."""
-    if not _has_code(found.folder):
+    if not _names_own_code(found.folder):
         return
     named = str(found.config["auto_map"]["AutoModelForCausalLM"])
     file = named.rpartition("--")[2].partition(".")[0] + ".py"

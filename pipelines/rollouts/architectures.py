@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import MiniMaxM2ForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
-NO_LIMIT = 1 << 20
-"""Tokens that a model without positions, such as a recurrent one, is taken to read."""
+from pipelines.configuration.start_checkpoint import NO_LIMIT
+
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest number, of a short cut that agrees in float32."""
 

@@ -131,12 +131,7 @@ def generate(
     share = range(len(prompts) * n) if share is None else share
     rows = rows or _rows_in_memory(model, max(map(len, prompts)) + sampling.max_new_tokens)
     ends = end_tokens(model)
-    result = Rollouts(
-        tokens=torch.full((len(share), sampling.max_new_tokens), ends[0], dtype=torch.int64),
-        log_probs=torch.zeros(len(share), sampling.max_new_tokens),
-        lengths=torch.zeros(len(share), dtype=torch.int64),
-        stopped=torch.zeros(len(share), dtype=torch.bool),
-    )
+    result = _empty(len(share), sampling.max_new_tokens, padding=ends[0])
     # Prompts of similar length run together: less padding, and often none, which avoids the attention mask.
     lengths = [len(prompts[sample // n]) for sample in share]
     order = np.argsort(lengths, kind="stable")
@@ -147,25 +142,28 @@ def generate(
                 raise Interrupted("asked to stop between two batches of rollouts")
             batch = torch.from_numpy(order[start : start + rows])
             samples = batch + share.start
+            uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             # `used` are the prompts of this batch, and row b continues prompt used[source[b]].
             used, source = torch.unique(samples // n, return_inverse=True)
-            uniforms = _uniforms(seed, (samples + first * n).tolist(), sampling.max_new_tokens).to(model.device)
             prefill, logits = prefilled(model, [prompts[i] for i in used], source.to(model.device))
             parts = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
             for rows_of_batch, tokens, log_probs in parts:
                 part = batch[rows_of_batch.cpu()]
-                _store(
-                    result,
-                    part,
-                    tokens=tokens.cpu(),
-                    log_probs=log_probs.cpu(),
-                    ends=ends,
-                    ended=ended,
-                    room=left[part],
-                )
+                drawn = {"tokens": tokens.cpu(), "log_probs": log_probs.cpu()}
+                _store(result, part, **drawn, ends=ends, ended=ended, room=left[part])
                 if finished:
                     finished(*_responses(result, part))
     return result
+
+
+def _empty(count: int, limit: int, *, padding: int) -> Rollouts:
+    """`count` responses of up to `limit` tokens, of which nothing is sampled yet."""
+    return Rollouts(
+        tokens=torch.full((count, limit), padding, dtype=torch.int64),
+        log_probs=torch.zeros(count, limit),
+        lengths=torch.zeros(count, dtype=torch.int64),
+        stopped=torch.zeros(count, dtype=torch.bool),
+    )
 
 
 def _responses(result: Rollouts, rows: Tensor) -> tuple[list[int], list[list[int]], list[bool]]:

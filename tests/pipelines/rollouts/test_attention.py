@@ -81,7 +81,12 @@ def test_the_kernel_of_the_cpu_takes_all_of_it(dtype: torch.dtype, masked: bool)
     query, key = torch.randn(1, 4, 64, 8, dtype=dtype), torch.randn(1, 2, 64, 8, dtype=dtype)
     mask = torch.ones(64, 64, dtype=torch.bool).tril() if masked else None
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
-        attend(query, key, key, mask=mask)
+        attended = attend(query, key, key, mask=mask)
+    keys = key.double().repeat_interleave(2, 1)
+    scores = query.double() @ keys.mT / 8**0.5
+    scores = scores.masked_fill(~torch.ones(64, 64, dtype=torch.bool).tril(), -torch.inf)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(attended.double(), scores.softmax(-1) @ keys, atol=tolerance, rtol=tolerance)
 
 
 def test_models_are_the_same_with_repeated_keys(monkeypatch: pytest.MonkeyPatch) -> None:
