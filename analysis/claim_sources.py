@@ -66,9 +66,10 @@ class StudySource:
     exact = False
     of = "this study"
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, grid: MeasurementGrid | None = None) -> None:
+        """`grid` is that of the study, if it is known already."""
         self.study = study
-        self.grid: MeasurementGrid = build_grid(study)
+        self.grid: MeasurementGrid = grid or build_grid(study)
         # Order the models by the parameters that pre-training counted, else by the plan.
         sizes = study.runs.dropna(subset=["parameters"]).groupby("model")["parameters"].max()
         order = {model: index for index, model in enumerate(study.runs["model"].unique())}
@@ -136,9 +137,9 @@ class StudySource:
     def _at_checkpoint(self, objective: str, model: str, options: _Options) -> list[Quantity]:
         """What was measured at the term's checkpoint."""
         key = (model, objective, options.stage)
-        measured = [q for q in self.grid.rows if q[:3] == key and q.variant == options.variant]
+        measured = [q for q in self._measured.get(key, ()) if q.variant == options.variant]
         # The planned checkpoints decide which is first and last, so that a gap does not shift them.
-        planned = sorted(checkpoint.step for checkpoint in self.grid.evaluations if checkpoint[:3] == key)
+        planned = sorted(self._planned.get(key, ()))
         steps = planned or sorted({quantity.step for quantity in measured})
         if not steps:
             raise NotMeasured(f"{objective} is not planned on {model}")
@@ -150,6 +151,22 @@ class StudySource:
             message = f"{objective} on {model} at {options.stage} {step} is not measured"
             raise NotMeasured(message + _waiting_note(waits_for))
         return measured
+
+    @cached_property
+    def _measured(self) -> dict[Key, list[Quantity]]:
+        """(model, objective, stage) -> what was measured."""
+        measured: dict[Key, list[Quantity]] = {}
+        for quantity in self.grid.rows:
+            measured.setdefault(quantity[:3], []).append(quantity)
+        return measured
+
+    @cached_property
+    def _planned(self) -> dict[Key, list[int]]:
+        """(model, objective, stage) -> the planned steps."""
+        planned: dict[Key, list[int]] = {}
+        for checkpoint in self.grid.evaluations:
+            planned.setdefault(checkpoint[:3], []).append(checkpoint.step)
+        return planned
 
     def _scores(self, quantities: Sequence[Quantity], options: _Options) -> list[Quantity]:
         """The quantities that a term averages, one per benchmark."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from analysis.statistics import UNBOUNDED, Floats, Sampled
 from analysis.study import NotMeasured, Study
@@ -116,45 +115,41 @@ tests/analysis/test_learning.py."""
 
 def rl_curves(study: Study) -> dict[Key, list[RLCurve]]:
     """Returns the curves of all finished RL runs, by model, objective and variant."""
-    rows = study.ledgers
-    rows = rows[rows["stage"] == "grpo"] if len(rows) else rows
     curves: dict[Key, list[RLCurve]] = {}
-    if rows.empty:
-        return curves
-    for (model, objective, variant, run), part in rows.groupby(
-        ["model", "objective", "variant", "stage_run"], sort=False
-    ):
-        config = study.specs[str(run)]["config"].get("grpo", {})
-        curve = _curve(part.sort_values("step", kind="stable"), config)
-        curves.setdefault((str(model), str(objective), str(variant)), []).append(curve)
+    for run in study.runs[study.runs["stage"] == "grpo"].to_dict("records"):
+        if rows := study.courses.get(run["stage_run"]):
+            key = (str(run["model"]), str(run["objective"]), str(run["variant"]))
+            curves.setdefault(key, []).append(
+                _curve(run, rows, study.specs[run["stage_run"]]["config"].get("grpo", {}))
+            )
     for of_setting in curves.values():
         of_setting.sort(key=lambda curve: (curve.seed, curve.rl_seed))
     return curves
 
 
-def _curve(rows: pd.DataFrame, config: Mapping[str, Any]) -> RLCurve:
-    """The curve of one run from the rows of its ledger and its `grpo` configuration."""
+def _curve(run: Mapping[Any, Any], rows: list[dict[str, Any]], config: Mapping[str, Any]) -> RLCurve:
+    """The curve of a run of `Study.runs`, from the rows of its ledger and its `grpo` configuration."""
+    rows = sorted(rows, key=lambda row: row["step"])
     ends: dict[str, tuple[float, float]] = {}
     for column in ("entropy", "response_length", "reward"):
-        numbers = rows[column].dropna().to_numpy(float) if column in rows else np.zeros(0)
+        numbers = [float(row[column]) for row in rows if row.get(column) is not None]
         if len(numbers) >= 2:
             count = max(1, min(CURVE_ENDS, len(numbers) // 2))
-            ends[column] = (float(numbers[:count].mean()), float(numbers[-count:].mean()))
-    first = rows.iloc[0]
-    curve = RLCurve(int(first["seed"]), int(first["rl_seed"]), str(first["stage_run"]), ends)
-    if "held_out_reward" not in rows or rows["held_out_reward"].isna().all():
+            ends[column] = (float(np.mean(numbers[:count])), float(np.mean(numbers[-count:])))
+    curve = RLCurve(int(run["seed"]), int(run["rl_seed"]), str(run["stage_run"]), ends)
+    held_out = [row for row in rows if row.get("held_out_reward") is not None]
+    if not held_out:
         return curve
-    held_out = rows[rows["held_out_reward"].notna()]
     prefix = "held_out_"
     passes = {
-        str(name).removeprefix(prefix): held_out[name].to_numpy(float)
-        for name in held_out
-        if str(name).startswith(f"{prefix}pass@") and held_out[name].notna().all()
+        name.removeprefix(prefix): np.array([row[name] for row in held_out], float)
+        for name in held_out[0]
+        if name.startswith(f"{prefix}pass@") and all(row.get(name) is not None for row in held_out)
     }
-    rewards = held_out["held_out_reward"].to_numpy(float)
+    rewards = np.array([row["held_out_reward"] for row in held_out], float)
     return replace(
         curve,
-        steps=held_out["step"].to_numpy(float),
+        steps=np.array([row["step"] for row in held_out], float),
         rewards=rewards,
         deviations=reward_deviations(rewards, passes.get("pass@2"), samples=config.get("samples") or 1),
         passes=passes,

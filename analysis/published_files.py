@@ -18,6 +18,10 @@ from sweeps.store.stage_runs import Store, StoredRun
 
 logger = logging.getLogger("analysis")
 
+END_ROWS = 50
+"""Rows at either end of an RL ledger that are read whole: some steps have no update, and lack what updates measure."""
+HELD_OUT = b'"held_out_reward"'
+
 
 def read_samples(
     store: Store, stage_run: str, benchmark: str | None, *, limit: int | None = None
@@ -62,10 +66,29 @@ def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
 
     Leaves out a last line that was cut short by a kill. Raises `UserError` with the number of a line that is not JSON.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
+    lines = _lines(path)
     chosen: Iterable[int] = range(len(lines))
     if limit is not None and len(lines) > limit:
         chosen = np.unique(np.linspace(0, len(lines) - 1, limit).round().astype(int))
+    return _rows(path, lines, chosen)
+
+
+def read_course(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of an RL ledger that have held-out rewards, and all of its first and last `END_ROWS`.
+
+    Only these are parsed, so that the ledgers of a large store are read in seconds. Raises `UserError` as `read_ledger`
+    does.
+    """
+    lines = _lines(path)
+    ends = (END_ROWS, len(lines) - END_ROWS)
+    return _rows(path, lines, (n for n, line in enumerate(lines) if not ends[0] <= n < ends[1] or HELD_OUT in line))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]  # text after the last newline was never finished
+
+
+def _rows(path: Path, lines: list[bytes], chosen: Iterable[int]) -> list[dict[str, Any]]:
     rows = []
     for number in chosen:
         try:

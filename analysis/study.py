@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.launched_labels import launched_labels
 from analysis.places import places
-from analysis.published_files import published, read_ledger, read_samples
+from analysis.published_files import published, read_course, read_ledger, read_samples
 from analysis.result_cache import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
@@ -100,6 +100,18 @@ class Study:
         return _ledger_rows(self.store, done, limit=max(20, CURVE_ROWS // max(1, len(done))))
 
     @cached_property
+    def courses(self) -> dict[str, list[dict[str, Any]]]:
+        """Signature of every finished RL run -> the rows of its ledger that measures of its course need.
+
+        Read on first access. Raises `UserError` with the line number of a broken line.
+        """
+        if self.store is None:
+            return {}
+        done = self.runs.loc[(self.runs["status"] == "done") & (self.runs["stage"] == "grpo"), "stage_run"].tolist()
+        paths = {run: published(self.store.run("grpo", run), LEDGER) for run in done}
+        return {run: rows for run, path in paths.items() if path and (rows := read_course(path))}
+
+    @cached_property
     def curves(self) -> pd.DataFrame:
         """The rows of `ledgers` without those of controls."""
         return self.ledgers[self.ledgers["variant"] == ""]
@@ -165,12 +177,12 @@ def ledger(store: str | Path, stage: str | None = None, stage_run: str | None = 
 
 def _ledger_rows(store: Store, runs: pd.DataFrame, *, limit: int | None) -> pd.DataFrame:
     """The ledger rows of `runs`, at most `limit` of each, with the columns of their settings."""
-    frames = []
+    rows: list[dict[str, Any]] = []
     for run in runs.to_dict("records"):
-        path = published(store.run(run["stage"], run["stage_run"]), LEDGER)
-        if path and (rows := read_ledger(path, limit)):
-            frames.append(pd.DataFrame(rows).assign(**{name: run[name] for name in LEDGER_KEYS}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*LEDGER_KEYS, "step"])
+        if path := published(store.run(run["stage"], run["stage_run"]), LEDGER):
+            setting = {name: run[name] for name in LEDGER_KEYS}
+            rows += [row | setting for row in read_ledger(path, limit)]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*LEDGER_KEYS, "step"])
 
 
 def samples(store: str | Path, benchmark: str | None = None, stage_run: str | None = None) -> pd.DataFrame:

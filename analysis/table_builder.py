@@ -100,7 +100,7 @@ def _further_tables(study: Study, estimates: Estimates, models: set[str], *, pro
         for table in (
             learning_table(study, estimates, model, provenance=provenance),
             variance_table(study, model, provenance),
-            theory_table(study, model, provenance),
+            theory_table(study, estimates, model, provenance=provenance),
         )
     ]
     return [table for table in made if table is not None]

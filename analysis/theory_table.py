@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.claim_sources import StudySource
+from analysis.estimates import Estimates
 from analysis.headline import Difference, difference, quantity, sampled_entry
 from analysis.study import Study, baselines
 from analysis.table_columns import with_columns
@@ -20,12 +21,12 @@ METRICS = {"entropy": ("entropy, nats", 3), "head_mass": ("head mass", 4), "tail
 """Metric of held-out text -> the group of its columns, and digits."""
 
 
-def theory_table(study: Study, model: str, provenance: str) -> Table | None:
+def theory_table(study: Study, estimates: Estimates, model: str, *, provenance: str) -> Table | None:
     """Returns the table of one model after pre-training; None unless predictions and their settings are measured."""
     baseline = baselines(study).get(model)
     runs = study.runs[(study.runs["model"] == model) & (study.runs["objective"] == baseline)]
     variants = [str(variant) for variant in runs["variant"].unique() if str(variant).startswith(THEORY)]
-    source = StudySource(study)
+    source = StudySource(study, estimates.grid)
     records, index = [], []
     for variant in variants:
         setting = variant.removeprefix(THEORY)

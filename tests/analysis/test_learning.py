@@ -117,6 +117,27 @@ def test_deviation_over_problems_is_that_of_the_samples() -> None:
     assert worst == pytest.approx(0.5)
 
 
+def test_long_ledgers_lose_nothing_that_measures_need(make_store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 steps, of which every tenth has no update, held out every 37 steps; however few rows figures keep."""
+    monkeypatch.setattr("analysis.study.CURVE_ROWS", 20)
+    graph, store = make_store(["objective=ce"])
+    (run,) = (run for run in graph.runs.values() if run.stage == "grpo")
+    rows = [{"step": 0, "held_out_reward": 0.1}]
+    for step in range(1, 501):
+        updated = {} if step % 10 == 0 else {"entropy": 2 - step / 500, "response_length": float(step)}
+        held_out = {"held_out_reward": 0.1 + step / 1000} if step % 37 == 0 else {}
+        rows.append({"step": step, **updated, **held_out})
+    folder = write_run(store, run)
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(folder)
+    ((curve,),) = rl_curves(read_study(graph, store)).values()
+    assert curve.steps.tolist() == list(range(0, 500, 37))
+    assert curve.rewards == pytest.approx(0.1 + np.arange(0, 500, 37) / 1000)
+    first, last = [1, 2, 3, 4, 5], [495, 496, 497, 498, 499]
+    assert curve.ends["response_length"] == (np.mean(first), np.mean(last))
+    assert curve.ends["entropy"] == pytest.approx((2 - np.mean(first) / 500, 2 - np.mean(last) / 500))
+
+
 def test_the_table_has_both_temperatures_and_the_course(make_store: Callable) -> None:
     study = with_curves(*make_store(FOUR))
     (table,) = [table for table in build_tables(study) if table.name == "learning-nano"]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis.estimates import Estimates
 from analysis.study import Study, read_study
+from analysis.tables import Table
 from analysis.theory_table import theory_table
 from tests.analysis.conftest import Measured, known, write_run
 
@@ -32,8 +34,12 @@ def with_entropies(graph: Any, store: Any) -> Study:
     return read_study(graph, store)
 
 
+def made(study: Study) -> Table | None:
+    return theory_table(study, Estimates.of(study), "nano", provenance="Made by a test.")
+
+
 def test_the_difference_is_paired_by_seed(make_store: Callable) -> None:
-    table = theory_table(with_entropies(*make_store(ARGUMENTS)), "nano", "Made by a test.")
+    table = made(with_entropies(*make_store(ARGUMENTS)))
     assert table is not None
     assert list(table.cells.index) == ["precision"]
     row = table.cells.loc["precision"]
@@ -50,11 +56,11 @@ def test_the_difference_is_paired_by_seed(make_store: Callable) -> None:
 
 def test_without_predictions_there_is_no_table(make_store: Callable) -> None:
     graph, store = make_store([*ARGUMENTS, "evaluation.controls.theory=[]"])
-    assert theory_table(read_study(graph, store), "nano", "") is None
+    assert made(read_study(graph, store)) is None
 
 
 def test_a_prediction_whose_setting_is_not_measured_is_left_out(make_store: Callable) -> None:
     def unmeasured(run: Any) -> bool:
         return run.stage == "evaluate" and run.labels["objective"] == "precision"
 
-    assert theory_table(read_study(*make_store(ARGUMENTS, leave_out=unmeasured)), "nano", "") is None
+    assert made(read_study(*make_store(ARGUMENTS, leave_out=unmeasured))) is None
