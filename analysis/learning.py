@@ -7,16 +7,15 @@ two.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from analysis.published_files import COURSE_COLUMNS, CURVE_ENDS
 from analysis.statistics import UNBOUNDED, Floats, Sampled
 from analysis.study import NotMeasured, Study
 from pipelines.evaluation.learning import area, area_weights, price, steps_to
-
-CURVE_ENDS = 5
-"""RL steps at either end that measures of the training curve average, since a single step is noisy."""
 
 Key = tuple[str, str, str]
 """(model, objective, variant); the variant is empty, or `tempered:SETTING` for RL from a tempered start."""
@@ -113,6 +112,7 @@ MEASURES: dict[str, LearningMeasure] = {
 tests/analysis/test_learning.py."""
 
 
+@lru_cache(maxsize=2)
 def rl_curves(study: Study) -> dict[Key, list[RLCurve]]:
     """Returns the curves of all finished RL runs, by model, objective and variant."""
     curves: dict[Key, list[RLCurve]] = {}
@@ -131,7 +131,7 @@ def _curve(run: Mapping[Any, Any], rows: list[dict[str, Any]], config: Mapping[s
     """The curve of a run of `Study.runs`, from the rows of its ledger and its `grpo` configuration."""
     rows = sorted(rows, key=lambda row: row["step"])
     ends: dict[str, tuple[float, float]] = {}
-    for column in ("entropy", "response_length", "reward"):
+    for column in COURSE_COLUMNS:
         numbers = [float(row[column]) for row in rows if row.get(column) is not None]
         if len(numbers) >= 2:
             count = max(1, min(CURVE_ENDS, len(numbers) // 2))

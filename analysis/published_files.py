@@ -18,8 +18,12 @@ from sweeps.store.stage_runs import Store, StoredRun
 
 logger = logging.getLogger("analysis")
 
-END_ROWS = 50
-"""Rows at either end of an RL ledger that are read whole: some steps have no update, and lack what updates measure."""
+CURVE_ENDS = 5
+"""RL steps at either end that measures of the training curve average, since a single step is noisy."""
+COURSE_COLUMNS = ("entropy", "response_length", "reward")
+"""Columns of an RL ledger that are averaged at the ends."""
+END_ROWS = 2 * CURVE_ENDS
+"""Rows at either end that are looked into first."""
 HELD_OUT = b'"held_out_reward"'
 
 
@@ -74,14 +78,25 @@ def read_ledger(path: Path, limit: int | None) -> list[dict[str, Any]]:
 
 
 def read_course(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of an RL ledger that have held-out rewards, and all of its first and last `END_ROWS`.
+    """Returns the rows of an RL ledger that measures of its course need, in their order.
 
-    Only these are parsed, so that the ledgers of a large store are read in seconds. Raises `UserError` as `read_ledger`
-    does.
+    These are all with held-out rewards, and at either end enough for `CURVE_ENDS` numbers of each of `COURSE_COLUMNS`,
+    which steps without an update lack. Only these are parsed, so that the ledgers of a large store are read in seconds.
+    Raises `UserError` as `read_ledger` does.
     """
     lines = _lines(path)
-    ends = (END_ROWS, len(lines) - END_ROWS)
-    return _rows(path, lines, (n for n, line in enumerate(lines) if not ends[0] <= n < ends[1] or HELD_OUT in line))
+    if len(lines) > 2 * END_ROWS:
+        first, last = range(END_ROWS), range(len(lines) - END_ROWS, len(lines))
+        ends = [_rows(path, lines, first), _rows(path, lines, last)]
+        if all(_has_numbers(rows, column) for rows in ends for column in COURSE_COLUMNS):
+            between = range(END_ROWS, len(lines) - END_ROWS)
+            held_out = (n for n in between if HELD_OUT in lines[n])
+            return [*ends[0], *_rows(path, lines, held_out), *ends[1]]
+    return _rows(path, lines, range(len(lines)))
+
+
+def _has_numbers(rows: list[dict[str, Any]], column: str) -> bool:
+    return sum(row.get(column) is not None for row in rows) >= CURVE_ENDS
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -22,5 +22,10 @@ def reference() -> pd.DataFrame:
 
 def reported(table: int | None, objective: str) -> list[dict[Any, Any]]:
     """Returns the reported numbers of one setting in one table; none for a table that the paper does not have."""
-    rows = reference()
-    return rows[(rows["table"] == table) & (rows["objective"] == objective)].to_dict("records")
+    return _by_setting().get((table, objective), [])
+
+
+@cache
+def _by_setting() -> dict[Any, list[dict[Any, Any]]]:
+    """(table, objective) -> its rows."""
+    return {key: rows.to_dict("records") for key, rows in reference().groupby(["table", "objective"], sort=False)}

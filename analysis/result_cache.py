@@ -1,4 +1,4 @@
-"""Every finished stage run of a store and its measurements, cached so that each result file is read only once.
+"""Every finished stage run of a store, its measurements and RL's course, cached so that each file is read only once.
 
 A stage run's `result.json` is written last and never changes, so its size and modification time identify what was read.
 The cache is one file in the store: the sha256 in hexadecimal of what follows, which is an Arrow file. Deleting it costs
@@ -19,13 +19,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.ipc
 
+from analysis.published_files import read_course
 from pipelines.errors import StageFailure, UserError
 from pipelines.files import replacing, unreadable
-from sweeps.store.stage_runs import Store
+from sweeps.store.stage_runs import LEDGER, Store, StoredRun
 
 logger = logging.getLogger("analysis")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Version of the cache file; a file of another version is ignored and replaced."""
 
 TEXT_COLUMNS = ("benchmark", "group", "metric", "variant")
@@ -51,6 +52,8 @@ class FinishedRun:
     spec: dict[str, Any]
     seconds: float | None
     metrics: dict[str, Any]
+    course: list[dict[str, Any]] | None = None
+    """Of an RL run, the rows that `read_course` has of its ledger; None for others, and if they cannot be read."""
 
 
 @dataclass
@@ -148,7 +151,8 @@ def _read_batch(
             continue
         if result is None:  # it was removed meanwhile
             continue
-        runs[signature] = FinishedRun(stage, signature, stamp, spec, result["seconds"], result["metrics"])
+        course = _course(stored) if stage == "grpo" else None
+        runs[signature] = FinishedRun(stage, signature, stamp, spec, result["seconds"], result["metrics"], course)
         for row in result["measurements"]:
             columns["signature"].append(signature)
             for name in TEXT_COLUMNS:
@@ -156,6 +160,14 @@ def _read_batch(
             for name in NUMBER_COLUMNS:
                 columns[name].append(row.get(name))
     return _arrow_table(columns)
+
+
+def _course(run: StoredRun) -> list[dict[str, Any]] | None:
+    """The course of an RL run; what is wrong with its ledger is said where it is needed."""
+    with contextlib.suppress(UserError, OSError):
+        if path := run.published(LEDGER):
+            return read_course(path)
+    return None
 
 
 def _cache_path(store: Store) -> Path:
@@ -176,11 +188,11 @@ def _load_cache(store: Store) -> StoredResults:
             return StoredResults()
         # Configurations refer to shared parts by number (see `_save_cache`); put the parts back in.
         parts, runs = head["parts"], {}
-        for stage, signature, (size, modified), spec, config, environment, seconds, metrics in head["runs"]:
+        for stage, signature, (size, modified), spec, config, environment, *rest in head["runs"]:
             spec["config"] = {name: parts[number] for name, number in config.items()}
             if environment is not None:
                 spec["environment"] = parts[environment]
-            runs[signature] = FinishedRun(stage, signature, (size, modified), spec, seconds, metrics)
+            runs[signature] = FinishedRun(stage, signature, (size, modified), spec, *rest)
     except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError):
         return StoredResults()
     return StoredResults(runs, table.replace_schema_metadata(None))
@@ -201,7 +213,8 @@ def _save_cache(store: Store, results: StoredResults) -> None:
         spec = {name: value for name, value in run.spec.items() if name not in ("config", "environment")}
         config = {name: number(part) for name, part in run.spec["config"].items()}
         environment = number(run.spec["environment"]) if "environment" in run.spec else None
-        rows.append([run.stage, run.signature, run.stamp, spec, config, environment, run.seconds, run.metrics])
+        rest = run.seconds, run.metrics, run.course
+        rows.append([run.stage, run.signature, run.stamp, spec, config, environment, *rest])
     head = orjson.dumps({"layout": CACHE_VERSION, "parts": [orjson.Fragment(part) for part in parts], "runs": rows})
     # The table's metadata holds the stage runs, so that both are replaced together.
     table = results.table.replace_schema_metadata({b"runs": head})

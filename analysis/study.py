@@ -7,7 +7,7 @@ analysis.samples("store")    the sampled answers
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class NotMeasured(Exception):
     """The store lacks what a claim or figure needs; the message says what is missing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself only, so that what is computed from it can be kept
 class Study:
     """A plan and the results that a store holds for it."""
 
@@ -87,6 +87,8 @@ class Study:
     """Signature -> spec of every planned stage run, with the environment if it was run."""
     plan: Plan
     store: Store | None
+    known_courses: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What `courses` need not read again."""
 
     @cached_property
     def ledgers(self) -> pd.DataFrame:
@@ -105,11 +107,16 @@ class Study:
 
         Read on first access. Raises `UserError` with the line number of a broken line.
         """
-        if self.store is None:
-            return {}
-        done = self.runs.loc[(self.runs["status"] == "done") & (self.runs["stage"] == "grpo"), "stage_run"].tolist()
-        paths = {run: published(self.store.run("grpo", run), LEDGER) for run in done}
-        return {run: rows for run, path in paths.items() if path and (rows := read_course(path))}
+        courses = {}
+        for run in self.runs.loc[
+            (self.runs["status"] == "done") & (self.runs["stage"] == "grpo"), "stage_run"
+        ].tolist():
+            rows = self.known_courses.get(run)
+            if rows is None and self.store and (path := published(self.store.run("grpo", run), LEDGER)):
+                rows = read_course(path)
+            if rows:
+                courses[run] = rows
+        return courses
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -263,7 +270,8 @@ def _study(plan: Plan, store: Store | None, results: StoredResults) -> Study:
         s: results.runs[s].spec | {"labels": run.labels} if s in results.runs else run.spec
         for s, run in plan.runs.items()
     }
-    return Study(_measurements(plan, results, runs), runs, specs, plan, store)
+    known = {signature: run.course for signature, run in results.runs.items() if run.course is not None}
+    return Study(_measurements(plan, results, runs), runs, specs, plan, store, known)
 
 
 def _runs(plan: Plan, store: Store | None, results: StoredResults) -> pd.DataFrame:

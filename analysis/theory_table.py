@@ -24,8 +24,8 @@ METRICS = {"entropy": ("entropy, nats", 3), "head_mass": ("head mass", 4), "tail
 def theory_table(study: Study, estimates: Estimates, model: str, *, provenance: str) -> Table | None:
     """Returns the table of one model after pre-training; None unless predictions and their settings are measured."""
     baseline = baselines(study).get(model)
-    runs = study.runs[(study.runs["model"] == model) & (study.runs["objective"] == baseline)]
-    variants = [str(variant) for variant in runs["variant"].unique() if str(variant).startswith(THEORY)]
+    of_baseline = [q for q in estimates.grid.rows if q[:2] == (model, baseline)]
+    variants = dict.fromkeys(q.variant for q in of_baseline if q.variant.startswith(THEORY))
     source = StudySource(study, estimates.grid)
     records, index = [], []
     for variant in variants:
