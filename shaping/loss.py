@@ -99,27 +99,29 @@ def shaped_cross_entropy(
         raise ValueError(f"weight {list(weight.shape)}: its shape must be that of targets, {list(targets.shape)}")
     shape = targets.shape
     logits, targets = logits.reshape(-1, vocabulary), targets.reshape(-1).long()
-    # Plain cross-entropy without weight and statistics is PyTorch's own call.
-    if objective.is_cross_entropy and weight is None and not return_stats:
+    # Plain cross-entropy without weight is PyTorch's own call, so that statistics change no bit of its gradient.
+    is_plain = objective.is_cross_entropy and weight is None
+    if is_plain:
         loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
-        return loss.reshape(shape) if reduction == "none" else loss
+        if not return_stats:
+            return loss.reshape(shape) if reduction == "none" else loss
 
     # Losses [N], 0 where ignored, and statistics [N, 5].
     settings = _settings(
         objective, logits, floor=floor, ignore_index=ignore_index, backend=backend, statistics=return_stats
     )
-    losses, statistics = LossOfLogits.apply(logits, targets, settings)
+    losses, statistics = LossOfLogits.apply(logits.detach() if is_plain else logits, targets, settings)
     kept = targets != ignore_index
 
-    if weight is None:  # nll_loss over one column reduces in exactly the order of F.cross_entropy
-        loss = F.nll_loss(-losses[:, None], torch.where(kept, 0, -100), reduction=reduction)
-    else:
+    if weight is not None:
         weight = weight.reshape(-1).masked_fill(~kept, 0.0)
         loss = losses * weight
         if reduction != "none":
             loss = loss.sum()
         if reduction == "mean":
             loss = mean_of_sum(loss, weight.sum())
+    elif not is_plain:  # nll_loss over one column reduces in exactly the order of F.cross_entropy
+        loss = F.nll_loss(-losses[:, None], torch.where(kept, 0, -100), reduction=reduction)
     # Back to the targets' shape, and to the type that F.cross_entropy returns.
     loss = loss.reshape(shape) if reduction == "none" else loss
     loss = loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)

@@ -13,7 +13,7 @@ START = "start"
 STAGES = (START, *TRAINING_STAGES, "evaluate")
 """All stages; `evaluate` measures a checkpoint of any other stage."""
 
-STAGE_VERSIONS = {"start": 1, "pretrain": 2, "midtrain": 2, "grpo": 3, "evaluate": 3}
+STAGE_VERSIONS = {"start": 1, "pretrain": 3, "midtrain": 3, "grpo": 3, "evaluate": 3}
 """Version of what a stage computes. Raise it when results change; stage runs of an older version are not reused."""
 
 DATA_VERSION = 2
