@@ -254,10 +254,14 @@ def _course(
 
 
 def marked(row: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Returns a response in parts, each with whether the policy was unsure of it; one part if that is not recorded."""
-    tokens, log_probs = row.get("tokens"), row.get("log_probs")
+    """Returns a response in parts, each with whether the policy was unsure of it; one part if that is not recorded.
+
+    So too where a character is half in one token and half in the next, whose texts are not those of the response.
+    """
+    tokens, log_probs = row.get("tokens") or [], row.get("log_probs") or []
     response = str(row["response"])
-    if not tokens or not log_probs or len(tokens) != len(log_probs) or len(response) > SHOWN_CHARACTERS:
+    is_recorded = len(tokens) == len(log_probs) and "".join(tokens) == response
+    if not is_recorded or len(response) > SHOWN_CHARACTERS:
         return [(shortened(response, SHOWN_CHARACTERS), False)]
     parts: list[tuple[str, bool]] = []
     for token, log_prob in zip(tokens, log_probs, strict=True):

@@ -22,7 +22,7 @@ from pipelines.errors import Interrupted, UserError
 from pipelines.files import replacing
 from pipelines.grpo.asked import Asked
 from pipelines.grpo.collapse import collapsed
-from pipelines.grpo.collection import Collected, Collector, Questions, empty_waiting
+from pipelines.grpo.collection import Collected, Collector, Group, Questions, empty_waiting
 from pipelines.grpo.communicator import Communicator
 from pipelines.grpo.diagnostics import collected_row, divergence_from, entropy_fall, forking_tokens, pass_row
 from pipelines.grpo.policy import Policy, Reference
@@ -330,23 +330,36 @@ class GRPO(L.LightningModule):
         score = float(np.mean([group.rewards.mean().item() for group in groups]))
         self.totals["held_out"].append([self.step, score])
         shown = groups[:SHOWN_PROMPTS]
-        # Only one rank has the text of a response; the others have an empty one.
-        texts = self._communicator.objects([group.texts[0] for group in shown])
+        # Only one rank has a response; the others have an empty one.
+        responses = self._communicator.objects([self._first_response(group) for group in shown])
         rows = [
             {
                 "step": self.step,
                 "question": group.question.question,
-                "response": texts[group.owners[0]][i],
+                "response": responses[group.owners[0]][i]["response"],
                 "reward": group.rewards[0].item(),
             }
             for i, group in enumerate(shown)
         ]
-        self._append(SAMPLES, rows)
         self.context.ledger.samples("held_out_samples", rows)
+        self._append(
+            SAMPLES,
+            [row | responses[group.owners[0]][i] for i, (row, group) in enumerate(zip(rows, shown, strict=True))],
+        )
         return {
             "held_out_reward": score,
             **{f"held_out_{key}": value for key, value in pass_row(groups).items()},
             "held_out_seconds": time.time() - began,
+        }
+
+    def _first_response(self, group: Group) -> dict[str, Any]:
+        """The text of a group's first response, and by token its text and log-probability."""
+        return {
+            "response": group.texts[0],
+            "tokens": self.context.corpus.tokenizer.batch_decode(
+                [[token] for token in group.responses[0]], skip_special_tokens=True
+            ),
+            "log_probs": [round(value, 4) for value in group.log_probs[0].tolist()],
         }
 
     def _within_pass_rate(self) -> list[list[int]]:

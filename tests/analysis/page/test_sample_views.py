@@ -134,6 +134,7 @@ def test_the_same_question_over_steps_and_settings(make_store: Callable) -> None
             [("a", True), ("b", True), ("c", False)],
         ),
         ({"response": "abc", "tokens": ["a"], "log_probs": [0.0, -9.0]}, [("abc", False)]),
+        ({"response": "é", "tokens": ["\ufffd", "\ufffd"], "log_probs": [0.0, -9.0]}, [("é", False)]),
     ],
 )
 def test_tokens_of_which_the_policy_was_unsure(row: dict, parts: list[tuple[str, bool]]) -> None:

@@ -112,6 +112,10 @@ def test_rl_improves_a_model(corpus: Corpus, weights: Path, tmp_path: Path) -> N
     samples = rows(folder, "samples.jsonl")
     assert [row["step"] for row in samples] == [0] * 8 + [6] * 8 + [12] * 8
     assert [row["question"] for row in samples[:8]] == [row["question"] for row in samples[8:16]]
+    for row in samples:
+        assert "".join(row["tokens"]) == row["response"]
+        assert len(row["log_probs"]) == len(row["tokens"])
+        assert max(row["log_probs"]) <= 0
     assert {row["step"] for row in rows(folder, "forking.jsonl")} == {1, 6, 12}
 
 
