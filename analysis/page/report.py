@@ -85,7 +85,7 @@ def render(content: Content) -> str:
         power=POWER,
         charts=[_chart(chart, content.panels[chart.name]) for chart in content.figures.charts],
         undrawn=content.figures.other_models + content.figures.missing,
-        tables=[table_view(table, indices, colours, content.origin) for table in content.tables],
+        tables=[table_view(table, indices, colours, origin=content.origin) for table in content.tables],
         origin=content.origin,
         filters=filters(content.tables),
         samples=samples(study, colours),

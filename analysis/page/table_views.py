@@ -11,7 +11,7 @@ from analysis.tables import Entry, Table, show
 
 
 def table_view(
-    table: Table, indices: Mapping[str, int], colours: Mapping[str, str], origin: str = ""
+    table: Table, indices: Mapping[str, int], colours: Mapping[str, str], *, origin: str = ""
 ) -> dict[str, Any]:
     """Returns a table for the template; `indices` are those of stage runs in the page's data.
 

@@ -91,7 +91,7 @@ def prepare_shards(
     schedule = PartSchedule(parts, budgets, _records(folder, parts))
     _prepare_parts(schedule, preparation, processes=processes, progress=progress)
     records = schedule.used()
-    write_sources(folder, data, parts, records)
+    write_sources(folder, data, parts, used=records)
     return _write_index(folder, records, tokenizer, searched=ngrams is not None)
 
 

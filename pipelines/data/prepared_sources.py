@@ -21,7 +21,7 @@ SETTINGS = ("kind", "path", "subset", "split", "column", "revision", "template",
 """Keys of a source that decide its documents."""
 
 
-def write_sources(folder: Path, data: DataConfig, parts: Iterable[Part], used: Iterable[Part]) -> None:
+def write_sources(folder: Path, data: DataConfig, parts: Iterable[Part], *, used: Iterable[Part]) -> None:
     """Record the files of all `parts`; those of `used` parts, of which the shards consist, with their hashes."""
     before = _recorded(folder)
     hashed = {part.path for part in used}

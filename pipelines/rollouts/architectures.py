@@ -96,13 +96,13 @@ def _probed(model: PreTrainedModel) -> ShortCuts:
             flat = False  # its attention cannot be replaced
         if not flat:
             model.set_attn_implementation(attention)
-    cached, packed = _cache_agrees(model, prompts, responses, logits), _packed_agrees(model, rows, hidden)
+    cached, packed = _cache_agrees(model, prompts, responses, logits=logits), _packed_agrees(model, rows, hidden)
     model.train(was_training)
     return ShortCuts(flat, plain, cached, packed)
 
 
 def _cache_agrees(
-    model: PreTrainedModel, prompts: list[list[int]], responses: list[list[int]], logits: list[torch.Tensor]
+    model: PreTrainedModel, prompts: list[list[int]], responses: list[list[int]], *, logits: list[torch.Tensor]
 ) -> bool:
     """Whether the logits of responses, token by token over the cache of padded prompts, are those of whole rows."""
     from pipelines.rollouts.decoders import decoder_of, prefilled
