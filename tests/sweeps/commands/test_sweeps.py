@@ -270,7 +270,7 @@ def test_why_names_a_raised_stage_version(folder: Path) -> None:
             write_sealed(stored.folder / "spec.json", stored.spec | {"version": 0, "signature": other})
             stored.folder.rename(stored.folder.with_name(other))
     output = sweeps("plan", *FEW, "--why", "nano/ce/seed1:pretrain", cwd=folder).stdout
-    assert "pretrain.version: 2 here, 0 there" in output
+    assert "pretrain.version: 3 here, 0 there" in output
 
 
 def test_the_shell_completes_cells(made: Path) -> None:
