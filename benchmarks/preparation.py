@@ -22,7 +22,7 @@ from pipelines.data.docstrings import docstrings
 from pipelines.data.preparation import prepare_shards
 from pipelines.data.tokenizer import document_encoder
 
-REPEATS = 2
+REPEATS = 6
 """How often the text is repeated, each time in another order of its paragraphs."""
 BAR = 1.25
 """Time of `prepare` over that of the tokenizer alone: at least 0.8 of its speed."""

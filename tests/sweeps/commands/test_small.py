@@ -1,14 +1,17 @@
-"""The scale `small` from data to results, on stand-ins of its data sets and with a small model."""
+"""The scale `small` from data to tables, on stand-ins of its data sets and with a model of 20 M parameters."""
 
 import json
+import math
 import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from pipelines.data.docstrings import docstrings
 from pipelines.data.token_shards import TokenShards
@@ -22,38 +25,43 @@ GROUPS = [f"{group}=small" for group in ("data", "pretrain", "midtrain", "grpo",
 LOCAL = [
     *(f"data.sources.{name}.kind=parquet" for name in ("web", "mathematics", "worked")),
     *(f"data.sources.{name}.path={name}" for name in ("web", "mathematics", "worked")),
-    "data.vocab_size=1024",
+    "data.vocab_size=4096",
     "grpo.questions.gsm8k.path=gsm8k.jsonl",
     "grpo.questions.math_easy.path=math.parquet",
     "evaluation.benchmarks.GSM8K.dataset=gsm8k-test.jsonl",
 ]
 """Files in place of every data set that is used here."""
-TINY = [
-    *("model.layers=1", "model.d_model=64", "model.ffn=128", "model.heads=2", "model.kv_heads=1", "model.head_dim=32"),
-    *("objective=precision", "tracking=off"),
-    *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("tokens=16384", "batch_tokens=4096")),
+SHORT = [
+    *("model.layers=10", "model.d_model=384", "model.ffn=1024", "model.heads=6", "model.kv_heads=2"),
+    *("compute.compile=false", "compute.micro_batch_tokens=4096", "tracking=off", "pretrain.warmup_steps=1"),
+    *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("tokens=32768", "batch_tokens=4096")),
     *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("sequence_length=256", "milestones=1")),
-    *("pretrain.warmup_steps=1", "grpo.steps=1", "grpo.milestones=1", "grpo.prompts=2", "grpo.samples=2"),
-    *("grpo.max_new_tokens=16", "grpo.resample_rounds=0", "grpo.held_out_problems=2"),
+    *(f"{stage}.precision=32-true" for stage in ("pretrain", "midtrain", "grpo")),
+    *("grpo.steps=2", "grpo.milestones=1", "grpo.prompts=2", "grpo.samples=2", "grpo.held_out_problems=2"),
+    *("grpo.max_new_tokens=16", "grpo.resample_rounds=0"),
     *("evaluation.max_new_tokens=16", "evaluation.text_length=64", "evaluation.pass_k=[1]"),
     "evaluation.benchmarks={Web:{kind:text,group:text,task:web,items:4},"
     "GSM8K:{kind:harness,group:math,task:gsm8k_cot,items:2,dataset:gsm8k-test.jsonl,shots:0,samples:2,verifier:math,"
     "stages:[midtrain,grpo]}}",
 ]
+"""20 M parameters, eight steps of each training and two of RL: minutes on two cores."""
+SWEEP = ["-m", "+sweep=small", "seed=1"]
+"""One seed of the three settings."""
+SETTINGS = ("ce", "precision", "diversity")
 
 
 def stand_ins(folder: Path) -> None:
     """Files with the columns of the data sets: bundled text, and problems that are solved step by step."""
     rng = random.Random(0)
-    texts = [document.text for document in docstrings("networkx")]
+    texts = [document.text for package in ("networkx", "sympy") for document in docstrings(package)]
     problems = []
     for i in range(600):
         a, b, c = rng.randint(2, 99), rng.randint(2, 99), i
         problem = f"Box {c} has {a} red balls and {b} blue ones. How many balls does box {c} have in all?"
         problems.append((problem, f"There are {a} + {b} = {a + b} balls.", a + b, c % 5 + 1))
     rows = {
-        "web/a.parquet": {"text": texts[:300], "url": ["x"] * 300},
-        "web/deep/b.parquet": {"text": texts[300:400], "url": ["x"] * 100},
+        "web/a.parquet": {"text": texts[:1500], "url": ["x"] * 1500},
+        "web/deep/b.parquet": {"text": texts[1500:2000], "url": ["x"] * 500},
         "mathematics/a.parquet": {"text": [f"{p} {w}" for p, w, _, _ in problems]},
         "worked/a.parquet": {
             "problem": [p for p, _, _, _ in problems],
@@ -83,7 +91,7 @@ def test_the_scale_is_planned_without_its_data() -> None:
 
 
 @pytest.mark.ci_only
-def test_from_data_to_results(tmp_path: Path, shaping_run: Command) -> None:
+def test_from_data_to_tables(tmp_path: Path, shaping_run: Command) -> None:
     stand_ins(tmp_path)
 
     def run(*words: str, module: str = "sweeps.commands.data") -> str:
@@ -91,7 +99,7 @@ def test_from_data_to_results(tmp_path: Path, shaping_run: Command) -> None:
         assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished.stdout
 
-    unprepared = shaping_run(*GROUPS, *LOCAL, *TINY, cwd=tmp_path)
+    unprepared = shaping_run(*SWEEP, *LOCAL, *SHORT, cwd=tmp_path)
     assert unprepared.returncode == 2
     assert "make them with shaping-data prepare data=small" in unprepared.stderr
     keys = [key for key in LOCAL if key.startswith("data.")]
@@ -106,8 +114,22 @@ def test_from_data_to_results(tmp_path: Path, shaping_run: Command) -> None:
     assert "gsm8k.jsonl: 580 of 600 records" in printed
     assert "20 in GSM8K" in printed
     assert "not searched for: MATH-500" in printed
-    run(*GROUPS, *LOCAL, *TINY, module="sweeps.commands.run")
-    runs = Store.open(tmp_path / "store").runs()
-    assert {(run.stage, run.status) for run in runs} == {
-        (stage, "done") for stage in ("pretrain", "midtrain", "grpo", "evaluate")
-    }
+    run(*SWEEP, *LOCAL, *SHORT, module="sweeps.commands.run")
+    runs = list(Store.open(tmp_path / "store").runs())
+    assert {run.status for run in runs} == {"done"}
+    assert {stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "midtrain", "grpo")} == dict.fromkeys(
+        ("pretrain", "midtrain", "grpo"), len(SETTINGS)
+    )
+    # Models of 20 M parameters that learn: the loss begins near the logarithm of the vocabulary.
+    for stored in runs:
+        if stored.stage == "pretrain":
+            weights = load_file(max(stored.folder.glob("checkpoints/*")) / "model.safetensors")
+            assert 18e6 < sum(tensor.numel() for tensor in weights.values()) < 22e6
+            losses = [json.loads(line)["loss"] for line in (stored.folder / "ledger.jsonl").read_text().splitlines()]
+            assert abs(losses[0] - math.log(4096)) < 1.5
+            assert losses[-1] < losses[0] - 0.5
+    # Tables with a row for each setting.
+    run("scale=small", module="analysis.reproduce")
+    table = pd.read_csv(tmp_path / "results" / "small" / "measurements.csv")
+    at_end = table[(table["stage"] == "grpo") & (table["metric"] == "avg@2")]
+    assert set(at_end["setting"]) == set(SETTINGS)
