@@ -3,15 +3,23 @@
 Hydra has no public access to its command-line flags, and ignores a flag that it does not know. `shaping-run` needs them
 to reject unknown flags, and to tell those that show something from those that run something. Nor can one choose how
 overrides are applied; `use_our_overrides` makes every composition use `sweeps.compose.overrides`.
+
+A multirun composes the command line once before its cells, without the options that a sweep chooses. A key that only
+such an option has (`-m +sweep=small data.sources.web.kind=parquet`) is unknown there and right in every cell, so what
+cannot be applied before the cells is left to them: each cell is composed with all overrides and checked.
 """
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from contextvars import ContextVar
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -19,6 +27,10 @@ from pipelines.errors import UserError
 from sweeps.compose.overrides import apply_override, copy_references
 
 _hydras_apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
+_hydras_load = ConfigLoaderImpl._load_configuration_impl
+
+_before_cells: ContextVar[bool] = ContextVar("before_cells", default=False)
+"""Whether what is composed is a multirun's command line, before its cells."""
 
 
 def flags_parser() -> argparse.ArgumentParser:
@@ -35,23 +47,40 @@ def flag_names(parser: argparse.ArgumentParser) -> list[str]:
 def use_our_overrides() -> None:
     """Have Hydra apply overrides by `apply_override` in every composition of this process."""
     setattr(ConfigLoaderImpl, "_apply_overrides_to_config", staticmethod(_apply_overrides))  # noqa: B010
+    setattr(ConfigLoaderImpl, "_load_configuration_impl", _load)  # noqa: B010
+
+
+def _load(
+    self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any
+) -> DictConfig:
+    token = _before_cells.set(run_mode == RunMode.MULTIRUN)
+    try:
+        return _hydras_load(self, config_name, overrides, run_mode, **options)
+    finally:
+        _before_cells.reset(token)
 
 
 def _apply_overrides(overrides: Sequence[Override], config: DictConfig) -> None:
     for override in overrides:
-        key = override.key_or_group
-        try:
-            if override.is_delete():
-                _delete(override, config)
-            elif override.package is not None:
-                _hydras_apply_overrides([override], config)
-            else:
-                apply_override(override, config)
-        # As Hydra does: the outer error names the override, its cause the reason.
-        except (ConfigAttributeError, ConfigKeyError) as error:
-            raise ConfigCompositionException(f"Could not override '{key}'.") from error
-        except (OmegaConfBaseException, TypeError) as error:
-            raise ConfigCompositionException(f"Error merging override {override.input_line}") from error
+        left_to_cells = _before_cells.get() and not override.is_hydra_override()
+        with suppress(ConfigCompositionException, UserError) if left_to_cells else nullcontext():
+            _apply(override, config)
+
+
+def _apply(override: Override, config: DictConfig) -> None:
+    key = override.key_or_group
+    try:
+        if override.is_delete():
+            _delete(override, config)
+        elif override.package is not None:
+            _hydras_apply_overrides([override], config)
+        else:
+            apply_override(override, config)
+    # As Hydra does: the outer error names the override, its cause the reason.
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise ConfigCompositionException(f"Could not override '{key}'.") from error
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigCompositionException(f"Error merging override {override.input_line}") from error
 
 
 def _delete(override: Override, config: DictConfig) -> None:

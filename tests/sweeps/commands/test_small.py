@@ -36,7 +36,7 @@ SHORT = [
     *("compute.compile=false", "compute.micro_batch_tokens=4096", "tracking=off", "pretrain.warmup_steps=1"),
     *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("tokens=32768", "batch_tokens=4096")),
     *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("sequence_length=256", "milestones=1")),
-    *(f"{stage}.precision=32-true" for stage in ("pretrain", "midtrain", "grpo")),
+    *(f"{stage}.precision=float32" for stage in ("pretrain", "midtrain", "grpo")),
     *("grpo.steps=2", "grpo.milestones=1", "grpo.prompts=2", "grpo.samples=2", "grpo.held_out_problems=2"),
     *("grpo.max_new_tokens=16", "grpo.resample_rounds=0"),
     *("evaluation.max_new_tokens=16", "evaluation.text_length=64", "evaluation.pass_k=[1]"),
@@ -90,6 +90,19 @@ def test_the_scale_is_planned_without_its_data() -> None:
     assert (twin.model.active_experts * twin.model.ffn, twin.model.layers) == (dense.model.ffn, dense.model.layers)
 
 
+@pytest.mark.parametrize("chosen", [["+sweep=small", "seed=1"], [*GROUPS[1:], "data=small,paper"]])
+def test_keys_of_options_that_a_sweep_chooses(chosen: list[str], tmp_path: Path, shaping_run: Command) -> None:
+    """The nano data, with which the command line is composed before its cells, have no source `web`."""
+    finished = shaping_run("-m", *chosen, "data.sources.web.kind=parquet", "data.sources.web.path=a", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "there are no token shards yet" in finished.stderr
+    assert "unknown key" not in finished.stderr
+    misspelt = shaping_run("-m", *chosen, "data.sources.wob.kind=parquet", cwd=tmp_path)
+    assert misspelt.returncode == 2
+    assert "data.sources.wob.kind: unknown key; did you mean 'data.sources.web'?" in misspelt.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.ci_only
 def test_from_data_to_tables(tmp_path: Path, shaping_run: Command) -> None:
     stand_ins(tmp_path)
@@ -117,9 +130,9 @@ def test_from_data_to_tables(tmp_path: Path, shaping_run: Command) -> None:
     run(*SWEEP, *LOCAL, *SHORT, module="sweeps.commands.run")
     runs = list(Store.open(tmp_path / "store").runs())
     assert {run.status for run in runs} == {"done"}
-    assert {stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "midtrain", "grpo")} == dict.fromkeys(
-        ("pretrain", "midtrain", "grpo"), len(SETTINGS)
-    )
+    assert {
+        stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "midtrain", "grpo")
+    } == dict.fromkeys(("pretrain", "midtrain", "grpo"), len(SETTINGS))
     # Models of 20 M parameters that learn: the loss begins near the logarithm of the vocabulary.
     for stored in runs:
         if stored.stage == "pretrain":
@@ -131,5 +144,5 @@ def test_from_data_to_tables(tmp_path: Path, shaping_run: Command) -> None:
     # Tables with a row for each setting.
     run("scale=small", module="analysis.reproduce")
     table = pd.read_csv(tmp_path / "results" / "small" / "measurements.csv")
-    at_end = table[(table["stage"] == "grpo") & (table["metric"] == "avg@2")]
-    assert set(at_end["setting"]) == set(SETTINGS)
+    at_end = table[(table["stage"] == "grpo") & (table["benchmark"] == "GSM8K") & (table["metric"] == "avg@2")]
+    assert set(at_end["objective"]) == set(SETTINGS)
