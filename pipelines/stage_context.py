@@ -16,7 +16,7 @@ from pipelines.cores import share_of_cores
 from pipelines.data.corpus import Corpus
 from pipelines.files import sha256, write_sealed
 from pipelines.ledger import Ledger
-from pipelines.models.adapters import has_adapters, merged, save_adapters
+from pipelines.models.adapters import has_adapters, save_adapters
 from pipelines.models.causal_lm import parameter_count, save_checkpoint
 from pipelines.models.model_card import model_card
 from pipelines.published import SAVED, saved_hashes
@@ -105,15 +105,14 @@ class StageContext:
     def save_milestone(
         self, model: PreTrainedModel, step: int, weights: Iterable[tuple[str, Tensor]] | None = None
     ) -> None:
-        """Save a milestone checkpoint with its model card; `weights` are those of a sharded model, by name."""
+        """Save a milestone checkpoint with its model card; `weights`, if given, are saved in place of the model's."""
         path = self.folder / "checkpoints" / f"step-{step:06d}"
         path.parent.mkdir(exist_ok=True)
         card = model_card(self.spec, step=step, parameters=parameter_count(model), row=self.ledger.newest)
         more = None
         if has_adapters(model):
-            # The checkpoint is the merged model, so that everything reads it; the adapters are in a folder inside.
+            # The weights are those of the merged model; the adapters by themselves are in a folder inside.
             more = partial(save_adapters, model, LoRAConfig(**self.config[self.spec["stage"]]["lora"]))
-            model = merged(model)
         save_checkpoint(model, self.corpus.saved_tokenizer, path, card=card, weights=weights, more=more)
         # An attempt that resumes publishes it, and by then it must still be what was saved.
         hashes = {str(file.relative_to(self.folder)): sha256(file) for file in path.rglob("*") if file.is_file()}

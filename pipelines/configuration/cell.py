@@ -216,16 +216,13 @@ class Cell:
                     check_family_split("grpo.tasks", task, data=self.data, split=split)
 
     def _check_adapters(self) -> None:
-        """Check that adapters are trained where the whole model samples by itself."""
+        """Check that adapters are trained on whole models."""
         for stage, lora in (("midtrain", self.midtrain.lora), ("grpo", self.grpo.lora)):
             if stage in self.stages and lora.rank:
                 fix = f"adapters are trained on whole models; set compute.strategy=ddp, or {stage}.lora.rank=0"
                 require(
                     self.compute.strategy not in ("fsdp", "hsdp"), "compute.strategy", self.compute.strategy, fix=fix
                 )
-                if stage == "grpo":
-                    fix = "only the model itself samples with its adapters; set grpo.engine=transformers"
-                    require(self.grpo.engine == "transformers", "grpo.engine", self.grpo.engine, fix=fix)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on.

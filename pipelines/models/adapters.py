@@ -5,14 +5,14 @@ model itself (Hu et al., arXiv 2106.09685). The adapters are peft's, put into th
 and everything that runs its modules runs them too.
 """
 
-import copy
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipelines.configuration.lora import LoRAConfig
@@ -48,18 +48,19 @@ def has_adapters(model: nn.Module) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns a copy of the model with its adapters added to its weights, and without them."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+@torch.no_grad()
+def merged_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The `tensors` of `model` with the adapters added to the weights that they are of, under the start model's names.
 
-    whole = copy.deepcopy(model)
-    for parent in list(whole.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, BaseTunerLayer):
-                layer: Any = child
-                layer.merge()
-                setattr(parent, name, layer.get_base_layer())
-    return whole.requires_grad_(True)
+    One sum is made at a time, so that a reader that takes them one by one never has a second copy of the model.
+    """
+    for name, tensor in tensors.items():
+        if "lora_" not in name:
+            layer, is_adapted, rest = name.partition(".base_layer.")
+            if is_adapted and rest == "weight":
+                adapted: Any = model.get_submodule(layer)
+                tensor = tensor + adapted.get_delta_weight("default")
+            yield name.replace(".base_layer.", "."), tensor
 
 
 def save_adapters(model: PreTrainedModel, config: LoRAConfig, checkpoint: Path) -> None:

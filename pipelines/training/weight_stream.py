@@ -5,13 +5,14 @@ its own part and one layer.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from pipelines.models.adapters import has_adapters, merged_tensors
 from pipelines.stage_context import StageContext
 from pipelines.training.parallel import local_tensors
 
@@ -23,17 +24,20 @@ def weight_stream(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and whole value of each weight, router biases included. All ranks take the stream together.
 
-    Names are those of a checkpoint in Hugging Face format, or those of the model's modules. The output layer has its
-    own entry, also where it is tied to the embedding; without `tied_output` a tied one is left out, as in a checkpoint.
-    Parameters are in `dtype` (None: as they are), and biases that routers add to their scores always as they are. The
-    tensors are on the model's device.
+    Names are those of a checkpoint in Hugging Face format, or those of the model's modules. Adapters are added to the
+    weights that they are of, whose names are those in a model without adapters. The output layer has its own entry,
+    also where it is tied to the embedding; without `tied_output` a tied one is left out, as in a checkpoint. Parameters
+    are in `dtype` (None: as they are), and biases that routers add to their scores always as they are. The tensors are
+    on the model's device.
     """
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
     names = model.state_dict().keys()
     embedding = next(name for name, parameter in model.named_parameters() if parameter is _embedding(model))
     is_tied = OUTPUT_LAYER in names and OUTPUT_LAYER not in parameters
-    for group in _groups(local_tensors(model)):
-        whole = {name: _whole(tensor, dtype if name in parameters else None) for name, tensor in group.items()}
+    tensors = local_tensors(model)
+    for group in _groups(tensors):
+        merged = merged_tensors(model, {name: tensors[name] for name in group})
+        whole = {name: _whole(tensor, dtype if name in parameters else None) for name, tensor in merged}
         if is_tied and tied_output and embedding in whole:
             whole[OUTPUT_LAYER] = whole[embedding]
         yield from (revert_weight_conversion(model, whole) if checkpoint_names else whole).items()
@@ -41,7 +45,8 @@ def weight_stream(
 
 def save_milestone(context: StageContext, model: PreTrainedModel, step: int, *, sharded: bool) -> None:
     """Save a milestone checkpoint of `model`; all ranks call this together, and the first one writes."""
-    weights = weight_stream(model, tied_output=False) if sharded else None
+    # The checkpoint of a model with adapters is the merged one, so that everything reads it.
+    weights = weight_stream(model, tied_output=False) if sharded or has_adapters(model) else None
     if context.ranks.rank == 0:
         context.save_milestone(model, step, weights)
     # Gathering needs all ranks.
@@ -55,13 +60,12 @@ def _embedding(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def _groups(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each layer together, since a name of a checkpoint may stand for several; others one by one."""
-    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
+def _groups(names: Iterable[str]) -> Iterator[list[str]]:
+    """The names of each layer together, since a name of a checkpoint may stand for several; others one by one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
         before, layers, after = name.partition(".layers.")
-        key = f"{before}{layers}{after.split('.')[0]}" if layers else name
-        groups[key][name] = tensor
+        groups[f"{before}{layers}{after.split('.')[0]}" if layers else name].append(name)
     yield from groups.values()
 
 

@@ -1,15 +1,19 @@
 """Low-rank adapters: what is trained, and what is saved."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pipelines.configuration.lora import LoRAConfig
 from pipelines.errors import StageFailure, UserError
-from pipelines.models.adapters import ADAPTER, add_adapters, merged, save_adapters
+from pipelines.models.adapters import ADAPTER, add_adapters, save_adapters
 from pipelines.rollouts import Sampling, generate, score
+from pipelines.rollouts.replica_engine import WholeEngine
+from pipelines.training.weight_stream import weight_stream
 from sweeps.compose.cells import compose_cell
 from sweeps.plan.planner import plan
 from tests.small_starts import small_model
@@ -33,16 +37,25 @@ def test_the_merged_model_and_the_adapters_are_the_trained_model(name: str, tmp_
     assert all(torch.equal(model.state_dict()[key.replace(".base_layer", "")], value)
                for key, value in frozen.items() if key in model.state_dict())  # fmt: skip
 
-    whole = merged(model)
-    assert [key for key, _ in whole.named_parameters()] == [key for key, _ in small_model(name).named_parameters()]
+    # The stream of weights is the model with its adapters merged by peft, under the names of the start model.
+    whole, peft_merged = small_model(name), copy.deepcopy(model)
+    streamed = dict(weight_stream(model, checkpoint_names=False, tied_output=False))
+    for layer in [layer for layer in peft_merged.modules() if isinstance(layer, BaseTunerLayer)]:
+        layer.merge()
+    assert list(streamed) == [key for key, _ in whole.named_parameters()]
+    for key, value in peft_merged.named_parameters():
+        assert "lora_" in key or torch.equal(streamed[key.replace(".base_layer", "")], value)
+    whole.load_state_dict(streamed, strict=False)
     torch.testing.assert_close(whole(TOKENS).logits, trained, atol=1e-4, rtol=0)
     save_adapters(model, config, tmp_path)
     with_peft = PeftModel.from_pretrained(small_model(name), str(tmp_path / ADAPTER))
     torch.testing.assert_close(with_peft(TOKENS).logits, trained, atol=1e-5, rtol=0)
-    # The model samples with its adapters: its greedy responses are those of the merged one.
+    # The model samples with its adapters, and an engine of its own by the stream: their greedy responses are equal.
     greedy = Sampling(0.0, 1.0, 12)
+    engine = WholeEngine(model)
+    engine.take(weight_stream(model, checkpoint_names=False))
     ours, theirs = (generate(m, [[5], [6, 7]], greedy, n=1, seed=(0,)).responses() for m in (model, whole))
-    assert ours == theirs
+    assert ours == theirs == engine.generate([[5], [6, 7]], greedy, n=1, seed=(0,)).responses()
 
 
 def test_equal_seeds_give_equal_adapters() -> None:
@@ -72,7 +85,6 @@ def test_adapters_are_signed_only_where_there_are_some() -> None:
         (["grpo.lora.rank=-1"], r"grpo.lora.rank=-1: it must be 0 or more"),
         (["grpo.lora.alpha=8"], r"grpo.lora.alpha=8.0: without adapters it has no effect; set grpo.lora.rank"),
         (["midtrain.lora.rank=8", "midtrain.lora.targets=[lm_head]"], r"output layer or the embedding"),
-        (["grpo.lora.rank=8", "grpo.engine=replica"], r"grpo.engine=replica: only the model itself samples"),
         (["grpo.lora.rank=8", "compute.strategy=fsdp"], r"compute.strategy=fsdp: adapters are trained on whole models"),
     ],
 )
