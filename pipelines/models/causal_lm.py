@@ -6,6 +6,7 @@ so checkpoints load in vLLM, lm-eval and other tools without conversion.
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from pipelines.configuration.start_checkpoint import has_code
 from pipelines.data.tokenizer import StartTokenizer, end_tokens
 from pipelines.errors import StageFailure
 from pipelines.files import remove_leftovers, replacing
+from pipelines.models.checkpoint_weights import checkpoint_model
+from pipelines.models.seeded_weights import seeded_model
 
 logging.disable_progress_bar()
 
@@ -78,22 +81,26 @@ def build_model(
     seed: int,
     vocabulary: int | None = None,
     length: int | None = None,
+    deferred: bool = False,
 ) -> PreTrainedModel:
     """A newly initialised model in float32; the same seed gives the same weights.
 
     `vocabulary` is by default the tokenizer's size. Raises `StageFailure` if it is smaller. For `length` see
-    `model_config`.
+    `model_config`. The weights of a `deferred` model are made when it is sharded (`pipelines.models.deferred`).
     """
     if vocabulary is not None and vocabulary < len(tokenizer):
         raise StageFailure(
             f"data.vocab_size={vocabulary}: the tokenizer of data.shards has {len(tokenizer)} entries; set at least "
             "that many"
         )
+    end = tokenizer.eos_token_id
+    architecture = model_config(config, vocabulary or len(tokenizer), rope_base, end=end, length=length)
+    if deferred:
+        return seeded_model(partial(empty_model, architecture), seed=seed)
     # The global generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        end = tokenizer.eos_token_id
-        return empty_model(model_config(config, vocabulary or len(tokenizer), rope_base, end=end, length=length))
+        return empty_model(architecture)
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -110,8 +117,12 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast | None = None,
     *,
     length: int | None = None,
+    deferred: bool = False,
 ) -> PreTrainedModel:
     """The model of a checkpoint folder, in float32, with another RoPE base and position limit if they are given.
+
+    The weights of a `deferred` model are read when it is sharded (`pipelines.models.deferred`); a checkpoint of another
+    architecture than those that are trained here, or with code of its own, is read at once nevertheless.
 
     Raises `StageFailure` if the folder has no complete checkpoint, or if its vocabulary is smaller than `tokenizer`'s.
     """
@@ -124,9 +135,12 @@ def load_model(
             config.rope_parameters = {"rope_type": "default", "rope_theta": rope_base}
         if length is not None:
             config.max_position_embeddings = length
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=code
-        )
+        if deferred and not code and type(config) in (Qwen3Config, MiniMaxM2Config):
+            model = checkpoint_model(partial(empty_model, config), checkpoint)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=code
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise StageFailure(
             f"{checkpoint}: not a complete checkpoint ({str(error).splitlines()[0]}); delete the stage run "
