@@ -4,6 +4,7 @@ Nothing here changes what is computed, only where it is held and in which order 
 """
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from pipelines.configuration.compute import ComputeConfig
 from pipelines.errors import StageFailure
+from pipelines.models.deferred import when_made
 from pipelines.rollouts.architectures import decoder_layers
 from pipelines.rollouts.attention import use_attention_by_blocks
 
@@ -64,8 +66,8 @@ def shard(
 ) -> None:
     """FSDP2 in place: each layer of `model` is a group, and `module`, whose forward returns the loss, is the last one.
 
-    Every rank starts with the whole model and keeps its part, so that the weights equal those of a single process. With
-    `in_main_memory` a GPU has only the group that is being computed.
+    Every rank makes the weights of a deferred model group by group, each whole, and keeps its part: they are those of a
+    single process, bit for bit. With `in_main_memory` a GPU has only the group that is being computed.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
@@ -75,7 +77,8 @@ def shard(
     if mesh["tensor_parallel"].size() == 1:
         mesh = mesh["data_parallel"]
     offload = CPUOffloadPolicy() if in_main_memory and mesh.device_type != "cpu" else OffloadPolicy()
-    for group in (*decoder_layers(model), module):
+    # One after the other, because a layer is made when it is asked for.
+    for group in chain(when_made(model, decoder_layers(model)), [module]):
         fully_shard(group, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
 
