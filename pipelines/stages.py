@@ -46,6 +46,7 @@ from pipelines.plugins.loading import load_planned
 from pipelines.rollouts.attention import use_attention_by_blocks
 from pipelines.stage_context import Ranks, StageContext, never_interrupted
 from pipelines.tracking.start import start_trackers
+from pipelines.training.parallel import is_sharded
 from pipelines.training.train import train
 from pipelines.training.weight_stream import weight_stream
 from shaping.objective import Objective
@@ -147,7 +148,7 @@ def _pretrain(context: StageContext) -> Outcome:
     budget = PretrainConfig(**config["pretrain"])
     objective = _objective(config, corpus)
     if "start" in config:
-        model = load_model(context.source, tokenizer=corpus.tokenizer)
+        model = load_model(context.source, tokenizer=corpus.tokenizer, deferred=_deferred(context))
         metrics = train(model, objective, budget, context=context, balance_rate=config.get("balance_rate", 0.0))
         return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
     assert budget.rope_base is not None
@@ -160,9 +161,15 @@ def _pretrain(context: StageContext) -> Outcome:
         seed=context.seed,
         vocabulary=config["data"]["vocab_size"] if corpus.sharded else None,
         length=budget.sequence_length,
+        deferred=_deferred(context),
     )
     metrics = train(model, objective, budget, context=context, balance_rate=shape.balance_rate)
     return {"metrics": metrics | {"parameters": parameter_count(model)}, "measurements": []}
+
+
+def _deferred(context: StageContext) -> bool:
+    """Whether the ranks make the weights while they shard them, so that none of them holds the whole model."""
+    return is_sharded(context.compute, context.ranks.tasks)
 
 
 def _midtrain(context: StageContext) -> Outcome:
@@ -170,7 +177,9 @@ def _midtrain(context: StageContext) -> Outcome:
     budget = MidtrainConfig(**config["midtrain"])
     # A start checkpoint keeps its positions.
     length = None if "start" in config else budget.sequence_length
-    model = load_model(context.source, budget.rope_base, context.corpus.tokenizer, length=length)
+    model = load_model(
+        context.source, budget.rope_base, context.corpus.tokenizer, length=length, deferred=_deferred(context)
+    )
     if budget.lora.rank:
         add_adapters(model, budget.lora, key="midtrain.lora", seed=context.seed)
     objective = _objective(config, context.corpus)
@@ -179,7 +188,9 @@ def _midtrain(context: StageContext) -> Outcome:
 
 
 def _grpo(context: StageContext) -> Outcome:
-    model = load_model(context.source, tokenizer=context.corpus.tokenizer)
+    # The entropy of a tempered model is measured with the whole model on every rank.
+    deferred = _deferred(context) and "variant" not in context.config
+    model = load_model(context.source, tokenizer=context.corpus.tokenizer, deferred=deferred)
     content = {key: value for key, value in context.config["grpo"].items() if key not in ("judged", "plugins")}
     files = context.spec["compute"].get("files", {})
     tasks = [path_of(task, files, "grpo.tasks") if task.endswith(QUESTION_FILE) else task for task in content["tasks"]]

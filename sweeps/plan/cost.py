@@ -163,7 +163,10 @@ def trainer_state(plan: Plan, run: StageRun) -> int:
 
 
 def memory(plan: Plan, run: StageRun, *, on_gpu: bool = False) -> int:
-    """Returns about how many bytes of main memory a stage run needs."""
+    """Returns about how many bytes of main memory a stage run needs in one process, as workers of this machine run it.
+
+    Ranks that share a model need less: their part, the tensors outside of layers and a layer while they start.
+    """
     if run.stage == START:
         return PROCESS_BYTES
     model = ModelOfRun.of(plan, run)

@@ -32,6 +32,7 @@ from pipelines.models.causal_lm import build_model
 from pipelines.rollouts import Finished, Rollouts, Sampling, never
 from pipelines.stage_context import Ranks, StageContext
 from pipelines.tasks.formats import FORMATS, Format
+from pipelines.training import parallel
 from pipelines.training.weight_stream import weight_stream
 from pipelines.verifiers import VERIFIERS, Verifier
 from tests.ranks import run_ranks
@@ -177,7 +178,8 @@ def run_as(ranks: Ranks, cache: Path, job: Job) -> None:
     output = job.folder / f"rank{ranks.rank}" if ranks.rank else job.folder
     output.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(next(cache.glob("corpora/*/"))) if (cache / "corpora").exists() else Corpus(cache)
-    model = build_model(shape, corpus.tokenizer, 1e4, seed=3)
+    deferred = parallel.is_sharded(compute, ranks.tasks)
+    model = build_model(shape, corpus.tokenizer, 1e4, seed=3, deferred=deferred)
     settings = SETTINGS | {"tasks": ["coin.jsonl"]} | changes
     settings["tasks"] = [str(corpus.folder.parent / task) for task in settings["tasks"]]
     calls = 0

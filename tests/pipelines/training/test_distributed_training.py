@@ -20,7 +20,7 @@ from pipelines.errors import Interrupted
 from pipelines.ledger import Ledger
 from pipelines.models.causal_lm import build_model
 from pipelines.stage_context import Ranks, StageContext
-from pipelines.training import causal_loss
+from pipelines.training import causal_loss, parallel
 from pipelines.training.train import train
 from pipelines.training.weight_stream import weight_stream
 from shaping import Objective
@@ -81,7 +81,8 @@ def train_as(ranks: Ranks, corpus_folder: Path, job: Job) -> None:
     output = job.folder / f"rank{ranks.rank}" if ranks.rank else job.folder
     output.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(corpus_folder)
-    model = build_model(shape, corpus.tokenizer, 1e4, seed=3)
+    deferred = parallel.is_sharded(compute, ranks.tasks)
+    model = build_model(shape, corpus.tokenizer, 1e4, seed=3, deferred=deferred)
     steps: list[int] = []
 
     def interrupted() -> bool:
