@@ -32,9 +32,10 @@ from benchmarks.comparison import Row, report, seconds_of, timed
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collection import Collector, Questions
+from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.diagnostics import collected_row, divergence_from
 from pipelines.grpo.policy import Policy
-from pipelines.grpo.update import Updater
+from pipelines.grpo.update import Updater, plain_backward
 from pipelines.rollouts import Sampling, generate, load_engine
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.training.optimizer import adamw
@@ -115,24 +116,41 @@ def verify(answer: str, reference: str) -> float:
     return coin(answer)
 
 
-def our_step(shape: Shape, engine_name: str = "transformers", *, device: torch.device = CPU) -> Callable[[], None]:
-    """A function that takes one GRPO step; the model is kept between calls. On a GPU products are in bfloat16."""
+def our_step(
+    shape: Shape,
+    engine_name: str = "transformers",
+    *,
+    device: torch.device = CPU,
+    policy: Policy | None = None,
+    communicator: Communicator = SINGLE_PROCESS,
+    backward: Callable[[torch.Tensor, bool], None] = plain_backward,
+) -> Callable[[], None]:
+    """A function that takes one GRPO step; the model is kept between calls. On a GPU products are in bfloat16.
+
+    `policy` is by default a new one of this shape. Several ranks pass their `communicator`, and a `backward` that
+    averages the gradients over them with the last micro-batch.
+    """
     FORMATS["whole"] = Format("{question}", r"(?s)(.*)", "coin")
     VERIFIERS["coin"] = Verifier("benchmarks.grpo:verify", in_process=True, longest=None)
-    learner: Any = shape.model()
-    model = learner.to(device)
+    precision = "float32" if device.type == "cpu" else "bfloat16-mixed"
+    if policy is None:
+        learner: Any = shape.model()
+        policy = Policy(learner.to(device), precision)
+    model = policy.model
     config = GRPOConfig(
         steps=1, milestones=1, tasks=["t"], prompts=shape.prompts, samples=shape.samples, max_new_tokens=shape.tokens,
         dynamic_sampling=False, engine=engine_name,
     )  # fmt: skip
     engine = load_engine(engine_name, model, lambda: PROMPT_TOKENS + 1 + shape.tokens)
-    precision = "float32" if device.type == "cpu" else "bfloat16-mixed"
     frozen: Any = shape.model().eval()
-    policy, reference = Policy(model, precision), Policy(frozen.to(device).requires_grad_(False), precision)
+    reference = Policy(frozen.to(device).requires_grad_(False), precision)
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.1, betas=(0.9, 0.95))
-    updater = Updater(policy, optimizer, config, exact_sampler=engine.exact and precision == "float32")
+    exact = engine.exact and precision == "float32"
+    updater = Updater(policy, optimizer, config, exact_sampler=exact, communicator=communicator, backward=backward)
     questions = Questions([[Text("t", text, "", "whole") for text in prompts(4 * shape.prompts)]], 0)
-    collector = Collector(config, engine, Judge(), tokenizer=tokenizer(), questions=questions, seed=0)
+    collector = Collector(
+        config, engine, Judge(), tokenizer=tokenizer(), questions=questions, seed=0, communicator=communicator
+    )
     # A step as in pipelines.grpo: collection, diagnostics, update.
     step = 0
 
@@ -145,7 +163,7 @@ def our_step(shape: Shape, engine_name: str = "transformers", *, device: torch.d
         collected = collector.collect(step)
         engine.sleep()
         divergence_from(reference, collected.sampled, config, seed=(0, step), division=updater.division)
-        collected_row(collected)
+        collected_row(collected, communicator)
         assert not updater.update(collected.kept, step)["skipped"]
 
     return run

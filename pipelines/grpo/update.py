@@ -128,7 +128,8 @@ def measured(policy: Policy, rows: Sequence[Row], *, temperature: float) -> Scor
     return policy.measured([row.prompt for row in rows], [row.response for row in rows], temperature)
 
 
-def _plain_backward(loss: Tensor, last: bool) -> None:
+def plain_backward(loss: Tensor, last: bool) -> None:
+    """The gradient of a micro-batch's loss in a single process."""
     loss.backward()
 
 
@@ -145,7 +146,7 @@ class Updater:
         exact_sampler: bool,
         communicator: Communicator = SINGLE_PROCESS,
         micro_batch_tokens: int | None = None,
-        backward: Callable[[Tensor, bool], None] = _plain_backward,
+        backward: Callable[[Tensor, bool], None] = plain_backward,
     ) -> None:
         """`reference` is the model of the KL term; `exact_sampler` is whether the sampler computes as the learner does.
 
