@@ -17,7 +17,7 @@ from pipelines.configuration.bounds import check_bounds
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig
 from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
-from pipelines.configuration.engines import engine_fault
+from pipelines.configuration.engines import check_shared, engine_fault
 from pipelines.configuration.evaluation import CHOICE_TASKS, HARNESS, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import QUESTION_FILE, GRPOConfig
 from pipelines.configuration.held_out import check_family_split, check_question_file, check_shard_rows
@@ -73,6 +73,7 @@ class Cell:
         self._check_token_stages()
         self._check_questions()
         self._check_adapters()
+        self._check_engine_groups()
         self._check_lengths()
         self.evaluation.check_means_something()
         for name, benchmark in self.evaluation.benchmarks.items():
@@ -223,6 +224,11 @@ class Cell:
                 require(
                     self.compute.strategy not in ("fsdp", "hsdp"), "compute.strategy", self.compute.strategy, fix=fix
                 )
+
+    def _check_engine_groups(self) -> None:
+        """Check that engines which ranks share can be shared; the number of ranks is known when they start."""
+        if "grpo" in self.stages:
+            check_shared(self.grpo.engine, self.compute.tensor_parallel)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on.

@@ -33,6 +33,8 @@ class ComputeConfig:
     verifier_workers: int = 0
     """Answers that a rank verifies at a time, each in a process; 0: as many as it has cores, which the ranks of a
     machine share."""
+    tensor_parallel: int = 1
+    """Consecutive ranks of RL that share one engine, each with a part of every layer; only `vllm` does so."""
 
     def __post_init__(self) -> None:
         require_option("compute.strategy", self.strategy, STRATEGIES)
@@ -45,7 +47,7 @@ class ComputeConfig:
         )
         require(self.shard_ranks >= 0, "compute.shard_ranks", self.shard_ranks, fix="it must be 0 or more")
         require_not_negative("compute", self, "verifier_workers")
-        require_positive("compute", self, "keep_last")
+        require_positive("compute", self, "keep_last", "tensor_parallel")
 
 
 def micro_batch(budget: TrainConfig, compute: ComputeConfig, ranks: int) -> tuple[int, int]:

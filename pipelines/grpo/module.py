@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -31,6 +32,7 @@ from pipelines.models.causal_lm import parameter_count
 from pipelines.random_streams import Stream, stream_seed
 from pipelines.rollouts import Engine, load_engine
 from pipelines.rollouts.architectures import positions
+from pipelines.rollouts.engine import IN_RL
 from pipelines.stage_context import StageContext
 from pipelines.training import parallel
 from pipelines.training.optimizer import adamw
@@ -134,8 +136,12 @@ class GRPO(L.LightningModule):
         """Prepare the engine, and the first step of a new run or the next one of a resumed run."""
         config, ranks = self.config, self.context.ranks
         self._communicator = Communicator(ranks.rank, ranks.tasks, self.device)
+        shared = self.context.compute.tensor_parallel
+        setting = replace(IN_RL, tensor_parallel=shared) if shared > 1 else None
         self._engine = self._communicator.together(
-            lambda: load_engine(config.engine, self.model, self.asked.longest_sequence, sharded=self._sharded)
+            lambda: load_engine(
+                config.engine, self.model, self.asked.longest_sequence, sharded=self._sharded, setting=setting
+            )
         )
         self._hand_over()
         self._collector = self._new_collector()

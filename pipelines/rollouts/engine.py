@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.configuration.engines import ENGINES
+from pipelines.configuration.engines import ENGINES, check_shared
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class EngineSetting:
     """Share of a GPU's memory that it may take while it is awake."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """What turns tokens into text; needed only for stop strings."""
+    tensor_parallel: int = 1
+    """Consecutive ranks that share an engine."""
 
 
 IN_RL = EngineSetting()
@@ -136,9 +138,11 @@ def load_engine(
 
     `longest` returns the tokens of the longest prompt and response together. It is a function because it has to
     tokenize every prompt, and not every engine needs it. A `sharded` model cannot sample by itself: the engine
-    `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`. RL has no
-    `setting`. Raises `UserError` if the engine is not installed or does not run this model on this machine.
+    `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`. RL has a
+    `setting` only where ranks share engines. Raises `UserError` if the engine is not installed or does not run this
+    model on this machine, or if the ranks or the model cannot be divided into groups that share one.
     """
+    check_shared(name, setting.tensor_parallel if setting else 1)
     if sharded and name == "transformers":
         from pipelines.rollouts.replica_engine import WholeEngine
 

@@ -1,6 +1,7 @@
 """Rollouts by vLLM 0.32, in the process and on the device of the model that they are of (the extra `vllm`).
 
-Each rank has an engine of its own, which sleeps while the weights are updated. vLLM's kernels are not the learner's, so
+Each rank has an engine of its own, or consecutive ranks share one (`pipelines.rollouts.engine_groups`), of which each
+computes a part of every layer. Engines sleep while the weights are updated. vLLM's kernels are not the learner's, so
 its log-probabilities differ from the learner's by more than rounding: `grpo.importance_cap` corrects for that, and the
 ledger's `mismatch` measures it at every step. In an evaluation the engine is part of what is measured.
 
@@ -26,6 +27,7 @@ from pipelines.data.tokenizer import end_tokens
 from pipelines.errors import Interrupted, UserError
 from pipelines.rollouts.architectures import positions
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
+from pipelines.rollouts.engine_groups import Lockstep, check_groups, engine_group
 from pipelines.rollouts.stop_strings import ended_by
 
 
@@ -38,7 +40,8 @@ class VLLMEngine:
     def __init__(self, model: PreTrainedModel, longest: Callable[[], int], setting: EngineSetting = IN_RL) -> None:
         """`longest` returns the tokens of the longest prompt and response together.
 
-        Raises `UserError` if vLLM is not installed, has another version, or cannot run the model on this machine.
+        Raises `UserError` if vLLM is not installed, has another version, or cannot run the model on this machine, or if
+        the ranks or the model cannot be divided into the groups of the setting.
         """
         # With its own process, vLLM's model would be out of reach of `take`.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -49,6 +52,9 @@ class VLLMEngine:
         if fault := vllm_fault(vllm and vllm.__version__):
             raise UserError(f"{setting.key}=vllm: {fault}")
         self._vllm: Any = vllm
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        check_groups(setting.tensor_parallel, model, ranks=ranks)
+        self._group = engine_group(setting.tensor_parallel)
         self._ends = end_tokens(model)
         self._tokenizer = setting.tokenizer
         device = setting.device or model.device
@@ -58,7 +64,7 @@ class VLLMEngine:
             if setting.tokenizer is not None:
                 setting.tokenizer.save_pretrained(folder)
             dtype = setting.dtype or (torch.bfloat16 if on_gpu else torch.float32)
-            options = _gpu_options(setting.memory_share) if on_gpu else {"enforce_eager": True}
+            options = _options(setting, on_gpu=on_gpu)
             try:
                 if not on_gpu:
                     _check_head_size(model)
@@ -92,8 +98,13 @@ class VLLMEngine:
         """See `Engine.generate`. Equal seeds give equal samples only as far as vLLM guarantees it.
 
         All samples are asked for at once, so vLLM always has enough of them, and a signal is noticed after any token.
+        Ranks that share an engine call this together, with the same prompts and seed, and with consecutive shares or
+        all without one.
         """
-        share = range(len(prompts) * n) if share is None else share
+        local = range(len(prompts) * n) if share is None else share
+        share = local if share is None else self._group.whole(share)
+        rows = range(local.start - share.start, local.stop - share.start)
+        lockstep = Lockstep(self._group, rows, interrupted=interrupted, finished=finished)
         tokens = torch.full((len(share), sampling.max_new_tokens), self._ends[0], dtype=torch.int64)
         log_probs = torch.zeros(tokens.shape)
         lengths = torch.zeros(len(share), dtype=torch.int64)
@@ -101,21 +112,24 @@ class VLLMEngine:
         ended = ended_by(stop, self._tokenizer)
         requests = [{"prompt_token_ids": list(prompts[number // n])} for number in share]
         parameters = [self._parameters(sampling, stop, [*seed, number + first * n]) for number in share]
-        for outputs in self._steps(requests, parameters, interrupted):
-            for row, sample in outputs:
-                response = list(sample.token_ids)
-                # Where a character is half written, vLLM sees a stop string later than in the text of whole responses.
-                end = ended([response])[0] if ended else None
-                size = len(response) if end is None else end
-                tokens[row, :size] = torch.tensor(response[:size])
-                entries = zip(response[:size], sample.logprobs, strict=False)
-                log_probs[row, :size] = torch.tensor([entry[token].logprob for token, entry in entries])
-                lengths[row], stopped[row] = size, end is not None or sample.finish_reason == "stop"
-            if finished:
-                rows = [row for row, _ in outputs]
-                responses = [tokens[row, : int(lengths[row])].tolist() for row in rows]
-                finished(rows, responses, stopped[rows].tolist())
-        return Rollouts(tokens, log_probs, lengths, stopped)
+        try:
+            for outputs in self._steps(requests, parameters, lockstep.asked):
+                for row, sample in outputs:
+                    response = list(sample.token_ids)
+                    # Where a character is half written, vLLM sees a stop string later than in the text of whole
+                    # responses.
+                    end = ended([response])[0] if ended else None
+                    size = len(response) if end is None else end
+                    tokens[row, :size] = torch.tensor(response[:size])
+                    entries = zip(response[:size], sample.logprobs, strict=False)
+                    log_probs[row, :size] = torch.tensor([entry[token].logprob for token, entry in entries])
+                    lengths[row], stopped[row] = size, end is not None or sample.finish_reason == "stop"
+                ends = [row for row, _ in outputs]
+                lockstep.report(ends, [tokens[row, : int(lengths[row])].tolist() for row in ends], stopped)
+        finally:
+            lockstep.raise_failure()
+        part = slice(rows.start, rows.stop)
+        return Rollouts(tokens[part], log_probs[part], lengths[part], stopped[part])
 
     def _steps(
         self, requests: list[Any], parameters: list[Any], interrupted: Callable[[], bool]
@@ -174,11 +188,15 @@ class VLLMEngine:
         del self._llm
 
 
-def _gpu_options(memory_share: float) -> dict[str, Any]:
-    options: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True}
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        # The processes exist already, and each is an engine.
+def _options(setting: EngineSetting, *, on_gpu: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"enforce_eager": True}
+    if on_gpu:
+        options = {"gpu_memory_utilization": setting.memory_share, "enable_sleep_mode": True}
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if setting.tensor_parallel > 1 or (on_gpu and several):
+        # The processes exist already, and each is an engine or a part of its group's.
         options["distributed_executor_backend"] = "external_launcher"
+        options["tensor_parallel_size"] = setting.tensor_parallel
     return options
 
 

@@ -50,7 +50,8 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
     `logits avoided` are what a loss that holds all logits and their gradient would add. Weights are sharded over all
     ranks with `fsdp`, and over `shard_ranks` with `hsdp` (0 counts as all ranks). Activations are those of one
     micro-batch. The whole gradient is held between micro-batches, and while RL does not update a `sampler`, a copy of
-    the model with its keys and values. An evaluation holds either the checkpoint or the engine that samples.
+    the model, or a part of it with `tensor_parallel`, with its keys and values. An evaluation holds either the
+    checkpoint or the engine that samples.
     """
     model = ModelOfRun.of(plan, run)
     if run.stage == "evaluate":
@@ -83,7 +84,7 @@ def rank_memory(plan: Plan, run: StageRun, ranks: int = 1, *, device: str = "h10
     if rl:
         always["reference"] = whole // shards if budget["kl_weight"] else 0
         itself = budget["engine"] == "transformers"
-        copied = 0 if itself and shards == 1 else whole if itself else 2 * model.weights
+        copied = 0 if itself and shards == 1 else whole if itself else 2 * model.weights // compute["tensor_parallel"]
         number = whole // model.weights if itself else 2
         sampling = _sampler_memory(
             model, copied, number, longest=longest, vllm=VLLM_SHARE["grpo"] if budget["engine"] == "vllm" else None,

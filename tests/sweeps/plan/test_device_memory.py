@@ -167,6 +167,10 @@ def test_keys_and_values_are_those_of_a_cache() -> None:
     graph, stage = runs("model=micro", "grpo.engine=vllm")
     parts = rank_memory(graph, stage["grpo"])
     assert parts["sampler"] + parts["keys and values"] == int(0.4 * DEVICE_BYTES["h100"])
+    graph, stage = runs("model=micro", "grpo.engine=vllm", "compute.tensor_parallel=2")
+    half = rank_memory(graph, stage["grpo"], 2)
+    assert half["sampler"] == parts["sampler"] / 2
+    assert half["sampler"] + half["keys and values"] == int(0.4 * DEVICE_BYTES["h100"])
 
 
 def test_a_response_is_never_divided() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipelines.configuration import STAGES
+from pipelines.configuration import STAGES, engines
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
 from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
@@ -78,7 +78,7 @@ KEEPS = """
     grpo.questions grpo.questions_folder
     data.sources data.tokenizer data.mixtures.pretrain data.mixtures.midtrain
     compute.micro_batch_tokens compute.strategy compute.shard_ranks compute.activation_checkpointing compute.compile
-    compute.keep_last compute.verifier_workers
+    compute.keep_last compute.verifier_workers compute.tensor_parallel
 """
 """Names, paths and tracking; how shards are made, which are identified by their hash; how a stage is computed; and
 `until` and `controls`, which change how much is run and not its results."""
@@ -164,8 +164,10 @@ DECIDED = {key: stage for stage, keys in CHANGES.items() for key in keys.split()
 
 
 @pytest.fixture(autouse=True)
-def _tracker_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def _extended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OTHER_TRACKERS, "board", "board:Board")
+    # So that ranks can share the engine of these cells.
+    monkeypatch.setattr(engines, "SHARED_ENGINES", tuple(engines.ENGINES))
 
 
 def test_every_key_has_a_decision() -> None:
