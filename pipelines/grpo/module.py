@@ -136,8 +136,9 @@ class GRPO(L.LightningModule):
         """Prepare the engine, and the first step of a new run or the next one of a resumed run."""
         config, ranks = self.config, self.context.ranks
         self._communicator = Communicator(ranks.rank, ranks.tasks, self.device)
-        shared = self.context.compute.tensor_parallel
-        setting = replace(IN_RL, tensor_parallel=shared) if shared > 1 else None
+        shared, routed = self.context.compute.tensor_parallel, config.routing_replay
+        wanted = replace(IN_RL, tensor_parallel=shared, routed_experts=routed)
+        setting = None if wanted == IN_RL else wanted  # engines of plugins need not take one
         self._engine = self._communicator.together(
             lambda: load_engine(
                 config.engine, self.model, self.asked.longest_sequence, sharded=self._sharded, setting=setting

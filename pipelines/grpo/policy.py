@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
@@ -25,25 +25,35 @@ class Policy(nn.Module):
         self.is_sharded = False
 
     def forward(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        temperature: float,
+        *,
+        experts: Sequence[Tensor] | None = None,
     ) -> Scores:
         """See `score`. Without a response it scores a single token, whose gradient nobody uses.
 
         A rank that has run out of rows so takes part in the passes of the others.
         """
         if not responses:
-            prompts, responses = [[0]], [[0]]
+            prompts, responses, experts = [[0]], [[0]], None
         # A sharded model is cast by FSDP.
         mixed = self.precision == "bfloat16-mixed" and not self.is_sharded
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=mixed):
-            return score(self.model, prompts, responses, temperature=temperature)
+            return score(self.model, prompts, responses, temperature=temperature, experts=experts)
 
     @torch.no_grad()
     def measured(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        temperature: float,
+        *,
+        experts: Sequence[Tensor] | None = None,
     ) -> Scores:
         """The scores without gradient."""
-        scores: Scores = self(prompts, responses, temperature)
+        scores: Scores = self(prompts, responses, temperature, experts=experts)
         if self.is_sharded:
             # Only a backward pass would make FSDP forget the gathered output layer, which the optimizer changes.
             module: Any = self

@@ -33,6 +33,7 @@ from pipelines.grpo.communicator import SINGLE_PROCESS, Communicator
 from pipelines.grpo.policy import Policy
 from pipelines.grpo.sharing import micro_batches
 from pipelines.rollouts import Scores
+from pipelines.rollouts.expert_replay import routing_of
 from pipelines.training.throughput import step_operations
 
 FORKING_SHARE = 0.2
@@ -57,6 +58,8 @@ class Row:
     """Whether it is in the loss; a filtered overlong response is not."""
     fresh: bool
     """Whether the policy that is being updated sampled it."""
+    experts: Tensor | None = None
+    """Of its prompt and its tokens but the last, those that the sampler chose; None without routing replay."""
     weight: float = 0.0
     """Of each of its tokens in the minibatch's loss."""
     rescored: Tensor | None = None
@@ -97,6 +100,7 @@ def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[l
                 advantage=advantage[i][j],
                 kept=config.overlong != "filter" or bool(group.stopped[j]),
                 fresh=group.step == step,
+                experts=group.experts[j] if group.experts else None,
             )
             for j, length in enumerate(group.lengths.tolist())
         ]
@@ -107,9 +111,11 @@ def rows_of(groups: Sequence[Group], config: GRPOConfig, *, step: int) -> list[l
 class Division:
     """Divides rows among the ranks, by the operations that each costs, and brings each rank its own."""
 
-    def __init__(self, policy: Policy, communicator: Communicator, tokens: int) -> None:
-        """`tokens`: most tokens of a micro-batch."""
-        self.communicator, self._tokens = communicator, tokens
+    def __init__(
+        self, policy: Policy, communicator: Communicator, tokens: int, *, experts: tuple[int, int] = (0, 0)
+    ) -> None:
+        """`tokens`: most tokens of a micro-batch; `experts`: see `Communicator.deliver`."""
+        self.communicator, self._tokens, self._experts = communicator, tokens, experts
         model = policy.model
         self._cost = lru_cache(maxsize=None)(lambda length: step_operations(model, length, length))
 
@@ -119,13 +125,21 @@ class Division:
         lengths = [len(row.prompt) + row.length for row in rows]
         parts = micro_batches(lengths, self._cost, ranks=communicator.ranks, tokens=self._tokens)
         destination = {index: rank for rank, part in enumerate(parts) for batch in part for index in batch}
-        communicator.deliver(rows, [destination[index] for index in range(len(rows))])
+        communicator.deliver(rows, [destination[index] for index in range(len(rows))], experts=self._experts)
         return [[rows[index] for index in batch] for batch in parts[communicator.rank]]
 
 
-def measured(policy: Policy, rows: Sequence[Row], *, temperature: float) -> Scores:
-    """The scores of the rows' tokens without gradient, row by row; all ranks measure together."""
-    return policy.measured([row.prompt for row in rows], [row.response for row in rows], temperature)
+def measured(policy: Policy, rows: Sequence[Row], *, temperature: float, replay: bool = False) -> Scores:
+    """The scores of the rows' tokens without gradient, row by row; all ranks measure together.
+
+    With `replay` by the experts that were recorded with the rows, else by those that the policy chooses.
+    """
+    experts = _experts(rows) if replay else None
+    return policy.measured([row.prompt for row in rows], [row.response for row in rows], temperature, experts=experts)
+
+
+def _experts(rows: Sequence[Row]) -> list[Tensor]:
+    return [row.experts for row in rows if row.experts is not None]
 
 
 def plain_backward(loss: Tensor, last: bool) -> None:
@@ -156,7 +170,14 @@ class Updater:
         self._policy, self._optimizer, self._config = policy, optimizer, config
         self._reference, self._exact_sampler = reference, exact_sampler
         self._communicator, self._backward = communicator, backward
-        self.division = Division(policy, communicator, micro_batch_tokens or config.micro_batch_tokens)
+        # With routing replay, the hooks by which the policy takes the experts that were recorded.
+        self._routing = routing_of(policy.model) if config.routing_replay else None
+        self.division = Division(
+            policy,
+            communicator,
+            micro_batch_tokens or config.micro_batch_tokens,
+            experts=(self._routing.layers, self._routing.active) if self._routing else (0, 0),
+        )
         cap = config.importance_cap
         if cap is None and not exact_sampler:
             cap = IMPORTANCE_CAP
@@ -184,6 +205,9 @@ class Updater:
             for minibatch in minibatches:
                 self._step(minibatch, statistics)
         row = statistics.row(self._communicator)
+        if self._routing:
+            differing, count = self._communicator.sums(*(statistics.routing or (0.0, 0)))
+            row["routing_differs"] = differing / max(1, count)
         return {"skipped": 0, "learning_rate": self._optimizer.param_groups[0]["lr"], **row}
 
     def _minibatches(self, by_group: Sequence[list[Row]], limit: int) -> Iterator[list[list[Row]]]:
@@ -202,7 +226,9 @@ class Updater:
 
     def _score_old(self, rows: list[Row]) -> None:
         """Set the old log-probabilities of fresh rows to those of the current policy."""
-        log_probs = measured(self._policy, rows, temperature=self._config.temperature).log_probs.cpu()
+        replay = self._config.routing_replay
+        scores = measured(self._policy, rows, temperature=self._config.temperature, replay=replay)
+        log_probs = scores.log_probs.cpu()
         for row, part in zip(rows, log_probs.split([row.length for row in rows]) if rows else (), strict=True):
             if row.fresh:
                 row.rescored = part
@@ -228,7 +254,12 @@ class Updater:
     def _loss(self, rows: list[Row], statistics: "_Statistics") -> Tensor:
         """The rows' part of the minibatch's loss. All tensors are [T], the rows' response tokens one after another."""
         config, device = self._config, self._policy.model.device
-        scores = self._policy([row.prompt for row in rows], [row.response for row in rows], config.temperature)
+        experts = _experts(rows) if self._routing else None
+        scores = self._policy(
+            [row.prompt for row in rows], [row.response for row in rows], config.temperature, experts=experts
+        )
+        if self._routing and rows:
+            statistics.add_routing(*self._routing.differing())
         reference = None
         if config.kl_weight:
             assert self._reference is not None
@@ -271,6 +302,14 @@ class _Statistics:
     micro_batches: list[Tensor] = field(default_factory=list)
     """[6, T] each: ratio, clipped low, clipped high, mismatch, entropy, and norm of the gradient with respect to the
     logits, of each token."""
+
+    routing: tuple[float, int] | None = None
+    """For how many tokens x layers the policy itself chose other experts than the sampler, and of how many."""
+
+    def add_routing(self, differing: float, count: int) -> None:
+        """Add the counts of a micro-batch."""
+        before = self.routing or (0.0, 0)
+        self.routing = (before[0] + differing, before[1] + count)
 
     def add(self, *columns: Tensor) -> None:
         """Add the columns of a micro-batch."""

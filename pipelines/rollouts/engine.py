@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipelines.configuration.engines import ENGINES, check_shared
+from pipelines.configuration.engines import ENGINES, check_routed, check_shared
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Rollouts:
     """[N] int64, the end token counted."""
     stopped: Tensor
     """[N] bool: True if the response ended by the end token, False if the limit cut it."""
+    experts: tuple[Tensor, ...] | None = None
+    """Of each row [P + L - 1, layers, active experts] int16: those that its prompt and its response but the last token
+    were sent to, where the setting asks for them."""
 
     def responses(self) -> list[list[int]]:
         """The responses as lists of token ids, the end token included."""
@@ -121,6 +124,8 @@ class EngineSetting:
     """What turns tokens into text; needed only for stop strings."""
     tensor_parallel: int = 1
     """Consecutive ranks that share an engine."""
+    routed_experts: bool = False
+    """Whether `Rollouts.experts` is given, of a mixture of experts."""
 
 
 IN_RL = EngineSetting()
@@ -143,10 +148,11 @@ def load_engine(
     model on this machine, or if the ranks or the model cannot be divided into groups that share one.
     """
     check_shared(name, setting.tensor_parallel if setting else 1)
+    check_routed(name, bool(setting and setting.routed_experts))
     if sharded and name == "transformers":
         from pipelines.rollouts.replica_engine import WholeEngine
 
-        return WholeEngine(model)
+        return WholeEngine(model, longest, setting or IN_RL)
     load = pkgutil.resolve_name(ENGINES[name])
     engine: Engine = load(model, longest) if setting is None else load(model, longest, setting)
     return engine

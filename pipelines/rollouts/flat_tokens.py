@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from pipelines.rollouts import attention
+from pipelines.rollouts.expert_replay import flat_experts, routing_of
 
 ATTENTION = "rows_of_flat_tokens"
 """Name of the attention in transformers."""
@@ -104,9 +105,15 @@ def _padded(rows: list[list[int]]) -> Tensor:
 
 
 def hidden_states(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    experts: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Final hidden states [sum of response lengths, d] from which each response token is predicted, in order.
+
+    `experts` are those of each prompt with its response (`expert_replay.flat_experts`) in place of the model's choices.
 
     They come from the forward pass of `model.base_model`, whose attention is replaced for good: without a layout it
     does what `attention.by_blocks` does. So a backward pass that computes a layer again uses the same attention.
@@ -114,6 +121,10 @@ def hidden_states(
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
     flat = layout(prompts, responses, spread=SPREAD).to(model.device)
+    if experts is not None:
+        routing_of(model).replay(flat_experts(prompts, experts).to(model.device))
+    elif hasattr(model, "expert_routing"):
+        routing_of(model).replay(None)
     output = model.base_model(
         input_ids=flat.tokens[None],
         position_ids=flat.positions[None],

@@ -37,11 +37,13 @@ def score(
     responses: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
+    experts: Sequence[Tensor] | None = None,
 ) -> Scores:
     """Score the tokens of `responses`, each after its prompt; no prompt and no response may be empty.
 
     Logits are computed only where a response token is predicted. Each prompt runs once, even if several responses
-    share it, and padding exists only inside attention.
+    share it, and padding exists only inside attention. `experts` [P + L - 1, layers, active] of each response replace
+    those that a mixture would choose (`pipelines.rollouts.expert_replay`).
     """
     cuts = short_cuts(model)
     if not cuts.plain_logits:
@@ -49,7 +51,7 @@ def score(
     if qwen3.trains(model):
         hidden = qwen3.hidden_states(model, prompts, responses)
     elif cuts.flat_tokens:
-        hidden = flat_tokens.hidden_states(model, prompts, responses)
+        hidden = flat_tokens.hidden_states(model, prompts, responses, experts=experts)
     else:
         hidden = _padded_hidden_states(model, prompts, responses)
     weight = model.get_output_embeddings().weight

@@ -9,6 +9,7 @@ cache that can be used run whole rows.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipelines.errors import Interrupted
 from pipelines.rollouts.architectures import decoder_layers, positions, short_cuts
 from pipelines.rollouts.decoders import decoder_of, prefilled
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
+from pipelines.rollouts.expert_replay import Routing, routing_of
 from pipelines.rollouts.qwen3 import Prefill
 from pipelines.rollouts.stop_strings import Ended, ended_by
 
@@ -55,6 +57,7 @@ class TransformersEngine:
     ) -> None:
         """`longest` is not needed, since the buffers grow."""
         self._model, self._tokenizer = model, setting.tokenizer
+        self._routing = routing_of(model) if setting.routed_experts else None
 
     def generate(
         self,
@@ -82,6 +85,7 @@ class TransformersEngine:
             share=share,
             interrupted=interrupted,
             finished=finished,
+            routing=self._routing,
         )
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -110,6 +114,7 @@ def generate(
     share: range | None = None,
     interrupted: Callable[[], bool] = never,
     finished: Finished | None = None,
+    routing: Routing | None = None,
 ) -> Rollouts:
     """Sample `n` responses to each of `prompts` (token ids, none empty), which end with one of `end_tokens(model)`.
 
@@ -120,7 +125,7 @@ def generate(
     sampled and returned, by default all. `ended` is called every `STOP_EVERY` tokens and at the end; a response is cut
     to the length that it returns and has stopped there, whatever was sampled after it. A response ends as if at the
     limit where prompt and response fill the model's `max_position_embeddings`. `finished` receives every response, the
-    sooner the shorter it is.
+    sooner the shorter it is. With the model's `routing` the result has the experts of each token.
 
     Raises `Interrupted` between two batches once `interrupted()` is true, and `ValueError` for a prompt that leaves no
     position for a response.
@@ -136,7 +141,7 @@ def generate(
     lengths = [len(prompts[sample // n]) for sample in share]
     order = np.argsort(lengths, kind="stable")
     left = room - torch.tensor(lengths, dtype=torch.int64)
-    with _sampling(model):
+    with _sampling(model), _recording(routing) as experts:
         for start in range(0, len(share), rows):
             if interrupted():
                 raise Interrupted("asked to stop between two batches of rollouts")
@@ -146,14 +151,50 @@ def generate(
             # `used` are the prompts of this batch, and row b continues prompt used[source[b]].
             used, source = torch.unique(samples // n, return_inverse=True)
             prefill, logits = prefilled(model, [prompts[i] for i in used], source.to(model.device))
-            parts = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended)
+            record = _Record(routing, prefill, sampling.max_new_tokens) if routing else None
+            parts = _decode(model, prefill, logits, sampling=sampling, uniforms=uniforms, ended=ended, record=record)
             for rows_of_batch, tokens, log_probs in parts:
                 part = batch[rows_of_batch.cpu()]
-                drawn = {"tokens": tokens.cpu(), "log_probs": log_probs.cpu()}
-                _store(result, part, **drawn, ends=ends, ended=ended, room=left[part])
+                _store(result, part, tokens.cpu(), log_probs=log_probs.cpu(), ends=ends, ended=ended, room=left[part])
+                if record:
+                    experts |= zip(part.tolist(), record.of(rows_of_batch, result.lengths[part]), strict=True)
                 if finished:
                     finished(*_responses(result, part))
-    return result
+    return replace(result, experts=tuple(experts[row] for row in range(len(share)))) if routing else result
+
+
+@contextmanager
+def _recording(routing: Routing | None) -> Iterator[dict[int, Tensor]]:
+    """The model's own choices of experts are recorded inside this context, if there is a routing; they go to a dict."""
+    if routing:
+        routing.replay(None)
+        routing.record()
+    try:
+        yield {}
+    finally:
+        if routing:
+            routing.stop_recording()
+
+
+class _Record:
+    """The experts of one batch: of its prompts, which have run, and of the tokens that are drawn after them."""
+
+    def __init__(self, routing: Routing, prefill: Prefill, limit: int) -> None:
+        """`limit`: most tokens of a response."""
+        self._routing = routing
+        self._prompts = routing.recorded(len(prefill.lengths))  # [prompts, width, layers, active], padded on the left
+        self._source, self._lengths = prefill.source.tolist(), prefill.lengths.tolist()
+        self._drawn = self._prompts.new_empty(len(self._source), limit, *self._prompts.shape[2:])
+
+    def add(self, rows: Tensor, step: int) -> None:
+        """The pass over the tokens that were drawn at `step` for `rows` of the batch is over."""
+        self._drawn[rows.cpu(), step] = self._routing.recorded(len(rows))[:, 0]
+
+    def of(self, rows: Tensor, lengths: Tensor) -> Iterator[Tensor]:
+        """The experts [P + L - 1, layers, active] of some rows, whose responses have `lengths` tokens."""
+        for row, size in zip(rows.tolist(), lengths.tolist(), strict=True):
+            prompt = self._prompts[self._source[row]]
+            yield torch.cat([prompt[len(prompt) - self._lengths[self._source[row]] :], self._drawn[row, : size - 1]])
 
 
 def _empty(count: int, limit: int, *, padding: int) -> Rollouts:
@@ -229,8 +270,8 @@ def _uniforms(seed: Sequence[int], rows: list[int], columns: int) -> Tensor:
 def _store(
     result: Rollouts,
     batch: Tensor,
-    *,
     tokens: Tensor,
+    *,
     log_probs: Tensor,
     ends: Sequence[int],
     ended: Ended | None,
@@ -276,6 +317,7 @@ def _decode(
     sampling: Sampling,
     uniforms: Tensor,
     ended: Ended | None,
+    record: _Record | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Sample one response per row, and yield parts of the batch as they end: rows [k], tokens and log-probabilities.
 
@@ -311,6 +353,8 @@ def _decode(
             capacity = prefill.width + min(limit, 2 * (capacity - prefill.width))
             decoder.grow(capacity)
         logits = decoder(drawn)
+        if record:
+            record.add(rows, step)
 
 
 def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from pipelines.errors import Interrupted, UserError
 from pipelines.rollouts.architectures import positions
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
 from pipelines.rollouts.engine_groups import Lockstep, check_groups, engine_group
+from pipelines.rollouts.expert_replay import NOT_RECORDED
 from pipelines.rollouts.stop_strings import ended_by
 
 
@@ -55,6 +56,7 @@ class VLLMEngine:
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         check_groups(setting.tensor_parallel, model, ranks=ranks)
         self._group = engine_group(setting.tensor_parallel)
+        self._routed = setting.routed_experts
         self._ends = end_tokens(model)
         self._tokenizer = setting.tokenizer
         device = setting.device or model.device
@@ -108,6 +110,7 @@ class VLLMEngine:
         tokens = torch.full((len(share), sampling.max_new_tokens), self._ends[0], dtype=torch.int64)
         log_probs = torch.zeros(tokens.shape)
         lengths = torch.zeros(len(share), dtype=torch.int64)
+        experts: dict[int, Tensor] = {}
         stopped = torch.zeros(len(share), dtype=torch.bool)
         ended = ended_by(stop, self._tokenizer)
         requests = [{"prompt_token_ids": list(prompts[number // n])} for number in share]
@@ -124,12 +127,16 @@ class VLLMEngine:
                     entries = zip(response[:size], sample.logprobs, strict=False)
                     log_probs[row, :size] = torch.tensor([entry[token].logprob for token, entry in entries])
                     lengths[row], stopped[row] = size, end is not None or sample.finish_reason == "stop"
+                    if self._routed:
+                        computed = len(requests[row]["prompt_token_ids"]) + size - 1
+                        experts[row] = whole_record(sample.routed_experts, computed)
                 ends = [row for row, _ in outputs]
                 lockstep.report(ends, [tokens[row, : int(lengths[row])].tolist() for row in ends], stopped)
         finally:
             lockstep.raise_failure()
         part = slice(rows.start, rows.stop)
-        return Rollouts(tokens[part], log_probs[part], lengths[part], stopped[part])
+        chosen = tuple(experts[row] for row in rows) if self._routed else None
+        return Rollouts(tokens[part], log_probs[part], lengths[part], stopped[part], chosen)
 
     def _steps(
         self, requests: list[Any], parameters: list[Any], interrupted: Callable[[], bool]
@@ -192,12 +199,24 @@ def _options(setting: EngineSetting, *, on_gpu: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"enforce_eager": True}
     if on_gpu:
         options = {"gpu_memory_utilization": setting.memory_share, "enable_sleep_mode": True}
+    if setting.routed_experts:
+        options["enable_return_routed_experts"] = True
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     if setting.tensor_parallel > 1 or (on_gpu and several):
         # The processes exist already, and each is an engine or a part of its group's.
         options["distributed_executor_backend"] = "external_launcher"
         options["tensor_parallel_size"] = setting.tensor_parallel
     return options
+
+
+def whole_record(experts: Any, tokens: int) -> Tensor:
+    """vLLM's array of experts for exactly `tokens` tokens, [tokens, layers, active] int16.
+
+    Those that it did not record are marked `NOT_RECORDED`.
+    """
+    recorded = torch.from_numpy(experts.astype(np.int16))[:tokens]
+    missing = recorded.new_full((tokens - len(recorded), *recorded.shape[1:]), NOT_RECORDED)
+    return torch.cat([recorded, missing])
 
 
 @contextmanager

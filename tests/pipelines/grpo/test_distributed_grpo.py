@@ -140,6 +140,7 @@ THOROUGH: dict[str, Run] = {
     "ddp, sampling": (DENSE, DDP, {"engine": "transformers", **ONE_STEP}),
     "fsdp, sampling": (DENSE, FSDP, {"engine": "transformers", **ONE_STEP}),
     "fsdp, replica": (DENSE, FSDP, {"engine": "replica", "epochs": 2, **ONE_STEP}),
+    "fsdp, routing replay": (MIXTURE, FSDP, {"engine": "transformers", "routing_replay": True, **ONE_STEP}),
     "fsdp, mixed": (DENSE, FSDP, {"precision": "bfloat16-mixed", "importance_cap": 0.0}),
     "ddp, mixed": (DENSE, DDP, {"precision": "bfloat16-mixed", "importance_cap": 0.0}),
 }  # fmt: skip

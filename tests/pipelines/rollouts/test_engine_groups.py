@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +23,8 @@ from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.communicator import Communicator
 from pipelines.rollouts import EngineSetting, Sampling, load_engine
 from pipelines.rollouts.engine_groups import ALONE, EngineGroup, Lockstep, check_groups, engine_group
-from pipelines.rollouts.vllm_engine import VLLMEngine
+from pipelines.rollouts.expert_replay import NOT_RECORDED
+from pipelines.rollouts.vllm_engine import VLLMEngine, whole_record
 from pipelines.stage_context import Ranks
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
@@ -63,7 +65,12 @@ class StandIn:
                 del self._running[number]
                 drawn = [(wanted.seed + len(request["prompt_token_ids"]) + j) % 50 + 1 for j in range(tokens + 1)]
                 log_probs = [{token: SimpleNamespace(logprob=-token / 64)} for token in drawn]
-                sample = SimpleNamespace(token_ids=drawn, logprobs=log_probs, finish_reason="stop")
+                # Of all tokens but the last, one expert of 4 in each of two layers.
+                computed = len(request["prompt_token_ids"]) + tokens
+                experts = np.arange(computed, dtype=np.uint8)[:, None, None] % 4 + np.zeros((1, 2, 1), np.uint8)
+                sample = SimpleNamespace(
+                    token_ids=drawn, logprobs=log_probs, finish_reason="stop", routed_experts=experts
+                )
                 outputs.append(SimpleNamespace(finished=True, request_id=number, outputs=[sample]))
         return outputs
 
@@ -71,10 +78,10 @@ class StandIn:
         self._running = {}
 
 
-def engine_over_stand_in(size: int) -> VLLMEngine:
-    """Our engine of a group of `size` ranks, without vLLM."""
+def engine_over_stand_in(size: int, *, routed: bool = False) -> VLLMEngine:
+    """Our engine of a group of `size` ranks, without vLLM; `routed`: it gives experts."""
     engine = VLLMEngine.__new__(VLLMEngine)
-    parts: dict[str, Any] = {"_group": engine_group(size), "_ends": [0], "_tokenizer": None}
+    parts: dict[str, Any] = {"_group": engine_group(size), "_ends": [0], "_tokenizer": None, "_routed": routed}
     parts |= {"_vllm": SimpleNamespace(SamplingParams=lambda **options: SimpleNamespace(**options))}
     vars(engine).update(parts | {"_llm": StandIn(parts["_group"])})
     return engine
@@ -278,3 +285,17 @@ def test_the_stand_in_engine_alone() -> None:
     part = engine.generate([[1], [2, 3]], sampling, n=3, seed=(5,), share=range(2, 5))
     assert part.responses() == whole.responses()[2:5]
     assert torch.equal(part.log_probs, whole.log_probs[2:5])
+    assert part.experts is None
+
+
+def test_experts_are_those_of_all_tokens_but_the_last() -> None:
+    engine, prompts = engine_over_stand_in(1, routed=True), [[1], [2, 3]]
+    rollouts = engine.generate(prompts, Sampling(1.0, 1.0, 6), n=3, seed=(5,), share=range(2, 5))
+    assert rollouts.experts is not None
+    for number, size, experts in zip(range(2, 5), rollouts.lengths.tolist(), rollouts.experts, strict=True):
+        tokens = len(prompts[number // 3]) + size - 1
+        assert experts.dtype == torch.int16
+        assert experts.tolist() == [[[t % 4], [t % 4]] for t in range(tokens)]
+    marked = whole_record(np.ones((2, 3, 1), np.uint8), 4)
+    assert marked[:, 0, 0].tolist() == [1, 1, NOT_RECORDED, NOT_RECORDED]
+    assert whole_record(np.ones((5, 3, 1), np.uint8), 4).shape == (4, 3, 1)

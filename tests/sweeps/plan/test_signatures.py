@@ -50,7 +50,7 @@ CHANGES = {
         grpo.extended_from_step grpo.extended_max_new_tokens grpo.advantage grpo.loss grpo.epochs grpo.minibatches
         grpo.kl_weight grpo.overlong grpo.overlong_buffer grpo.dynamic_sampling grpo.leftovers grpo.pass_rate_low
         grpo.pass_rate_high grpo.held_out_every grpo.held_out_problems grpo.collapse grpo.collapse_entropy
-        grpo.collapse_length grpo.precision grpo.start_divergence grpo.seed
+        grpo.collapse_length grpo.precision grpo.start_divergence grpo.seed grpo.routing_replay
     """,
     "evaluate": """
         evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.text_length evaluation.pass_k
