@@ -30,7 +30,7 @@ def dashboard(folder: Path, address: str, *arguments: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_views_report_and_tables_are_saved_and_then_updated(make_store: Callable, tmp_path: Path) -> None:
     make_store(["objective=ce,precision"])
     with wandb_server() as (address, arrived):

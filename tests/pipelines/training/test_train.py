@@ -220,7 +220,7 @@ def train_to_the_end(cache: Path, *folders: Path) -> None:
         model.save_pretrained(folder / "weights")
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_a_training_killed_at_any_instruction_ends_with_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
     """SIGKILL while states are saved after every step; a second attempt ends like an uninterrupted one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -28,7 +28,7 @@ def test_every_log_of_rl_is_kept() -> None:
     assert {SAMPLES, FORKING, "ledger.jsonl"} <= RESUMED
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_an_interrupted_rl_run_has_the_samples_of_before(tmp_path: Path) -> None:
     """The rows of step 0 are written by the first attempt only."""
     overrides = [*SMALL, "until=grpo", "tracking=off", "grpo.steps=60", "evaluation.benchmarks.Docstrings.items=2"]

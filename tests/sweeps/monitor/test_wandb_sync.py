@@ -114,7 +114,7 @@ def test_a_server_that_dies_does_not_stop_a_stage(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == list(range(40))
 
 
-@pytest.mark.slow
+@pytest.mark.ci_only
 def test_a_stage_starts_without_a_server(tmp_path: Path) -> None:
     line = [sys.executable, "-c", TRAIN, str(tmp_path)]
     variables = environment("http://127.0.0.1:9", tmp_path)
