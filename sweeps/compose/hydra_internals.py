@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipelines.errors import UserError
-from sweeps.compose.overrides import apply_override, copy_references
+from sweeps.compose.overrides import apply_override, check_sweeps, copy_references
 
 _hydras_apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 _hydras_load = ConfigLoaderImpl._load_configuration_impl
@@ -63,6 +63,8 @@ def _load(
 def _apply_overrides(overrides: Sequence[Override], config: DictConfig) -> None:
     for override in overrides:
         left_to_cells = _before_cells.get() and not override.is_hydra_override()
+        if left_to_cells:
+            check_sweeps(override)  # no cell can make sense of it
         with suppress(ConfigCompositionException, UserError) if left_to_cells else nullcontext():
             _apply(override, config)
 

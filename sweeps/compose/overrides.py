@@ -24,10 +24,8 @@ def apply_override(override: Override, config: DictConfig) -> None:
     Raises `UserError` where `+` would change a value and for sweeps inside of a value, and the errors of OmegaConf for
     unknown keys and wrong values.
     """
+    check_sweeps(override)
     key, value = override.key_or_group, override.value()
-    if _has_sweep(value):
-        fix = f"sweep over whole values, as in {key}=[1],[2]"
-        raise UserError(f"{override.input_line}: a sweep cannot be inside a list or a mapping; {fix}")
     adds = override.is_add() or override.is_force_add()
     copy_references(config, key)
     present = _select(config, key)
@@ -59,6 +57,13 @@ def apply_override(override: Override, config: DictConfig) -> None:
     if not isinstance(node, DictConfig):
         raise UserError(f"{key}: a list is set as a whole: {key.rpartition('.')[0]}=[...]")
     _merge(node, names, value)
+
+
+def check_sweeps(override: Override) -> None:
+    """Raise `UserError` for a sweep inside of a value."""
+    if _has_sweep(override.value()):
+        fix = f"sweep over whole values, as in {override.key_or_group}=[1],[2]"
+        raise UserError(f"{override.input_line}: a sweep cannot be inside a list or a mapping; {fix}")
 
 
 def _merge(node: DictConfig, names: list[str], value: Any) -> None:

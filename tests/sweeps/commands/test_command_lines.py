@@ -109,7 +109,7 @@ def test_cfg_job_shows_the_cells_that_run(tmp_path: Path, shaping_run: Command) 
         (["hydra/launcher=basic"], "hydra/launcher=basic: it runs no graph of stage runs; choose local or slurm"),
         (["hydra/sweeper=basic"], "hydra/sweeper=basic: it runs no graph of stage runs; choose graph"),
         (["+sweep=69"], "needs quotes: +sweep='\"69\"'"),
-        (["+sweep="], "sweep=: unknown option; it is one of: beta, beta_lambda_k, heads"),
+        (["+sweep="], "sweep=: unknown option; it is one of: beta, beta_lambda_k, entropy, heads"),
         (["++sweep=nano"], "++sweep=nano: an option is added with one plus: +sweep=nano"),
         (["~sweep"], "~sweep: no option of this group is chosen"),
         (["+objective=ce"], "+objective: an option of this group is chosen already; leave out the +"),
@@ -152,7 +152,7 @@ def test_a_mistake_exits_with_2_and_writes_nothing(
         (TABLES, ["overrides={a:1}"], "overrides={a:1}: it must be a list: [a,b]"),
         (TABLES, ["tables=x"], "tables=x: it must be a list: [a,b]"),
         (TABLES, ["scael=nano"], "scael: unknown key; did you mean 'scale'?"),
-        (TABLES, ["sweep=nope"], "sweep=nope: unknown option; did you mean 'nano'?"),
+        (TABLES, ["sweep=nanno"], "sweep=nanno: unknown option; did you mean 'nano'?"),
         (TABLES, ["--clams"], "--clams: unknown flag; did you mean '--claims'?"),
     ],
 )

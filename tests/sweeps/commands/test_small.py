@@ -32,9 +32,9 @@ LOCAL = [
 ]
 """Files in place of every data set that is used here."""
 SHORT = [
-    *("model.layers=10", "model.d_model=384", "model.ffn=1024", "model.heads=6", "model.kv_heads=2"),
-    *("compute.compile=false", "compute.micro_batch_tokens=4096", "tracking=off", "pretrain.warmup_steps=1"),
-    *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("tokens=32768", "batch_tokens=4096")),
+    *("model.layers=12", "model.d_model=384", "model.ffn=1024", "model.heads=6", "model.kv_heads=2"),
+    *("compute.compile=false", "compute.micro_batch_tokens=1024", "tracking=off", "pretrain.warmup_steps=1"),
+    *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("tokens=8192", "batch_tokens=1024")),
     *(f"{stage}.{key}" for stage in ("pretrain", "midtrain") for key in ("sequence_length=256", "milestones=1")),
     *(f"{stage}.precision=float32" for stage in ("pretrain", "midtrain", "grpo")),
     *("grpo.steps=2", "grpo.milestones=1", "grpo.prompts=2", "grpo.samples=2", "grpo.held_out_problems=2"),
@@ -104,6 +104,7 @@ def test_keys_of_options_that_a_sweep_chooses(chosen: list[str], tmp_path: Path,
 
 
 @pytest.mark.ci_only
+@pytest.mark.timeout(900)
 def test_from_data_to_tables(tmp_path: Path, shaping_run: Command) -> None:
     stand_ins(tmp_path)
 
