@@ -3,9 +3,9 @@
     python -m benchmarks.two_ranks [--json FILE]
 
 The step of `benchmarks.grpo` with 5 M parameters, 8 prompts x 8 samples and 256 new tokens, in processes of one thread
-each: two gloo ranks that share sampling and update and average their gradients (DDP), and one alone. The processes are
+each: two gloo ranks that share sampling and update and average their gradients (DDP), and a single process. They are
 started once and wait while the other side takes its step, so the sides alternate. Two cores that do nothing else are
-needed: beside other work two ranks wait for the slower core.
+needed: otherwise two ranks wait for the slower one.
 """
 
 import sys

@@ -144,8 +144,9 @@ def load_engine(
     `longest` returns the tokens of the longest prompt and response together. It is a function because it has to
     tokenize every prompt, and not every engine needs it. A `sharded` model cannot sample by itself: the engine
     `transformers` then is a whole copy of the same type. The engine has its weights after the first `take`. RL has a
-    `setting` only where ranks share engines. Raises `UserError` if the engine is not installed or does not run this
-    model on this machine, or if the ranks or the model cannot be divided into groups that share one.
+    `setting` only where ranks share engines or routing is replayed. Raises `UserError` if the engine is not installed
+    or does not run this model on this machine, or if the ranks or the model cannot be divided into groups that share
+    one.
     """
     check_shared(name, setting.tensor_parallel if setting else 1)
     check_routed(name, bool(setting and setting.routed_experts))

@@ -21,11 +21,11 @@ from pipelines.rollouts.engine import Finished
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """The ranks that share this rank's engine; by default this one alone."""
+    """The ranks that share this rank's engine; by default only this one."""
 
     size: int = 1
     process_group: Any = None
-    """The group's own messages, between main memories; None for a rank alone."""
+    """The group's own messages, between main memories; None for a group of one."""
 
     def whole(self, share: range) -> range:
         """The samples of the whole group, of which `share` are this rank's: consecutive, in the order of the ranks.
@@ -57,7 +57,7 @@ ALONE = EngineGroup()
 
 
 def engine_group(size: int) -> EngineGroup:
-    """This rank's group of `size` consecutive ranks; all ranks call it together. Check `size` by `group_fault`."""
+    """This rank's group of `size` consecutive ranks; all ranks call it together, after `check_groups`."""
     if size == 1:
         return ALONE
     rank, mine = dist.get_rank(), ALONE

@@ -35,11 +35,6 @@ class Routing:
         for layer, router in enumerate(routers):
             router.register_forward_hook(partial(self._hook, layer))
 
-    @property
-    def width(self) -> int:
-        """Numbers that are recorded of a token: layers x active experts."""
-        return self.layers * self.active
-
     def record(self) -> None:
         """Record the choices of the passes from now on."""
         self._recorded = [[] for _ in range(self.layers)]

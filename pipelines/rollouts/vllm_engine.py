@@ -24,7 +24,7 @@ from transformers import MiniMaxM2Config, PreTrainedConfig, PreTrainedModel
 
 from pipelines.configuration.engines import vllm_fault
 from pipelines.data.tokenizer import end_tokens
-from pipelines.errors import Interrupted, UserError
+from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.rollouts.architectures import positions
 from pipelines.rollouts.engine import IN_RL, EngineSetting, Finished, Rollouts, Sampling, never
 from pipelines.rollouts.engine_groups import Lockstep, check_groups, engine_group
@@ -212,8 +212,12 @@ def _options(setting: EngineSetting, *, on_gpu: bool) -> dict[str, Any]:
 def whole_record(experts: Any, tokens: int) -> Tensor:
     """vLLM's array of experts for exactly `tokens` tokens, [tokens, layers, active] int16.
 
-    Those that it did not record are marked `NOT_RECORDED`.
+    Those that it did not record are marked `NOT_RECORDED`. Raises `StageFailure` if it gave no array.
     """
+    if experts is None:
+        raise StageFailure(
+            "grpo.routing_replay=True: vLLM gives no experts of this model; set it to false, or grpo.engine=replica"
+        )
     recorded = torch.from_numpy(experts.astype(np.int16))[:tokens]
     missing = recorded.new_full((tokens - len(recorded), *recorded.shape[1:]), NOT_RECORDED)
     return torch.cat([recorded, missing])

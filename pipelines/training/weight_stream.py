@@ -61,7 +61,7 @@ def _embedding(model: PreTrainedModel) -> Tensor:
 
 
 def _groups(names: Iterable[str]) -> Iterator[list[str]]:
-    """The names of each layer together, since a name of a checkpoint may stand for several; others one by one."""
+    """The names of each layer together, since one name of a checkpoint may mean several; others one by one."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         before, layers, after = name.partition(".layers.")

@@ -1,6 +1,6 @@
 """Four gloo processes in two groups that share an engine each: they sample what one process samples, once.
 
-The engine is ours for vLLM, over a stand-in for vLLM whose every token needs all ranks of the group.
+The engine is ours for vLLM, with a fake vLLM of which every token needs all ranks of the group.
 """
 
 import json
@@ -299,3 +299,5 @@ def test_experts_are_those_of_all_tokens_but_the_last() -> None:
     marked = whole_record(np.ones((2, 3, 1), np.uint8), 4)
     assert marked[:, 0, 0].tolist() == [1, 1, NOT_RECORDED, NOT_RECORDED]
     assert whole_record(np.ones((5, 3, 1), np.uint8), 4).shape == (4, 3, 1)
+    with pytest.raises(StageFailure, match=r"grpo.routing_replay=True: vLLM gives no experts of this model"):
+        whole_record(None, 4)

@@ -1,4 +1,4 @@
-"""The scale `small` from data to tables, on stand-ins of its data sets and with a model of 20 M parameters."""
+"""The scale `small` from data to tables, on local files like its data sets and with models of 20 M parameters."""
 
 import json
 import math
