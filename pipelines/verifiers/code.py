@@ -131,16 +131,17 @@ def why_wrong(program: str, tests: str, nursery: Nursery) -> str | None:
         nursery.ask("run", (to_program.reader.fileno(), from_program.writer.fileno()))
         to_program.reader.close()
         from_program.writer.close()
+        reported, result = None, {}
         try:
             reported, status, seconds = _tested(f"{program}\n", f"{tests}\n", nursery=nursery, pipes=pipes)
+            result = json.loads(reported or b"{}")
         finally:
-            ended = nursery.ask("end")
+            ended = nursery.ask("ended" if "ended" in result else "end")
     if reported is None:
         return f"the program did nothing for {IDLE_TICKS * TICK:.0f} s"
     if not reported:
         _require_own_fault("tests", status, seconds)
         return f"the tests used more than {SECONDS} s of processor time"
-    result = json.loads(reported)
     if "failure" in result:
         raise SandboxFailure(result["failure"])
     if "wrong" in result and not ended["alive"]:

@@ -8,6 +8,7 @@ Unix socket as standard input. It serves one program at a time:
 * `seconds`: the reply is the child's processor time so far.
 * `end` kills the child; the reply says how it had ended ({"status": exit code,
   "seconds": processor time, "alive": whether it had not ended by itself}).
+* `ended` is the same for a child whose pipes are closed: its end, which comes a moment later, is awaited.
 """
 
 import contextlib
@@ -32,6 +33,9 @@ LIBRARIES = (
     "os", "queue", "random", "re", "statistics", "string", "sys", "textwrap", "time", "typing", "unittest",
 )  # fmt: skip
 """What programs and tests import most, loaded once; others are loaded when they are imported."""
+
+DYING_SECONDS = 2.0
+"""A killed process closes its pipes first and can be told from a living one later; much later on a busy machine."""
 
 
 def load_libraries() -> None:
@@ -65,8 +69,12 @@ def _run(pipes: list[int]) -> int:
         os._exit(1)
 
 
-def _end(child: int) -> dict[str, float]:
-    alive = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+def _end(child: int, *, patience: float) -> dict[str, float]:
+    given_up = time.monotonic() + patience
+    while alive := os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= given_up:
+            break
+        time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     return {"alive": alive, "status": os.waitstatus_to_exitcode(status), "seconds": usage.ru_utime + usage.ru_stime}
@@ -95,8 +103,8 @@ def main() -> None:
                 child = _run(pipes)
             elif request == b"seconds":
                 reply = processor_seconds(child)
-            elif request == b"end":
-                reply = _end(child)
+            elif request in (b"end", b"ended"):
+                reply = _end(child, patience=DYING_SECONDS if request == b"ended" else 0.0)
             else:
                 return
         except OSError as error:

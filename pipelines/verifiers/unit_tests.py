@@ -327,7 +327,10 @@ class _Names(dict[str, Any]):
 
 
 def outcome(program_text: str, tests: str, *, reader: int, writer: int) -> dict[str, str]:
-    """Run a program, then its tests. Returns {}, or the reason under "wrong" or "failure" (of ours)."""
+    """Run a program, then its tests. Returns {}, or the reason under "wrong" or "failure" (of ours).
+
+    "ended" is there too if the program closed its pipe, as it does when it ends or is killed.
+    """
     program = Program(reader, writer)
     program.input = sys.stdin = io.StringIO()
     try:
@@ -341,9 +344,11 @@ def outcome(program_text: str, tests: str, *, reader: int, writer: int) -> dict[
         if "raised" in reply:
             return {"wrong": f"the program raised {reply['raised']!r:.300}"}
         exec(compile(tests, "<tests>", "exec"), {"__name__": "__tests__", "__builtins__": _Names(program)})
-        wrong = program.ended
+        wrong = ""
     except BaseException as error:
-        wrong = program.ended or f"{type(error).__name__}: {error}"
+        wrong = f"{type(error).__name__}: {error}"
     if program.unsupported:
         return {"failure": program.unsupported}
+    if program.ended:
+        return {"wrong": program.ended, "ended": program.ended}
     return {"wrong": wrong} if wrong else {}

@@ -58,7 +58,8 @@ def _sentence(error: BaseException, keys: list[str] | None) -> str:
     # Hydra wraps errors, and the first cause says most; some details are only in the text of the outer one.
     cause, text = _chain(error)[-1], " ".join(str(error).split())
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"{cause.filename or 'a file'}: its disk is full; free some space and type the same command again"
+        place = cause.filename or "the disk of the store or of temporary files"
+        return f"{place}: No space left on device; free some space and type the same command again"
     if isinstance(cause, YAMLError):
         return _yaml_mistake(cause)
     if isinstance(cause, UnicodeDecodeError) and (unreadable := unreadable_file()):

@@ -256,14 +256,14 @@ def test_a_number_links_to_its_stage_runs(page: Page) -> None:
     cell = page.locator("#table-14-nano tbody td a").first
     cell.click()
     dialog = page.locator("#lineage")
-    assert dialog.is_visible()
+    dialog.wait_for(state="visible")
     titles = dialog.locator("h3").all_inner_texts()
     assert titles == [f"{s} nano/ce/seed{n}" for n in (1, 2) for s in ("evaluate", "midtrain", "pretrain")]
     assert "ledger.jsonl" in dialog.inner_text()
     dialog.locator("summary").first.click()
     assert "seed" in dialog.locator("pre").all_inner_texts()[0] or dialog.locator("pre").count() > 2
     page.keyboard.press("Escape")
-    assert not dialog.is_visible()
+    dialog.wait_for(state="hidden")
 
 
 def test_sorting_by_keyboard(page: Page) -> None:

@@ -201,8 +201,12 @@ print(failure())
     assert output(script).strip() == "failure: [Errno 11] no room"
 
 
-def test_a_program_that_something_else_kills_is_a_failure() -> None:
-    """As the kernel does when memory runs out. Programs are children of the process that they are forked from."""
+@pytest.mark.parametrize("before", ["", "import os; os.closerange(3, 99)"])
+def test_a_program_that_something_else_kills_is_a_failure(before: str) -> None:
+    """As the kernel does when memory runs out. Programs are children of the process that they are forked from.
+
+    A dying process closes its pipes some time before it can be seen to have ended; closing them makes that time long.
+    """
     script = f"""{FAILING}
 code._nursery.close()
 code._nursery = code.Nursery([*code.COMMAND, "none"])
@@ -210,10 +214,12 @@ def kill():
     pid, children = code._nursery._process.pid, []
     while not children:
         children = open(f"/proc/{{pid}}/task/{{pid}}/children").read().split()
-    time.sleep(0.5)
-    os.kill(int(children[0]), signal.SIGKILL)
+    child = int(children[0])
+    while time.clock_gettime(~child << 3 | 2) < 0.2:  # its processor time: the program runs
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
 threading.Thread(target=kill).start()
-print(failure("def f():\\n    while True: pass", "f()"))
+print(failure("{before}\\nwhile True: pass"))
 print(failure())
 """
     first, second = output(script).strip().split("\n")
