@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from submitit.local.local import LocalJob
 
@@ -281,7 +282,9 @@ class _Execution:
             self._free_children(signature)
         else:
             # The worker has recorded its error, unless it was killed or could not write.
-            error = (attempts[-1].get("error") if is_own else None) or self._unrecorded_error(running)
+            error = (attempts[-1].get("error") if is_own else None) or unrecorded_error(
+                self.store.root, running.job.paths.stderr, running.process.exitcode
+            )
             self.outcome.failed[signature] = f"{error}; log: {running.job.paths.stderr}"
             self._block(signature)
         self.display.ended(running.run, self.outcome)
@@ -292,16 +295,6 @@ class _Execution:
             if descendant.signature in self.waiting:
                 self.waiting.remove(descendant.signature)
                 self.outcome.blocked.append(descendant.signature)
-
-    def _unrecorded_error(self, running: _Running) -> str:
-        """Why a worker ended without recording an error: it may have been unable to write to the store."""
-        if raised := RAISED.match("".join(tail(running.job.paths.stderr, 1))):
-            return raised.group(1)
-        disk = os.statvfs(self.store.root)
-        if disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES or (disk.f_files and not disk.f_favail):
-            full = why_full(self.store.root, OSError(errno.ENOSPC, ""))
-            return f"store={self.store.root}: {full} and run the same command again"
-        return f"its worker died without an error message ({cause(running.process.exitcode)})"
 
     def _free_children(self, signature: str) -> None:
         """Make the children of a finished stage run ready that wait for nothing else."""
@@ -321,6 +314,17 @@ class _Execution:
             elif not self.store.run(run.stage, signature).is_held():
                 self.elsewhere.remove(signature)
                 heapq.heappush(self.ready, self._entry(signature))
+
+
+def unrecorded_error(store: Path, log: Path, exit_code: int | None) -> str:
+    """Why a worker ended without recording an error: it may have been unable to write to the store."""
+    # A full disk may have cut the line short.
+    if (raised := RAISED.match("".join(tail(log, 1)))) and log.read_bytes().endswith(b"\n"):
+        return raised.group(1)
+    disk = os.statvfs(store)
+    if disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES or (disk.f_files and not disk.f_favail):
+        return f"store={store}: {why_full(store, OSError(errno.ENOSPC, ''))} and run the same command again"
+    return f"its worker died without an error message ({cause(exit_code)})"
 
 
 def cause(exit_code: int | None) -> str:

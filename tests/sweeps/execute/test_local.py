@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.execute.local import unrecorded_error
 from sweeps.monitor.status import tail
 from sweeps.store.stage_runs import Store, StoredRun
 from tests.conftest import SMALL
@@ -89,3 +90,22 @@ def print_level(log: Path) -> None:
 
     set_up_logging()
     logging.getLogger("sweeps").debug("a line")
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2**30])
+def test_a_message_that_a_full_disk_cut_short_is_not_shown(
+    free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, message = tmp_path / "log", "store=x: No space left on device; free some space and run the same command again"
+    disk = os.statvfs_result((1, 1, free_bytes, free_bytes, free_bytes, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    text = f"some lines\npipelines.errors.StageFailure: {message}\n"
+    for length in range(len(text) + 1):
+        log.write_text(text[:length])
+        error = unrecorded_error(tmp_path, log, 1)
+        if length == len(text):
+            assert error == message
+        elif free_bytes:
+            assert error == "its worker died without an error message (exit code 1)"
+        else:
+            assert error == f"store={tmp_path}: No space left on device; free some space and run the same command again"
