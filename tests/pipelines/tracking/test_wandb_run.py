@@ -64,6 +64,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Received
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")  # seconds; 15 otherwise
     monkeypatch.setenv("HOME", str(tmp_path))
     with wandb_server() as (address, received):
         monkeypatch.setenv("WANDB_BASE_URL", address)

@@ -1,5 +1,6 @@
 """The daily commands on a store whose stage runs are made by the real executor and train nothing."""
 
+import functools
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.files import read_sealed, write_sealed
+from sweeps.monitor import upkeep
 from sweeps.store.stage_runs import Store
 from tests.in_process import in_process
 from tests.sweeps.commands.untrained import FAKE, FEW, rows, run, sweeps
@@ -229,7 +231,9 @@ def test_stage_runs_can_be_copied_to_another_store(made: Path, tmp_path: Path) -
     assert "Nothing to do: all 12 stage runs" in again.stdout
 
 
-def test_gc_lists_first_and_keeps_what_a_named_sweep_needs(folder: Path) -> None:
+def test_gc_lists_first_and_keeps_what_a_named_sweep_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The named sweeps are composed once for the four commands.
+    monkeypatch.setattr(upkeep, "needed_by_named_sweeps", functools.cache(upkeep.needed_by_named_sweeps))
     named = run("+sweep=nano", "objective=ce", *FEW, "until=pretrain", cwd=folder)  # names two of them
     assert named.returncode == 0, named.stderr
     store = Store.open(folder / "store")
