@@ -1,6 +1,7 @@
 """The public set of escapes and reward hacks: each scores 0 and changes nothing outside."""
 
 import os
+import re
 import resource
 import subprocess
 import time
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.pipelines.verifiers.escapes import RIGHT, SLOW, STRICT, TESTS, attempts
+from pipelines.verifiers import code, namespaces
+from tests.pipelines.verifiers.escapes import RIGHT, SLOW, STRICT, TESTS, attempts, machine, system_calls
 from tests.pipelines.verifiers.test_judge import rewards
 
 
@@ -67,6 +69,48 @@ def test_no_attempt_succeeds_or_changes_anything(
     assert not Path("/tmp/made-by-a-program").exists()
     # The tests that the attempts could not deceive are passed by a right program.
     assert rewards("code", [(RIGHT, STRICT), (RIGHT, TESTS)]) == [1, 1]
+
+
+REFUSED = r"\[Errno 1\] Operation not permitted|\[Errno 13\] Permission denied"
+OTHER_REFUSALS = {
+    **dict.fromkeys(
+        ("environment", "environment of C", "shell", "web browser", "queued signal", "trace"), "AssertionError"
+    ),
+    **dict.fromkeys(("memory", "memory, bit by bit"), "MemoryError"),
+    **dict.fromkeys(("thread", "executor"), "can't start new thread"),
+    "many files": r"\[Errno 24\] Too many open files",
+    "mask": "'OSError'",
+    "terminal": "out of pty devices",
+    "database": "unable to open database file",
+    "deep recursion": "RecursionError",
+    "home": "Could not determine home directory|" + REFUSED,
+    "temporary": "No usable temporary directory",
+    "its limits": "not allowed to raise maximum limit",
+    "name": "'gaierror'",
+}
+"""What an attack on the machine ends with where Python or C has other words for the kernel's refusal."""
+
+
+@pytest.mark.ci_only
+@pytest.mark.parametrize("way", sorted(namespaces.ways(code.COMMAND)))
+def test_attacks_on_the_machine_end_because_they_are_refused(way: str, tmp_path: Path, victim: int) -> None:
+    """Not because of a mistake in the attack, or because what it wants is nowhere on this machine."""
+    try:
+        nursery = code.Nursery(namespaces.ways(code.COMMAND)[way])
+    except code.SandboxFailure as failure:
+        pytest.skip(f"{way}: {failure}")
+    file = tmp_path / "victim"
+    file.write_text("whole")
+    for name, (program, tests) in machine(str(file), victim):
+        why = code.why_wrong(program, tests, nursery) or "it passed"
+        hidden = re.search(r"\[Errno 2\] No such file or directory: '([^']*)'", why)
+        expected = OTHER_REFUSALS.get(name.removeprefix("machine: "), REFUSED)
+        assert (hidden and Path(hidden[1]).exists()) or re.search(expected, why), (name, why)
+    for name, (program, tests) in system_calls():
+        why = code.why_wrong(program, tests, nursery)
+        own_check = "AssertionError: " if name.startswith("every") else "the program raised [['AssertionError'], '']"
+        assert why == own_check, (name, why)
+    nursery.close()
 
 
 @pytest.mark.ci_only
