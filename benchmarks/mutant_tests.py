@@ -13,6 +13,7 @@ from typing import Any
 
 import coverage
 import pytest
+from filelock import FileLock
 
 PACKAGES = ("shaping", "pipelines", "sweeps", "analysis")
 LIBRARIES = (
@@ -47,14 +48,15 @@ def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit
 def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, dict[str, Any]]:
     """What each passing test of the file costs and reaches, measured again where the file or `source` has changed."""
     kept = cache / f"{_digest(copy / test_file)}.tests"
-    if kept.exists():
-        known = json.loads(kept.read_text())
-        if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source):
-            return known["records"]
-    kept.write_text('{"sources": {}, "records": {}}')
-    with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
-        _wait(child, MEASURING + 20)
-    return json.loads(kept.read_text())["records"]
+    with FileLock(kept.with_suffix(".lock")):  # another process may measure the same file
+        if kept.exists():
+            known = json.loads(kept.read_text())
+            if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source):
+                return known["records"]
+        kept.write_text('{"sources": {}, "records": {}}')
+        with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
+            _wait(child, MEASURING + 20)
+        return json.loads(kept.read_text())["records"]
 
 
 def _digest(file: Path) -> str:

@@ -17,6 +17,7 @@ import argparse
 import compileall
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import py_compile
@@ -28,6 +29,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many mutants, at random (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=10.0, help="seconds of tests per mutant")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the cores)")
     parser.add_argument("--minutes", type=float, help="start no further mutant after so long")
     parser.add_argument("--json", type=Path, help="also write every mutant with its outcome")
     options = parser.parse_args()
@@ -65,7 +69,7 @@ def main() -> None:
     if not paths:
         print("no file of the four packages has changed: name some with --files, --core or --all")
         return
-    outcomes = _outcomes(_sample(paths, options.sample, options.seed), options.limit, end)
+    outcomes = _outcomes(_sample(paths, options.sample, options.seed), options.limit, end, options.jobs)
     _print_table(outcomes)
     if options.json:
         options.json.write_text(json.dumps(outcomes, indent=1))
@@ -102,25 +106,42 @@ def _sample(paths: list[str], size: int | None, seed: int) -> list[Mutation]:
     return sorted(kept, key=lambda mutation: (mutation.path, mutation.line))
 
 
-def _outcomes(mutations: list[Mutation], limit: float, end: float) -> list[dict[str, Any]]:
+def _outcomes(mutations: list[Mutation], limit: float, end: float, jobs: int) -> list[dict[str, Any]]:
+    """What became of each mutation; each process takes the mutations of one file at a time."""
     for library in LIBRARIES:
         importlib.import_module(library)
     CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder) / "repository"
-        _copy_repository(copy)
-        outcomes: list[dict[str, Any]] = []
-        for mutation in mutations:
-            if time.monotonic() > end:
-                print(f"out of time: {len(mutations) - len(outcomes)} mutants were not tried")
-                break
-            outcomes.append(_outcome(mutation, copy, limit))
-            _print_outcome(outcomes[-1])
+    files = [list(group) for _, group in itertools.groupby(mutations, lambda mutation: mutation.path)]
+    outcomes: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mutants-") as folder,
+        ProcessPoolExecutor(jobs, get_context("fork"), initializer=_copy_repository, initargs=(folder,)) as pool,
+    ):
+        for done in as_completed([pool.submit(_outcomes_of_file, file, limit, end) for file in files]):
+            for outcome in done.result():
+                outcomes.append(outcome)
+                _print_outcome(outcome)
+    if len(outcomes) < len(mutations):
+        print(f"out of time: {len(mutations) - len(outcomes)} mutants were not tried")
+    return sorted(outcomes, key=lambda outcome: (outcome["path"], outcome["line"]))
+
+
+_copy = Path()
+"""The copy of the repository that this process changes."""
+
+
+def _outcomes_of_file(mutations: list[Mutation], limit: float, end: float) -> list[dict[str, Any]]:
+    outcomes: list[dict[str, Any]] = []
+    for mutation in mutations:
+        if time.monotonic() < end:
+            outcomes.append(_outcome(mutation, _copy, limit))
     return outcomes
 
 
-def _copy_repository(copy: Path) -> None:
-    """Tracked and new files, compiled so that a file changed within a second is noticed."""
+def _copy_repository(folder: str) -> None:
+    """Copy tracked and new files for this process, compiled so that a file changed within a second is noticed."""
+    global _copy
+    _copy = copy = Path(folder) / str(os.getpid()) / "repository"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
