@@ -138,7 +138,13 @@ def _machine(environments: Sequence[dict[str, Any]], times: _Times) -> str:
     cores = _listed(environment.get("cores") for environment in environments)
     if cores:
         parts.append(f"{cores} cores")
-    for name, title in (("device", ""), ("platform", ""), ("python", "Python "), ("torch", "torch ")):
+    for name, title in (
+        ("device", ""),
+        ("processor", ""),
+        ("platform", ""),
+        ("python", "Python "),
+        ("torch", "torch "),
+    ):
         if text := _listed(environment.get(name) for environment in environments):
             parts.append(title + text)
     return ", ".join(parts)

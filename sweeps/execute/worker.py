@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -395,9 +396,17 @@ def _publish(work: Path, folder: Path) -> None:
     flush(folder)
 
 
+def processor(description: Path) -> str:
+    """The processor, by the kernel's description: another rounds otherwise and trains another model from a seed."""
+    with contextlib.suppress(OSError):
+        if model := re.search(r"^model name\s*: (.+)$", description.read_text(), re.MULTILINE):
+            return f"{platform.machine()} ({model[1].strip()})"
+    return platform.machine()
+
+
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages, of Python and of the platform that a result may depend on, and the machine's cores.
+    """What a result may depend on: versions of packages, Python and the platform, the machine's cores and processor.
 
     In a checkout also its `commit`, with `-dirty` if files were changed.
     """
@@ -405,6 +414,7 @@ def package_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "processor": processor(Path("/proc/cpuinfo")),
     }
     root = Path(__file__).parents[2]
     if (root / ".git").exists():  # an installed package may be inside somebody else's repository

@@ -34,12 +34,12 @@ def test_what_is_missing_and_the_commit_are_named(make_store: Callable) -> None:
         path = store.run(run.stage, run.signature).folder / "spec.json"
         if path.exists():
             spec = read_sealed(path)
-            spec["environment"] |= {"commit": "abc-dirty", "cores": "2"}
+            spec["environment"] |= {"commit": "abc-dirty", "cores": "2", "processor": "x86_64 (Some 9)"}
             write_sealed(path, spec)
     facts = provenance(read_study(graph, store), command="x").facts
     assert facts["not run"].startswith("1 stage runs missing, ")
     assert facts["commit"] == "abc-dirty"
-    assert facts["machine"].startswith("2 cores")
+    assert facts["machine"].startswith("2 cores, x86_64 (Some 9)")
 
 
 def test_the_recorded_launch_is_the_command(make_store: Callable) -> None:
