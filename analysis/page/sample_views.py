@@ -189,7 +189,7 @@ def _courses(study: Study, model: str, settings: Sequence[str]) -> list[dict[str
         by_seed = {int(seed): _own_samples(study, run) for seed, run in of_setting[["seed", "stage_run"]].to_numpy()}
         shares = {seed: _last_share(rows) for seed, rows in by_seed.items() if rows}
         for run in of_setting["stage_run"]:
-            tasks |= set(map(str, study.specs[run]["config"].get("grpo", {}).get("tasks") or [""]))
+            tasks |= set(map(str, study.specs[run]["config"]["grpo"].get("tasks") or [""]))
         for seed in worst_and_best(shares):
             for row in by_seed[seed]:
                 steps = found.setdefault(str(row["question"]), {}).setdefault((str(setting), seed), {})

@@ -21,6 +21,7 @@ from analysis.headline_words import (
 from analysis.seed_spread import furthest_seed, odd_seeds
 from analysis.study import read_study
 from analysis.table_builder import build_tables
+from analysis.terminal import cells
 from sweeps.plan.graph import StageRun
 from tests.analysis.conftest import Measured, known, write_run
 from tests.published import publish
@@ -208,6 +209,36 @@ def test_the_figure_has_a_labelled_dot_for_each_seed(make_store: Callable) -> No
             if "label" in row
         ]
         assert sorted(",".join(labels).split(",")) == ["1", "1", "2", "2"]
+
+
+def test_the_figure_has_the_interval_of_each_difference_or_its_point(make_store: Callable) -> None:
+    result = headline(read_study(*make_store(["objective=ce,precision,diversity"], number=numbers)))
+    (first, *others) = [row for row in result.rows if row.differences]
+    bare = {n: replace(d, estimate=replace(d.estimate, low=None, high=None)) for n, d in first.differences.items()}
+    unknown = replace(result, rows=[result.rows[0], replace(first, differences=bare), *others])
+    for panel, name in zip(headline_chart(unknown).panels, ("entropy", "result"), strict=True):
+        drawn = [[row[key] for key in ("objective", "low", "mean", "high")] for row in panel["data"]["values"]]
+        expected = []
+        for row in unknown.rows[1:]:
+            estimate = row.differences[name].estimate
+            low, high = estimate.low or estimate.value, estimate.high or estimate.value
+            expected.append([row.setting, *(pytest.approx(x, rel=1e-4) for x in (low, estimate.value, high))])
+        assert drawn == expected
+        assert drawn[0][1] == drawn[0][2] == drawn[0][3]
+        assert drawn[1][1] < drawn[1][2] < drawn[1][3]
+
+
+def test_the_terminal_names_the_baseline_and_what_was_not_run(make_store: Callable) -> None:
+    graph, store = make_store(
+        ["objective=ce,precision,diversity", "seed=1,2"],
+        number=numbers,
+        leave_out=lambda run: run.labels["objective"] == "diversity" and run.stage != "pretrain",
+    )
+    result = headline(read_study(graph, store))
+    shown = {row.setting: cells(result, row)[-2:] for row in result.rows}
+    assert shown["ce"] == ["", "baseline"]
+    assert shown["precision"][1] == result.rows[1].differences["result"].word
+    assert shown["diversity"] == ["", "not run"]
 
 
 def test_many_settings_show_the_largest_differences_first(make_store: Callable) -> None:
