@@ -156,7 +156,7 @@ def _copy_repository(folder: str) -> None:
 
 def _outcome(mutation: Mutation, copy: Path, limit: float) -> dict[str, Any]:
     """The mutation with what became of it: killed, timeout, survived, or untested where no test reaches the line."""
-    test_files = _test_files(mutation.path)
+    test_files = _test_files(mutation.path, copy)
     chosen = tests_of(copy, mutation.path, mutation.line, test_files=test_files, limit=limit, cache=CACHE)
     files = sorted({test.split("::")[0] for test in chosen})
     parts = [mutation.text, *chosen, *((copy / file).read_text() for file in files)]
@@ -175,17 +175,24 @@ def _outcome(mutation: Mutation, copy: Path, limit: float) -> dict[str, Any]:
     }
 
 
-def _test_files(path: str) -> list[str]:
-    """Test files of a file: the mirrored one, those that import it, then those of its folder; small ones first."""
+def _test_files(path: str, copy: Path) -> list[str]:
+    """Test files of a file: the mirrored one, those that import it, then those of its folder; small ones first.
+
+    One of the mirrored name in another folder counts as one that imports it.
+    """
     source = Path(path)
     module = ".".join(source.with_suffix("").parts)
     mirrored = Path("tests", *source.parts[:-1])
     ranked = []
-    for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        local, text = file.relative_to(ROOT), file.read_text()
+    for file in sorted((copy / "tests").rglob("test_*.py")):
+        local, text = file.relative_to(copy), file.read_text()
         if local == mirrored / f"test_{source.name}":
             rank = 0
-        elif f"{module} import" in text or f"from {module.rpartition('.')[0]} import {source.stem}" in text:
+        elif (
+            f"{module} import" in text
+            or f"from {module.rpartition('.')[0]} import {source.stem}" in text
+            or file.name == f"test_{source.name}"
+        ):
             rank = 1 if local.parent == mirrored else 2
         elif local.parent == mirrored:
             rank = 3
