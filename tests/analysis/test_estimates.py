@@ -1,12 +1,16 @@
 """The mean over seeds and its interval, against scipy and the equation of Wilson's interval."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.estimates import Precision, seed_mean
+from analysis.estimates import Estimates, Precision, seed_mean
+from analysis.measurement_grid import Checkpoint, build_grid
+from analysis.study import read_study
+from analysis.table_columns import Scores
 
 EXACT = Precision(error=0.0, resolution=0.0, item=0.0)
 
@@ -52,3 +56,46 @@ def test_a_number_without_any_known_error_has_no_interval() -> None:
     assert (entry.value, entry.low, entry.high, entry.n) == (5.0, None, None, 1)
     with pytest.raises(ValueError, match="no seed"):
         seed_mean([math.nan], EXACT, is_share=True)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_error_over_items_counts_where_there_is_one_seed(seeds: int, make_store: Callable) -> None:
+    """The mean of two texts, each with a standard error of 0.01 over 64 items."""
+    study = read_study(*make_store(["objective=ce", f"seed={','.join(map(str, range(1, seeds + 1)))}"]))
+    rows = study.measurements.query("stage == 'pretrain' and metric == 'entropy' and benchmark == 'Docstrings'")
+    last = rows[rows["step"] == rows["step"].max()].sort_values("seed")
+    pairs = (("Docstrings", "entropy"), ("Docstrings", "perplexity"))
+    at = Checkpoint("nano", "ce", "pretrain", int(last["step"].iloc[0]))
+    one = Estimates.of(study).entry(at, Scores(pairs[:1], factor=1))
+    assert one.value == pytest.approx(last["value"].mean())
+    assert (one.n, len(one.stage_runs), one.waits_for) == (seeds, seeds, ())
+    resolution = 0.01 / 8
+    if seeds == 1:
+        half = 1.959964 * math.hypot(0.01, resolution)
+        two = Estimates.of(study).entry(at, Scores(pairs, factor=1))
+        together = 1.959964 * math.hypot(0.01, 0.01, resolution, resolution) / 2
+        assert two.high == pytest.approx(two.value * math.exp(together / two.value), rel=1e-6)
+    else:
+        error = math.sqrt(last["value"].var() / seeds + resolution**2 / seeds)
+        half = stats.t.ppf(0.975, seeds - 1) * error
+    assert one.high == pytest.approx(one.value * math.exp(half / one.value), rel=1e-6)
+
+
+def test_what_was_not_measured_waits_for_its_evaluations(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"], leave_out=lambda run: run.stage == "evaluate")
+    missing = [r.signature for r in graph.runs.values() if r.checkpoint == "step-000878" and not r.control]
+    estimates = Estimates.of(read_study(graph, store))
+    entry = estimates.entry(Checkpoint("nano", "ce", "midtrain", 878), Scores((("Docstrings", "entropy"),), factor=1))
+    assert (entry.value, entry.low, entry.n, entry.stage_runs) == (None, None, 0, ())
+    assert set(entry.waits_for) == {f"evaluate/{signature}" for signature in missing}
+
+
+def test_rows_and_their_stage_runs_belong_together(make_store: Callable) -> None:
+    study = read_study(*make_store(["objective=ce,precision", "seed=1,2"]))
+    grid = build_grid(study)
+    assert len(grid.stage_runs) == len(grid.values) == len(grid.rows)
+    for quantity, row in grid.rows.items():
+        measured = study.measurements
+        for name, value in quantity._asdict().items():
+            measured = measured[measured[name].fillna("") == value]
+        assert set(grid.stage_runs[row]) == set(measured["stage_run"])

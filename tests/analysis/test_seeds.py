@@ -108,6 +108,7 @@ def test_undecided_claims_have_numbers_and_commands(make_store: Callable) -> Non
     tail = found["tail-penalty-after-rl"]
     assert tail.seeds == 3
     assert tail.new is not None
+    assert tail.reason == ""
     assert "only model" in found["precision-grows-with-size"].reason
     text = "\n".join(report(list(found.values()), Options(scale="nano", sweep="nano"), taken=3))
     most = max(need.new for need in found.values() if need.new)

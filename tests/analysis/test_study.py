@@ -245,7 +245,9 @@ def test_waiting_stage_runs_are_listed_parents_first(make_store: Callable) -> No
 def test_an_empty_store_is_an_empty_frame(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")
     assert analysis.load(store.root).empty
-    assert analysis.ledger(store.root).empty
+    ledger = analysis.ledger(store.root)
+    assert ledger.empty
+    assert {"objective", "seed", "stage_run", "step"} <= set(ledger)  # so that a selection works on it
     assert analysis.samples(store.root).empty
 
 
