@@ -30,6 +30,22 @@ def test_other_settings_are_shown_by_their_knobs() -> None:
     assert str(Objective(0, 0.1, -0.1, 50)) == "lam_head=0.1 lam_tail=-0.1 top_k=50"
 
 
+@pytest.mark.parametrize(
+    ("knobs", "is_cross_entropy", "uses_head"),
+    [
+        ((0, 0, 0), True, False),
+        ((-0.25, 0, 0), False, False),
+        ((0, 0.1, 0), False, True),
+        ((0, 0, -0.1), False, True),
+        ((0, 0.1, -0.1), False, True),
+        ((0, 0.1, 0.1), False, False),
+    ],
+)
+def test_which_knobs_have_an_effect(knobs: tuple[float, ...], *, is_cross_entropy: bool, uses_head: bool) -> None:
+    objective = Objective(*knobs)
+    assert (objective.is_cross_entropy, objective.uses_head) == (is_cross_entropy, uses_head)
+
+
 def test_a_misspelt_name_suggests_the_closest() -> None:
     with pytest.raises(ValueError, match="did you mean 'precision'"):
         Objective.named("precison")
