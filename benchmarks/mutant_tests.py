@@ -21,7 +21,7 @@ LIBRARIES = (
     *("hypothesis", "safetensors.torch", "tokenizers", "transformers", "lightning", "filelock"),
 )
 """Imported once, before any process is forked; nothing of the project may be."""
-MEASURING = 60
+MEASURING = 40
 """Seconds for a test file under coverage; tests that have not ended by then are not used."""
 
 
