@@ -53,9 +53,11 @@ def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, 
             known = json.loads(kept.read_text())
             if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source):
                 return known["records"]
-        kept.write_text('{"sources": {}, "records": {}}')
+        kept.unlink(missing_ok=True)
         with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
             _wait(child, MEASURING + 20)
+        if not kept.exists():  # it did not end
+            kept.write_text('{"sources": {}, "records": {}}')
         return json.loads(kept.read_text())["records"]
 
 
