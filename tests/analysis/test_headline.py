@@ -149,6 +149,19 @@ def test_nothing_is_said_of_seeds_that_vary_as_usual(make_store: Callable) -> No
     assert cautions(result) == []
 
 
+@pytest.mark.parametrize(("value", "is_odd"), [(71, True), (70, False), (29, True), (30, False)])
+def test_a_seed_is_odd_beyond_three_and_a_half_standard_deviations(
+    value: float, *, is_odd: bool, make_store: Callable
+) -> None:
+    """The median distance from the median is 4, so the standard deviation is 5.93 and the bound 20.76."""
+    result = headline(read_study(*make_store(["objective=ce"], number=numbers)))
+    after = {1: 46.0, 2: 54.0, 3: 50.0, 4: 47.0, 5: 50.0, 6: 54.0, 7: float(value)}
+    (odd,) = odd_seeds(replace(result, rows=[replace(result.rows[0], by_seed={"after": after})])) or (None,)
+    assert (odd is not None) == is_odd
+    if odd is not None:
+        assert (odd.seed, odd.value, odd.others) == (7, value, (46.0, 54.0))
+
+
 def test_the_seed_that_deviates_most_is_named_and_of_two_none_is_called_odd(make_store: Callable) -> None:
     graph, store = make_store(["objective=ce,diversity", "seed=1,2,3"], number=numbers)
     rewards = {("diversity", 1): 0.7, ("diversity", 2): 0.3, ("diversity", 3): 0.6}
