@@ -28,15 +28,17 @@ MEASURING = 40
 def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit: float, cache: Path) -> list[str]:
     """Passing tests of `test_files` that run `line` of `source`, the cheapest first, for `limit` seconds.
 
-    Where none is known to reach the line (it runs at import, or in another process), any of them.
+    Where none is known to reach the line (it runs at import, in another process or in Triton's interpreter), any of
+    them, those of the first files first.
     """
     records: dict[str, dict[str, Any]] = {}
     for file in test_files:
         records |= _records(copy, source, file, cache)
     reaching = {name: record for name, record in records.items() if line in record["lines"].get(source, ())}
+    rank = {file: 0 if reaching else number for number, file in enumerate(test_files)}
     shared: set[str] = set()
     chosen, total = [], 0.0
-    for name, record in sorted((reaching or records).items(), key=lambda item: _cost(item[1])):
+    for name, record in sorted((reaching or records).items(), key=lambda i: (rank[i[0].split("::")[0]], _cost(i[1]))):
         cost = record["seconds"] + sum(cost for fixture, cost in record["shared"].items() if fixture not in shared)
         if total + cost <= limit:
             total += cost
