@@ -119,6 +119,8 @@ def _chain(error: BaseException) -> list[BaseException]:
     """Returns the error and its causes, the first cause last."""
     chain = [error]
     while (cause := _cause(chain[-1])) is not None:
+        if any(cause is link for link in chain):  # in a debugger OmegaConf makes an error its own cause
+            break
         chain.append(cause)
     return chain
 

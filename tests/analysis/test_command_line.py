@@ -39,3 +39,11 @@ def test_a_mistake_is_a_sentence_with_the_argument(argument: str, message: str) 
     with pytest.raises(UserError) as error:
         parse_options(Options, ["store=x", argument], flags=["--watch"])
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(("argument", "message"), [("sedes=5", "did you mean 'seeds'"), ("seeds=x", "whole number")])
+def test_it_is_the_same_in_a_debugger(argument: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OmegaConf, which looks at this variable and for a debugger, then raises an error as its own cause."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    with pytest.raises(UserError, match=message):
+        parse_options(Options, [argument])
