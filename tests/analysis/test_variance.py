@@ -7,7 +7,7 @@ import pytest
 
 from analysis.study import read_study
 from analysis.table_builder import build_tables
-from analysis.variance import components
+from analysis.variance import Component, _share, components
 from analysis.variance_table import variance_table
 from tests.analysis.test_learning import with_curves
 
@@ -98,3 +98,8 @@ def test_the_table_tells_luck_in_rl_from_luck_before_it(make_store: Callable) ->
     assert learning.cells.loc["ce"]["over RL", "area"].n == 3
     single = read_study(*make_store(["objective=ce,precision", "seed=1,2,3"]))
     assert variance_table(single, "nano", "") is None
+
+
+def test_without_luck_in_rl_all_of_the_variance_is_between_seeds() -> None:
+    assert _share(2.0, 0.0, free=(2, 3), size=2.0) == Component(1.0, 1.0, 1.0)
+    assert _share(0.0, 0.0, free=(2, 3), size=2.0) == Component(0.0, 0.0, 1.0)

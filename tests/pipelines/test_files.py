@@ -19,6 +19,7 @@ from pipelines.files import (
     read_sealed,
     remove_leftovers,
     replacing,
+    sealed,
     sha256,
     sha256_of,
     why_full,
@@ -261,3 +262,9 @@ def test_half_a_surrogate_pair_in_a_record_is_replaced_since_no_page_could_show_
     content = read_sealed(tmp_path / "a.json")
     assert content["answer"] == "\ufffd 5"
     assert math.isnan(content["score"])
+
+
+def test_sealed_bytes_do_not_depend_on_the_order_of_the_keys() -> None:
+    body = b'{\n "a": 2,\n "b": {\n  "c": 1,\n  "d": null\n }'
+    expected = body + b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
+    assert sealed({"b": {"d": None, "c": 1}, "a": 2}) == sealed({"a": 2, "b": {"c": 1, "d": None}}) == expected

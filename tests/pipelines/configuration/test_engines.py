@@ -31,3 +31,9 @@ def test_experts_are_asked_of_engines_that_give_them() -> None:
         engines.check_routed(name, wanted=True)
     with pytest.raises(UserError, match=r"^grpo\.routing_replay=True: the engine other does not give its experts"):
         engines.check_routed("other", wanted=True)
+
+
+def test_only_vllm_can_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "installed_version", lambda package: None)
+    assert engines.engine_fault("transformers") is None
+    assert engines.engine_fault("vllm") is not None

@@ -34,6 +34,7 @@ def test_a_benchmark_that_cannot_be_measured_is_named(changes: dict[str, Any], m
         ({"temperature": 0.0}, "evaluation.temperature=0.0"),
         ({"top_p": 0.0}, "evaluation.top_p=0.0: it must be in (0, 1]"),
         ({"top_p": 1.5}, "evaluation.top_p=1.5"),
+        ({"precision": "int8"}, "evaluation.precision=int8"),
         ({"stage_max_new_tokens": {"grop": 5}}, "evaluation.stage_max_new_tokens=grop"),
         ({"stage_max_new_tokens": {"grpo": 0}}, "evaluation.stage_max_new_tokens.grpo=0"),
     ],
@@ -41,6 +42,31 @@ def test_a_benchmark_that_cannot_be_measured_is_named(changes: dict[str, Any], m
 def test_an_evaluation_that_cannot_be_made_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         EvaluationConfig(
-            **{"max_new_tokens": 8, "text_length": 8, **options}, benchmarks={"Mine": BenchmarkConfig(**GOOD)}
+            **{"max_new_tokens": 8, "text_length": 8, "pass_k": [1], **options},
+            benchmarks={"Mine": BenchmarkConfig(**GOOD)},
         )
     assert str(error.value).startswith(message)
+
+
+def test_the_longest_rows_and_answers_of_a_stage_are_those_of_its_benchmarks() -> None:
+    def benchmark(kind: str, *stages: str, **options: Any) -> BenchmarkConfig:
+        return BenchmarkConfig(**GOOD | {"kind": kind, "stages": list(stages)} | options)
+
+    config = EvaluationConfig(
+        max_new_tokens=8,
+        text_length=64,
+        pass_k=[1],
+        stage_max_new_tokens={"grpo": 32},
+        benchmarks={
+            "Text": benchmark("text", "pretrain"),
+            "Short": benchmark("sampled", "midtrain", "grpo"),
+            "Long": benchmark("sampled", "grpo", max_new_tokens=99),
+            "Choice": benchmark("choice", "pretrain", "midtrain", "grpo"),
+        },
+    )
+    assert config.longest("pretrain") == {"evaluation.text_length": 64}
+    assert config.longest("midtrain") == {"evaluation.max_new_tokens": 8}
+    assert config.longest("grpo") == {
+        "evaluation.stage_max_new_tokens.grpo": 32,
+        "evaluation.benchmarks.Long.max_new_tokens": 99,
+    }

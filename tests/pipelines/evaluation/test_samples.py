@@ -19,7 +19,8 @@ def rows_of(answers: list[list[str | None]], references: list[str], *, verifier:
     prompts = [(f"Q: {reference}?", f"{reference}?") for reference in references]
     with Judge(1) as judge:
         verdicts = judge.rewards(judged)
-        responses = Responses([str(a) for a in flat], judged, verdicts, [-1.0] * count, [3] * count, [True] * count)
+        stopped = [text != "cut" for text in flat]
+        responses = Responses([str(a) for a in flat], judged, verdicts, [-1.0] * count, [3] * count, stopped)
         return sample_rows(prompts, responses, judge, first_item=4)
 
 
@@ -38,6 +39,7 @@ def test_a_row_holds_the_sample_and_its_verdict() -> None:
         "finish": "stop",
     }
     assert (second["vote"], second["reward"]) == (None, 0.0)
+    assert [row["finish"] for row in rows_of([["7", "cut"]], ["7"])] == ["stop", "length"]
 
 
 def test_metrics_do_not_depend_on_the_order_of_the_stored_rows(tmp_path: Path) -> None:

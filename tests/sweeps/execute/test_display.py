@@ -32,3 +32,18 @@ def test_an_evaluation_shows_its_steps_and_the_time_left(tmp_path: Path, termina
     progress = "3/9" if terminal else "step 3/9"
     assert progress in output.getvalue()
     assert "9:4" in output.getvalue() or "9:5" in output.getvalue()  # 6 benchmarks of 100 s, less 10 s
+
+
+def test_the_end_names_what_failed_with_its_error_as_it_is() -> None:
+    labels = {"scale": "nano", "model": "nano", "objective": "ce", "seed": 1, "sweep": ""}
+    run = StageRun("pretrain", "abc", 1, {}, None, None, 9, labels)
+    output = io.StringIO()
+    display = Display(Console(file=output, width=200))
+    display._plan = Plan({"abc": run}, {"nano/ce/seed1": ["abc"]})
+    outcome = Outcome(done=["a", "b"], skipped=["c"], blocked=["d"], seconds=10.0, stage_seconds=15.0)
+    outcome.failed["abc"] = "data.x=[1]: no such file"
+    display.stop(outcome)
+    assert output.getvalue().splitlines() == [
+        "2 stage runs done in 0:10 (1.5 at a time), 1 were done before, 1 failed, 1 blocked",
+        "FAILED pretrain nano/ce/seed1: data.x=[1]: no such file",
+    ]
