@@ -41,6 +41,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "pipelines.models.logit_scale": {"TOLERANCE": 1e-4},
     "pipelines.models.sizes": {"PEAKS": {"h100": 989e12, "h200": 989e12, "a100": 312e12}},
     "pipelines.rollouts.architectures": {"TOLERANCE": 1e-4},
+    "pipelines.rollouts.prefill": {"PREFILL_TOKENS": 16_384, "MASK_ENTRIES": 134_217_728, "LEAST_COLUMNS": 128},
     "pipelines.tasks.families": {"SPLITS": {"train": 0.70, "validation": 0.05, "rl": 0.10, "test": 0.15}},
     "pipelines.training.step_filter": {"HISTORY": 128},
     "pipelines.training.trainer_state": {"SAVE_SECONDS": 900.0},

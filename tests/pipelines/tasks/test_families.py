@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.tasks.families import FAMILIES, SPLITS, Family, Problem, generate, split_of
+from pipelines.tasks.families import FAMILIES, SPLITS, Family, Problem, _program, generate, split_of
 from pipelines.tasks.formats import FORMATS
 from pipelines.verifiers import Judge
 
@@ -103,6 +103,20 @@ def test_programs_are_judged_by_tests() -> None:
     with Judge(1) as judge:
         verdicts = judge.rewards([(form.verifier, program, problem.reference) for program in programs])
     assert [verdict.reward for verdict in verdicts] == [1, 0]
+
+
+def test_a_program_is_asked_by_every_pair_of_points_whose_values_are_digits() -> None:
+    """`f(2)=5 f(4)=7`: all pairs of different points, and all shifts that keep both values between 0 and 9."""
+    possible = {
+        f"f({first})={first + shift} f({second})={second + shift}"
+        for first in range(10)
+        for second in range(10)
+        for shift in range(-9, 10)
+        if first != second and shift and min(first, second) + shift >= 0 and max(first, second) + shift <= 9
+    }
+    rng = random.Random(0)
+    drawn = {_program(rng).question for _ in range(20_000)}
+    assert drawn == possible
 
 
 def test_splits_cover_questions_in_their_shares() -> None:

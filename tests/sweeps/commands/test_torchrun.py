@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.configuration import TRAINING_STAGES
+from sweeps.commands.torchrun import torchrun_task
 from sweeps.compose.cells import compose_jobs
 from sweeps.execute.fork_server import restore_signals
+from sweeps.execute.worker import Task
 from sweeps.monitor.launched_sweeps import records
 from sweeps.store.stage_runs import Store
 from tests.conftest import SMALL, Command
@@ -51,6 +53,17 @@ def one_rank(ranks: int, folder: Path, *arguments: str, rank: int = 0) -> Result
     variables = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
     return in_process("sweeps.commands.torchrun", *arguments, cwd=folder, environment=environment)
+
+
+def test_a_process_is_what_torchrun_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"TORCHELASTIC_RUN_ID": "id", "MASTER_ADDR": "node1", "MASTER_PORT": "29500", "RANK": "5",
+                 "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "2"}  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    task = torchrun_task(tmp_path)
+    assert task == Task("id-node1-29500-2-0", tmp_path / "jobs" / "id-node1-29500-2-0_5_log.err", 5, 8, 2)
+    assert isinstance(task.nodes, int)
 
 
 def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
