@@ -1,4 +1,4 @@
-"""Numbers and amounts in answers: their exact values, and the units beside them."""
+"""Numbers and amounts in answers: their exact values, and their units."""
 
 from fractions import Fraction
 
