@@ -17,7 +17,7 @@ demo: $(STAMP)  ## train the five settings at nano scale, then write tables and 
 	@echo "To judge the first two claims, five minutes more: $(BIN)/shaping-run -m +sweep=entropy && $(BIN)/reproduce-paper-tables scale=entropy"
 
 test: $(STAMP)-dev  ## run all tests but those that only CI runs
-	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)-dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

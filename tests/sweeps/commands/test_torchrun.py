@@ -135,7 +135,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_is_written(t
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_all_ranks_find_the_store_and_a_grid_is_recorded_cell_by_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
