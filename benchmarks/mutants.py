@@ -108,6 +108,8 @@ def _sample(paths: list[str], size: int | None, seed: int) -> list[Mutation]:
 
 def _outcomes(mutations: list[Mutation], limit: float, end: float, jobs: int) -> list[dict[str, Any]]:
     """What became of each mutation; each process takes the mutations of one file at a time."""
+    # As in tests/conftest.py, and before the libraries are loaded: Triton reads the first when it is imported.
+    os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     for library in LIBRARIES:
         importlib.import_module(library)
     CACHE.mkdir(exist_ok=True)
