@@ -114,7 +114,7 @@ def _outcomes(mutations: list[Mutation], limit: float, end: float, jobs: int) ->
         importlib.import_module(library)
     CACHE.mkdir(exist_ok=True)
     files = [list(group) for _, group in itertools.groupby(mutations, lambda mutation: mutation.path)]
-    random.Random(len(files)).shuffle(files)  # so that those of a run that is out of time are a sample too
+    random.Random(0).shuffle(files)  # so that those of a run that is out of time are a sample too
     outcomes: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="mutants-") as folder,

@@ -136,7 +136,7 @@ def why_wrong(program: str, tests: str, nursery: Nursery) -> str | None:
             reported, status, seconds = _tested(f"{program}\n", f"{tests}\n", nursery=nursery, pipes=pipes)
             result = json.loads(reported or b"{}")
         finally:
-            ended = nursery.ask("ended" if "ended" in result else "end")
+            ended = nursery.ask("await end" if "ended" in result else "end")
     if reported is None:
         return f"the program did nothing for {IDLE_TICKS * TICK:.0f} s"
     if not reported:

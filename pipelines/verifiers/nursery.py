@@ -8,7 +8,7 @@ Unix socket as standard input. It serves one program at a time:
 * `seconds`: the reply is the child's processor time so far.
 * `end` kills the child; the reply says how it had ended ({"status": exit code,
   "seconds": processor time, "alive": whether it had not ended by itself}).
-* `ended` is the same for a child whose pipes are closed: its end, which comes a moment later, is awaited.
+* `await end` is the same for a child whose pipes are closed: its own end, a moment later, is awaited.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ LIBRARIES = (
 """What programs and tests import most, loaded once; others are loaded when they are imported."""
 
 DYING_SECONDS = 2.0
-"""A killed process closes its pipes first and can be told from a living one later; much later on a busy machine."""
+"""How long the end of a process is awaited: a killed one closes its pipes first, on a busy machine much earlier."""
 
 
 def load_libraries() -> None:
@@ -103,8 +103,8 @@ def main() -> None:
                 child = _run(pipes)
             elif request == b"seconds":
                 reply = processor_seconds(child)
-            elif request in (b"end", b"ended"):
-                reply = _end(child, patience=DYING_SECONDS if request == b"ended" else 0.0)
+            elif request in (b"end", b"await end"):
+                reply = _end(child, patience=DYING_SECONDS if request == b"await end" else 0.0)
             else:
                 return
         except OSError as error:

@@ -24,7 +24,7 @@ class Part:
 
 @dataclass
 class Cell:
-    """What is checked; `store` and `sweep` are left alone."""
+    """What is checked; `store` and `sweep` are not."""
 
     store: str = f"folder/{HALF}"
     sweep: dict[str, str] = field(default_factory=lambda: {"name": HALF})
