@@ -52,21 +52,21 @@ class EngineGroup:
         return bool(flags.item())
 
 
-ALONE = EngineGroup()
+SINGLE = EngineGroup()
 """A rank whose engine is its own."""
 
 
 def engine_group(size: int) -> EngineGroup:
     """This rank's group of `size` consecutive ranks; all ranks call it together, after `check_groups`."""
     if size == 1:
-        return ALONE
-    rank, mine = dist.get_rank(), ALONE
+        return SINGLE
+    rank, group = dist.get_rank(), SINGLE
     # Every rank takes part in making every group.
     for first in range(0, dist.get_world_size(), size):
         made = dist.new_group(list(range(first, first + size)), backend="gloo")
         if first <= rank < first + size:
-            mine = EngineGroup(size, made)
-    return mine
+            group = EngineGroup(size, made)
+    return group
 
 
 def check_groups(size: int, model: PreTrainedModel, *, ranks: int) -> None:

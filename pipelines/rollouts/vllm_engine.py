@@ -14,7 +14,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class VLLMEngine:
         if fault := vllm_fault(vllm and vllm.__version__):
             raise UserError(f"{setting.key}=vllm: {fault}")
         self._vllm: Any = vllm
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self._is_rank = torch.distributed.is_initialized()  # vLLM makes a process group where there is none
+        ranks = torch.distributed.get_world_size() if self._is_rank else 1
         check_groups(setting.tensor_parallel, model, ranks=ranks)
         self._group = engine_group(setting.tensor_parallel)
         self._routed = setting.routed_experts
@@ -190,8 +191,9 @@ class VLLMEngine:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """Shut vLLM down."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Shut vLLM down; the process group of the ranks stays."""
+        with _kept_process_group() if self._is_rank else nullcontext():
+            self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
 
@@ -221,6 +223,17 @@ def whole_record(experts: Any, tokens: int) -> Tensor:
     recorded = torch.from_numpy(experts.astype(np.int16))[:tokens]
     missing = recorded.new_full((tokens - len(recorded), *recorded.shape[1:]), NOT_RECORDED)
     return torch.cat([recorded, missing])
+
+
+@contextmanager
+def _kept_process_group() -> Iterator[None]:
+    """Keep the default process group, which vLLM ends with its engine also where it did not make it."""
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda group=None: destroy(group) if group is not None else None
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 @contextmanager

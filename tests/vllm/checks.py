@@ -33,9 +33,9 @@ PROMPTS = [[5, 6, 7], [9] * 20, [11, 3]]
 SEED = (1, 2, 3, 4)
 
 
-def model(corpus: Corpus, seed: int, *, tied: bool = True) -> PreTrainedModel:
+def model(corpus: Corpus, seed: int, *, tied: bool = True, kv_heads: int = 1) -> PreTrainedModel:
     """A random model whose distribution is far from uniform."""
-    shape = ModelConfig(**{**vars(SHAPE), "tied_embeddings": tied})
+    shape = ModelConfig(**{**vars(SHAPE), "tied_embeddings": tied, "kv_heads": kv_heads})
     built = build_model(shape, corpus.tokenizer, 1e4, seed=seed, length=128).eval()
     with torch.no_grad():
         for parameter in built.parameters():

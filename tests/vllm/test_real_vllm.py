@@ -6,6 +6,7 @@ vLLM changes torch's threads and its process group, so all checks run in one pro
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ pytestmark = [
 ]
 
 
-def checked(program: str, folder: Path) -> dict[str, Any]:
+def checked(program: str, folder: Path, *, launcher: Sequence[str] = ("-m",), result: str = "checks.json") -> Any:
     """What a program of this folder found."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("OMP_NUM_THREADS", None)
-    command = [str(PYTHON), "-m", f"tests.vllm.{program}", str(folder)]
+    command = [str(PYTHON), *launcher, f"tests.vllm.{program}", str(folder)]
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    result: dict[str, Any] = json.loads((folder / "checks.json").read_text())
-    return result
+    return json.loads((folder / result).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,23 @@ def test_an_evaluation_samples_by_vllm_and_scores_by_the_checkpoint(tmp_path: Pa
     assert vllm["first"], "a sample depends on the number of its prompt, not on the range that it is in"
     assert len(vllm["samples"]) == len(transformers["samples"]) == 4 * 6 + 5 * 3
     assert vllm["samples"] != transformers["samples"], "vLLM draws other random numbers"
+
+
+@pytest.mark.timeout(660)
+def test_two_ranks_share_an_engine(tmp_path: Path) -> None:
+    """Each has its share of what one engine samples, before and after an update, and a signal to one ends both.
+
+    With one head of keys and values, which both hold, and with one for each.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    checked("group_checks", tmp_path, launcher=launcher, result="checks-0.json")
+    ranks = [json.loads((tmp_path / f"checks-{rank}.json").read_text()) for rank in range(2)]
+    for results in ranks:
+        assert all(result["greedy"] for result in results)
+        assert max(result["difference"] for result in results) < 1e-4
+        assert [result.get("ended") for result in results] == [None, "interrupted"] * 2
+        assert [result.get("ranks") for result in results] == [None, 2] * 2, "the ranks' own group outlives the engine"
+    assert [len(result["responses"]) for result in ranks[0] + ranks[1]] == [5] * 4 + [7] * 4
 
 
 def test_two_steps_of_rl(checks: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pipelines.stage_context import Ranks
 from pipelines.training.weight_stream import weight_stream
 from tests.pipelines.evaluation.contexts import evaluation_context
 
-ALONE = Ranks()
+SINGLE = Ranks()
 BENCHMARKS = {
     "Text": BenchmarkConfig("text", "text", "text", items=6),
     "Modules": BenchmarkConfig("choice", "knowledge", "module", items=6),
@@ -52,7 +52,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def measured(
-    corpus: Corpus, folder: Path, model: Any, *, cache: Path | None = None, ranks: Ranks = ALONE, **config: Any
+    corpus: Corpus, folder: Path, model: Any, *, cache: Path | None = None, ranks: Ranks = SINGLE, **config: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The outcome and the samples of an evaluation."""
     fields = {"cache": BenchmarkCache(cache or folder / "cache", {}, ranks), "weights": partial(weight_stream, model)}

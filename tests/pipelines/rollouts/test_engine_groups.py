@@ -22,7 +22,7 @@ from pipelines.errors import Interrupted, StageFailure, UserError
 from pipelines.grpo.collection import Collector, Questions
 from pipelines.grpo.communicator import Communicator
 from pipelines.rollouts import EngineSetting, Sampling, load_engine
-from pipelines.rollouts.engine_groups import ALONE, EngineGroup, Lockstep, check_groups, engine_group
+from pipelines.rollouts.engine_groups import SINGLE, EngineGroup, Lockstep, check_groups, engine_group
 from pipelines.rollouts.expert_replay import NOT_RECORDED
 from pipelines.rollouts.vllm_engine import VLLMEngine, whole_record
 from pipelines.stage_context import Ranks
@@ -218,22 +218,22 @@ def test_a_group_knows_all_of_its_samples() -> None:
 
 
 def test_a_rank_alone_asks_for_its_own() -> None:
-    assert engine_group(1) is ALONE
-    assert ALONE.whole(range(3, 5)) == range(3, 5)
-    assert ALONE.any(True)
-    assert not ALONE.any(False)
+    assert engine_group(1) is SINGLE
+    assert SINGLE.whole(range(3, 5)) == range(3, 5)
+    assert SINGLE.any(True)
+    assert not SINGLE.any(False)
 
 
 def test_only_local_rows_are_reported_and_an_error_waits_for_the_others() -> None:
     seen: list[Any] = []
-    lockstep = Lockstep(ALONE, range(2, 4), interrupted=lambda: False, finished=lambda *ended: seen.append(ended))
+    lockstep = Lockstep(SINGLE, range(2, 4), interrupted=lambda: False, finished=lambda *ended: seen.append(ended))
     stopped = torch.tensor([False, True, True, False, True])
     lockstep.report([0, 3, 4], [[1], [2], [3]], stopped)
     lockstep.report([1], [[4]], stopped)
     lockstep.report([2], [[5, 6]], stopped)
     assert seen == [([1], [[2]], [False]), ([0], [[5, 6]], [True])]
     assert not lockstep.asked()
-    failing = Lockstep(ALONE, range(2), interrupted=lambda: False, finished=lambda *_: 1 / 0)  # type: ignore[arg-type]
+    failing = Lockstep(SINGLE, range(2), interrupted=lambda: False, finished=lambda *_: 1 / 0)  # type: ignore[arg-type]
     failing.raise_failure()
     failing.report([0], [[1]], stopped)
     assert failing.asked()
