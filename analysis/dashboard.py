@@ -159,7 +159,8 @@ def table_rows(table: Table) -> tuple[list[str], list[Any]]:
 
 def headline_rows(result: Headline) -> tuple[list[str], list[Any]]:
     """Returns the headline for W&B: columns and rows."""
-    columns = ["setting", "entropy (nats)", "perplexity", "before -> after RL", "minus baseline", "word"]
+    of_rl = ["before -> after RL"] if result.has_rl else []
+    columns = ["setting", "entropy (nats)", "perplexity", *of_rl, "minus baseline", "word"]
     return columns, [[result.name(row), *cells(result, row)] for row in result.rows]
 
 

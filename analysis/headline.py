@@ -89,6 +89,8 @@ class Headline:
     result: Measure
     """What is shown before and after RL."""
     seeds: list[int]
+    has_rl: bool = True
+    """Whether the study has RL, done or not; without, there is no before and after to show."""
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
@@ -117,7 +119,7 @@ def headline(study: Study) -> Headline:
             of_baseline = measured.get((model, str(baseline)), {}) if setting != baseline else {}
             rows.append(_row((model, setting), measured[model, setting], of_baseline))
     seeds = sorted(study.runs["seed"].unique().tolist())
-    return Headline(_with_words(rows), plain, result, seeds)
+    return Headline(_with_words(rows), plain, result, seeds, has_rl=bool((study.runs["stage"] == "grpo").any()))
 
 
 Measured = dict[str, Sampled | None]

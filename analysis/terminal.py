@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.headline import Headline, HeadlineRow
+from analysis.headline import ENTROPY, Headline, HeadlineRow
 from analysis.headline_words import cautions, difference_text, result_sentence
 from analysis.seed_spread import furthest_seed
 from analysis.tables import Entry
@@ -22,9 +22,14 @@ def print_headline(headline: Headline, console: Console) -> None:
 
 
 def headline_table(headline: Headline) -> Table:
-    """Returns the headline's rows: entropy, perplexity, RL's result before and after, and the difference to ce."""
-    table = Table(box=None, title=f"before -> after RL: {headline.result.title}, percent", title_justify="left")
-    for name in ("setting", "entropy", "perplexity", "before -> after", "minus baseline", ""):
+    """Returns the headline's rows: entropy, perplexity, RL's result before and after, and the difference to ce.
+
+    Without RL in the study, the difference is that of entropies.
+    """
+    title = f"before -> after RL: {headline.result.title}, percent" if headline.has_rl else "after pre-training, nats"
+    table = Table(box=None, title=title, title_justify="left")
+    of_rl = ["before -> after"] if headline.has_rl else []
+    for name in ("setting", "entropy", "perplexity", *of_rl, "minus baseline", ""):
         # In a narrow terminal the interval and the word take a second line.
         is_last = name in ("minus baseline", "")
         table.add_column(name, justify="left" if name in ("setting", "") else "right", no_wrap=not is_last)
@@ -34,13 +39,18 @@ def headline_table(headline: Headline) -> Table:
 
 
 def cells(headline: Headline, row: HeadlineRow) -> list[str]:
-    """Returns a row's numbers as text: entropy, perplexity, before and after RL, difference, and a word for it."""
-    found = row.differences.get("result")
+    """Returns a row's numbers as text: entropy, perplexity, before and after RL, difference, and a word for it.
+
+    Without RL in the study, the difference is that of entropies, and there is no before and after.
+    """
+    name, measure = ("result", headline.result) if headline.has_rl else ("entropy", ENTROPY)
+    found = row.differences.get(name)
     is_baseline = headline.baselines.get(row.model) == row.setting
     size, word = ("", "baseline" if is_baseline else "not run")
     if found:
-        size, word = difference_text(found, headline.result).replace(" points", ""), found.word
-    return [_number(row.entropy), _number(row.perplexity), f"{_number(row.before)} -> {_number(row.after)}", size, word]
+        size, word = difference_text(found, measure).replace(" points", "").replace(" nats", ""), found.word
+    of_rl = [f"{_number(row.before)} -> {_number(row.after)}"] if headline.has_rl else []
+    return [_number(row.entropy), _number(row.perplexity), *of_rl, size, word]
 
 
 def _number(entry: Entry) -> str:

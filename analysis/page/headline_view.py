@@ -29,6 +29,7 @@ def headline_view(headline: Headline, colours: Mapping[str, str], panels: Sequen
         "rows": [_row(headline, row, colours) for row in first],
         "more": [_row(headline, row, colours) for row in headline.rows if row not in first],
         "baseline": baselines.pop() if len(baselines) == 1 else "cross-entropy",
+        "has_rl": headline.has_rl,
         "result_short": headline.result.short,
         "cautions": cautions(headline),
         "furthest": furthest_seed(headline),

@@ -3,11 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import files
+from io import StringIO
 from statistics import fmean
 
 import numpy as np
 import pytest
+from jinja2 import Environment, FileSystemLoader
+from rich.console import Console
 
+from analysis.dashboard import headline_rows
 from analysis.figures.headline_figure import MOST_ROWS, first_rows, headline_chart
 from analysis.headline import HIGHER, LOWER, NOT_TOLD_APART, Headline, headline, held_out_rewards
 from analysis.headline_words import (
@@ -18,10 +23,11 @@ from analysis.headline_words import (
     seed_count,
     seeds_that_decide,
 )
+from analysis.page.headline_view import headline_view
 from analysis.seed_spread import furthest_seed, odd_seeds
 from analysis.study import read_study
 from analysis.table_builder import build_tables
-from analysis.terminal import cells
+from analysis.terminal import cells, print_headline
 from sweeps.plan.graph import StageRun
 from tests.analysis.conftest import Measured, known, write_run
 from tests.published import publish
@@ -283,3 +289,29 @@ def test_an_empty_store_says_so(make_store: Callable) -> None:
     result = headline(read_study(*make_store(["objective=ce,precision"], leave_out=lambda run: True)))
     assert result_sentence(result) == "Nothing is measured yet."
     assert headline_chart(result).panels == ()
+
+
+def test_without_rl_in_the_study_there_is_no_before_and_after(make_store: Callable) -> None:
+    """What is not planned is no gap: the terminal, W&B and the page compare entropies, and leave RL's columns out."""
+    result = headline(read_study(*make_store([*FIVE, "until=pretrain", "evaluation=text"], number=numbers)))
+    assert not result.has_rl
+    names, rows = headline_rows(result)
+    assert names == ["setting", "entropy (nats)", "perplexity", "minus baseline", "word"]
+    by_setting = {name: values for name, *values in rows}
+    assert by_setting["ce"][-2:] == ["", "baseline"]
+    assert by_setting["precision"][2].startswith("−0.20")
+    assert [by_setting[name][-1] for name in ("precision", "diversity")] == [LOWER, HIGHER]
+    out = StringIO()
+    print_headline(result, Console(file=out, width=120))
+    assert "after pre-training, nats" in out.getvalue()
+    assert "RL" not in out.getvalue()
+    templates = Environment(loader=FileSystemLoader(files("analysis") / "page" / "templates"), autoescape=True)
+    view = headline_view(result, dict.fromkeys(by_setting, "red"), [])
+    html = templates.get_template("headline.html.j2").render(headline=view, facts={})
+    assert html.count("RL") == 0
+    assert html.count("not run") == 0
+    assert html.count("−0.20") == 1
+
+    planned_only = headline(read_study(*make_store(FIVE, leave_out=lambda run: run.stage == "grpo", number=numbers)))
+    assert planned_only.has_rl
+    assert headline_rows(planned_only)[0][3] == "before -> after RL"
