@@ -3,6 +3,7 @@
     python -m benchmarks.mutants                       # the files that differ from main (or from the last commit)
     python -m benchmarks.mutants --core --sample 200   # a random sample over the code that every result rests on
     python -m benchmarks.mutants --files shaping analysis/claims.py --sample 50 --seed 2
+    python -m benchmarks.mutants --again FILE          # those that no test noticed in an earlier run with --json FILE
 
 Mutants are made in a copy of the repository. The tests of a file are its mirrored test file and the test files that
 import it; they run once unchanged under coverage, which tells for every line the tests that pass through it and what
@@ -46,6 +47,9 @@ CORE = (
     *("analysis/claims.py", "analysis/claim_language.py", "analysis/claim_sources.py", "sweeps/plan/signatures.py"),
     *("sweeps/store", "pipelines/published.py", "analysis/published_files.py"),
 )
+MISSED = ("survived", "untested")
+SPAN = 20
+"""Most lines from the beginning of an expression to the one that changes."""
 TEST_FILES = 8
 """At most so many test files per changed file, the most closely related first."""
 
@@ -62,17 +66,28 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the cores)")
     parser.add_argument("--minutes", type=float, help="start no further mutant after so long")
     parser.add_argument("--json", type=Path, help="also write every mutant with its outcome")
+    parser.add_argument("--again", type=Path, help="a file that --json wrote: meet its survivors with today's tests")
     options = parser.parse_args()
     end = time.monotonic() + 60 * (options.minutes or 1e9)
+    if options.again:
+        earlier: list[dict[str, Any]] = json.loads(options.again.read_text())
+        survivors = [outcome for outcome in earlier if outcome["outcome"] in MISSED]
+        again = _outcomes(_found_again(survivors), options.limit, end, options.jobs)
+        _report([outcome for outcome in earlier if outcome["outcome"] not in MISSED] + again, options.json)
+        return
     named = PACKAGES if options.all else CORE if options.core else options.files or _changed_files()
     paths = sorted({str(file) for name in named for file in _files(name)})
     if not paths:
         print("no file of the four packages has changed: name some with --files, --core or --all")
         return
-    outcomes = _outcomes(_sample(paths, options.sample, options.seed), options.limit, end, options.jobs)
+    sample = _sample(paths, options.sample, options.seed)
+    _report(_outcomes(sample, options.limit, end, options.jobs), options.json)
+
+
+def _report(outcomes: list[dict[str, Any]], path: Path | None) -> None:
     _print_table(outcomes)
-    if options.json:
-        options.json.write_text(json.dumps(outcomes, indent=1))
+    if path:
+        path.write_text(json.dumps(outcomes, indent=1))
 
 
 def _changed_files() -> list[str]:
@@ -96,14 +111,33 @@ def _files(name: str) -> list[Path]:
 def _sample(paths: list[str], size: int | None, seed: int) -> list[Mutation]:
     places = [place for path in paths for place in candidates(ROOT, path)]
     chosen = places if size is None else random.Random(seed).sample(places, min(size, len(places)))
+    print(f"{len(chosen)} of {len(places)} mutants in {len(paths)} files", flush=True)
+    return _with_effect([place.mutation() for place in chosen])
+
+
+def _with_effect(mutations: list[Mutation]) -> list[Mutation]:
+    """The mutations without equivalent ones, by place."""
     equivalent = {line.split("  # ")[0].strip() for line in EQUIVALENT.read_text().splitlines()}
-    mutations = [place.mutation() for place in chosen]
     kept = [mutation for mutation in mutations if mutation.key not in equivalent]
-    print(
-        f"{len(kept)} of {len(places)} mutants in {len(paths)} files; {len(mutations) - len(kept)} are equivalent",
-        flush=True,
-    )
+    print(f"{len(mutations) - len(kept)} of them are equivalent", flush=True)
     return sorted(kept, key=lambda mutation: (mutation.path, mutation.line))
+
+
+def _found_again(outcomes: list[dict[str, Any]]) -> list[Mutation]:
+    """The mutations of these outcomes in today's code, each where its line is now."""
+    found = []
+    for path, group in itertools.groupby(sorted(outcomes, key=lambda o: str(o["path"])), lambda o: o["path"]):
+        wanted = list(group)
+        lines = {outcome["before"] for outcome in wanted}
+        code = [line.strip() for line in (ROOT / path).read_text().splitlines()]
+        # Making a mutation takes long: only where one of the lines follows soon.
+        near = [place for place in candidates(ROOT, path) if lines & set(code[place.line - 1 : place.line + SPAN])]
+        mutations = [place.mutation() for place in near]
+        for outcome in wanted:
+            same = [m for m in mutations if (m.before, m.after) == (outcome["before"], outcome["after"])]
+            found += sorted(same, key=lambda mutation: abs(mutation.line - outcome["line"]))[:1]
+    print(f"{len(found)} of {len(outcomes)} mutants are still in the code", flush=True)
+    return _with_effect(found)
 
 
 def _outcomes(mutations: list[Mutation], limit: float, end: float, jobs: int) -> list[dict[str, Any]]:
@@ -216,14 +250,12 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 def _print_table(outcomes: list[dict[str, Any]]) -> None:
     print("\nNot noticed:\n")
     for outcome in outcomes:
-        if outcome["outcome"] in ("survived", "untested"):
+        if outcome["outcome"] in MISSED:
             print(f"{outcome['path']}:{outcome['line']} ({outcome['outcome']})")
             print(f"  - {outcome['before']}\n  + {outcome['after']}")
     print("\n| package | mutants | noticed | share |\n|---|---|---|---|")
     for package in (*PACKAGES, "all"):
-        counts = Counter(
-            o["outcome"] in ("killed", "timeout") for o in outcomes if package in ("all", o["path"].split("/")[0])
-        )
+        counts = Counter(o["outcome"] not in MISSED for o in outcomes if package in ("all", o["path"].split("/")[0]))
         if counts:
             print(f"| {package} | {counts.total()} | {counts[True]} | {100 * counts[True] / counts.total():.0f} % |")
 

@@ -141,6 +141,17 @@ def test_claims_from_a_users_file(make_store: Callable, tmp_path: Path) -> None:
     assert verdicts_of(graph, store, path) == {"control": "supported", "half": "supported"}
 
 
+def test_the_source_and_family_of_a_claim_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(
+        "claims:\n- {name: one, statement: s, source: table 9, family: own, holds: 'value(\"ce\") > 1'}\n"
+        "- {name: two, statement: t, holds: 'value(\"ce\") > 1'}\n"
+    )
+    one, two = read_claims(path)
+    assert (one.source, one.family) == ("table 9", "own")
+    assert (two.source, two.family) == (str(path), "")
+
+
 @pytest.mark.parametrize(
     ("holds", "message"),
     [

@@ -310,7 +310,7 @@ def test_without_rl_in_the_study_there_is_no_before_and_after(make_store: Callab
     html = templates.get_template("headline.html.j2").render(headline=view, facts={})
     assert html.count("RL") == 0
     assert html.count("not run") == 0
-    assert html.count("−0.20") == 1
+    assert html.count("−0.20") == 2  # in the sentence and in the table
 
     planned_only = headline(read_study(*make_store(FIVE, leave_out=lambda run: run.stage == "grpo", number=numbers)))
     assert planned_only.has_rl

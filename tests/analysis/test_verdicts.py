@@ -96,6 +96,17 @@ def test_one_claim_is_supported_below_five_percent_on_its_side(unit: float) -> N
     assert outcomes == {"low": "supported", "high": "undecided", "opposite": "contradicted", "wrong": "undecided"}
 
 
+def test_a_p_value_that_is_just_the_level_decides_nothing() -> None:
+    """Significant is below the level, in both directions."""
+    source = against_zero(up=with_p(0.01), down=with_p(0.01, -1))
+    for name, decided in (("up", "supported"), ("down", "contradicted")):
+        claim = Claim(name, "s", "", (above(name),))
+        (verdict,) = judge([claim], source)
+        assert verdict.verdict == decided
+        assert verdict.p is not None
+        assert judge([claim], source, alpha=verdict.p)[0].verdict == "undecided"
+
+
 def test_claims_of_a_family_are_corrected_together() -> None:
     """Six claims are twelve hypotheses: two-sided p-values of 0.02 are 0.01 each way, and 0.12 corrected."""
     source = against_zero(a=with_p(0.02), **{f"n{i}": Z.tolist() for i in range(5)})
