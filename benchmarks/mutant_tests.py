@@ -28,17 +28,26 @@ MEASURING = 40
 def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit: float, cache: Path) -> list[str]:
     """Passing tests of `test_files` that run `line` of `source`, the cheapest first, for `limit` seconds.
 
-    Where none is known to reach the line (it runs at import, in another process or in Triton's interpreter), any of
-    them, those of the first files first.
+    What time is left goes to tests of other files that earlier mutants have had measured. Where none is known to reach
+    the line (it runs at import, in another process or in Triton's interpreter), any of `test_files`, those of the first
+    files first.
     """
     records: dict[str, dict[str, Any]] = {}
     for file in test_files:
         records |= _records(copy, source, file, cache)
-    reaching = {name: record for name, record in records.items() if line in record["lines"].get(source, ())}
+    others: dict[str, dict[str, Any]] = {}
+    for path in (copy / "tests").rglob("test_*.py"):
+        if (file := str(path.relative_to(copy))) not in test_files:
+            others |= _known(copy, source, file, cache) or {}
+    reaching = {name: r for name, r in (records | others).items() if line in r["lines"].get(source, ())}
     rank = {file: 0 if reaching else number for number, file in enumerate(test_files)}
     shared: set[str] = set()
     chosen, total = [], 0.0
-    for name, record in sorted((reaching or records).items(), key=lambda i: (rank[i[0].split("::")[0]], _cost(i[1]))):
+
+    def order(named: tuple[str, dict[str, Any]]) -> tuple[int, float]:
+        return rank.get(named[0].split("::")[0], len(test_files)), _cost(named[1])
+
+    for name, record in sorted((reaching or records).items(), key=order):
         cost = record["seconds"] + sum(cost for fixture, cost in record["shared"].items() if fixture not in shared)
         if total + cost <= limit:
             total += cost
@@ -51,16 +60,23 @@ def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, 
     """What each passing test of the file costs and reaches, measured again where the file or `source` has changed."""
     kept = cache / f"{_digest(copy / test_file)}.tests"
     with FileLock(kept.with_suffix(".lock")):  # another process may measure the same file
-        if kept.exists():
-            known = json.loads(kept.read_text())
-            if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source):
-                return known["records"]
+        if (known := _known(copy, source, test_file, cache)) is not None:
+            return known
         kept.unlink(missing_ok=True)
         with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
             _wait(child, MEASURING + 20)
         if not kept.exists():  # it did not end
             kept.write_text('{"sources": {}, "records": {}}')
         return json.loads(kept.read_text())["records"]
+
+
+def _known(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, dict[str, Any]] | None:
+    """What was measured of the test file; None where it was not, or of another `source`."""
+    kept = cache / f"{_digest(copy / test_file)}.tests"
+    if not kept.exists():
+        return None
+    known = json.loads(kept.read_text())
+    return known["records"] if known["sources"].get(source, _digest(copy / source)) == _digest(copy / source) else None
 
 
 def _digest(file: Path) -> str:
@@ -140,7 +156,9 @@ class _Costs:
                 for name in names:
                     if name in self.records:
                         self.records[name]["lines"].setdefault(source, []).append(line)
-        kept.write_text(json.dumps({"sources": sources, "records": self.records}))
+        unfinished = kept.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"sources": sources, "records": self.records}))
+        unfinished.replace(kept)  # others read it meanwhile
 
 
 @contextlib.contextmanager

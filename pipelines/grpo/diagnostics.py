@@ -84,8 +84,7 @@ def correlation(lengths: torch.Tensor, rewards: torch.Tensor) -> float:
     # Deviations from the group's mean, so that hard questions with long responses do not count.
     x = (lengths - lengths.mean(1, keepdim=True)).double().flatten()
     y = (rewards - rewards.mean(1, keepdim=True)).double().flatten()
-    scale = x.norm() * y.norm()
-    return (x @ y / scale).item() if scale > 0 else float("nan")
+    return (x @ y / (x.norm() * y.norm())).item()  # 0 / 0 is NaN
 
 
 def entropy_fall(history: Sequence[dict[str, float]], window: int = 5) -> float:

@@ -236,6 +236,23 @@ def test_logits_of_minus_infinity() -> None:
     assert logits.grad[0, 1] == 0  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    "objective", [Objective(top_k=2), Objective(0.5, top_k=2), Objective(0.5, 0.1, -0.1, 2)], ids=str
+)
+def test_statistics_with_logits_of_minus_infinity(objective: Objective) -> None:
+    """They are those of the finite logits alone, also in a row that has none of minus infinity."""
+    logits = torch.tensor([[1.0, -torch.inf, 0.5, 0.2], [0.3, 0.1, -0.2, 0.0]])
+    targets = torch.tensor([2, 3])
+    _, measured = shaped_cross_entropy(logits, targets, objective, return_stats=True)
+    for row, finite, rank in ((0, [1.0, 0.5, 0.2], 2), (1, [0.3, 0.1, -0.2, 0.0], 3)):
+        probabilities = torch.tensor(finite, dtype=torch.float64).softmax(0)
+        assert measured.entropy[row].item() == pytest.approx(-float(probabilities @ probabilities.log()), abs=1e-6)
+        head = probabilities.sort(descending=True).values[:2].sum().item()
+        assert measured.head_mass[row].item() == pytest.approx(head, abs=1e-6)
+        assert measured.tail_mass[row].item() == pytest.approx(1 - head, abs=1e-6)
+        assert measured.target_rank[row].item() == rank
+
+
 @settings(max_examples=40, deadline=None)
 @given(shift=st.floats(-50, 50), seed=st.integers(0, 999))
 def test_invariances(shift: float, seed: int) -> None:

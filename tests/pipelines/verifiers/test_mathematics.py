@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.pipelines.verifiers.test_judge import rewards
+from pipelines.verifiers.mathematics import equivalent
+from tests.pipelines.verifiers.test_judge import MATH
 
 REFUSED = [
     # a part of the answer for the whole
@@ -46,13 +47,22 @@ ACCEPTED = [
 """(answer, reference): right."""
 
 
-@pytest.mark.slow
-def test_known_failures_of_math_verify_are_refused() -> None:
-    verdicts = rewards("math", REFUSED, workers=2)
-    assert [pair for pair, reward in zip(REFUSED, verdicts, strict=True) if reward] == []
+@pytest.mark.parametrize(("answer", "reference"), REFUSED)
+def test_known_failures_of_math_verify_are_refused(answer: str, reference: str) -> None:
+    assert equivalent(answer, reference) == 0.0
 
 
-@pytest.mark.slow
-def test_equal_answers_in_other_forms_are_accepted() -> None:
-    verdicts = rewards("math", ACCEPTED, workers=2)
-    assert [pair for pair, reward in zip(ACCEPTED, verdicts, strict=True) if not reward] == []
+@pytest.mark.parametrize(("answer", "reference"), ACCEPTED)
+def test_equal_answers_in_other_forms_are_accepted(answer: str, reference: str) -> None:
+    assert equivalent(answer, reference) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "reference", "reward"), MATH)
+def test_the_worker_adds_nothing_to_the_comparison(answer: str, reference: str, reward: float) -> None:
+    """Those that `test_judge` has judged by workers."""
+    assert equivalent(answer, reference) == reward
+
+
+def test_an_empty_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="the reference ' ' is empty"):
+        equivalent("1", " ")

@@ -80,3 +80,14 @@ def test_a_broken_stage_run_is_named_and_read_every_time(store: Store, monkeypat
         assert (broken.status, broken.parent) == ("corrupt", None)
         assert "spec.json" in str(broken.error)
     assert opened() == 3
+
+
+def test_a_stage_that_cannot_be_listed_is_a_warning_and_hides_no_other(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store.root / "midtrain").write_text("not a folder")
+    with caplog.at_level("WARNING", "sweeps"):
+        assert set(summaries(store)) == {"abc", "def"}
+    (record,) = caplog.records
+    assert record.name == "sweeps"
+    assert str(store.root / "midtrain") in record.message
