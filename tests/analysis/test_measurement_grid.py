@@ -11,7 +11,7 @@ from tests.analysis.conftest import Measured, known
 
 
 def test_values_errors_and_resolutions_are_those_of_the_measurements(make_store: Callable) -> None:
-    """64 items with an error of 0.01: one moves a share by 1 / 64, and a mean by its deviation, 0.01 sqrt(64), over 64."""
+    """64 items, errors of 0.01: one moves a share by 1 / 64, and a mean by its deviation, 0.01 sqrt(64), over 64."""
     graph, store = make_store(["objective=ce,precision", "seed=1,2"])
     grid = build_grid(read_study(graph, store))
     assert grid.seeds == [1, 2]
