@@ -21,14 +21,17 @@ LIBRARIES = (
     *("hypothesis", "safetensors.torch", "tokenizers", "transformers", "lightning", "filelock"),
 )
 """Imported once, before any process is forked; nothing of the project may be."""
-MEASURING = 40
+MEASURING = 60
 """Seconds for a test file under coverage; tests that have not ended by then are not used."""
+ENOUGH = signal.SIGVTALRM
+"""Tells a measuring process that its time is up. pytest-timeout has the usual alarm."""
 
 
 def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit: float, cache: Path) -> list[str]:
-    """Passing tests of `test_files` that run `line` of `source`, the cheapest first, for `limit` seconds.
+    """Passing tests of `test_files` that run `line` of `source`, for `limit` seconds.
 
-    What time is left goes to tests of other files that earlier mutants have had measured. Where none is known to reach
+    Those of the first file come first, then those of the others, each the cheapest first. What time is left goes to
+    tests of further files that earlier mutants have had measured. Where none is known to reach
     the line (it runs at import, in another process or in Triton's interpreter), any of `test_files`, those of the first
     files first.
     """
@@ -40,7 +43,7 @@ def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit
         if (file := str(path.relative_to(copy))) not in test_files:
             others |= _known(copy, source, file, cache) or {}
     reaching = {name: r for name, r in (records | others).items() if line in r["lines"].get(source, ())}
-    rank = {file: 0 if reaching else number for number, file in enumerate(test_files)}
+    rank = {file: min(number, 1) if reaching else number for number, file in enumerate(test_files)}
     shared: set[str] = set()
     chosen, total = [], 0.0
 
@@ -64,7 +67,9 @@ def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, 
             return known
         kept.unlink(missing_ok=True)
         with _forked(lambda: _measure(copy, test_file, kept), copy) as child:
-            _wait(child, MEASURING + 20)
+            if _wait(child, MEASURING) is None:
+                os.kill(child, ENOUGH)
+                _wait(child, 20)
         if not kept.exists():  # it did not end
             kept.write_text('{"sources": {}, "records": {}}')
         return json.loads(kept.read_text())["records"]
@@ -107,8 +112,7 @@ def _measure(copy: Path, test_file: str, kept: Path) -> int:
         plugin.write(copy, kept)
         os._exit(0)
 
-    signal.signal(signal.SIGALRM, end)
-    signal.alarm(MEASURING)
+    signal.signal(ENOUGH, end)
     measured.start()
     pytest.main([*_options(copy), test_file], plugins=[plugin])
     end()

@@ -127,15 +127,23 @@ def _found_again(outcomes: list[dict[str, Any]]) -> list[Mutation]:
     """The mutations of these outcomes in today's code, each where its line is now."""
     found = []
     for path, group in itertools.groupby(sorted(outcomes, key=lambda o: str(o["path"])), lambda o: o["path"]):
-        wanted = list(group)
-        lines = {outcome["before"] for outcome in wanted}
         code = [line.strip() for line in (ROOT / path).read_text().splitlines()]
-        # Making a mutation takes long: only where one of the lines follows soon.
-        near = [place for place in candidates(ROOT, path) if lines & set(code[place.line - 1 : place.line + SPAN])]
-        mutations = [place.mutation() for place in near]
-        for outcome in wanted:
-            same = [m for m in mutations if (m.before, m.after) == (outcome["before"], outcome["after"])]
-            found += sorted(same, key=lambda mutation: abs(mutation.line - outcome["line"]))[:1]
+        places = candidates(ROOT, path)
+        made: dict[int, Mutation] = {}
+        for outcome in group:
+            numbers = [number for number, line in enumerate(code, 1) if line == outcome["before"]]
+            if not numbers:
+                continue
+            line = min(numbers, key=lambda number: abs(number - outcome["line"]))
+            # Making a mutation takes long, and most begin in the line that they change.
+            near = [i for i, place in enumerate(places) if line - SPAN <= place.line <= line]
+            for index in sorted(near, key=lambda i: line - places[i].line):
+                if index not in made:
+                    made[index] = places[index].mutation()
+                mutation = made[index]
+                if (mutation.line, mutation.before, mutation.after) == (line, outcome["before"], outcome["after"]):
+                    found.append(mutation)
+                    break
     print(f"{len(found)} of {len(outcomes)} mutants are still in the code", flush=True)
     return _with_effect(found)
 

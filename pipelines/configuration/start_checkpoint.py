@@ -246,7 +246,7 @@ def weight_files(folder: Path, key: str) -> list[str]:
     return [WEIGHTS]
 
 
-def imported_files(folder: Path, key: str, *, code: bool = False) -> list[str]:
+def imported_files(folder: Path, key: str, *, code: bool) -> list[str]:
     """Returns the names of the files of a checkpoint that are loaded; raises `UserError` as `weight_files` does.
 
     With `code` its Python files are among them.
