@@ -185,6 +185,22 @@ def test_the_seed_that_deviates_most_is_named_and_of_two_none_is_called_odd(make
     assert furthest_seed(one) == ""
 
 
+def test_what_rl_tells_apart_is_in_the_sentence(make_store: Callable) -> None:
+    """Three seeds: diversity 20 points lower with little spread, precision about the same."""
+    graph, store = make_store(["objective=ce,precision,diversity", "seed=1,2,3"], number=numbers)
+    rewards = {"ce": (0.60, 0.62, 0.61), "precision": (0.63, 0.60, 0.61), "diversity": (0.401, 0.419, 0.411)}
+    with_rewards(graph, store, lambda s, seed, step: rewards[s][seed - 1])
+    result = headline(read_study(graph, store))
+    sentence = result_sentence(result)
+    assert (
+        "; after RL, the reward on held-out problems at temperature 1 is lower than cross-entropy’s with " in sentence
+    )
+    assert "with diversity (−20.0 points [" in sentence
+    alike = replace(result, rows=[row for row in result.rows if row.setting != "diversity"])
+    no_difference = "no setting’s reward on held-out problems at temperature 1 can be told apart from cross-entropy’s"
+    assert f"; after RL, {no_difference}." in result_sentence(alike)
+
+
 def test_perplexities_are_said_as_computed(make_store: Callable) -> None:
     result = headline(read_study(*make_store(FIVE, number=numbers)))
     first, *others = result.rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.claims import LOOK_ALPHA, LOOKS, Comparison
+from analysis.claims import LOOK_ALPHA, LOOKS, Claim, Comparison, Verdict
 from analysis.reproduce import Options, judged
 from analysis.seeds import claim_power, needs, power_of, report, smallest
 from analysis.statistics import ALPHA, Estimate, holm
@@ -48,6 +48,21 @@ def test_a_claim_needs_all_of_its_comparisons_and_is_contradicted_by_one() -> No
     needed = smallest(range(2, 500), [weak], level=0.025)
     assert needed is not None
     assert claim_power(needed, [weak], level=0.025) >= 0.8 > claim_power(needed - 1, [weak], level=0.025)
+
+
+def test_the_next_look_that_decides_is_one_of_the_list_at_its_own_level() -> None:
+    """t = 2.2 with six seeds, one claim: the smallest n in (8, 12, ...) with a power of 0.8 at 0.05 / 6 / 2."""
+    p = float(2 * stats.t.sf(2.2, 5))
+    comparison = Comparison("", "nano", "as claimed", "", estimate=Estimate(2.2, None, None, p, 6))
+    (need,) = needs([Verdict(Claim("c", "s", "", ("x",)), "this study", "undecided", 0.3, (comparison,))])
+    effect = 2.2 / np.sqrt(6)
+
+    def power(n: int, level: float) -> float:
+        return float(stats.nct.sf(stats.t.isf(level, n - 1), n - 1, effect * np.sqrt(n)))
+
+    assert (need.seeds, need.reason) == (6, "")
+    assert need.looking == next(n for n in (8, 12, 20, 32, 50) if power(n, 0.05 / 6 / 2) >= 0.8)
+    assert need.new == next(n for n in range(2, 1001) if power(n, 0.05 / 2) >= 0.8)
 
 
 def false_alarms(*, alpha: float, looks: tuple[int, ...], new_only: bool = False) -> float:

@@ -109,6 +109,10 @@ CASES = {
     " ": None,
     "I do not know": None,
     "no digits here": None,
+    # only the last line concludes
+    "I add\nTherefore it is blue and\nit is big": None,
+    "Work\nso A\nit was B": None,
+    "Work\nso 3 remain\nso 5 remain": "5",
     "answer": None,
     "The answer is": None,
     "The answer is .": None,
