@@ -54,7 +54,7 @@ def status(
 
 def _watch(store: Store, filters: list[str], every: bool) -> list[Row]:
     """Show the status until no stage run is queued or running; returns the last rows."""
-    with Live(get_renderable=lambda: "", refresh_per_second=4, console=console(), screen=False) as live:
+    with Live(get_renderable=lambda: "", console=console(), screen=False) as live:
         while True:
             selected = rows(store, filters)
             lines = [*_status_lines(selected, every), *_curve_lines(store, selected)]
