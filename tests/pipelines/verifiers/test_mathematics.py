@@ -24,6 +24,8 @@ REFUSED = [
     ("100!", "100!+1"), ("100!+1", "100!"), ("10^{100}", "10^{100}+1"), ("x/10^{30}", "x/10^{31}"),
     (r"\frac{1}{3 \cdot 2^{2006}}", r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}"), (r"\sqrt{2}+10^{-40}", r"\sqrt{2}"),
     (r"\{\frac{1}{2006!}\}", r"\{\frac{1}{2004!}\}"), ("6!", "5!"), ("n!", "(n+1)!"),
+    # a part of a calculation, or what only approximates it
+    ("3 * 6 = 18", "3"), ("3 * 6 = 18", "6"), (r"\sqrt{2} \approx 1.41", "1.41"), ("3/4 or 0.75", "0.8"),
     # equations without a solution
     ("x^2 + 2 = 0", "x^2 + 1 = 0"), ("e^x = -1", "e^x = -2"), ("0 = 0", "x + y = 1"), ("x = 2", "x^2 = 4"),
     # letters, words, times, ratios, units
@@ -43,6 +45,9 @@ ACCEPTED = [
     (r"\sum_{k=1}^{3} k", "6"), (r"y + x \le 3", r"3 \ge x + y"),
     ("4x^2 + 9y^2 = 36", r"\frac{x^2}{9} + \frac{y^2}{4} = 1"),
     ("xy = 1", r"y = \frac{1}{x}"), ("x^2 + 1 = 0", "1 + x^2 = 0"),
+    # the value that a calculation, an equation or an approximation ends with
+    ("3 * 6 = 18", "18"), ("18 = x", "18"), ("x = y = 5", "5"), (r"\sqrt{2} \approx 1.41", r"\sqrt{2}"),
+    ("3/4 or 0.75", "3/4"),
 ]  # fmt: skip
 """(answer, reference): right."""
 
