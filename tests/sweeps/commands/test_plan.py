@@ -72,7 +72,7 @@ def test_sizes_are_those_of_table_1(tmp_path: Path) -> None:
     assert result["vocabulary"] == 151_936
     assert rows["1B"]["parameters"] == 1_048_211_968
     assert rows["10B-A0.5B"]["active_without_embeddings"] == 519_169_536
-    assert len(rows) == 12
+    assert len(rows) == 14
     shown = sweeps("sizes", "nano", "--vocabulary", "640", cwd=tmp_path).stdout.splitlines()
     model = vars(compose_cell(["model=nano"]).model)
     assert shown[1].split()[:2] == ["nano", f"{parameters(model, 640):,}"]

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.files import read_sealed, write_sealed
+from sweeps.compose.cells import compose_cells
 from sweeps.monitor import upkeep
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 from tests.in_process import in_process
 from tests.sweeps.commands.untrained import FAKE, FEW, rows, run, sweeps
@@ -248,7 +250,11 @@ def test_gc_lists_first_and_keeps_what_a_named_sweep_needs(folder: Path, monkeyp
     assert sweeps("gc", "--yes", cwd=folder).returncode == 0
     assert not list(store.root.glob("*/*/work-*"))
     listed = json.loads(sweeps("gc", "--weights", "--json", cwd=folder).stdout)["items"]
-    assert len(listed) == 13  # of 15, the two that the named sweep needs stay
+    # Of 15, two stay for the launched sweep, and ten for `sizes`, which is in conf and has as few milestones.
+    sizes = plan(compose_cells(["+sweep=sizes"])).runs
+    assert sum(item["path"].rpartition("/")[2] in sizes for item in listed) == 0
+    assert len(listed) == 3
+    assert len([run for run in store.runs() if run.signature in sizes]) == 12
     assert sweeps("gc", "--weights", "--yes", cwd=folder).returncode == 0
     assert {row["status"] for row in rows(folder, "sweep=nano")} == {"done"}
 
