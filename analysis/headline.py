@@ -89,7 +89,7 @@ class Headline:
     result: Measure
     """What is shown before and after RL."""
     seeds: list[int]
-    has_rl: bool = True
+    has_rl: bool
     """Whether the study has RL, done or not; without, there is no before and after to show."""
 
     @cached_property

@@ -73,7 +73,7 @@ def test_an_empty_folder_in_a_checkpoint_is_no_file(folder: Path) -> None:
 def test_a_checkpoint_or_result_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(StageFailure, match="step-000030: no such checkpoint was published"):
         checked_checkpoint(folder, "step-000030")
-    # Its name alone does not make a longer one's files its own.
+    # A name that is only the beginning of another is no checkpoint.
     with pytest.raises(StageFailure, match="step-00002: no such checkpoint was published"):
         checked_checkpoint(folder, "step-00002")
     (folder / "result.json").unlink()

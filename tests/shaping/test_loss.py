@@ -240,7 +240,7 @@ def test_logits_of_minus_infinity() -> None:
     "objective", [Objective(top_k=2), Objective(0.5, top_k=2), Objective(0.5, 0.1, -0.1, 2)], ids=str
 )
 def test_statistics_with_logits_of_minus_infinity(objective: Objective) -> None:
-    """They are those of the finite logits alone, also in a row that has none of minus infinity."""
+    """They are those of only the finite logits, also in a row where all are finite."""
     logits = torch.tensor([[1.0, -torch.inf, 0.5, 0.2], [0.3, 0.1, -0.2, 0.0]])
     targets = torch.tensor([2, 3])
     _, measured = shaped_cross_entropy(logits, targets, objective, return_stats=True)
