@@ -239,7 +239,7 @@ def test_help_lists_the_options_and_cfg_shows_the_cell(tmp_path: Path, shaping_r
         "objective: ce, diversity, head_reward, precision, tail_penalty",
         "+sweep=nano",
         "hydra/launcher",
-        "model: 100M, 10B-A0.5B, 150M, 1B, 20M, 430M-A150M, 4B, 5B-A0.3B, micro, micro-moe, nano, nano-moe",
+        "model: 100M, 10B-A0.5B, 150M, 1B, 20M, 430M-A150M, 4B, 5B-A0.3B, micro, micro-moe, mini, nano, nano-moe, tiny",
     ):
         assert expected in help_text
     composed = shaping_run("--cfg", "job", "objective=precision", cwd=tmp_path).stdout
