@@ -23,7 +23,7 @@ from tests.published import publish
 
 SEEDS = (1, 2)
 BETA = {"precision": -0.25, "ce": 0.0, "diversity": 0.5, "tail_penalty": 0.0, "head_reward": 0.0}
-PRETRAIN, MIDTRAIN = {199_680: 195, 399_360: 390, 600_064: 586, 799_744: 781}, {224_768: 439, 449_536: 878}
+PRETRAIN, MIDTRAIN = {199_680: 195, 399_360: 390, 600_064: 586, 799_744: 781}, {350_208: 684, 699_904: 1367}
 SCORES = {"Modules": "accuracy", "Continuations": "accuracy", "Boolean": "avg@8", "Order": "avg@8",
           **{f"Chain-{length}": "pass@4" for length in (3, 4, 5)}, "Python": "pass@4"}  # fmt: skip
 STAGES = {"pretrain": "after pre-training", "midtrain": "after mid-training", "grpo": "after RL"}
@@ -76,7 +76,7 @@ def value(
     """The mean over benchmarks and seeds of a setting's metric; `measured` is (setting, stage, step)."""
     objective, stage, step = measured
     if (stage, step, metric in ("avg@8", "pass@4")) == ("grpo", 0, True):  # RL starts from the mid-trained model
-        stage, step = "midtrain", MIDTRAIN[449_536]
+        stage, step = "midtrain", MIDTRAIN[699_904]
     return fmean(known(Measured(objective, s, stage, step, b, metric)) for b in benchmarks for s in seeds)
 
 
@@ -89,7 +89,7 @@ def facts(objective: str, seed: int) -> dict[str, float]:
     rows = ledger(objective, seed)
     first, last = ({name: fmean(row[name] for row in part) for name in rows[0]} for part in (rows[:5], rows[-5:]))
     return {
-        "prior": value((objective, "midtrain", 878), ["Docstrings"], "entropy", seeds=[seed]),
+        "prior": value((objective, "midtrain", 1367), ["Docstrings"], "entropy", seeds=[seed]),
         "fall": 1 - last["entropy"] / first["entropy"],
         "length": last["response_length"] / first["response_length"],
     }
@@ -142,7 +142,7 @@ def expected(figure: str, panel: int) -> list[Place]:
                 shares = {"'so'": fmean(s / (s + 3) for s in SEEDS), "'thus'": fmean(3 / (s + 3) for s in SEEDS)}
                 places += [(share, token, colour) for token, share in shares.items()]
             case "scaling", _:
-                ends = [score(objective, "pretrain", 781), score(objective, "midtrain", 878)]
+                ends = [score(objective, "pretrain", 781), score(objective, "midtrain", 1367)]
                 ends.append(100 * value((objective, "grpo", 20), CHAINS, "pass@4"))
                 places += [(size, ends[panel], colour) for size in (1000, 100_000)]
     return places
@@ -326,7 +326,7 @@ def test_maps_have_a_tile_at_each_setting_with_its_value(charts: dict[str, Chart
 def test_predictors_are_the_correlations_of_the_settings_means(charts: dict[str, Chart]) -> None:
     results = [100 * value((objective, "grpo", 20), CHAINS, "pass@4") for objective in BETA]
     for spec, (stage, step) in zip(
-        charts["predictors-nano"].panels, (("midtrain", 878), ("pretrain", 781)), strict=True
+        charts["predictors-nano"].panels, (("midtrain", 1367), ("pretrain", 781)), strict=True
     ):
         panel = read_back(spec)
         assert panel.title == f"after {stage}"
@@ -349,3 +349,40 @@ def test_bands_are_intervals_around_the_lines(charts: dict[str, Chart]) -> None:
             assert (rows["mean"] <= rows["high"]).all()
             assert (rows["low"] < rows["high"]).all()
             assert set(rows["seeds"]) == {2}
+
+
+TITLES = {
+    "pretraining": ["perplexity", "entropy (nats)"],
+    "scores": ["average score (percent)"] * 2,
+    "rl-scores": ["Avg@8 (percent)", "Pass@4 (percent)"],
+    "rl": ["reward", "entropy (nats)", "response length (tokens)"],
+    "collapse": ["share of entropy lost in RL", "last response length / first"],
+    "theory": ["measured entropy (nats)"],
+    "maps": ["entropy after pre-training (nats)", "Pass@k after RL (percent)", "share of entropy lost in RL"],
+    "control": ["RL step 0", "RL step 20"],
+    "predictors": ["after midtrain", "after pretrain"],
+    "calibration": ["expected calibration error"],
+    "forking": ["forking tokens after RL"],
+    "scaling": ["after pre-training", "after mid-training", "after RL"],
+}
+
+
+def test_panels_are_named_by_what_they_show(charts: dict[str, Chart]) -> None:
+    assert set(TITLES) == {figure.name for figure in FIGURES} - {"tempered"}
+    for figure, titles in TITLES.items():
+        chart = charts[figure if figure == "scaling" else f"{figure}-nano"]
+        assert [panel["title"] for panel in chart.panels] == titles
+
+
+def test_perplexity_and_sizes_have_logarithmic_axes_and_nothing_else(charts: dict[str, Chart]) -> None:
+    for name, chart in charts.items():
+        for number, panel in enumerate(chart.panels):
+            encodings = [layer["encoding"] for layer in panel.get("layer", [panel])]
+            logarithmic = {
+                axis
+                for encoding in encodings
+                for axis in ("x", "y")
+                if encoding.get(axis, {}).get("scale", {}).get("type") == "log"
+            }
+            is_perplexity = name.startswith("pretraining") and number == 0
+            assert logarithmic == ({"y"} if is_perplexity else {"x"} if name == "scaling" else set())

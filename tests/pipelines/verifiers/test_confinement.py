@@ -135,3 +135,19 @@ def test_limits_are_those_of_the_documents_and_the_environment_is_gone(monkeypat
         "environment": {},
         "folder": "/",
     }
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_no_request_is_allowed_but_those_of_the_list(machine: str) -> None:
+    numbers = calls(machine)
+    requests = {
+        "fcntl": ([*range(64), *range(1024, 1064)], {0, 1, 2, 3, 1030}),
+        "ioctl": ([*range(0x5400, 0x5480), *range(0x8900, 0x8910)], {0x5401, 0x5413, 0x5450, 0x5451}),
+    }
+    for name, (asked, allowed) in requests.items():
+        assert {value for value in asked if answer(machine, numbers[name], 0, value) == ALLOW} == allowed
+    # O_NOCTTY, O_NONBLOCK, O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW and O_CLOEXEC, by their numbers on x86-64.
+    harmless = {8, 11, 15, 16, 17, 19}
+    assert {bit for bit in range(32) if answer(machine, numbers["openat"], 0, 1, 1 << bit) == ALLOW} == harmless
+    if machine == "x86_64":  # the other has no `open`
+        assert {bit for bit in range(32) if answer(machine, 2, 1, 1 << bit) == ALLOW} == harmless

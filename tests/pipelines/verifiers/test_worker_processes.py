@@ -81,3 +81,18 @@ def test_the_limits_of_our_verifiers() -> None:
     limits = {name: (v.seconds, v.processor_seconds, v.longest) for name, v in VERIFIERS.items()}
     assert limits["math"] == (10.0, 0.5, 4096)
     assert limits["code"] == (600.0, None, 65_536)
+
+
+def test_an_answer_has_the_processor_time_of_its_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "limited.py").write_text(
+        "import signal\ndef verify(answer, reference): return signal.getitimer(signal.ITIMER_PROF)[0]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(VERIFIERS, "limited", Verifier("limited:verify", 60.0, 0.5))
+    monkeypatch.setitem(VERIFIERS, "unlimited", Verifier("limited:verify", 60.0))
+    with Judge(1) as judge:
+        limited, again, unlimited = judge.rewards(
+            [("limited", "x", "1"), ("limited", "y", "1"), ("unlimited", "x", "1")]
+        )
+    assert all(0.4 < verdict.reward < 0.6 for verdict in (limited, again))
+    assert tuple(unlimited) == (0.0, None)

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.models.sizes import active_parameters, parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Capacity, Estimate, Rate, estimate, memory, storage, work
+from sweeps.plan.cost import Capacity, Estimate, Rate, _wall_hours, estimate, memory, storage, work
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
 
@@ -165,3 +165,12 @@ def test_storage_and_memory() -> None:
     assert 0.5e9 < memory(graph, stage["grpo"]) < 2e9
     graph, stage = runs("model=4B", *PAPER)
     assert memory(graph, stage["pretrain"]) > 16 * 4.0e9
+
+
+def test_in_the_estimate_the_longest_chain_goes_first() -> None:
+    graph = Plan()
+    for signature, parent in (("b", None), ("c", None), ("d", None), ("a", None), ("a2", "a"), ("a3", "a2")):
+        needed = ("pretrain", parent) if parent else None
+        graph.add(StageRun("pretrain", signature, 1, {}, needed, None, 1, {}))
+    hours = dict.fromkeys(graph.runs, 1.0)
+    assert [_wall_hours(graph, hours, Capacity(devices)) for devices in (1, 2, 3, 0)] == [6.0, 3.0, 3.0, 3.0]

@@ -284,3 +284,14 @@ def test_a_slow_file_server_and_suspended_holders_do_not_make_two_writers(tmp_pa
     numbers = {number for number, _ in writers}
     assert len(numbers) > 10
     assert len(writers) == len(numbers), "two machines had one lease"
+
+
+def test_a_holder_looks_again_before_its_lease_can_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = claim(tmp_path)
+    assert lease is not None
+    lease_elsewhere(tmp_path, 2)
+    checked = lease._checked
+    for seconds, lost in ((49.0, False), (51.0, True)):
+        monkeypatch.setattr(leases, "_clock", lambda seconds=seconds: checked + seconds)
+        assert lease.lost == lost
+    lease.release()
