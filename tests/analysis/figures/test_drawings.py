@@ -264,6 +264,7 @@ def test_every_mark_has_an_interval(charts: dict[str, Chart], figure: str) -> No
             number = spec["layer"][0]["encoding"][along]["field"]
             low, high = rule["encoding"][along]["field"], rule["encoding"][f"{along}2"]["field"]
             assert all(row[low] <= row[number] <= row[high] for row in spec["data"]["values"])
+            assert any(row[low] < row[high] for row in spec["data"]["values"])
 
 
 def test_the_stages_are_in_their_order(charts: dict[str, Chart]) -> None:

@@ -66,7 +66,7 @@ def test_an_expression_that_hangs_costs_its_time_limit(limits: Verifier, monkeyp
         began = time.monotonic()
         verdicts = judge.rewards([("math", r"\boxed{9^{9^{9^{9^9}}}}", "3"), ("math", "4", "4")])
     assert [tuple(verdict) for verdict in verdicts] == [(0.0, "timeout"), (1.0, None)]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20
 
 
 def test_an_answer_longer_than_its_verifier_reads_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

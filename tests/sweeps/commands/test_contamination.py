@@ -101,5 +101,5 @@ def test_the_sources_of_all_cells_are_searched(web: tuple[Path, DataConfig, list
     assert one["Chain-5"] == both["Chain-5"]
     arguments = ["contamination", "data.tasks_per_family=300,400"]
     refused = in_process("sweeps.commands.shaping_sweeps", *arguments, cwd=folder, environment={})
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert "the cells differ in data" in refused.stderr
