@@ -193,17 +193,21 @@ def _ledger_rows(store: Store, runs: pd.DataFrame, *, limit: int | None) -> pd.D
 
 
 def samples(store: str | Path, benchmark: str | None = None, stage_run: str | None = None) -> pd.DataFrame:
-    """Returns sampled answers in a store: `benchmark question response answer right` and their settings."""
+    """Returns sampled answers in a store: `benchmark question response answer right` and their settings.
+
+    `variant` names the control that sampled them, and is "" for a setting's own answers.
+    """
     opened = Store.open(store)
     evaluations = read_stored(opened).measurements.drop_duplicates(["stage_run", "stage"])
     frames = []
-    for run in evaluations[[*SETTING, "stage", "step", "stage_run"]].to_dict("records"):
+    about = [*SETTING, "rl_seed", "stage", "step", "variant", "stage_run"]
+    for run in evaluations[about].to_dict("records"):
         if stage_run and not run["stage_run"].startswith(stage_run):
             continue
         rows = read_samples(opened, run["stage_run"], benchmark)
         if rows:
             frames.append(pd.DataFrame(rows).assign(**{str(name): value for name, value in run.items()}))
-    columns = ["benchmark", "question", "response", "answer", "right", *SETTING, "stage", "step", "stage_run"]
+    columns = ["benchmark", "question", "response", "answer", "right", *about]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 

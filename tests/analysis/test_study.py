@@ -232,6 +232,23 @@ def test_ledger_and_samples(make_store: Callable) -> None:
     assert samples[["benchmark", "response", "objective"]].drop_duplicates().values.tolist() == [["A", "12", "ce"]]
 
 
+def test_samples_of_a_control_are_told_from_those_of_its_setting(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision"])
+    after_rl = [
+        run
+        for run in graph.runs.values()
+        if run.stage == "evaluate" and run.labels["objective"] == "ce" and run.checkpoint == "step-000020"
+    ]
+    assert {run.control or "" for run in after_rl} == {"", "matched:precision"}
+    for run in after_rl:
+        row = {"benchmark": "A", "question": "7+5", "response": run.control or "own", "answer": "12", "reward": 1.0}
+        write_rows(store.root / "evaluate" / run.signature / SAMPLES, [row])
+        publish(store.root / "evaluate" / run.signature)
+    samples = analysis.samples(store.root, benchmark="A")
+    told = {(row["variant"], row["response"], row["rl_seed"]) for row in samples.to_dict("records")}
+    assert told == {("", "own", 1), ("matched:precision", "matched:precision", 1)}
+
+
 def test_waiting_stage_runs_are_listed_parents_first(make_store: Callable) -> None:
     graph, store = make_store(
         ["objective=ce"], leave_out=lambda run: run.stage == "grpo" or run.checkpoint == "step-000020"
