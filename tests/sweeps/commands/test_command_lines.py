@@ -91,7 +91,7 @@ def test_cfg_job_shows_the_cells_that_run(tmp_path: Path, shaping_run: Command) 
         (["+data.mixtures.c\ud800={text:1.0}"], "\\ud800"),
         (["data.tasks_per_family=1" + "0" * 15], "it may be at most 100,000,000"),
         (["pretrain.milestones=20000", "pretrain.batch_tokens=64"], "pretrain.milestones=20000"),
-        (["data.text=[]"], "pretrain.mixture.text=0.55: data.text is empty"),
+        (["data.text=[]"], "pretrain.mixture.text=0.36: data.text is empty"),
         (["data.text=[]", "pretrain.mixture={chain3:1}", "midtrain.mixture={chain3:1}"], "Docstrings.task=text: "),
         (["data.text=['']"], "no such package is installed"),
         (["data.tasks=[]"], "pretrain.mixture=chain3: it is one of: text"),
