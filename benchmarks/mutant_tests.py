@@ -1,5 +1,6 @@
 """Runs tests in forked processes: once under coverage, to learn what each reaches and costs, then on mutants."""
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -42,7 +43,9 @@ def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit
     for path in (copy / "tests").rglob("test_*.py"):
         if (file := str(path.relative_to(copy))) not in test_files:
             others |= _known(copy, source, file, cache) or {}
-    reaching = {name: r for name, r in (records | others).items() if line in r["lines"].get(source, ())}
+    # What runs at import is seen in whichever test imported the module first, and says nothing about the others.
+    in_function = runs_in_a_function((copy / source).read_text(), line)
+    reaching = {n: r for n, r in (records | others).items() if in_function and line in r["lines"].get(source, ())}
     rank = {file: min(number, 1) if reaching else number for number, file in enumerate(test_files)}
     shared: set[str] = set()
     chosen, total = [], 0.0
@@ -57,6 +60,16 @@ def tests_of(copy: Path, source: str, line: int, *, test_files: list[str], limit
             shared |= set(record["shared"])
             chosen.append(name)
     return chosen
+
+
+def runs_in_a_function(text: str, line: int) -> bool:
+    """Whether the line of a module's text runs when a function is called, and not when the module is imported."""
+    return any(
+        node.body[0].lineno <= line <= (node.end_lineno or line)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        else isinstance(node, ast.Lambda) and node.lineno <= line <= (node.end_lineno or line)
+        for node in ast.walk(ast.parse(text))
+    )
 
 
 def _records(copy: Path, source: str, test_file: str, cache: Path) -> dict[str, dict[str, Any]]:
