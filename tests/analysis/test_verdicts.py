@@ -170,6 +170,14 @@ def test_seeds_are_paired_and_those_of_one_side_left_out() -> None:
     assert (comparison.estimate.value, comparison.estimate.n) == (1.0, 4)
 
 
+def test_a_comparison_of_other_seeds_is_missing_and_says_why() -> None:
+    source = Numbers({("a", "m"): [1, 2], ("late", "m"): [1, 2]}, first_seed=7)
+    (verdict,) = verdicts(source, 'value("a") > value("late")')
+    (comparison,) = verdict.comparisons
+    assert (comparison.direction, comparison.estimate, verdict.p) == ("missing", None, None)
+    assert comparison.evidence == "missing: no seed has all of its terms"
+
+
 def test_a_seed_that_the_middle_one_of_three_terms_lacks_is_left_out() -> None:
     """The seeds 1 to 5, 2 to 6 and 1 to 5: two of the first three cancel, and the differences are those of the last."""
     source = Numbers(

@@ -32,7 +32,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from shaping import Objective, shaped_cross_entropy
+from shaping import Objective, shaped_cross_entropy, shaped_model
 from shaping.adapters import trainer_loss, use_shaped_loss
 from tests.shaping.test_adapters import IDS, LABELS, OBJECTIVE, SMALL, arguments, loss_of_logits, qwen, rows
 from tests.shaping.test_peft import closed_form
@@ -295,6 +295,30 @@ def test_labels_by_position() -> None:
     model = shaped()
     output = model(IDS, None, None, None, None, LABELS)
     torch.testing.assert_close(output.loss.double(), EXPECTED, rtol=1e-5, atol=1e-6)
+
+
+def test_trainer_loss_reads_the_logits_of_models_that_return_tuples() -> None:
+    logits, cache = torch.randn(8, 12, 64), torch.randn(8, 12, 64)
+    loss = trainer_loss(OBJECTIVE)
+    torch.testing.assert_close(loss((logits, cache), LABELS), loss({"logits": logits, "other": cache}, LABELS))
+
+
+class Sharded(Tensor):
+    """A parameter that is gathered before the layer runs, as a DTensor is."""
+
+    def full_tensor(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+class Quantised(Tensor):
+    """A parameter of a kind that nothing is known about."""
+
+
+@pytest.mark.parametrize(("kind", "is_matrix"), [(Tensor, True), (Sharded, True), (Quantised, False)])
+def test_a_sharded_weight_is_a_matrix_and_an_unknown_one_is_not(kind: type[Tensor], is_matrix: bool) -> None:
+    layer = nn.Linear(16, 64, bias=False)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(kind))
+    assert shaped_model._is_one_matrix(layer) == is_matrix
 
 
 class Doubled(nn.Linear):

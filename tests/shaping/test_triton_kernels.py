@@ -34,6 +34,23 @@ def logits(dtype: torch.dtype, vocabulary: int) -> torch.Tensor:
     return rows.to(dtype).requires_grad_()
 
 
+# Of two logits that differ in the last bit the larger one is in the head, whatever their ids.
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_difference_in_the_last_bit_decides_who_is_in_the_head(sign: float) -> None:
+    z = torch.full((2, 130), -3.0)
+    close = torch.tensor(1.5 * sign)
+    larger = torch.nextafter(close, torch.tensor(9.0))
+    z[:, 5], z[:, 9] = close, larger  # the larger one has the larger id, which a tie would leave out
+    z[:, 20] = 4.0
+    z.requires_grad_()
+    targets, objective = torch.tensor([5, 9]), Objective(0.0, 0.3, -0.2, 2)
+    gradients = []
+    for backend in ("torch", "triton"):
+        loss = shaped_cross_entropy(z, targets, objective, reduction="none", backend=backend)  # type: ignore[call-overload]
+        gradients.append(torch.autograd.grad(loss.sum(), z)[0])
+    torch.testing.assert_close(*gradients, rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
     ("objective", "vocabulary", "dtype"),

@@ -293,3 +293,19 @@ def test_a_bandit_finds_its_best_arm() -> None:
     policy = model(torch.tensor([[1]])).logits[0, -1].softmax(-1)
     assert policy.argmax() == 3
     assert policy[3] > 0.9
+
+
+class Spread:
+    """A norm of which this rank has a part, as of sharded parameters."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return torch.tensor(2.5)
+
+    def item(self) -> float:
+        return 1.5
+
+
+def test_the_norm_of_sharded_gradients_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: Spread())
+    model = tiny()
+    assert updater(model, sgd(model), config()).update(ragged(), 1)["gradient_norm"] == 2.5
