@@ -216,3 +216,11 @@ def test_seeds_must_be_paired() -> None:
     a, b = (Sampled((s,), np.array([0.0]), ()) for s in (1, 2))
     with pytest.raises(ValueError, match="same seeds"):
         hierarchical_bootstrap([a, b], lambda v: v[0] - v[1])
+
+
+def test_the_seed_of_a_bootstrap_draws_its_replicates() -> None:
+    quantity = Sampled((1, 2, 3), np.array([1.0, 2.0, 4.0]), ())
+    default = hierarchical_bootstrap([quantity], lambda v: v[0], replicates=50)
+    first, again, other = (hierarchical_bootstrap([quantity], lambda v: v[0], replicates=50, seed=s) for s in (0, 0, 1))
+    assert first == again == default
+    assert other.low != first.low

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shaping import NAMED, Objective, TokenStatistics, policy_gradient_variance, shaped_cross_entropy
+from shaping import (
+    NAMED,
+    Objective,
+    TokenStatistics,
+    linear_shaped_cross_entropy,
+    policy_gradient_variance,
+    shaped_cross_entropy,
+)
 from shaping.loss import FLOOR
 
 SETTINGS = [
@@ -363,3 +370,29 @@ def test_second_derivatives_raise() -> None:
     loss = shaped_cross_entropy(logits, torch.tensor([0, 1]), Objective(0.5))
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize(
+    ("wrong", "floor", "least"), [(1e-5, None, 1e-5), (1e-8, None, 1e-6), (1e-2, 0.1, 0.1), (0.2, 0.1, 0.2)]
+)
+def test_a_nearly_certain_token_weighs_as_at_the_floor(
+    wrong: float, floor: float | None, least: float, reduction: str, fused: bool
+) -> None:
+    """Of two tokens the true one has p = 1 - wrong: its weight is max(1 - p, floor)^beta, by default with 1e-6."""
+    logits = torch.tensor([[math.log((1 - wrong) / wrong), 0.0]], dtype=torch.float64, requires_grad=True)
+    inputs = (logits, torch.eye(2, dtype=torch.float64)) if fused else (logits,)
+    options = {"reduction": reduction} | ({} if floor is None else {"floor": floor})
+    function = linear_shaped_cross_entropy if fused else shaped_cross_entropy
+    loss = function(*inputs, torch.tensor([0]), Objective(-0.25), **options)  # type: ignore[operator]
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(-(least**-0.25) * math.log1p(-wrong), rel=1e-6)
+    assert logits.grad[0, 1].item() == pytest.approx(least**-0.25 * wrong, rel=1e-6)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(0.5, 0.1, -0.1, 3)], ids=str)
+def test_of_tied_tokens_only_the_lowest_id_is_the_likeliest(objective: Objective) -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0]]).repeat(5, 1)
+    _, statistics = shaped_cross_entropy(logits, torch.arange(5), objective, return_stats=True)
+    assert statistics.target_rank.tolist() == [4, 1, 2, 5, 3]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import entropy as scipy_entropy
 
 from shaping import NAMED, Objective, shaped_cross_entropy
 from shaping.estimators import policy_gradient_variance, sampled_policy_gradient_loss, token_rewards
@@ -154,3 +156,41 @@ def test_the_sampled_gradient_is_unbiased_and_its_variance_known(objective: Obje
     torch.testing.assert_close(
         measured, policy_gradient_variance(logits, targets, objective, num_samples=8), rtol=0.2, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "floor", "least"), [(1e-5, None, 1e-5), (1e-8, None, 1e-6), (1e-2, 0.1, 0.1), (0.2, 0.1, 0.2)]
+)
+def test_the_reward_of_a_nearly_certain_token_is_that_at_the_floor(
+    wrong: float, floor: float | None, least: float
+) -> None:
+    log_probs = torch.tensor([[math.log1p(-wrong), math.log(wrong)]], dtype=torch.float64)
+    options = {} if floor is None else {"floor": floor}
+    rewards = token_rewards(log_probs, torch.tensor([0]), Objective(-0.25, top_k=1), **options)
+    assert rewards[0, 0].item() == pytest.approx(least**-0.25 / (1 - wrong), rel=1e-6)
+
+
+def test_the_samples_are_those_of_the_generator() -> None:
+    logits, targets, state = torch.zeros(4, 50), torch.arange(4), torch.get_rng_state()
+
+    def sampled(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        objective = Objective(0.5, 0.1, -0.1, 9)
+        return sampled_policy_gradient_loss(logits, targets, objective, num_samples=3, generator=generator)
+
+    assert torch.equal(sampled(1), sampled(1))
+    assert not torch.equal(sampled(1), sampled(2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_divergence_is_that_of_the_shaped_distribution_from_the_tempered_one() -> None:
+    """KL(shaped || tempered) by SciPy; the other direction is 3 % smaller here."""
+    q, shaped = torch.tensor([0.6, 0.3, 0.1]).double(), torch.tensor([0.5, 0.48, 0.02]).double()
+
+    def tempered(t: float) -> torch.Tensor:
+        return (q.log() / t).softmax(-1)
+
+    t = brentq(lambda t: scipy_entropy(tempered(t)) - scipy_entropy(shaped), 0.01, 10)
+    match = effective_temperature(q, shaped)
+    assert match.temperature.item() == pytest.approx(t, rel=1e-6)
+    assert match.divergence.item() == pytest.approx(scipy_entropy(shaped, tempered(t)), rel=1e-6)

@@ -4,6 +4,7 @@ Tolerances: float32 2e-5 relative and 1e-6 absolute; bfloat16 and float16, whose
 last place.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -35,15 +36,16 @@ def logits(dtype: torch.dtype, vocabulary: int) -> torch.Tensor:
 
 
 # Of two logits that differ in the last bit the larger one is in the head, whatever their ids.
+@pytest.mark.parametrize("top_k", [2, 3])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_difference_in_the_last_bit_decides_who_is_in_the_head(sign: float) -> None:
+def test_a_difference_in_the_last_bit_decides_who_is_in_the_head(sign: float, top_k: int) -> None:
     z = torch.full((2, 130), -3.0)
     close = torch.tensor(1.5 * sign)
     larger = torch.nextafter(close, torch.tensor(9.0))
     z[:, 5], z[:, 9] = close, larger  # the larger one has the larger id, which a tie would leave out
     z[:, 20] = 4.0
     z.requires_grad_()
-    targets, objective = torch.tensor([5, 9]), Objective(0.0, 0.3, -0.2, 2)
+    targets, objective = torch.tensor([5, 9]), Objective(0.0, 0.3, -0.2, top_k)
     gradients = []
     for backend in ("torch", "triton"):
         loss = shaped_cross_entropy(z, targets, objective, reduction="none", backend=backend)  # type: ignore[call-overload]
@@ -172,3 +174,14 @@ def test_the_kernels_compile_for_a_gpu() -> None:
         [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(("wrong", "least"), [(0.01, 0.1), (0.2, 0.2)])
+def test_a_nearly_certain_token_weighs_as_at_the_floor(wrong: float, least: float) -> None:
+    """Of two tokens the true one has p = 1 - wrong, and the least 1 - p is 0.1."""
+    z = torch.tensor([[math.log((1 - wrong) / wrong), 0.0]], requires_grad=True)
+    loss = shaped_cross_entropy(z, torch.tensor([0]), Objective(-0.25), floor=0.1, backend="triton")
+    loss.backward()
+    assert loss.item() == pytest.approx(-(least**-0.25) * math.log1p(-wrong), rel=1e-4)
+    assert z.grad[0, 1].item() == pytest.approx(least**-0.25 * wrong, rel=1e-4)  # type: ignore[index]

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.contamination import overlap
+from pipelines.data.contamination import overlap, shared
 from pipelines.data.ngrams import split_words
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "7", "+"]), max_size=25).map(" ".join)
@@ -54,3 +54,13 @@ def test_training_text_is_streamed(monkeypatch: Any) -> None:
         "y": {"items": 1, "short": 0, "contaminated": 0.0, "examples": []},
     }
     assert lines_read == list(range(1000))
+
+
+def test_no_ngram_crosses_two_texts() -> None:
+    """Of its 21 words the texts have 11 and 10, each too few for an n-gram of 13."""
+    question = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May."
+    halves = question[:50], question[50:]
+    assert halves[0].endswith("April, ")
+    assert overlap({"x": [question]}, halves)["x"]["contaminated"] == 0
+    assert overlap({"x": [question]}, ["".join(halves)])["x"]["contaminated"] == 1
+    assert shared([question], halves) == [False]

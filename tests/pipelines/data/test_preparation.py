@@ -23,8 +23,9 @@ from pipelines.configuration.data import DataConfig, SourceConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import prepare
 from pipelines.data.docstrings import docstrings
+from pipelines.data.ngrams import ngram_hashes
 from pipelines.data.part_worker import is_held_out
-from pipelines.data.preparation import _first_documents, prepare_shards
+from pipelines.data.preparation import _first_documents, _write_evaluation_ngrams, prepare_shards
 from pipelines.data.sources import Part, documents_of, parts_of
 from pipelines.data.token_shards import TokenShards, fingerprint, token_type
 from pipelines.errors import StageFailure, UserError
@@ -286,3 +287,15 @@ def test_shards_that_were_not_searched_do_not_say_that_nothing_was_dropped(tmp_p
         prepare_shards(data, processes=1, validation=0.2, evaluation_files=files)
         counts.append(TokenShards(tmp_path / name).index["contaminated"])
     assert counts == [None, 0]
+
+
+def test_no_ngram_of_an_evaluation_set_crosses_two_strings_or_records(tmp_path: Path) -> None:
+    """Of its strings of 7, 7, 14 and 12 words, which follow each other, only the third has n-grams of 13."""
+    words = [f"w{i}" for i in range(40)]
+    texts = [" ".join(words[start:stop]) for start, stop in ((0, 7), (7, 14), (14, 28), (28, 40))]
+    records = [{"question": texts[0], "answer": texts[1]}, {"question": texts[2]}, {"question": texts[3]}]
+    path = tmp_path / "evaluation.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    file = _write_evaluation_ngrams(tmp_path, [str(path)])
+    assert file is not None
+    assert np.load(file).tolist() == sorted(ngram_hashes(words[14:28], 13).tolist())

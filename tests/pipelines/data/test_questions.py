@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -118,3 +120,16 @@ def test_reasoning_gym_is_a_family_like_any_other() -> None:
         _, direction, *numbers = problem.question.split()
         assert problem.answer == " ".join(sorted(numbers, reverse=direction == "down"))
     assert generate("gym_count_bits", 5, seed=0)[0].answer.isdigit()
+
+
+def test_a_question_in_two_halves_of_two_documents_is_not_in_the_training_data() -> None:
+    halves = "Natalia sold clips to 48 of her", "friends in April, and half as many in May."
+    question = Question("t", " ".join(halves), "72", "marked")
+
+    def share(*texts: str) -> float | None:
+        documents = [SimpleNamespace(text=text) for text in texts]
+        corpus: Any = SimpleNamespace(sharded=False, problems=lambda *_: [], documents=lambda _: documents)
+        return contamination([question], corpus, [])
+
+    assert share(*halves) == 0
+    assert share("\n".join(halves)) == 1

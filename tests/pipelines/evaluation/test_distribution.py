@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from pipelines.evaluation.distribution import TokenTable, matched_temperature, m
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.held_out_text import held_out_rows
 from pipelines.evaluation.samples import SAMPLES, read_rows
-from pipelines.models.causal_lm import build_model
+from pipelines.models.causal_lm import build_model, save_checkpoint
+from pipelines.stages import _control
 from shaping.objective import Objective
 from shaping.theory import stationary_distribution
 from tests.pipelines.evaluation.contexts import evaluation_context
@@ -198,3 +201,77 @@ def test_a_theory_control_is_the_stationary_distribution(
     head = float(p.topk(8, -1).values.sum(-1).mean())
     assert measurements["Text/head_mass"]["value"] == pytest.approx(head, rel=1e-4)
     assert set(measurements) == {"Text/entropy", "Text/head_mass", "Text/tail_mass"}
+
+
+def text_table(*, loss: Any, right: Any = True, confidence: float = 0.5) -> TokenTable:
+    """A table whose tokens are 0 where they are right, and else 1."""
+    loss = np.asarray(loss, dtype=float)
+    rank = np.where(np.broadcast_to(right, loss.shape), 1, 2)
+    same = np.full(loss.shape, confidence)
+    return TokenTable(rank - 1, loss, loss, rank, same, {1: same}, 1 - same)
+
+
+def test_the_error_of_perplexity_is_that_of_its_loss_times_perplexity() -> None:
+    """Row means of 1, 2 and 3 nats: 2 with an error of 1 / sqrt(3)."""
+    table = text_table(loss=[[0.5, 1.5], [2.0, 2.0], [1.0, 5.0]])
+    metric = distribution.headline(table, 1, np.array([1, 1]))["perplexity"]
+    assert metric.value == pytest.approx(math.exp(2))
+    assert metric.stderr == pytest.approx(math.exp(2) / math.sqrt(3))
+
+
+def test_the_error_of_bits_per_byte_is_that_of_a_ratio() -> None:
+    """2 bits in 2 bytes and 9 bits in 6: the residuals from 11/8 bits a byte are -3/4 and 3/4, for 4 bytes a row."""
+    table = text_table(loss=math.log(2) * np.array([[1.0, 1.0], [4.0, 5.0]]), right=[[True] * 2, [False] * 2])
+    metric = distribution.headline(table, 1, np.array([1, 3]))["bits_per_byte"]
+    assert metric.value == pytest.approx(11 / 8)
+    assert metric.stderr == pytest.approx(0.75 / 4)
+
+
+def test_the_error_of_the_calibration_error_is_that_of_a_mean_over_rows() -> None:
+    """With one bin, of confidence 0.9, the gap is 0.9 minus the mean of the rows' shares of right tokens."""
+    counts = np.random.default_rng(0).integers(20, 60, 100)
+    right, shares = np.arange(100) < counts[:, None], counts / 100
+    table = text_table(loss=np.ones((100, 100)), right=right, confidence=0.9)
+    metric = distribution.headline(table, 1, np.array([1, 1]))["calibration_error"]
+    error = shares.std(ddof=1) / 10
+    assert metric.value == pytest.approx(0.9 - shares.mean())
+    assert metric.stderr == pytest.approx(error, rel=0.06)
+    assert metric.high - metric.low == pytest.approx(2 * 1.984 * error, rel=0.06)  # type: ignore[operator]
+
+
+def test_the_error_of_a_theory_control_has_both_parts(
+    corpus: Corpus, model: Any, tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the model's mean over rows, and that of the mean change over the computed tokens, which are all here."""
+    monkeypatch.setattr("pipelines.evaluation.held_out_text.THEORY_TOKENS", rows.size)
+    objective = Objective(beta=2.0)
+    measurements = measure(corpus, model, tmp_path, control=Control("theory:x", objective=objective))
+    q = torch.from_numpy(probabilities(model, rows))
+    own = torch.special.entr(q).sum(-1)
+    change = torch.special.entr(stationary_distribution(q.flatten(0, 1), objective)).sum(-1) - own.flatten()
+    errors = [values.std().item() / math.sqrt(len(values)) for values in (own.mean(1), change)]
+    assert measurements["Text/entropy"]["stderr"] == pytest.approx(math.hypot(*errors), rel=1e-3)
+
+
+def test_a_matched_control_has_the_entropy_of_its_reference_at_every_length(
+    corpus: Corpus, model: Any, tmp_path: Path
+) -> None:
+    """With the temperatures of both lengths in one cache; the reference is the model with sharper logits."""
+    sharp = copy.deepcopy(model)
+    with torch.no_grad():
+        sharp.model.norm.weight.mul_(1.5)
+    save_checkpoint(sharp, corpus.tokenizer, tmp_path / "reference" / "checkpoints" / "step-1")
+    variant = {"name": "matched:x", "reference": {"checkpoint": "step-1"}}
+    temperatures = []
+    for length in (LENGTH, 8):
+        config = EvaluationConfig("t", 1.0, 1.0, 6, {}, length, [2], {"Text": TEXT})
+        with evaluation_context(corpus, tmp_path / "run", config, model=model) as context:
+            stage = replace(context.stage, reference=tmp_path / "reference")
+            control = _control(replace(context, stage=stage), variant)
+        tokens = held_out_rows(corpus, TEXT, length).tokens
+        entropy = mean_entropy(sharp, tokens)[0]
+        assert control.name == "matched:x"
+        assert mean_entropy(model, tokens, control.temperature)[0] == pytest.approx(entropy, abs=1e-4)
+        temperatures.append(control.temperature)
+    assert temperatures[0] != temperatures[1]
+    assert max(temperatures) < 0.9

@@ -12,6 +12,7 @@ from pipelines.configuration.evaluation import CHOICE_TASKS, BenchmarkConfig, Ev
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus
 from pipelines.errors import StageFailure
+from pipelines.evaluation.benchmark_cache import BenchmarkCache
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.held_out_text import held_out_rows
 from pipelines.evaluation.metrics import pass_at_k
@@ -135,3 +136,17 @@ def test_the_same_checkpoint_gives_the_same_numbers(corpus: Corpus, evaluated: t
     started = [line.getMessage() for line in lines if "started" in line.getMessage()]
     assert started[0] == "benchmark 1 of 4 started: Text, up to 12 items"
     assert len(started) == 4
+
+
+def test_a_stored_text_is_not_that_of_another_length(corpus: Corpus, evaluated: tuple, tmp_path: Path) -> None:
+    model, _, _ = evaluated
+
+    def perplexity(length: int, cache: str) -> float:
+        config = EvaluationConfig("t", 1.0, 1.0, 6, {}, length, [2], {"Text": BENCHMARKS["Text"]})
+        fields = {"model": model, "cache": BenchmarkCache(tmp_path / cache, {})}
+        with evaluation_context(corpus, tmp_path / "run", config, **fields) as context:
+            return evaluate(context)["metrics"]["Text/perplexity"]
+
+    long, short = perplexity(24, "long"), perplexity(12, "short")
+    assert long != short
+    assert [perplexity(length, "both") for length in (24, 12, 24)] == [long, short, long]

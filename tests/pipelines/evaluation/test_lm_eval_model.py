@@ -1,6 +1,7 @@
 """`RolloutLM` against lm-eval's `hf` backend on the same checkpoint."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.configuration.model import ModelConfig  # noqa: E402
 from pipelines.data.corpus import Corpus  # noqa: E402
 from pipelines.evaluation.benchmark_cache import BenchmarkCache  # noqa: E402
 from pipelines.evaluation.lm_eval_model import RolloutLM  # noqa: E402
+from pipelines.evaluation.sampler import Sampler  # noqa: E402
 from pipelines.models.causal_lm import build_model, save_checkpoint  # noqa: E402
 
 ITEMS = 12
@@ -211,3 +213,37 @@ def test_stored_answers_are_reused(model: Any, corpus: Corpus, tmp_path: Path, m
     first = RolloutLM(model, corpus.tokenizer, BenchmarkCache(tmp_path, {})).loglikelihood(requests)
     monkeypatch.setattr("pipelines.evaluation.lm_eval_model.likelihoods", None)
     assert RolloutLM(model, corpus.tokenizer, BenchmarkCache(tmp_path, {})).loglikelihood(requests) == first
+
+
+def test_texts_do_not_depend_on_the_pieces(
+    model: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, and in pieces of two contexts (2 texts of 10 tokens each)."""
+    settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 10, "until": []}
+    requests = [Instance("generate_until", {}, (f"a graph of {'many ' * i}", settings), 0) for i in range(5)] * 2
+    texts = []
+    for tokens, files in ((1 << 18, 1), (2 * 2 * 10, 3)):
+        monkeypatch.setattr("pipelines.evaluation.sampler.RANGE_TOKENS", tokens)
+        cache = BenchmarkCache(tmp_path / str(tokens), {})
+        texts.append(RolloutLM(model, corpus.tokenizer, cache).generate_until(requests))
+        assert len(list((tmp_path / str(tokens)).rglob("*.jsonl.gz"))) == files
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 5
+
+
+def test_texts_of_other_contexts_and_settings_have_other_random_numbers(
+    model: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[tuple[int, ...]] = []
+    generate = Sampler.generate
+
+    def recorded(*args: Any, seed: Sequence[int], **options: Any) -> Any:
+        seeds.append(tuple(seed))
+        return generate(*args, seed=seed, **options)
+
+    monkeypatch.setattr(Sampler, "generate", recorded)
+    for context, temperature in (("a graph", 1.0), ("a tree", 1.0), ("a graph", 0.5), ("a graph", 1.0)):
+        settings = {"do_sample": True, "temperature": temperature, "max_gen_toks": 5, "until": []}
+        RolloutLM(model, corpus.tokenizer).generate_until([Instance("generate_until", {}, (context, settings), 0)])
+    assert len(set(seeds)) == 3
+    assert seeds[0] == seeds[3]

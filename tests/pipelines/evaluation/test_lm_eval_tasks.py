@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,3 +342,68 @@ def test_answers_are_stored_by_the_content_of_a_file(
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert run("A", benchmark).metrics[metric].value == right / 5
         assert calls == generated if generated else len(calls) > 1
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("verifier", [None, "math"])
+def test_a_right_answer_that_the_limit_cut_is_wrong(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, verifier: str | None
+) -> None:
+    """All answers are right; those to the first item have ended, and the limit has cut those to the second."""
+    answer_with(monkeypatch, *[text for text in ("0", "8") for _ in range(samples)])  # of items 0 and 4
+    ended = Sampler.generate
+
+    def cut(*args: Any, finished: object = None, **options: Any) -> Rollouts:
+        rollouts = ended(*args, finished=finished, **options)
+        return replace(rollouts, stopped=torch.arange(2 * samples) < samples)
+
+    monkeypatch.setattr(Sampler, "generate", cut)
+    dataset = mathematics_file(tmp_path)
+    benchmark = BenchmarkConfig(
+        "harness", "math", "amc23", items=2, samples=samples, dataset=dataset, verifier=verifier, shots=0
+    )
+    result = run("A", benchmark)
+    assert result.metrics["accuracy" if samples == 1 else "avg@2"].value == 0.5
+    assert [sample["reward"] for sample in result.samples] == ([] if samples == 1 else [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_samples_do_not_depend_on_the_pieces(
+    corpus: Corpus, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: bool
+) -> None:
+    """Whole, and in pieces of two items (3 samples of 24 tokens each): the model's own samples, and right answers."""
+    benchmark = BenchmarkConfig(
+        "harness", "math", "amc23", items=5, samples=3, dataset=mathematics_file(tmp_path), verifier="math", shots=0
+    )
+    if scripted:
+        answer_with(monkeypatch)
+    results = []
+    for tokens, files in ((1 << 18, 1), (2 * 3 * 24, 3)):
+        answers = iter([str(2 * item) for item in range(5) for _ in range(3)])
+        if scripted:
+            monkeypatch.setattr(RolloutLM, "decode", lambda _, rows, it=answers, **__: [next(it) for _ in rows])
+        monkeypatch.setattr("pipelines.evaluation.sampler.RANGE_TOKENS", tokens)
+        with evaluation_context(corpus, tmp_path / str(tokens), CONFIG, model=model) as context:
+            results.append(run_task(context, "A", benchmark))
+        assert len(list((tmp_path / str(tokens)).rglob("*.jsonl.gz"))) == files
+    assert results[0] == results[1]
+    assert [sample["item"] for sample in results[1].samples] == [item for item in range(5) for _ in range(3)]
+    assert not scripted or results[1].metrics["avg@3"].value == 1
+
+
+def test_each_benchmark_has_random_numbers_of_its_own(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[tuple[int, ...]] = []
+    generate = Sampler.generate
+
+    def recorded(*args: Any, seed: Sequence[int], **options: Any) -> Rollouts:
+        seeds.append(tuple(seed))
+        return generate(*args, seed=seed, **options)
+
+    monkeypatch.setattr(Sampler, "generate", recorded)
+    dataset = mathematics_file(tmp_path)
+    benchmark = BenchmarkConfig("harness", "math", "amc23", items=2, samples=2, dataset=dataset, shots=0)
+    for name, limit in (("A", 5), ("B", 5), ("A", 6)):
+        run(name, replace(benchmark, max_new_tokens=limit))
+    assert seeds[0] == seeds[2] != seeds[1]

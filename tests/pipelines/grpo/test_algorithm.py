@@ -131,3 +131,9 @@ def test_importance_weights_are_truncated() -> None:
     old, sampler = torch.tensor([-1.0, -1.0, -5.0]), torch.tensor([-1.0, -3.0, -1.0])
     expected = torch.tensor([1.0, 2.0, math.exp(-4)])
     torch.testing.assert_close(importance_weights(old, sampler, 2.0), expected)
+
+
+def test_a_response_that_was_cut_below_the_limit_is_punished_whole() -> None:
+    """Where the model's positions end before the limit; 4 tokens of 10 that have ended are not punished."""
+    lengths, stopped = torch.tensor([4, 4, 10]), torch.tensor([True, False, False])
+    assert overlong_penalty(lengths, stopped, limit=10, buffer=0.5).tolist() == [0.0, -1.0, -1.0]

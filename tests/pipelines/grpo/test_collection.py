@@ -366,3 +366,16 @@ def test_entropy_lost_per_reward_gained() -> None:
     assert entropy_fall(history((5, 0.2, 1.0, 9), (5, 0.6, 0.4, 9))) == pytest.approx(1.5)
     assert math.isnan(entropy_fall(history((5, 0.2, 1.0, 9), (5, 0.2, 0.4, 9))))
     assert math.isnan(entropy_fall(history((5, 0.2, 1.0, 9))))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 9, 10])
+def test_no_entropy_per_reward_is_given_before_ten_steps(steps: int) -> None:
+    """The first five and the last five steps may not overlap."""
+    rows = [{"reward": 0.1 * step, "entropy": 2.0 - 0.1 * step} for step in range(steps)]
+    assert entropy_fall(rows) == pytest.approx(1.0 if steps == 10 else math.nan, nan_ok=True)
+
+
+def test_the_divergence_is_measured_on_responses_that_the_seed_draws() -> None:
+    groups, other = real_groups(100), tiny(scale=2.9)
+    assert measured_divergence(other, groups, seed=(1,)) == measured_divergence(other, groups, seed=(1,))
+    assert len({measured_divergence(other, groups, seed=(i,)) for i in range(4)}) == 4

@@ -1,8 +1,10 @@
 """The rounds of sampling of one step: their seeds and sizes, and what an interrupted one leaves."""
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.errors import Interrupted
+from pipelines.grpo import module
 from pipelines.grpo.collapse import collapsed
 from pipelines.grpo.collection import Questions
 from pipelines.rollouts import Rollouts, Sampling
@@ -144,3 +147,44 @@ def test_a_left_over_group_is_kept_as_it_was_sampled(tokenizer: PreTrainedTokeni
     for before, after in zip(waiting, kept, strict=True):
         assert (before.question, before.responses, before.step) == (after.question, after.responses, step)
         assert torch.equal(torch.stack(before.log_probs), torch.stack(after.log_probs))
+
+
+def test_each_data_set_has_an_order_of_its_own() -> None:
+    """Two sets with the same questions, in two passes."""
+    same = questions([i / 100 for i in range(40)])
+    source = Questions([same, same], 0)
+    drawn = [source.draw().question for _ in range(160)]
+    orders = {tuple(drawn[start : start + 80 : 2]) for start in (0, 1, 80, 81)}
+    assert len(orders) == 4
+    assert len({frozenset(order) for order in orders}) == 1
+
+
+def test_pass_rates_and_divergences_have_random_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run's seed, and by the task or the step."""
+    seeds: list[tuple[int, ...]] = []
+
+    def sample(asked: Sequence[str], *, step: int, seed: Sequence[int]) -> list[Any]:
+        seeds.append(tuple(seed))
+        return [SimpleNamespace(rewards=torch.tensor([0.0, 1.0])) for _ in asked]
+
+    def divergence_from(*_: Any, seed: Sequence[int], **__: Any) -> float:
+        seeds.append(tuple(seed))
+        return 0.0
+
+    monkeypatch.setattr(module, "divergence_from", divergence_from)
+    for seed in (0, 1):
+        run: Any = SimpleNamespace(
+            seed=seed,
+            config=SimpleNamespace(pass_rate_low=0.1, pass_rate_high=0.9, tasks=["a", "b"], start_divergence=True),
+            asked=SimpleNamespace(training=[["1", "2"], ["3"]]),
+            context=SimpleNamespace(log=lambda *_: None),
+            device=None,
+            _sampling=contextlib.nullcontext,
+            _collector=SimpleNamespace(sample=sample),
+            _reference=SimpleNamespace(on=contextlib.nullcontext),
+            _updater=SimpleNamespace(division=None),
+        )
+        assert module.GRPO._within_pass_rate(run) == [[0, 1], [0]]
+        for run.step in (1, 2):
+            module.GRPO._divergence(run, SimpleNamespace(sampled=[]))  # type: ignore[arg-type]
+    assert len(set(seeds)) == len(seeds) == 2 * (2 + 2)

@@ -301,3 +301,11 @@ def test_experts_are_those_of_all_tokens_but_the_last() -> None:
     assert whole_record(np.ones((5, 3, 1), np.uint8), 4).shape == (4, 3, 1)
     with pytest.raises(StageFailure, match=r"grpo.routing_replay=True: vLLM gives no experts of this model"):
         whole_record(None, 4)
+
+
+def test_the_stand_in_engine_samples_the_end_of_a_list_as_with_the_whole() -> None:
+    engine, sampling, prompts = engine_over_stand_in(1), Sampling(1.0, 1.0, 6), [[1], [2, 3], [4]]
+    whole = engine.generate(prompts, sampling, n=3, seed=(5,))
+    end = engine.generate(prompts[1:], sampling, n=3, seed=(5,), first=1)
+    assert end.responses() == whole.responses()[3:]
+    assert engine.generate(prompts[1:], sampling, n=3, seed=(5,)).responses() != end.responses()

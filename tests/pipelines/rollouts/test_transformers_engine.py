@@ -295,3 +295,12 @@ def test_a_response_ends_where_the_positions_of_the_model_end() -> None:
         assert (cut.tokens[row, room:] == END).all()
     with pytest.raises(ValueError, match="a prompt of 20 tokens leaves no room for an answer"):
         generate(model, [[1] * 20], sampling, n=1, seed=(4,))
+
+
+def test_the_end_of_a_list_is_sampled_as_with_the_whole() -> None:
+    model, prompts, sampling = tiny(scale=2.0), [[1, 2], [3], [4, 5, 6], [7]], Sampling(1.0, 1.0, 8)
+    whole = generate(model, prompts, sampling, n=3, seed=(5,)).responses()
+    for first in (1, 3):
+        end = generate(model, prompts[first:], sampling, n=3, seed=(5,), first=first)
+        assert end.responses() == whole[3 * first :]
+    assert generate(model, prompts[1:], sampling, n=3, seed=(5,)).responses() != whole[3:]

@@ -29,6 +29,7 @@ from pipelines.models.sizes import forward_operations
 from pipelines.stage_context import StageContext
 from pipelines.training import next_token
 from pipelines.training.causal_loss import CausalLoss
+from pipelines.training.expert_balance import BIAS
 from pipelines.training.optimizer import learning_rate
 from pipelines.training.train import train
 from pipelines.training.trainer_state import saved_steps
@@ -436,3 +437,46 @@ def test_a_training_run_logs_its_progress(corpus: Corpus, tmp_path: Path) -> Non
         f"milestone saved: {checkpoints}/step-000006",
     ]
     assert "pretrain: resuming after step 4 of 6 steps; 384 tokens, 64 in a step" in lines
+
+
+def test_a_skipped_step_moves_no_router_bias(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six steps as they are, and six whose loss is NaN."""
+    shape = ModelConfig("t", layers=1, d_model=16, ffn=16, heads=2, kv_heads=1, head_dim=8, experts=4, active_experts=1)
+    CLEAN = CausalLoss.forward
+    largest = []
+    for factor in (1.0, math.nan):
+
+        def forward(self: CausalLoss, batch: Any, statistics: bool = False, factor: float = factor) -> Any:
+            loss, stats = CLEAN(self, batch, statistics)
+            return loss * factor, stats
+
+        monkeypatch.setattr(CausalLoss, "forward", forward)
+        model = build_model(shape, corpus.tokenizer, 1e4, seed=3)
+        budget = PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=6)
+        run_training(corpus, tmp_path / str(factor), budget, model=model)
+        largest.append(getattr(model.model.layers[0].mlp, BIAS).abs().max().item())
+    assert largest[0] > 0
+    assert largest[1] == 0
+    assert {row["router_bias_span"] for row in read_ledger(tmp_path / "nan")} == {0.0}
+
+
+@pytest.mark.parametrize("stop_after", [3, 5])
+def test_a_spike_after_a_resume_is_skipped(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """The sixth step is a spike over the four before it, some of which an earlier attempt has taken."""
+    monkeypatch.setattr("pipelines.training.step_filter.HISTORY", 4)
+    steps: list[int] = []
+
+    def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
+        loss, stats = CLEAN(self, batch, statistics)
+        steps.append(1)
+        return (loss * 50 if len(steps) == 6 else loss), stats
+
+    CLEAN = CausalLoss.forward
+    monkeypatch.setattr(CausalLoss, "forward", forward)
+    budget = PretrainConfig(**BUDGET | {"learning_rate": 1e-5}, warmup_steps=0, max_skipped=1, spike_sigmas=20.0)
+    with pytest.raises(Interrupted, match=f"after step {stop_after} of 6"):
+        run_training(corpus, tmp_path, budget, interrupted=lambda: len(steps) == stop_after)
+    assert run_training(corpus, tmp_path, budget)["skipped"] == 1
+    assert len(steps) == 6
