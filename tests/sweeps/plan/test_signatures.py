@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 from pipelines.configuration import STAGES, engines
 from pipelines.configuration.cell import Cell
 from pipelines.configuration.data import SourceConfig
-from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig
+from pipelines.configuration.evaluation import TASK_FILES, BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.question_sets import QuestionSetConfig
 from pipelines.configuration.tracking import OTHER_TRACKERS
 from sweeps.compose.cells import compose_cell, compose_cells
 from sweeps.compose.launcher_options import LAUNCHERS
 from sweeps.execute.display import title
 from sweeps.plan.planner import plan
-from sweeps.plan.signatures import signature_of
+from sweeps.plan.signatures import control_content, signature_of
 
 CHANGES = {
     "pretrain": """
@@ -295,3 +295,12 @@ def test_a_spec_carries_its_signature() -> None:
 def test_a_cell_is_plain_values() -> None:
     assert base() == BASE
     json.dumps(asdict(BASE))
+
+
+# A control of text needs no sampler, so another version of one does not measure it again.
+def test_a_control_depends_on_the_sampler_only_if_it_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = compose_cell(["objective=ce"]).evaluation
+    sampler = {"engine": "another", "precision": "float32", "version": "1"}
+    monkeypatch.setattr(EvaluationConfig, "sampler", property(lambda self: sampler))
+    assert control_content(evaluation, "midtrain", "matched")["sampler"] == sampler
+    assert "sampler" not in control_content(evaluation, "midtrain", "theory")
