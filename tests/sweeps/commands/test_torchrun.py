@@ -66,6 +66,7 @@ def test_a_process_is_what_torchrun_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(task.nodes, int)
 
 
+@pytest.mark.ci_only
 def test_ranks_share_a_cell(tmp_path: Path, shaping_run: Command) -> None:
     finished = torchrun(tmp_path, *CELL)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -163,6 +163,7 @@ def test_a_killed_job_is_explained_by_its_state_and_log(cluster: Cluster, tmp_pa
     assert "Traceback" not in gone.stderr
 
 
+@pytest.mark.ci_only
 def test_jobs_of_a_failed_node_are_requeued(plain: Cluster, tmp_path: Path) -> None:
     plain.launch(tmp_path, *FEW, *SLURM, "until=pretrain", FAKE_SECONDS="4")
     plain.until(tmp_path, lambda counts: counts.get("running") == 1)

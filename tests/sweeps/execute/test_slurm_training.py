@@ -90,7 +90,8 @@ def test_a_requeued_and_a_cancelled_job_save_their_state_with_default_tracking(p
     assert wandb_steps(file) == [row["step"] for row in run.ledger()]
 
 
-@pytest.mark.parametrize("places", ["tasks", pytest.param("nodes", marks=pytest.mark.ci_only)])
+@pytest.mark.ci_only
+@pytest.mark.parametrize("places", ["tasks", "nodes"])
 def test_two_tasks_train_as_one(plain: Cluster, shaping_run: Command, tmp_path: Path, places: str) -> None:
     """Each of two tasks, of one node or two, takes half of every batch: the same, up to the order of summation."""
     cell = [*SMALL, *FEW, "until=pretrain"]
