@@ -309,3 +309,13 @@ def test_an_unwritable_folder_is_named(make_store: Callable, tmp_path: Path) -> 
     make_store(["objective=ce"])
     with pytest.raises(UserError, match="results=/proc: it cannot be written"):
         reproduce(Options(store=str(tmp_path / "store"), results="/proc", sweep="nano"), Console(quiet=True))
+
+
+@pytest.mark.parametrize("code", [0, 3, 4])
+def test_the_command_ends_with_the_code_of_its_claims(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr("analysis.reproduce.show_claims", lambda options, console: code)
+    monkeypatch.setattr("analysis.reproduce.set_up", lambda arguments: None)
+    monkeypatch.setattr(sys, "argv", ["reproduce-paper-tables", "--claims"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code

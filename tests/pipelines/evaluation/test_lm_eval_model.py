@@ -1,7 +1,6 @@
 """`RolloutLM` against lm-eval's `hf` backend on the same checkpoint."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from pipelines.configuration.model import ModelConfig  # noqa: E402
 from pipelines.data.corpus import Corpus  # noqa: E402
 from pipelines.evaluation.benchmark_cache import BenchmarkCache  # noqa: E402
 from pipelines.evaluation.lm_eval_model import RolloutLM  # noqa: E402
-from pipelines.evaluation.sampler import Sampler  # noqa: E402
 from pipelines.models.causal_lm import build_model, save_checkpoint  # noqa: E402
 
 ITEMS = 12
@@ -232,18 +230,10 @@ def test_texts_do_not_depend_on_the_pieces(
 
 
 def test_texts_of_other_contexts_and_settings_have_other_random_numbers(
-    model: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+    model: Any, corpus: Corpus, drawn_with: list[tuple[int, ...]]
 ) -> None:
-    seeds: list[tuple[int, ...]] = []
-    generate = Sampler.generate
-
-    def recorded(*args: Any, seed: Sequence[int], **options: Any) -> Any:
-        seeds.append(tuple(seed))
-        return generate(*args, seed=seed, **options)
-
-    monkeypatch.setattr(Sampler, "generate", recorded)
     for context, temperature in (("a graph", 1.0), ("a tree", 1.0), ("a graph", 0.5), ("a graph", 1.0)):
         settings = {"do_sample": True, "temperature": temperature, "max_gen_toks": 5, "until": []}
         RolloutLM(model, corpus.tokenizer).generate_until([Instance("generate_until", {}, (context, settings), 0)])
-    assert len(set(seeds)) == 3
-    assert seeds[0] == seeds[3]
+    assert len(set(drawn_with)) == 3
+    assert drawn_with[0] == drawn_with[3]

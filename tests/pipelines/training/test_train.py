@@ -299,7 +299,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
         run_training(corpus, tmp_path / "b", PretrainConfig(**BUDGET, warmup_steps=0, max_skipped=1))
 
 
-def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop_after", [None, 3, 5])
+def test_a_spike_is_skipped_also_after_a_resume(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None
+) -> None:
+    """The sixth step is a spike over the four before it, some of which an earlier attempt may have taken."""
     monkeypatch.setattr("pipelines.training.step_filter.HISTORY", 4)
     steps: list[int] = []
 
@@ -311,7 +315,11 @@ def test_a_spike_is_skipped(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.
     CLEAN = CausalLoss.forward
     monkeypatch.setattr(CausalLoss, "forward", forward)
     budget = PretrainConfig(**BUDGET | {"learning_rate": 1e-5}, warmup_steps=0, max_skipped=1, spike_sigmas=20.0)
+    if stop_after is not None:
+        with pytest.raises(Interrupted, match=f"after step {stop_after} of 6"):
+            run_training(corpus, tmp_path, budget, interrupted=lambda: len(steps) == stop_after)
     assert run_training(corpus, tmp_path, budget)["skipped"] == 1
+    assert len(steps) == 6
 
 
 def test_accumulation_is_one_large_batch(corpus: Corpus, tmp_path: Path) -> None:
@@ -458,25 +466,3 @@ def test_a_skipped_step_moves_no_router_bias(corpus: Corpus, tmp_path: Path, mon
     assert largest[0] > 0
     assert largest[1] == 0
     assert {row["router_bias_span"] for row in read_ledger(tmp_path / "nan")} == {0.0}
-
-
-@pytest.mark.parametrize("stop_after", [3, 5])
-def test_a_spike_after_a_resume_is_skipped(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
-    """The sixth step is a spike over the four before it, some of which an earlier attempt has taken."""
-    monkeypatch.setattr("pipelines.training.step_filter.HISTORY", 4)
-    steps: list[int] = []
-
-    def forward(self: CausalLoss, batch: torch.Tensor, statistics: bool = False) -> Any:
-        loss, stats = CLEAN(self, batch, statistics)
-        steps.append(1)
-        return (loss * 50 if len(steps) == 6 else loss), stats
-
-    CLEAN = CausalLoss.forward
-    monkeypatch.setattr(CausalLoss, "forward", forward)
-    budget = PretrainConfig(**BUDGET | {"learning_rate": 1e-5}, warmup_steps=0, max_skipped=1, spike_sigmas=20.0)
-    with pytest.raises(Interrupted, match=f"after step {stop_after} of 6"):
-        run_training(corpus, tmp_path, budget, interrupted=lambda: len(steps) == stop_after)
-    assert run_training(corpus, tmp_path, budget)["skipped"] == 1
-    assert len(steps) == 6

@@ -1,3 +1,5 @@
+"""What the process that programs are forked from gets of its parent."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Folders are signed by what is in them, wherever they are."""
+
 import shutil
 from pathlib import Path
 
