@@ -33,7 +33,7 @@ def test_a_stage_run_on_another_machine_is_named_and_makes_cancel_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str | None, code: int
 ) -> None:
     Store.create(tmp_path / "store")
-    row = Row("abcd", "pretrain", "nano/ce/seed1:pretrain", "running", {}, None, None)
+    row = Row("abcd", "pretrain", "nano/ce/seed1", "running", {}, None, None)
     monkeypatch.setattr(status, "rows", lambda store, filters: [row])
     monkeypatch.setattr(status, "_running_owner", lambda stored: host and replace(Owner.myself(), host=host))
     assert status.cancel(["*"], str(tmp_path / "store")) == code
