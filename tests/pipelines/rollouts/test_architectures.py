@@ -43,6 +43,18 @@ def test_sampling_and_scoring_equal_transformers(name: str) -> None:
         torch.testing.assert_close(measured.log_probs, torch.cat([expected[i] for i in batch]), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma2", "llama", "qwen3"])
+def test_of_equally_likely_tokens_only_the_one_that_greedy_sampling_takes_is_the_likeliest(name: str) -> None:
+    """Else a benchmark's exact match would count answers that the model would not give."""
+    model = small_model(name)
+    model.get_output_embeddings().weight.zero_()
+    taken = generate(model, [[5]], Sampling(0.0, 1.0, 1), n=1, seed=(0,)).responses()[0][0]
+    response = [taken, taken + 1, taken]
+    ((_, measured),) = likelihoods(model, [[5]], [response], batch_tokens=64)
+    assert measured.likeliest.tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama"])
 def test_the_gradient_of_a_score_is_that_of_the_models_own_pass(name: str) -> None:
     model, reference = small_model(name), small_model(name)
