@@ -24,7 +24,7 @@ def test_times_are_those_of_the_attempts_and_waiting_does_not_count(make_store: 
     assert made.seed_seconds == hours * 3600 / 2
     assert made.facts["command"] == "shaping-run -m objective=ce seed=1,2"
     assert made.facts["seeds"] == "1, 2"
-    assert made.facts["budgets"].startswith("pretrain 800,000 tokens; midtrain 700,000 tokens; grpo 20 steps of 32")
+    assert made.facts["budgets"].startswith("pretrain 800,000 tokens; midtrain 800,000 tokens; grpo 20 steps of 32")
     assert "a mixture of experts" in made.facts["not run"]
 
 

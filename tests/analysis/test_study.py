@@ -28,10 +28,10 @@ def test_the_frame_has_the_documented_columns(make_store: Callable) -> None:
         name: dtype for name, (dtype, _) in COLUMNS.items()
     }
     row = frame.query(
-        "objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain' and step == 1367"
+        "objective == 'tail_penalty' and benchmark == 'Modules' and stage == 'midtrain' and step == 781"
     ).iloc[0]
-    assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 1367, 1367 * 512)
-    assert row["value"] == known(Measured("tail_penalty", 1, "midtrain", 1367, "Modules", "accuracy"))
+    assert (row["lam_tail"], row["top_k"], row["step"], row["tokens"]) == (-0.1, 16, 781, 781 * 1024)
+    assert row["value"] == known(Measured("tail_penalty", 1, "midtrain", 781, "Modules", "accuracy"))
     assert row["stage_run"] in graph.runs
     assert frame.loc[frame["objective"] == "ce", "top_k"].isna().all()
 
@@ -70,7 +70,7 @@ def test_a_sweep_that_reuses_stage_runs_of_another_is_read_whole(make_store: Cal
 def test_the_mid_trained_model_is_also_rls_step_0(make_store: Callable) -> None:
     frame = analysis.load(make_store(["objective=ce"])[1].root)
     start = frame.query("stage == 'grpo' and step == 0")
-    last = frame.query("stage == 'midtrain' and step == 1367")
+    last = frame.query("stage == 'midtrain' and step == 781")
     assert len(start)
     assert start["value"].tolist() == last["value"].tolist()
 

@@ -23,7 +23,7 @@ from tests.published import publish
 
 SEEDS = (1, 2)
 BETA = {"precision": -0.25, "ce": 0.0, "diversity": 0.5, "tail_penalty": 0.0, "head_reward": 0.0}
-PRETRAIN, MIDTRAIN = {199_680: 195, 399_360: 390, 600_064: 586, 799_744: 781}, {350_208: 684, 699_904: 1367}
+PRETRAIN, MIDTRAIN = {199_680: 195, 399_360: 390, 600_064: 586, 799_744: 781}, {399_360: 390, 799_744: 781}
 SCORES = {"Modules": "accuracy", "Continuations": "accuracy", "Boolean": "avg@8", "Order": "avg@8",
           **{f"Chain-{length}": "pass@4" for length in (3, 4, 5)}, "Python": "pass@4"}  # fmt: skip
 STAGES = {"pretrain": "after pre-training", "midtrain": "after mid-training", "grpo": "after RL"}
@@ -76,7 +76,7 @@ def value(
     """The mean over benchmarks and seeds of a setting's metric; `measured` is (setting, stage, step)."""
     objective, stage, step = measured
     if (stage, step, metric in ("avg@8", "pass@4")) == ("grpo", 0, True):  # RL starts from the mid-trained model
-        stage, step = "midtrain", MIDTRAIN[699_904]
+        stage, step = "midtrain", MIDTRAIN[799_744]
     return fmean(known(Measured(objective, s, stage, step, b, metric)) for b in benchmarks for s in seeds)
 
 
@@ -89,7 +89,7 @@ def facts(objective: str, seed: int) -> dict[str, float]:
     rows = ledger(objective, seed)
     first, last = ({name: fmean(row[name] for row in part) for name in rows[0]} for part in (rows[:5], rows[-5:]))
     return {
-        "prior": value((objective, "midtrain", 1367), ["Docstrings"], "entropy", seeds=[seed]),
+        "prior": value((objective, "midtrain", 781), ["Docstrings"], "entropy", seeds=[seed]),
         "fall": 1 - last["entropy"] / first["entropy"],
         "length": last["response_length"] / first["response_length"],
     }
@@ -142,7 +142,7 @@ def expected(figure: str, panel: int) -> list[Place]:
                 shares = {"'so'": fmean(s / (s + 3) for s in SEEDS), "'thus'": fmean(3 / (s + 3) for s in SEEDS)}
                 places += [(share, token, colour) for token, share in shares.items()]
             case "scaling", _:
-                ends = [score(objective, "pretrain", 781), score(objective, "midtrain", 1367)]
+                ends = [score(objective, "pretrain", 781), score(objective, "midtrain", 781)]
                 ends.append(100 * value((objective, "grpo", 20), CHAINS, "pass@4"))
                 places += [(size, ends[panel], colour) for size in (1000, 100_000)]
     return places
@@ -327,7 +327,7 @@ def test_maps_have_a_tile_at_each_setting_with_its_value(charts: dict[str, Chart
 def test_predictors_are_the_correlations_of_the_settings_means(charts: dict[str, Chart]) -> None:
     results = [100 * value((objective, "grpo", 20), CHAINS, "pass@4") for objective in BETA]
     for spec, (stage, step) in zip(
-        charts["predictors-nano"].panels, (("midtrain", 1367), ("pretrain", 781)), strict=True
+        charts["predictors-nano"].panels, (("midtrain", 781), ("pretrain", 781)), strict=True
     ):
         panel = read_back(spec)
         assert panel.title == f"after {stage}"

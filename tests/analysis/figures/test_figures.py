@@ -66,14 +66,14 @@ def test_several_held_out_texts_are_averaged_and_have_a_column_each(complete: St
     text = rows[rows["group"] == "text"]
     both = pd.concat([rows, text.assign(benchmark="Prose", value=text["value"] + 1.0)], ignore_index=True)
     studies = [complete, replace(complete, measurements=both.astype({"benchmark": "category"}))]
+    one, two = ({chart.name: chart.data for chart in build_figures(study).charts} for study in studies)
     for name, column in (
         ("pretraining-nano", "mean"),
         ("collapse-nano", "prior_entropy"),
         ("calibration-nano", "mean"),
     ):
-        one, two = (next(c.data for c in build_figures(study).charts if c.name == name) for study in studies)
-        assert two[column].to_numpy() == pytest.approx(one[column].to_numpy() + 0.5)
-        assert two.get("seeds", pd.Series([1])).max() == 1
+        assert two[name][column].to_numpy() == pytest.approx(one[name][column].to_numpy() + 0.5)
+        assert two[name].get("seeds", pd.Series([1])).max() == 1
     tables = {table.name: table for table in build_tables(studies[1])}
     row = tables["table-03-nano"].cells.iloc[0]
     assert row["text", "Prose entropy"].value == pytest.approx(row["text", "Docstrings entropy"].value + 1)

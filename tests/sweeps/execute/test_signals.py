@@ -61,8 +61,17 @@ def check_saved_and_resumed(folder: Path) -> None:
         assert stored.result["metrics"]["resumed"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("receivers", ["command", "group", "everything"])
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [
+        (signal.SIGTERM, "command"),
+        (signal.SIGHUP, "group"),
+        (signal.SIGTERM, "everything"),
+        pytest.param(signal.SIGHUP, "command", marks=pytest.mark.ci_only),
+        pytest.param(signal.SIGTERM, "group", marks=pytest.mark.ci_only),
+        pytest.param(signal.SIGHUP, "everything", marks=pytest.mark.ci_only),
+    ],
+)
 def test_a_stop_signal_saves_the_states(tmp_path: Path, number: signal.Signals, receivers: str) -> None:
     """To the command (docker stop), to its group (timeout, a shell that ends), to all its processes (systemd)."""
     process = start(tmp_path)

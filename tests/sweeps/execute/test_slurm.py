@@ -50,11 +50,11 @@ def test_a_graph_is_submitted_at_once_and_runs_in_order(cluster: Cluster, tmp_pa
     assert "0 stage runs submitted, 0 were queued or running already, 12 are done" in again.stdout
 
 
-def test_a_control_waits_for_both_of_its_checkpoints(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_control_waits_for_both_of_its_checkpoints(plain: Cluster, tmp_path: Path) -> None:
     words = [*FEW, *SLURM, "until=midtrain", "evaluation.controls.matched=[midtrain]"]
-    launched = cluster.launch(tmp_path, "objective=ce,precision", *words)
+    launched = plain.launch(tmp_path, "objective=ce,precision", *words)
     assert launched.returncode == 0, launched.stderr
-    assert cluster.finished(tmp_path) == {"done": 9}
+    assert plain.finished(tmp_path) == {"done": 9}
     runs = {run.signature: run for run in Store.open(tmp_path / "store").runs()}
     (control,) = [run for run in runs.values() if "variant" in run.spec["config"]]
     needs = [control.spec["parent"]["signature"], control.spec["config"]["variant"]["reference"]["signature"]]
