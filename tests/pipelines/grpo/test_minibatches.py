@@ -177,3 +177,19 @@ def test_weights_of_a_batch_with_a_filtered_response() -> None:
     assert token_weights(lengths, kept, loss="token", limit=6) == [1 / 11, 0, 1 / 11, 1 / 11]
     assert token_weights(lengths, kept, loss="sequence", limit=6) == [1 / 6, 0, 1 / 18, 1 / 9]
     assert token_weights(lengths, kept, loss="constant", limit=6) == [1 / 24, 0, 1 / 24, 1 / 24]
+
+
+def test_a_constant_weight_is_that_of_the_limit_at_the_step() -> None:
+    plain, _ = updated(uneven(), config(loss="constant", learning_rate=1.0))
+    extended = config(loss="constant", learning_rate=1.0, extended_from_step=1, extended_max_new_tokens=12)
+    step, _ = updated(uneven(), extended)
+    torch.testing.assert_close(step, plain / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_the_share_of_forking_tokens_does_not_depend_on_the_size_of_the_gradient() -> None:
+    shares = [
+        updated(uneven(), config(loss="constant", max_new_tokens=limit, learning_rate=1e-9))[1]["forking_gradient"]
+        for limit in (6, 6_000_000)
+    ]
+    assert shares[1] == pytest.approx(shares[0], rel=1e-3)
+    assert 0 < shares[0] < 1

@@ -82,6 +82,25 @@ def test_an_extra_round_asks_what_the_share_of_mixed_groups_calls_for(
     assert (engine.calls[1] < 16) == (levels == [0.5])
 
 
+def test_groups_that_waited_are_not_in_the_share_of_mixed_ones(tokenizer: PreTrainedTokenizerFast) -> None:
+    """They fill the batch, and say nothing of the questions that are asked now."""
+    engine, waiting, waited = Recorded(), 0, 0
+    settings = config(prompts=16, samples=3, resample_rounds=3, leftovers="keep")
+    source = collector(settings, [0.0, 0.5, 0.5], tokenizer, engine=engine)
+    for step in range(1, 13):
+        engine.calls.clear()
+        collected = source.collect(step)
+        groups, sizes, mixed, share = iter(collected.sampled), list[int](), 0, 1.0
+        while waiting + mixed < 16 and len(sizes) < 4:
+            sizes.append(min(16, math.ceil((16 - waiting - mixed) / max(share, 0.125))))
+            mixed += sum(next(groups).mixed for _ in range(sizes[-1]))
+            share = mixed / sum(sizes)
+        assert engine.calls == sizes
+        waited += waiting
+        waiting = collected.left_over
+    assert waited > 0
+
+
 def test_an_interrupted_step_is_collected_again_with_the_same_result(tokenizer: PreTrainedTokenizerFast) -> None:
     settings = config(leftovers="keep", resample_rounds=4)
     levels = [0.0, 0.9, 0.9]

@@ -197,6 +197,13 @@ def test_an_inexact_sampler_is_scored_before_several_updates() -> None:
     assert row["mismatch"] > 0.1
 
 
+def test_an_inexact_sampler_is_scored_at_its_temperature() -> None:
+    model = tiny(scale=2.0)
+    settings = config(epochs=2, learning_rate=1e-9, temperature=0.5, importance_cap=0.0)
+    row = updater(model, sgd(model), settings, exact_sampler=False).update(ragged(), 1)
+    assert (row["ratio_p01"], row["ratio_p99"]) == pytest.approx((1.0, 1.0), abs=1e-4)
+
+
 def test_importance_weights_correct_the_sampler() -> None:
     """A sampler with twice the probabilities halves each token's loss; with less, the weight is capped."""
     plain, _ = updated(ragged(), config(learning_rate=1.0))
@@ -225,6 +232,24 @@ def test_the_divergence_pulls_towards_the_reference() -> None:
     total.backward()
     pull = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(step, plain + pull, rtol=1e-3, atol=1e-5)
+
+
+def test_the_divergence_is_that_of_the_distributions_at_the_temperature() -> None:
+    """Of policy and reference alike: they are equal here, so that there is nothing to pull."""
+    plain, _ = updated(ragged(), config(learning_rate=1.0, temperature=0.5))
+    settings = config(learning_rate=1.0, temperature=0.5, kl_weight=1.0)
+    step, _ = updated(ragged(), settings, reference=tiny(scale=2.0))
+    torch.testing.assert_close(step, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_from_before_the_run_are_not_applied() -> None:
+    plain, _ = updated(ragged(), config(learning_rate=1.0))
+    model = tiny(scale=2.0).train()
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    updater(model, sgd(model), config(learning_rate=1.0)).update(ragged(), 1)
+    torch.testing.assert_close(moved(before, model), plain)
 
 
 def test_groups_left_over_keep_their_sampler() -> None:
