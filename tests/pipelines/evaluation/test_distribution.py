@@ -109,6 +109,34 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     assert metric.low < metric.value < metric.high  # type: ignore[operator]
 
 
+def test_the_details_of_two_rows_by_hand(corpus: Corpus) -> None:
+    """Of losses 0, 1/8, ..., 31/8 of one token of three bytes, with twice the entropy."""
+    loss = np.arange(32.0).reshape(2, 16) / 8
+    rank = np.tile([1, 2, 3, 4, 5, 8, 9, 16], 4).reshape(2, 16)
+    quarter = np.full(loss.shape, 0.25)
+    table = TokenTable(np.full(loss.shape, 40), loss, 2 * loss, rank, quarter, {4: quarter}, 3 * quarter)
+    domains, sizes = np.zeros(loss.shape, int), np.full(len(corpus.tokenizer), 3)
+    detail = distribution.detail(table, corpus, sizes, domains=domains, domain_names=["a"])
+    first, second = detail["by_position"][:2]
+    assert [(part["name"], part["tokens"]) for part in detail["by_position"]] == [(f"{i}/8", 4) for i in range(1, 9)]
+    assert (first["top_1"], second["top_1"]) == (0.5, 0.0)
+    # Losses of the third and fourth tokens of both rows: 2/8, 3/8, 18/8 and 19/8.
+    expected = {"perplexity": math.exp(1.3125), "bits_per_byte": 5.25 / math.log(2) / 12, "entropy": 2.625}
+    expected |= {"tail_mass": 0.75, "head_mass@4": 0.25}
+    assert {key: second[key] for key in expected} == pytest.approx(expected)
+    bounds = [(1, 1, 1 / 8), (2, 2, 1 / 8), (3, 4, 1 / 4), (5, 8, 1 / 4), (9, 16, 1 / 4)]
+    assert [(bar["from"], bar["to"], bar["share"]) for bar in detail["ranks"]] == bounds
+    # The highest fifth of 32 entropies are those of the last 7 tokens.
+    assert detail["forking"]["threshold"] == pytest.approx(24.8 / 4)
+    assert [(row["count"], row["entropy"]) for row in detail["forking"]["tokens"]] == [(7, 7.0)]
+
+
+def test_the_token_that_ends_a_text_has_no_bytes(corpus: Corpus) -> None:
+    sizes = distribution.byte_lengths(corpus)
+    assert sizes[corpus.tokenizer.eos_token_id] == 0
+    assert sizes[corpus.tokenizer.encode(" é", add_special_tokens=False)].sum() == 3
+
+
 def test_the_groups_of_the_details_add_up_to_the_whole(corpus: Corpus, model: Any) -> None:
     rows = held_out_rows(corpus, TEXT, LENGTH)
     assert {document.module.split(".")[0] for document in corpus.documents("test")} == set(rows.domain_names)

@@ -64,6 +64,7 @@ def test_a_skipped_step_moves_no_bias() -> None:
         model(input_ids=torch.randint(0, 64, (1, 16)))
     assert balance.move(keep=True) is not None
     assert not getattr(model.model.layers[0].mlp, BIAS).any()
+    assert balance.move() is None  # its tokens do not count in the next step
 
 
 def test_a_skewed_router_becomes_balanced_without_a_higher_loss() -> None:
@@ -104,3 +105,13 @@ def test_ledger_columns() -> None:
     assert balance.row(loads) == {"expert_load_max": 2.0, "experts_dead": 1.0, "router_bias_span": 0.0}
     dense = empty_model(model_config(ModelConfig("d", 1, 16, 16, 2, 1, 8), 64, 1e4))
     assert not ExpertBalance(dense, 1e-3)
+
+
+def test_the_span_of_the_biases_is_within_a_layer() -> None:
+    """Layers whose biases have drifted apart choose no other experts for it."""
+    model = mixture()
+    for layer, biases in zip(model.model.layers, ((0.5, 0.25), (-0.5, -0.625)), strict=True):
+        bias = getattr(layer.mlp, BIAS)
+        bias.fill_(biases[0])
+        bias[3] = biases[1]
+    assert ExpertBalance(model, 1e-3).row(torch.ones(2, 8))["router_bias_span"] == 0.25
