@@ -115,3 +115,12 @@ def test_the_span_of_the_biases_is_within_a_layer() -> None:
         bias.fill_(biases[0])
         bias[3] = biases[1]
     assert ExpertBalance(model, 1e-3).row(torch.ones(2, 8))["router_bias_span"] == 0.25
+
+
+def test_in_bfloat16_the_biases_and_the_rotary_angles_stay_in_float32() -> None:
+    """A bias of 1 would not move by 1e-3 in bfloat16."""
+    model = mixture()
+    prepare(model, ComputeConfig(), precision="bfloat16", documents=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for _, buffer in model.named_buffers()} == {torch.float32}
+    assert any(name.endswith(BIAS) for name, _ in model.named_buffers())

@@ -52,8 +52,10 @@ def test_cross_entropy_in_the_ledger_is_finite_where_probabilities_underflow(cor
 
 
 def test_a_row_has_the_rate_of_its_own_step_and_the_tokens_so_far(corpus: Corpus, tmp_path: Path) -> None:
-    run_training(corpus, tmp_path, PretrainConfig(**BUDGET, warmup_steps=4))
+    """And the result has the tokens of whole batches, which are fewer than those of the budget."""
+    metrics = run_training(corpus, tmp_path, PretrainConfig(**BUDGET | {"tokens": 6 * 64 + 50}, warmup_steps=4))
     rows = read_ledger(tmp_path)
+    assert (metrics["steps"], metrics["tokens"]) == (6, 384)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["tokens"] for row in rows] == [64, 128, 192, 256, 320, 384]
     rates = [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2]

@@ -78,3 +78,10 @@ def test_values_that_are_not_finite_do_not_enter_the_window(bad: float) -> None:
 def test_a_constant_loss_is_no_spike() -> None:
     same = np.full(3 * HISTORY, 2.5)
     assert skipped_steps(StepFilter(budget()), same, same) == []
+
+
+def test_a_spike_is_beyond_so_many_deviations_of_the_steps_before() -> None:
+    """Of 128 losses that alternate between 1 and 3 the mean is 2 and the deviation 1, so the limit is 8."""
+    alternating = np.tile([1.0, 3.0], 64)
+    for loss, skipped in ((7.99, []), (8.01, [128])):
+        assert skipped_steps(StepFilter(budget()), np.append(alternating, loss), np.ones(129)) == skipped
