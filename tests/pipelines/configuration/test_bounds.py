@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.configuration.bounds import check_bounds
+from pipelines.configuration.bounds import LARGEST, check_bounds
 from pipelines.errors import UserError
 
 HALF = "a\udcff"
@@ -55,3 +55,19 @@ def test_a_value_out_of_reach_is_named(cell: Cell, message: str) -> None:
 
 def test_the_largest_values_and_paths_of_any_bytes_pass() -> None:
     check_bounds(Cell(pretrain=Part(tokens=10**15, milestones=10**4, notes=["é", 1.5, None, True])))
+
+
+def test_the_largest_values_by_their_powers_of_ten() -> None:
+    powers = {
+        15: "tokens",
+        10: "batch_tokens micro_batch_tokens",
+        9: "warmup_steps extended_from_step",
+        8: "sequence_length text_length max_new_tokens extended_max_new_tokens stage_max_new_tokens "
+        "vocab_size top_k tasks_per_family items",
+        7: "steps ffn",
+        6: "d_model prompts samples pass_k",
+        5: "heads kv_heads head_dim experts active_experts",
+        4: "milestones layers",
+    }
+    named = {name: 10**power for power, names in powers.items() for name in names.split()}
+    assert {"seed": 2**63 - 1, **named} == LARGEST

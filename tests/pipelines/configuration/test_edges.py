@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.configuration.budgets import MidtrainConfig, PretrainConfig, milestone_steps
-from pipelines.configuration.compute import ComputeConfig
+from pipelines.configuration.compute import ComputeConfig, micro_batch
 from pipelines.configuration.data import DataConfig
 from pipelines.configuration.evaluation import BenchmarkConfig, EvaluationConfig
 from pipelines.configuration.grpo import GRPOConfig
@@ -138,3 +138,9 @@ def test_pass_at_k_is_of_as_many_samples_as_there_are_at_most() -> None:
 def test_milestones_are_at_the_nearest_steps() -> None:
     assert milestone_steps(10, 4) == [2, 5, 8, 10]  # of 2.5, 5, 7.5 and 10; halves go to the even step
     assert milestone_steps(11, 3) == [4, 7, 11]  # of 3.67 and 7.33
+
+
+def test_of_many_values_that_fit_the_first_and_the_last_are_listed() -> None:
+    budget = pretrain(tokens=120 * 16 * 2, batch_tokens=120 * 16)
+    with pytest.raises(UserError, match=r"that fit: 1, 2, 3, 4, 5, 6, \.\.\., 20, 24, 30, 40, 60, 120$"):
+        micro_batch(budget, ComputeConfig(), 7)

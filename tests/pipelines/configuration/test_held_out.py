@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.configuration.data import DataConfig, SourceConfig
+from pipelines.configuration.held_out import check_shard_rows
 from pipelines.errors import UserError
 from pipelines.tasks.families import split_of
 from sweeps.compose.cells import compose_cell
@@ -77,3 +79,17 @@ def test_a_family_and_a_file_have_questions_in_each_split_that_is_asked(tmp_path
     whole = tmp_path / "whole.jsonl"
     whole.write_text("\n".join(lines))
     compose_cell([f"grpo.tasks=[{whole}]"])
+
+
+@pytest.mark.parametrize(("tokens", "has_a_row"), [([64, 64], False), ([3, 65], True)])
+def test_a_row_takes_one_token_more_than_its_length_from_one_shard(
+    tmp_path: Path, tokens: list[int], has_a_row: bool
+) -> None:
+    shards(tmp_path / "shards", {"mine": {"train": tokens, "validation": []}})
+    data = DataConfig("d", sources={"mine": SourceConfig("jsonl", "a.jsonl")}, shards=str(tmp_path / "shards"))
+    refused: UserError | None = None
+    try:
+        check_shard_rows("pretrain.mixture.mine", 1.0, data=data, source="mine", split="train", length=64)
+    except UserError as error:
+        refused = error
+    assert (refused is None) == has_a_row

@@ -23,6 +23,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WANDB_MODE": "dryrun"}, [], "offline"),
         ({"WANDB_MODE": "disabled"}, [], "off"),
         ({"WANDB_DISABLED": "true"}, [], "off"),
+        ({"WANDB_DISABLED": "True"}, [], "off"),
         ({"WANDB_DISABLED": "false", "WANDB_MODE": "online"}, [], "online"),
         ({"WANDB_DISABLED": "true"}, ["tracking=online"], "online"),
         ({"WANDB_MODE": "online"}, ["tracking=off"], "off"),
