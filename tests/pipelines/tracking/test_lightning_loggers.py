@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.configuration.tracking import TrackingConfig
-from tests.pipelines.tracking.specs import evaluate, train
+from tests.pipelines.tracking.specs import PRETRAIN, evaluate, train
 
 RUN = "nano/precision/seed3/pretrain-abc123"
 LOSSES = [(step, pytest.approx(1 / (step + 1))) for step in range(9)]
@@ -74,6 +74,20 @@ def test_mlflow(root: Path) -> None:
     assert run.info.run_name == "pretrain nano/precision/seed3"
     assert run.info.status == "FINISHED"
     assert client.list_artifacts(run.info.run_id, "pretrain")
+
+
+def test_a_run_of_mlflow_that_is_resumed_is_running_again(root: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from pipelines.tracking.lightning_loggers import MLflowTracker
+
+    tracking = TrackingConfig(mlflow=True, project="study")
+    train(root, tracking, range(2))
+    MLflowTracker(PRETRAIN, root, tracking)
+    client = MlflowClient((root / "mlflow").as_uri())
+    experiment: Any = client.get_experiment_by_name("study")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "RUNNING"
 
 
 def test_several_at_once(root: Path) -> None:

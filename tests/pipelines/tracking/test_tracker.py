@@ -1,10 +1,11 @@
 """Which tracked run shows a stage run, and what it is called."""
 
+import math
 from typing import Any
 
 import pytest
 
-from pipelines.tracking.tracker import cell_name, run_title, tracked_identity
+from pipelines.tracking.tracker import cell_name, numbers, run_title, tracked_identity
 
 LABELS: dict[str, Any] = {"model": "nano", "objective": "ce", "seed": 3}
 
@@ -34,3 +35,7 @@ def test_an_evaluation_is_on_the_run_that_it_measures(
     assert tracked_identity(of) == identity
     assert run_title(of) == title
     assert cell_name(of["labels"]) == "nano/ce/seed3"
+
+
+def test_only_finite_numbers_are_drawn() -> None:
+    assert numbers({"a": 1, "b": math.nan, "c": math.inf, "d": "x", "e": None, "f": 0.5}) == {"a": 1.0, "f": 0.5}
