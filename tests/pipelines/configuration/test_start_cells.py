@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.configuration.start import StartConfig
 from pipelines.data.corpus import Corpus
 from pipelines.errors import UserError
 from sweeps.compose.cells import compose_cell
@@ -51,3 +52,9 @@ def test_the_stages_are_those_from_the_start_on(folder: Path) -> None:
 def test_new_weights_have_no_base_of_their_own(stage: str) -> None:
     with pytest.raises(UserError, match=rf"^{stage}\.rope_base=null: only the model of a start checkpoint has one"):
         compose_cell([*SMALL, f"{stage}.rope_base=null"])
+
+
+@pytest.mark.parametrize("checkpoint", ["models/mine", "models/mine/", "org/mine", "mine"])
+def test_a_start_is_called_by_the_last_part_of_its_path(checkpoint: str) -> None:
+    assert StartConfig(checkpoint).label == "mine"
+    assert StartConfig(checkpoint, name="other").label == "other"

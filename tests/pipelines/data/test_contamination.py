@@ -64,3 +64,9 @@ def test_no_ngram_crosses_two_texts() -> None:
     assert overlap({"x": [question]}, halves)["x"]["contaminated"] == 0
     assert overlap({"x": [question]}, ["".join(halves)])["x"]["contaminated"] == 1
     assert shared([question], halves) == [False]
+
+
+def test_three_examples_are_shown_at_most() -> None:
+    items = [f"item {number} is in the training text" for number in range(5)]
+    report = overlap({"x": items}, items)["x"]
+    assert (report["contaminated"], report["examples"]) == (1.0, items[:3])

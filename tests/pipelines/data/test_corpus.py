@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.configuration.data import DataConfig, text_versions
-from pipelines.data.corpus import Corpus, overlap, prepare, row_starts
+from pipelines.data.corpus import Corpus, _training_text, overlap, prepare, row_starts
 from pipelines.data.docstrings import Document, docstrings
+from pipelines.data.tokenizer import train_tokenizer
 from pipelines.data.training_order import schedule
 from pipelines.tasks.families import Problem, split_of
 from tests.forked import forked
@@ -50,6 +51,14 @@ def test_rows_hold_the_documents_in_order(corpus: Corpus) -> None:
     text = corpus.tokenizer.decode(corpus.rows("chain3", "train", 32)[0])
     first = corpus.problems("chain3", "train")[0]
     assert text.startswith("<|endoftext|>" + first.prompt)
+
+
+def test_a_document_begins_with_the_token_that_begins_it(corpus: Corpus) -> None:
+    """The number of the document goes up by one there, and nowhere else; the last row may end with an end of text."""
+    rows, documents = corpus.rows_with_documents("chain3", "train", 48)
+    begins = rows == corpus.tokenizer.eos_token_id
+    assert documents[0, 0] == 0
+    assert np.array_equal(np.diff(documents, axis=1)[:-1], begins[:-1, 1:])
 
 
 @given(
@@ -132,6 +141,36 @@ def test_every_kind_of_answer_has_its_share(tmp_path: Path) -> None:
     assert sum(counts.values()) == len(problems) > 1000
     for style, share in {"worked": 0.25, "outright": 0.75 * 0.6, "careless": 0.75 * 0.4}.items():
         assert abs(counts[style] / len(problems) - share) < 4 * (share * (1 - share) / len(problems)) ** 0.5
+
+
+def test_the_kind_of_an_answer_depends_on_the_seed_of_the_data() -> None:
+    problem = Problem("chain3", "1+1+1", ("2+1", "3"), "3", "2")
+    kinds = [_training_text(problem, config(text=[], seed=seed)) for seed in range(30)]
+    assert set(kinds) == {problem.prompt + kind for kind in (problem.worked, problem.outright, problem.careless)}
+    assert kinds == [_training_text(problem, config(text=[], seed=seed)) for seed in range(30)]
+
+
+def test_the_order_of_documents_depends_on_the_seed_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document("m", f"{number} " * 100) for number in range(30)]
+    monkeypatch.setattr("pipelines.data.corpus.docstrings", lambda package: documents)
+    orders = [
+        prepare(config(tasks=[], seed=seed), tmp_path / folder).documents("train")
+        for folder, seed in (("a", 0), ("b", 1), ("c", 1))
+    ]
+    assert orders[0] != orders[1] == orders[2]
+    assert set(orders[0]) == set(orders[1])
+
+
+def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "pipelines.data.corpus.train_tokenizer", lambda texts, size: seen.extend(texts) or train_tokenizer(texts, size)
+    )
+    corpus = prepare(config(text=[], tasks_per_family=100), tmp_path)
+    questions = {text.removeprefix("Q: ").split("\n")[0] for text in seen}
+    assert questions == {p.question for family in ("chain3", "order") for p in corpus.problems(family, "train")}
 
 
 def test_docstrings_are_those_of_ast() -> None:

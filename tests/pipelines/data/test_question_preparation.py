@@ -31,6 +31,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> str:
     [
         ("She has 1 + 17 = <<1+17=18>>18 left.\n#### 18", "hashes", "18"),
         ("... #### 1,234,567", "auto", "1234567"),
+        ("First #### 17, but checked again:\n#### 18", "hashes", "18"),
         ("no mark", "hashes", None),
         ("So $x = \\boxed{\\frac{1}{2}}$.", "boxed", "\\frac{1}{2}"),
         ("\\boxed{1} and then \\boxed{2}", "auto", "2"),
@@ -69,6 +70,15 @@ def test_a_set_like_gsm8k_and_one_like_math(tmp_path: Path) -> None:
     assert (counts["math"].difficulty, counts["math"].kept) == (20, 20)
     report = json.loads((tmp_path / "questions" / "math.report.json").read_text())
     assert (report["kept"], report["difficulty"], report["searched"]) == (20, 20, [])
+
+
+def test_difficulties_are_numbers_within_both_bounds(tmp_path: Path) -> None:
+    levels = [-2, 1.5, "2", 2.25, "Level 2.5", 2.75, 3, "hard"]
+    path = write(tmp_path / "q.jsonl", [{"question": f"{level}?", "answer": "1", "level": level} for level in levels])
+    questions = QuestionSetConfig(path, difficulty="level", difficulty_low=2, difficulty_high=2.5)
+    config = grpo(tmp_path, q=questions)
+    assert prepare_questions(config, {})["q"].difficulty == 5
+    assert [line.question for line in read_questions(config.tasks[0], "boxed")] == ["2?", "2.25?", "Level 2.5?"]
 
 
 def test_measured_questions_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.files import write_sealed
 from pipelines.ledger import Ledger
 from pipelines.tracking.start import start_trackers
+from pipelines.tracking.wandb_run import _arguments
 from sweeps.monitor.wandb_sync import _tracked, add_evaluations, send_runs
 from sweeps.store.stage_runs import Store
 from tests.pipelines.tracking.specs import EVALUATE, PRETRAIN
@@ -261,3 +262,11 @@ def test_variables_of_a_surrounding_run_are_not_taken(
     assert "sweep" not in run
     assert list((tmp_path / "files" / "wandb").glob("run-*"))
     assert not (tmp_path / "wandb").exists()
+
+
+def test_tags_and_names_are_as_long_as_wandb_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", f"{'t' * 65},,{'t' * 70}")
+    spec = PRETRAIN | {"labels": PRETRAIN["labels"] | {"sweep": "s" * 100, "objective": "o" * 150}}
+    arguments = _arguments(spec, TrackingConfig())
+    assert arguments["tags"] == ["o" * 64, "nano", "s" * 64, "t" * 64]
+    assert (len(arguments["group"]), len(arguments["name"])) == (128, 128)
