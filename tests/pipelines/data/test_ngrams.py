@@ -48,3 +48,10 @@ def test_hashes_are_the_same_in_every_process() -> None:
     code = "from pipelines.data.ngrams import ngram_hashes; print(ngram_hashes(['one', 'two', 'three'], 2).tolist())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(ngram_hashes(["one", "two", "three"], 2).tolist())
+
+
+def test_hashes_are_those_that_are_stored() -> None:
+    """Shards that were begun with the hashes of an earlier version can only be gone on with if they stay."""
+    words = ["a", "b", "c"]
+    assert ngram_hashes(words, 2).tolist() == [12108274463293437693, 399965937876855113]
+    assert ngram_hashes(words, 3).tolist() == [14512595181481610915]
