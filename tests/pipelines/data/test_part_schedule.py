@@ -34,9 +34,14 @@ def test_parts_are_taken_up_to_the_one_that_reaches_the_budget(budget: int | Non
 
 
 def test_sources_take_turns_by_the_share_of_their_parts() -> None:
-    schedule = PartSchedule([*parts("a", 2), *parts("b", 4)], {"a": None, "b": None}, {})
-    sources = taken(schedule)
-    assert [sources[:2].count("a"), sources[2:3], sources[3:5].count("a"), sources[5:]] == [1, ["b"], 1, ["b"]]
+    """Those of b, which has three times as many, come three times as often."""
+    sources = taken(PartSchedule([*parts("a", 2), *parts("b", 6)], {"a": None, "b": None}, {}))
+    assert [sources[:2].count("a"), sources[2:4], sources[4:6].count("a"), sources[6:]] == [
+        1,
+        ["b", "b"],
+        1,
+        ["b", "b"],
+    ]
 
 
 def test_the_expected_characters_follow_from_the_parts_that_are_done() -> None:

@@ -82,6 +82,9 @@ def test_shards_hold_every_document_once(prepared: tuple[DataConfig, Path]) -> N
     missing = set(TEXTS[:250]) - set(documents["train"]) - set(documents["validation"])
     assert len(missing) == 1  # the document that contains the evaluation set's question
     assert shards.index["contaminated"] == 1
+    # What was read counts, and not only what was kept.
+    records = [json.loads(path.read_text()) for path in (shards.folder / "web").glob("*.json")]
+    assert sum(record["characters"] for record in records) == sum(map(len, TEXTS[:250]))
 
 
 def count_prose(shards: TokenShards) -> int:
