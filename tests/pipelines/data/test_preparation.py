@@ -293,10 +293,11 @@ def test_shards_that_were_not_searched_do_not_say_that_nothing_was_dropped(tmp_p
 
 
 def test_no_ngram_of_an_evaluation_set_crosses_two_strings_or_records(tmp_path: Path) -> None:
-    """Of its strings of 7, 7, 14 and 12 words, which follow each other, only the third has n-grams of 13."""
+    """Of its strings of 7, 7, 14 and 12 words, which follow each other, only the third has n-grams of 13; it is not
+    the first of its record."""
     words = [f"w{i}" for i in range(40)]
     texts = [" ".join(words[start:stop]) for start, stop in ((0, 7), (7, 14), (14, 28), (28, 40))]
-    records = [{"question": texts[0], "answer": texts[1]}, {"question": texts[2]}, {"question": texts[3]}]
+    records = [{"question": texts[0], "answer": texts[1]}, {"level": "2", "question": texts[2]}, {"question": texts[3]}]
     path = tmp_path / "evaluation.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     file = _write_evaluation_ngrams(tmp_path, [str(path)])

@@ -1,6 +1,7 @@
 """Distribution metrics against a plain forward pass in float64, and controls against their definitions."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -303,3 +304,17 @@ def test_a_matched_control_has_the_entropy_of_its_reference_at_every_length(
         temperatures.append(control.temperature)
     assert temperatures[0] != temperatures[1]
     assert max(temperatures) < 0.9
+
+
+def test_a_predicted_token_is_of_its_own_domain(
+    corpus: Corpus, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of that of the token before it: the first of each row, the only ones of domain b, are not predicted."""
+    rows = held_out_rows(corpus, TEXT, LENGTH)
+    domains = np.zeros(rows.tokens.shape, int)
+    domains[:, 0] = 1
+    changed = rows._replace(domains=domains, domain_names=["a", "b"])
+    monkeypatch.setattr("pipelines.evaluation.held_out_text.held_out_rows", lambda *_: changed)
+    measure(corpus, model, tmp_path, control=UNCHANGED)
+    detail = json.loads((tmp_path / "distribution.json").read_text())["Text"]
+    assert [(part["name"], part["tokens"]) for part in detail["by_domain"]] == [("a", rows.tokens[:, 1:].size)]

@@ -268,6 +268,14 @@ def test_the_largest_random_number_never_draws_an_impossible_token() -> None:
     assert torch.isfinite(log_probs).all()
 
 
+def test_a_nucleus_that_is_reached_exactly_takes_no_further_token() -> None:
+    """Of probabilities 1/2, 1/4 and 1/4 the first has all of a nucleus of 1/2; the third completes one of 1."""
+    logits = torch.tensor([[2.0, 1.0, 1.0]]).log().expand(64, 3)
+    uniforms = torch.arange(64) / 64
+    drawn = [draw(logits, Sampling(1.0, top_p, 1), uniforms)[0].unique().numel() for top_p in (0.5, 0.51, 0.76)]
+    assert drawn == [1, 2, 3]
+
+
 def test_the_number_of_rows_depends_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.rollouts import transformers_engine as engine
 
