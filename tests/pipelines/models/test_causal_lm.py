@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pipelines.configuration.compute import ComputeConfig
@@ -17,6 +18,7 @@ from pipelines.configuration.data import DataConfig
 from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import StageFailure
+from pipelines.models import causal_lm
 from pipelines.models.causal_lm import (
     build_model,
     empty_model,
@@ -274,3 +276,15 @@ def test_transformers_4_computes_the_same_logits(tokenizer: PreTrainedTokenizerF
     assert version.startswith("4.")
     assert tokens[0] == tokenizer("7-5+3 ->")["input_ids"] * 4
     torch.testing.assert_close(torch.tensor(logits), model(torch.tensor(tokens)).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_no_file_of_weights_is_larger_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five tensors of 40 bytes two fit into 100; one of 120 is alone."""
+    monkeypatch.setattr(causal_lm, "FILE_BYTES", 100)
+    weights = {f"w{number}": torch.full((10,), float(number)) for number in range(5)} | {"large": torch.ones(30)}
+    causal_lm._write_weights(weights.items(), tmp_path / "checkpoint")
+    index = json.loads((tmp_path / "checkpoint" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 5 * 40 + 120}
+    files = sorted(set(index["weight_map"].values()))
+    inside = [sorted(load_file(tmp_path / "checkpoint" / file)) for file in files]
+    assert inside == [["w0", "w1"], ["w2", "w3"], ["w4"], ["large"]]

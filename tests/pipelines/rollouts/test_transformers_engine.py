@@ -276,6 +276,15 @@ def test_a_nucleus_that_is_reached_exactly_takes_no_further_token() -> None:
     assert drawn == [1, 2, 3]
 
 
+def test_a_wide_nucleus_is_whole_next_to_a_narrow_one() -> None:
+    """A row with one likely token, and 500 rows of which each has 0.9 of 500 equal tokens in its nucleus."""
+    logits = torch.zeros(501, 500)
+    logits[0, 7] = 30.0
+    tokens = draw(logits, Sampling(1.0, 0.9, 1), torch.arange(501) / 501)[0]
+    assert tokens[0] == 7
+    assert tokens[1:].unique().numel() > 400
+
+
 def test_the_number_of_rows_depends_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.rollouts import transformers_engine as engine
 
