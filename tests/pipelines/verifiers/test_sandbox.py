@@ -246,3 +246,31 @@ for path in ("{tmp_path}/x", "/x"):
 print(failure())
 """
     assert output(script, prefix=prefix).split() == ["ENOSPC", "EROFS", "1.0"]
+
+
+WAITED = """
+import os
+from types import SimpleNamespace
+from pipelines.verifiers import code
+code.TICK = 0.0
+nursery = SimpleNamespace(ask=lambda request: 0.0)
+
+def waited(seconds):
+    reader, writer = os.pipe()
+    looks = iter(seconds)
+
+    def look(child):
+        if (worked := next(looks, None)) is None:
+            os.write(writer, b"verdict")
+        return 1e9 if worked is None else worked
+
+    code.processor_seconds = look
+    return code._await(reader, 0, nursery)
+
+print(waited([look // 7 for look in range(60)]), waited([1.0] * 8), waited([1.0] * 9))
+"""
+
+
+def test_a_program_does_nothing_only_if_it_does_nothing_for_eight_looks_in_a_row() -> None:
+    """One that works at every seventh look is waited for, as is one that does nothing for seven after it has worked."""
+    assert output(WAITED).split() == ["b'verdict'", "b'verdict'", "None"]
