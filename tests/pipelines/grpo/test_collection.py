@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from pipelines.configuration.grpo import GRPOConfig
 from pipelines.data.questions import Question
 from pipelines.grpo.collapse import collapsed
-from pipelines.grpo.collection import Collector, Group, Questions, empty_waiting
+from pipelines.grpo.collection import Collected, Collector, Group, Questions, empty_waiting
 from pipelines.grpo.communicator import SINGLE_PROCESS
 from pipelines.grpo.diagnostics import (
     collected_row,
@@ -31,6 +31,7 @@ from pipelines.grpo.update import Division
 from pipelines.rollouts import Finished, Rollouts, Sampling, generate, never
 from pipelines.tasks.formats import FORMATS, Format
 from pipelines.verifiers import VERIFIERS, Judge, Verifier
+from tests.pipelines.grpo.test_update import group as made_group
 from tests.pipelines.rollouts.test_transformers_engine import tiny
 
 
@@ -335,6 +336,49 @@ def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTra
     assert all(row["entropy"] > threshold - 1e-6 for row in by_token)
     assert {row["step"] for row in rows} == {7}
     json.dumps(rows)
+
+
+def test_divergence_and_forking_tokens_are_of_the_distribution_at_the_temperature(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model, groups, settings = tiny(scale=3.0), real_groups(16, temperature=0.5), config(temperature=0.5)
+    policy = Policy(model)
+    division = Division(policy, SINGLE_PROCESS, 16384)
+    assert divergence_from(policy, groups, settings, seed=(0,), division=division) < 1e-9
+    summary = forking_tokens(policy, groups, settings, tokenizer=tokenizer, step=1, division=division)[0]
+    p = (distributions(model, groups) / 0.5).log_softmax(-1)
+    assert summary["entropy"] == pytest.approx(-(p.exp() * p).sum(-1).mean().item(), abs=1e-3)
+
+
+def test_a_response_that_is_not_in_the_loss_has_no_forking_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    policy, groups = Policy(tiny(scale=3.0)), real_groups(8)
+    division = Division(policy, SINGLE_PROCESS, 16384)
+    found = []
+    for filler in (5, 9):
+        for g in groups:
+            g.stopped[0] = False
+            g.responses[0] = [filler] * int(g.lengths[0])
+        settings = config(overlong="filter")
+        found.append(forking_tokens(policy, groups, settings, tokenizer=tokenizer, step=7, division=division))
+    assert found[0] == found[1]
+
+
+def test_the_columns_of_two_groups_by_hand() -> None:
+    """Rewards 1, 1/2 and 0, 1/4 of responses of 2, 4, 8 and 6 tokens, of which the limit cut the last."""
+    first = made_group([1, 2], [[6] * 2, [6] * 4], [1.0, 0.5])
+    second = made_group([1, 2, 3, 4], [[6] * 8, [6] * 6], [0.0, 0.25], stopped=(True, False))
+    failures = {"timeout": 1, "error": 2, "too_long": 3}
+    row = collected_row(Collected([first], [first, second], rounds=2, left_over=1, missing=3, failures=failures))
+    expected = {
+        **{"reward": 0.4375, "reward_std": (0.5 + 0.25) / math.sqrt(2) / 2, "reward_spread": 0.625 / math.sqrt(2)},
+        **{"entropy": 2.0, "prompt_length": 3.0, "response_length": 5.0, "truncated": 0.25},
+        **{"length_p10": 2.6, "length_p50": 5.0, "length_p90": 7.4, "length_right": 3.0, "length_wrong": 7.0},
+        **{"length_reward_correlation": -0.75 / (2 * math.sqrt(0.15625)), "pass@2": 0.5},
+        **{"groups": 2, "groups_right": 0.5, "groups_wrong": 0.5, "groups_mixed": 1.0, "groups_kept": 1},
+        **{"groups_left_over": 1, "groups_missing": 3, "rounds": 2},
+        **{"verifier_timeouts": 1, "verifier_errors": 2, "verifier_too_long": 3},
+    }
+    assert row == pytest.approx(expected)
 
 
 def test_the_correlation_of_length_and_reward_is_within_groups() -> None:

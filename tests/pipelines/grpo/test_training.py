@@ -21,6 +21,7 @@ from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import module, train_grpo
+from pipelines.grpo.training import _held_out_result
 from pipelines.models.adapters import add_adapters
 from pipelines.models.causal_lm import build_model
 from pipelines.training.train import train
@@ -301,6 +302,14 @@ def test_pass_rate_bounds_that_leave_no_question_are_an_error(corpus: Corpus, tm
     model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
     with pytest.raises(UserError, match=r"grpo\.pass_rate_low=0\.9: no question of boolean"):
         run(model, settings(pass_rate_low=0.9, max_new_tokens=2), corpus=corpus, folder=tmp_path)
+
+
+def test_what_was_gained_on_held_out_problems_and_the_entropy_that_it_cost() -> None:
+    """0.4 of reward for 0.5 nats between the first and the last five steps; the area is that of trapezoids."""
+    history = [{"entropy": entropy} for entropy in [2.0] * 5 + [9.0] + [1.5] * 5]
+    result = _held_out_result([[0, 0.2], [4, 0.4], [12, 0.6]], history)
+    expected = {"held_out_before": 0.2, "held_out_after": 0.6, "held_out_area": (4 * 0.3 + 8 * 0.5) / 12}
+    assert result == pytest.approx(expected | {"entropy_spent": 0.5, "entropy_spent_per_reward": 1.25})
 
 
 def test_the_response_limit_is_extended_once() -> None:

@@ -288,3 +288,9 @@ def test_no_file_of_weights_is_larger_than_the_limit(tmp_path: Path, monkeypatch
     files = sorted(set(index["weight_map"].values()))
     inside = [sorted(load_file(tmp_path / "checkpoint" / file)) for file in files]
     assert inside == [["w0", "w1"], ["w2", "w3"], ["w4"], ["large"]]
+
+
+def test_a_new_model_draws_nothing_from_torchs_own_generator(tokenizer: PreTrainedTokenizerFast) -> None:
+    before = torch.get_rng_state()
+    build_model(MIXTURE, tokenizer, 1e4, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
