@@ -30,6 +30,15 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "pipelines.data.ngrams": {"_BASE": 11_400_714_819_323_198_485},
     "pipelines.data.preparation": {"TRAINED_ON": 134_217_728, "SMALL_BYTES": 16_777_216},
     "pipelines.data.questions": {"SHORTEST": 30},
+    # They decide the parts of a source, and so the order of the documents in its shards.
+    "pipelines.data.sources": {
+        "STRETCH": 67_108_864,
+        "COMPRESSED_STRETCH": 1_048_576,
+        "MOST_TURNS": 8,
+        "ENOUGH_PARTS": 64,
+        "BLOCK": 256,
+        "ROW_GROUPS": 8,
+    },
     "pipelines.data.token_shards": {"FORMAT": 1},
     "pipelines.data.training_order": {"BLOCK": 65_536, "ROUNDS": 4},
     "pipelines.evaluation.distribution": {

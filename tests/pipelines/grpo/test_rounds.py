@@ -207,3 +207,18 @@ def test_pass_rates_and_divergences_have_random_numbers_of_their_own(monkeypatch
         for run.step in (1, 2):
             module.GRPO._divergence(run, SimpleNamespace(sampled=[]))  # type: ignore[arg-type]
     assert len(set(seeds)) == len(seeds) == 2 * (2 + 2)
+
+
+def test_the_bounds_on_the_pass_rate_are_within_them() -> None:
+    rates = {"never": 0.0, "low": 0.25, "half": 0.375, "high": 0.5, "more": 0.625}
+    run: Any = SimpleNamespace(
+        seed=0,
+        config=SimpleNamespace(pass_rate_low=0.25, pass_rate_high=0.5, tasks=["t"]),
+        asked=SimpleNamespace(training=[list(rates)]),
+        context=SimpleNamespace(log=lambda *_: None),
+        _sampling=contextlib.nullcontext,
+        _collector=SimpleNamespace(
+            sample=lambda asked, **_: [SimpleNamespace(rewards=torch.tensor([rates[name]])) for name in asked]
+        ),
+    )
+    assert module.GRPO._within_pass_rate(run) == [[1, 2, 3]]

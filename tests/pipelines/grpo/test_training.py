@@ -7,6 +7,7 @@ import logging
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ from pipelines.configuration.model import ModelConfig
 from pipelines.data.corpus import Corpus, prepare
 from pipelines.errors import Interrupted, UserError
 from pipelines.grpo import module, train_grpo
-from pipelines.grpo.training import _held_out_result
+from pipelines.grpo.asked import Asked
+from pipelines.grpo.training import _held_out_result, _result
 from pipelines.models.adapters import add_adapters
 from pipelines.models.causal_lm import build_model
 from pipelines.training.train import train
 from pipelines.training.trainer_state import saved_steps
+from pipelines.verifiers import Judge
 from shaping import Objective
 from tests.forked import forked
 from tests.pipelines.contexts import stage_context
@@ -310,6 +313,64 @@ def test_what_was_gained_on_held_out_problems_and_the_entropy_that_it_cost() -> 
     result = _held_out_result([[0, 0.2], [4, 0.4], [12, 0.6]], history)
     expected = {"held_out_before": 0.2, "held_out_after": 0.6, "held_out_area": (4 * 0.3 + 8 * 0.5) / 12}
     assert result == pytest.approx(expected | {"entropy_spent": 0.5, "entropy_spent_per_reward": 1.25})
+
+
+def test_the_contamination_of_held_out_questions_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the result's numbers are means over the last five steps."""
+    monkeypatch.setattr("pipelines.grpo.training.contamination", lambda questions, *_: len(questions) / 10)
+    corpus = SimpleNamespace(manifest={"content": {"tasks": []}})
+    columns = ("reward", "entropy", "response_length")
+    stage: Any = SimpleNamespace(
+        totals={"skipped": 1, "verifier_failures": 2, "collapsed_at": None, "held_out": []},
+        history=[dict.fromkeys(columns, float(step)) for step in range(8)],
+        asked=SimpleNamespace(training=[["a", "b"], ["c"]], held_out=["d"], too_long=4),
+        step=8,
+    )
+    context: Any = SimpleNamespace(corpus=corpus, log=lambda *_: None)
+    assert _result(stage, context) == dict.fromkeys(columns, 5.0) | {
+        **{"steps": 8, "skipped": 1, "verifier_failures": 2, "questions": 3, "questions_too_long": 4},
+        **{"contamination": 0.3, "held_out_contamination": 0.1},
+    }
+
+
+class Seen(Exception):
+    """Ends a run where it has shown something."""
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("float32", True), ("bfloat16-mixed", False)])
+def test_the_model_samples_exactly_as_it_learns_only_in_float32(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, exact: bool
+) -> None:
+    def updater(*_: Any, exact_sampler: bool, **__: Any) -> None:
+        raise Seen(exact_sampler)
+
+    monkeypatch.setattr(module, "Updater", updater)
+    model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
+    with pytest.raises(Seen) as seen:
+        run(model, settings(precision=precision), corpus=corpus, folder=tmp_path)
+    assert seen.value.args == (exact,)
+
+
+def test_seed_and_optimizer_are_those_of_the_configuration(corpus: Corpus, tmp_path: Path) -> None:
+    """The run has the cell's seed only if RL has none of its own."""
+    options = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta1": 0.7, "adam_beta2": 0.8}
+    with stage_context(corpus, tmp_path, seed=7) as context, Judge(1) as judge:
+        for own, seed in ((None, 7), (0, 0), (5, 5)):
+            model = build_model(MODEL, corpus.tokenizer, 1e4, seed=0)
+            stage = module.GRPO(model, settings(seed=own, **options), context, judge=judge)
+            assert stage.seed == seed
+        matrices = stage.configure_optimizers().param_groups[0]
+    assert (matrices["lr"], matrices["weight_decay"], matrices["betas"]) == (0.002, 0.3, (0.7, 0.8))
+
+
+@pytest.mark.parametrize(("extended", "longest"), [(12, 5 + 12), (3, 5 + 6)])
+def test_the_longest_sequence_is_that_of_any_step(extended: int, longest: int) -> None:
+    asked: Any = object.__new__(Asked)
+    asked._config = settings(extended_from_step=3, extended_max_new_tokens=extended)
+    asked._corpus = SimpleNamespace(prompts=lambda texts: [list(text) for text in texts])
+    asked.training = [[SimpleNamespace(prompt="ab")], [SimpleNamespace(prompt="abc")]]
+    asked.held_out = [SimpleNamespace(prompt="abcde")]
+    assert asked.longest_sequence() == longest
 
 
 def test_the_response_limit_is_extended_once() -> None:

@@ -36,6 +36,13 @@ def test_a_new_verifier_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rewards("contains", [("cab", "a"), ("cb", "a")]) == [1, 0]
 
 
+def test_an_answer_of_the_longest_length_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERIFIERS, "short", Verifier("operator:eq", in_process=True, longest=3))
+    with Judge() as judge:
+        verdicts = judge.rewards([("short", "777", "777"), ("short", "7777", "7777")])
+    assert verdicts == [(1.0, None), (0.0, "too_long")]
+
+
 MATH = [
     (r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
     (r"$x^2 + 2x + 1$", "(x+1)^2", 1),
