@@ -194,3 +194,17 @@ def test_the_divergence_is_that_of_the_shaped_distribution_from_the_tempered_one
     match = effective_temperature(q, shaped)
     assert match.temperature.item() == pytest.approx(t, rel=1e-6)
     assert match.divergence.item() == pytest.approx(scipy_entropy(shaped, tempered(t)), rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [[0.5, 0.49], [0.5, 0.51], [0.5, 0.50001], [1.1, -0.1]])
+def test_what_is_no_distribution_is_refused(q: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^q: it must be 0 or more everywhere and sum to 1"):
+        stationary_distribution(torch.tensor(q, dtype=torch.float64), Objective(beta=0.5))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 20.0, 200.0])
+def test_a_temperature_far_from_one_is_found(temperature: float) -> None:
+    logits = torch.linspace(0, 1, 10, dtype=torch.float64)
+    found = effective_temperature(logits.softmax(-1), (logits / temperature).softmax(-1))
+    assert found.temperature.item() == pytest.approx(temperature, rel=1e-3)
+    assert found.divergence.item() == pytest.approx(0, abs=1e-6)

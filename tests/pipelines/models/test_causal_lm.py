@@ -294,3 +294,8 @@ def test_a_new_model_draws_nothing_from_torchs_own_generator(tokenizer: PreTrain
     before = torch.get_rng_state()
     build_model(MIXTURE, tokenizer, 1e4, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mixture_is_not_balanced_by_a_loss_too() -> None:
+    """Neither here nor by a program that trains its checkpoint on: the routers' biases do it."""
+    assert model_config(MIXTURE, 64, 1e4).router_aux_loss_coef == 0
