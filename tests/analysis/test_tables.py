@@ -58,7 +58,7 @@ def test_architecture(make_store: Callable) -> None:
 def test_every_base_model_number_is_in_its_cell(make_store: Callable) -> None:
     graph, store = make_store(["+sweep=nano"])
     tables = tables_of(graph, store)
-    for stage, batch in (("pretrain", 1024), ("midtrain", 512)):
+    for stage, batch in (("pretrain", 1024), ("midtrain", 1024)):
         for family, settings in (
             ("beta", ["precision", "ce", "diversity"]),
             ("lambda", ["tail_penalty", "ce", "head_reward"]),
