@@ -2,18 +2,25 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from analysis.comparison import Side, compare, of_commit, resolve, sentence
+from analysis.comparison import ComparedRow, Comparison, Side, compare, comparison_chart, of_commit, resolve, sentence
+from analysis.headline import ENTROPY, Difference
 from analysis.reproduce import Options, compare_sides
+from analysis.statistics import Estimate
 from analysis.study import Study, read_stored, read_study
+from analysis.tables import Entry
 from pipelines.errors import UserError
 from pipelines.files import read_sealed, write_sealed
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, known, planned, write_run
+from tests.analysis.test_learning import with_curves
 from tests.published import publish
 
 CELLS = ("objective=ce,precision", "seed=1,2,3,4,5")
@@ -90,3 +97,70 @@ def test_the_page_is_written_and_replaced(two: tuple[Store, Store], tmp_path: Pa
     assert "<script" not in text
     with pytest.raises(UserError, match=re.escape("compare=[a]: name two")):
         compare_sides(Options(compare=["a"]), Console(quiet=True))
+
+
+def test_what_of_the_environment_may_change_a_result_is_compared(make_store: Callable) -> None:
+    study = read_study(*make_store(["objective=ce"]))
+    sides = []
+    for version in ("1", "2"):
+        environment = dict.fromkeys(("commit", "torch", "transformers", "cores", "host"), version)
+        specs = {signature: spec | {"environment": environment} for signature, spec in study.specs.items()}
+        sides.append(Side(version, replace(study, specs=specs)))
+    assert compare(*sides).configuration == [
+        (f"{stage} {name}", '"1"', '"2"')
+        for stage in ("pretrain", "midtrain", "grpo", "evaluate")
+        for name in ("commit", "torch", "transformers")
+    ]
+
+
+def test_of_many_values_of_a_key_the_first_six_are_shown() -> None:
+    sides = [
+        Side(name, read_study(planned(("objective=ce", f"seed={seeds}")), None))
+        for name, seeds in (("seven", "1,2,3,4,5,6,7"), ("six", "1,2,3,4,5,6"))
+    ]
+    shown = {key: (a, b) for key, a, b in compare(*sides).configuration}
+    assert shown["pretrain seed"] == ("1, 2, 3, 4, 5, 6, ...", "1, 2, 3, 4, 5, 6")
+
+
+def row(setting: str, value: float, word: str) -> ComparedRow:
+    difference = Difference(Estimate(value, value - 1, value + 1, 0.01, 5), (value,) * 5, (1, 2, 3, 4, 5), word)
+    return ComparedRow("nano", setting, ENTROPY, Entry(1.0), Entry(2.0), difference)
+
+
+def test_the_sentence_names_the_three_largest_differences() -> None:
+    rows = [row("a", 1.0, "higher"), row("b", -4.0, "lower"), row("c", 3.0, "higher"), row("d", 2.0, "higher")]
+    even = row("e", 9.0, "not told apart")
+    sides: Any = (SimpleNamespace(name="old"), SimpleNamespace(name="new"))
+    assert sentence(Comparison(sides, [*rows, even], [], ([], []))) == (
+        "4 of 5 differences of new from old are significant: "
+        "entropy after pre-training of b (−4.00 nats [−5.00, −3.00]); "
+        "entropy after pre-training of c (+3.00 nats [+2.00, +4.00]); "
+        "entropy after pre-training of d (+2.00 nats [+1.00, +3.00]), and 1 more."
+    )
+    assert sentence(Comparison(sides, [even], [], ([], []))) == (
+        "None of 1 differences between new and old can be told apart from chance."
+    )
+    unpaired = replace(even, difference=None)
+    assert sentence(Comparison(sides, [unpaired], [], ([], []))) == (
+        "old and new have no setting with a seed in common that both measured."
+    )
+
+
+def test_rewards_are_not_compared_with_benchmarks(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce", "seed=1,2"])
+    plain = read_study(graph, store)
+    sides = Side("benchmarks", plain), Side("rewards", with_curves(graph, store, lambda run, step: 0.5))
+    assert [row.measure.name for row in compare(*sides).rows] == ["entropy", "perplexity"]
+    assert [row.measure.name for row in compare(sides[1], sides[1]).rows] == [
+        "entropy", "perplexity", "before", "result"
+    ]  # fmt: skip
+
+
+def test_the_figure_names_the_units_of_its_differences(two: tuple[Store, Store]) -> None:
+    sides = [Side(str(store.root), read_stored(store)) for store in two]
+    assert [panel["title"] for panel in comparison_chart(compare(*sides)).panels] == [
+        ["entropy", "difference (nats)"],
+        ["perplexity", "difference"],
+        ["before RL", "difference (points)"],
+        ["after RL", "difference (points)"],
+    ]

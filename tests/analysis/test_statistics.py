@@ -224,3 +224,12 @@ def test_the_seed_of_a_bootstrap_draws_its_replicates() -> None:
     first, again, other = (hierarchical_bootstrap([quantity], lambda v: v[0], replicates=50, seed=s) for s in (0, 0, 1))
     assert first == again == default
     assert other.low != first.low
+
+
+def test_benchmarks_with_equally_many_problems_have_problems_of_their_own() -> None:
+    """The problems of one are right where those of the other are wrong, by chance: that does not make them certain."""
+    right = np.tile([0.0, 1.0], 32)[None]
+    parts = (("a", right, np.zeros(1)), ("b", 1 - right, np.zeros(1)))
+    estimate = hierarchical_bootstrap([Sampled((1,), np.array([0.5]), parts)], lambda v: v[0], replicates=20_000)
+    error = 0.5 / math.sqrt(64) / math.sqrt(2)
+    assert estimate.high == pytest.approx(0.5 + 1.96 * error, rel=0.01)

@@ -1,6 +1,7 @@
 """What a plan costs, against torch's own counts and figures from the formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -174,3 +175,33 @@ def test_in_the_estimate_the_longest_chain_goes_first() -> None:
         graph.add(StageRun("pretrain", signature, 1, {}, needed, None, 1, {}))
     hours = dict.fromkeys(graph.runs, 1.0)
     assert [_wall_hours(graph, hours, Capacity(devices)) for devices in (1, 2, 3, 0)] == [6.0, 3.0, 3.0, 3.0]
+
+
+def test_a_device_leaves_two_copies_of_a_checkpoint_to_main_memory() -> None:
+    graph, stage = runs("model=4B", *PAPER)
+    weights = parameters(*model_of("4B"))
+    assert {memory(graph, run, on_gpu=True) for run in stage.values()} == {7 * 2**27 + 2 * 4 * weights}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "tokens"),
+    [
+        ({"kind": "text"}, 30 * 64),
+        ({"kind": "choice"}, 30 * 4 * 100),
+        ({"kind": "harness_choice"}, 30 * 4 * 100),
+        ({"kind": "sampled"}, 30 * 8 * (200 + 500)),
+        ({"kind": "harness"}, 30 * 8 * (200 + 500)),
+        ({"kind": "sampled", "max_new_tokens": 100}, 30 * 8 * (100 + 50)),  # its own limit, which prompts have too
+    ],
+)
+def test_an_evaluation_costs_the_tokens_of_its_items(benchmark: dict[str, object], tokens: float) -> None:
+    graph, stage = runs()
+    entry = {"items": 30, "samples": 8, "max_new_tokens": None} | benchmark
+    config = {"benchmarks": {"one": entry}, "text_length": 64, "max_new_tokens": 1000}
+    measured = replace(stage["evaluate"], config=stage["evaluate"].config | {"evaluation": config})
+    cost = work(graph, measured)
+    assert (cost.sampled_tokens, cost.trained_tokens, cost.training) == (tokens, 0, 0)
+    two = {"benchmarks": {"one": entry, "two": entry}}
+    twice = replace(measured, config=measured.config | {"evaluation": config | two})
+    assert work(graph, twice).sampling == pytest.approx(2 * cost.sampling)
+    assert cost.sampling > 0
