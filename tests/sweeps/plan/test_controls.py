@@ -102,3 +102,42 @@ def test_objectives_of_one_name_have_their_own_controls(control: str) -> None:
     assert {label for label in labels if label.startswith(control)} == {
         f"{control}:mine/objective.beta=0.1", f"{control}:mine/objective.beta=0.2"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=2",
+        "model.layers=2",
+        "data.seed=1",
+        "pretrain.adam_beta2=0.99",
+        "midtrain.decay=linear",
+        "midtrain.objective=ce",
+        "grpo.clip_high=0.3",
+        "evaluation.temperature=0.9",
+        "evaluation.controls.theory=[midtrain]",
+    ],
+)
+def test_cells_that_differ_in_more_than_the_objective_control_nothing(override: str) -> None:
+    assert not any(
+        run.control for run in plan([compose_cell([]), compose_cell(["objective=precision", override])]).runs.values()
+    )
+
+
+def test_the_temperature_is_found_on_the_first_text_by_name() -> None:
+    """Whatever the order in which the benchmarks are written."""
+    words = ["evaluation.controls={tempered:[grpo]}", "evaluation.text_length=48"]
+    cells = [compose_cell([f"objective={name}", *words]) for name in ("ce", "precision")]
+    signatures = set()
+    for is_first in (True, False):
+        graph_cells = []
+        for cell in cells:
+            benchmarks = cell.evaluation.benchmarks
+            another = {"Another text": replace(benchmarks["Docstrings"], items=7)}
+            changed = another | benchmarks if is_first else benchmarks | another
+            graph_cells.append(replace(cell, evaluation=replace(cell.evaluation, benchmarks=changed)))
+        (tempered,) = [run for run in plan(graph_cells).runs.values() if run.control and run.stage == "grpo"]
+        text = cells[0].evaluation.benchmarks["Docstrings"].task
+        assert tempered.config["variant"]["text"] == {"task": text, "items": 7, "length": 48}
+        signatures.add(tempered.signature)
+    assert len(signatures) == 1

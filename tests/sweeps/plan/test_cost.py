@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.models.sizes import active_parameters, parameters
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Capacity, Estimate, Rate, _wall_hours, estimate, memory, storage, work
+from sweeps.compose.launcher_options import LocalLauncherConfig, SlurmLauncherConfig, StageResources
+from sweeps.plan.cost import Capacity, Estimate, Rate, Work, _wall_hours, capacity, estimate, memory, storage, work
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
 
@@ -205,3 +206,39 @@ def test_an_evaluation_costs_the_tokens_of_its_items(benchmark: dict[str, object
     twice = replace(measured, config=measured.config | {"evaluation": config | two})
     assert work(graph, twice).sampling == pytest.approx(2 * cost.sampling)
     assert cost.sampling > 0
+
+
+def test_rl_trains_each_epoch_and_samples_again_what_was_dropped() -> None:
+    graph, stage = runs()
+    budget = {"steps": 10, "prompts": 4, "samples": 8, "max_new_tokens": 400, "resample_rounds": 2}
+
+    def cost(**changes: object) -> Work:
+        return work(graph, replace(stage["grpo"], config=stage["grpo"].config | {"grpo": budget | changes}))
+
+    kept = 10 * 4 * 8 * (200 + 200)
+    once = cost()
+    assert (once.trained_tokens, once.sampled_tokens) == (kept, kept * (1 + 0.5 + 0.25))
+    assert cost(epochs=3).training == pytest.approx(3 * once.training)
+    assert cost(epochs=3).sampling == once.sampling
+    assert cost(dynamic_sampling=False).sampled_tokens == kept
+    assert cost(extended_from_step=4, extended_max_new_tokens=800).trained_tokens == (
+        4 * 8 * (4 * (200 + 200) + 6 * (200 + 400))
+    )
+
+
+def test_the_launchers_ranks_and_hours_are_those_of_its_jobs() -> None:
+    options = SlurmLauncherConfig(nodes=2, gpus=4, time=90, grpo=StageResources(time=30, tasks=1))
+    given = capacity(options, 16)
+    assert (given.devices, given.per_run["pretrain"], given.per_run["grpo"]) == (16, 8, 2)
+    assert (given.time_limits["pretrain"], given.time_limits["grpo"]) == (1.5, 0.5)
+    assert [capacity(LocalLauncherConfig(workers=3), devices).devices for devices in (0, 5)] == [3, 5]
+
+
+def test_of_trainer_states_the_largest_counts() -> None:
+    """They exist only while a stage runs, and what is published stays."""
+    graph = plan(compose_cells(["seed=1,2", "until=pretrain"]))
+    (total,) = [part for stage, part in estimate(graph, set(graph.runs), rate=Rate(), capacity=Capacity())[0].items()
+                if stage == "pretrain"]  # fmt: skip
+    (run, *_) = graph.runs.values()
+    numbers = parameters(run.config["model"], 640)
+    assert (total.trainer_states, total.storage) == (3 * 4 * numbers, 2 * 4 * 4 * numbers)

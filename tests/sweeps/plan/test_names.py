@@ -64,3 +64,17 @@ def test_a_variant_labels_only_the_stages_that_it_affects() -> None:
     assert list(graph.cells) == ["nano/ce/seed1/grpo.learning_rate=0.0001", "nano/ce/seed1/grpo.learning_rate=0.0002"]
     assert {run.labels.get("variant") for run in graph.runs.values() if run.stage in ("pretrain", "midtrain")} == {None}
     assert len({run.labels["variant"] for run in graph.runs.values() if run.stage == "grpo"}) == 2
+
+
+def test_the_usual_head_is_that_of_the_data() -> None:
+    assert objective_name(cell("objective=tail_penalty", "data.top_k=8")) == "tail_penalty"
+    assert objective_name(cell("objective=tail_penalty", "data.top_k=8", "objective.top_k=16")) == "lam_tail=-0.1,k=16"
+
+
+def test_a_mixture_is_named_by_the_stage_that_reads_it() -> None:
+    graph = plan(compose_cells(["data.mixtures.midtrain.text=0.05,0.06", "data.mixtures.midtrain.boolean=0.06,0.05"]))
+    assert len(graph.cells) == 4
+    for name in graph.cells:
+        keys = {part.split("=")[0] for part in name.split("/")[3:]}
+        assert keys == {"midtrain.mixture.boolean", "midtrain.mixture.text"}
+    assert sum(run.stage == "pretrain" for run in graph.runs.values()) == 1

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,20 @@ def test_a_raised_stage_version_changes_signatures(monkeypatch: pytest.MonkeyPat
 def test_cells_are_values() -> None:
     cell = compose_cell([])
     assert replace(cell) == cell
+
+
+def test_the_steps_of_an_evaluation_are_its_benchmarks() -> None:
+    """Progress is counted in them, also for a control, which measures fewer."""
+    graph = plan(compose_cells(["objective=ce,precision"]))
+    evaluations = [run for run in graph.runs.values() if run.stage == "evaluate"]
+    counts = {bool(run.control): set[int]() for run in evaluations}
+    for run in evaluations:
+        assert run.steps == len(run.config["evaluation"]["benchmarks"])
+        counts[bool(run.control)].add(run.steps)
+    assert counts[True] != counts[False]
+
+
+def test_token_shards_are_found_from_any_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.plan.signatures.fingerprint", lambda folder: "0" * 64)
+    planned = replace(cell(), data=replace(cell().data, shards="shards/mine"))
+    assert {run.compute["shards"] for run in plan([planned]).runs.values()} == {str(Path("shards/mine").absolute())}
