@@ -17,8 +17,11 @@ from pipelines.logs import DEBUG_VARIABLE, LEVEL_VARIABLE
 from sweeps.compose.cells import compose_cells
 from sweeps.compose.launcher_options import PLUGIN_MODULE, SlurmLauncherConfig, StageResources
 from sweeps.execute.launch import check_options
-from sweeps.execute.slurm import scripts
+from sweeps.execute.slurm import _Batch, _existing, _job_names, scripts
+from sweeps.monitor.slurm_queue import JobState
+from sweeps.plan.graph import Plan, StageRun
 from sweeps.plan.planner import plan
+from sweeps.store.stage_runs import Store
 
 
 def test_hydra_finds_our_sweeper_and_launchers() -> None:
@@ -110,3 +113,64 @@ def test_jobs_are_named_by_their_cells_and_stage(tmp_path: Path) -> None:
     assert "--comment='shaping pretrain of nano/ce/seed1, nano/precision/seed1'" in script
     assert "wckey" not in script
     assert "--cpus-per-task=1 --export=ALL" in script
+
+
+def options_of(script: str) -> dict[str, str]:
+    """The options of sbatch that a script sets."""
+    return dict(re.findall(r"#SBATCH --([\w-]+)=?(.*)", script))
+
+
+def test_jobs_wait_for_the_tasks_of_their_number_and_controls_for_both_of_their_models(tmp_path: Path) -> None:
+    graph = plan(compose_cells(["objective=ce,precision", "seed=1,2"]))
+    written = [options_of(script) for script in scripts(graph, SlurmLauncherConfig(at_once=3), tmp_path)]
+    first, second, *_ = written
+    assert (first["array"], first.get("dependency")) == ("0,1,2,3%3", None)
+    assert "kill-on-invalid-dep" not in first
+    assert (second["array"], second["dependency"], second["kill-on-invalid-dep"]) == ("0,1,2,3%3", "aftercorr:1", "yes")
+    controls = [one["dependency"] for one in written if ":" in one.get("dependency", "").partition(":")[2]]
+    # Of ce and precision, whose tasks are 0 and 2 with the first seed and 1 and 3 with the second.
+    assert controls == ["afterok:2_0:2_2", "afterok:2_1:2_3", "afterok:10_0:10_2", "afterok:10_1:10_3"]
+    for one in written:
+        assert {"hold", "requeue"} <= set(one)
+        assert not {"gpus-per-node", "mem", "mem-per-cpu"} & set(one)
+    assert "%" not in next(options_of(s)["array"] for s in scripts(graph, SlurmLauncherConfig(), tmp_path))
+
+
+def test_a_name_selects_cells_with_and_without_a_variant() -> None:
+    labels = {"model": "nano", "objective": "ce", "seed": 1}
+    graph = Plan()
+    for signature, more in (("a", {}), ("b", {"variant": "grpo.seed=2"}), ("c", {"seed": 2})):
+        graph.add(StageRun("grpo", signature, 1, {}, None, None, 1, labels | more))
+
+    def names(*signatures: str) -> tuple[str, str]:
+        return _job_names(graph, _Batch("grpo", dict(enumerate(signatures)), None))
+
+    assert names("a", "b")[0] == "nano/ce/seed1*:grpo"
+    assert names("a", "c")[0] == "nano/ce/*:grpo"
+    assert names("a", "b", "c") == (
+        "nano/ce/**:grpo", "shaping grpo of nano/ce/seed1, nano/ce/seed1/grpo.seed=2, nano/ce/seed2"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slurm", "recorded", "is_attached"),
+    [
+        ("PENDING", "queued", True),
+        ("RUNNING", "running", True),
+        ("RUNNING", "failed", False),  # it is about to end
+        ("REQUEUED", "failed", True),  # Slurm has put it back
+        ("COMPLETED", "running", False),
+        ("CANCELLED", "queued", False),
+    ],
+)
+def test_a_job_that_can_still_do_a_stage_run_is_attached_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, recorded: str, is_attached: bool
+) -> None:
+    store, graph = Store.create(tmp_path / "store"), Plan()
+    graph.add(StageRun("pretrain", "a", 1, {}, None, None, 1, {}))
+    store.run("pretrain", "a").folder.mkdir(parents=True)
+    store.run("pretrain", "a").write_state(recorded, job={"id": "7_0"})
+    monkeypatch.setattr("sweeps.execute.slurm.job_states", lambda jobs: {job: JobState(slurm) for job in jobs})
+    found = _existing(graph, store)
+    assert found.attached == ({"a": "7_0"} if is_attached else {})
+    assert (found.done, found.submitted) == ([], {})

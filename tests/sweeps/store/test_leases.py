@@ -295,3 +295,21 @@ def test_a_holder_looks_again_before_its_lease_can_expire(tmp_path: Path, monkey
         monkeypatch.setattr(leases, "_clock", lambda seconds=seconds: checked + seconds)
         assert lease.lost == lost
     lease.release()
+
+
+def test_a_process_that_has_ended_holds_nothing_though_nobody_asked_for_its_exit_code(tmp_path: Path) -> None:
+    """Its parent is busy, so the kernel still lists it: as a zombie."""
+    process = subprocess.Popen(["sleep", "60"])
+    began = leases._start_time(process.pid)
+    assert began is not None
+    (tmp_path / "leases").mkdir()
+    owner = replace(Owner.myself(), pid=process.pid, began=began)
+    (tmp_path / "leases" / "000001.json").write_text(json.dumps(vars(owner)))
+    assert claim(tmp_path) is None
+    process.kill()
+    while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+        time.sleep(0.01)
+    lease = claim(tmp_path)
+    assert lease is not None
+    lease.release()
+    process.wait()

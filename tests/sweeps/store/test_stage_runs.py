@@ -225,3 +225,31 @@ def test_what_a_killed_worker_left_of_a_finished_stage_run_is_tidied(tmp_path: P
     assert state["status"] == "done"
     assert state["attempts"][0]["ended"] > 1.0
     stored.reread().tidy()  # nothing is left to do
+
+
+def test_an_attempt_that_ended_keeps_its_end_when_it_is_tidied(tmp_path: Path) -> None:
+    run = StoredRun("pretrain", "0123456789abcdef", tmp_path / "pretrain" / "0123456789abcdef")
+    claimed(run.folder).release()
+    run.write_state("running", attempts=[{"started": 1.0}, {"started": 2.0, "ended": 5.0}])
+    (run.folder / "result.json").touch()
+    run.tidy()
+    assert run.reread().state["attempts"] == [{"started": 1.0}, {"started": 2.0, "ended": 5.0}]
+
+
+def test_the_work_of_an_unfinished_stage_run_is_that_of_its_newest_attempt(tmp_path: Path) -> None:
+    run = Store.create(tmp_path / "store").run("pretrain", "abc")
+    assert run.work == run.folder
+    for number in (2, 10, 9):
+        (run.folder / f"work-{number:06d}").mkdir(parents=True)
+    assert run.work.name == "work-000010"
+    (run.folder / "result.json").touch()
+    assert run.work == run.folder
+
+
+def test_no_time_is_left_of_a_step_that_takes_longer_than_those_before(tmp_path: Path) -> None:
+    run, now = Store.create(tmp_path / "store").run("pretrain", "abc"), time.time()
+    run.folder.mkdir(parents=True)
+    (run.folder / "ledger.jsonl").write_text(row(1, now - 110) + row(2, now - 100))
+    run.write_state("running", attempts=[{"started": now - 200}])
+    assert run.reread().time_left(3) == 0.0
+    assert run.reread().time_left(20) == pytest.approx(18 * 10 - 100, abs=2)
