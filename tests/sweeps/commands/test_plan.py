@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines.models.sizes import parameters
+from sweeps.commands.plan_report import PlanReport
 from sweeps.compose.cells import compose_cell, compose_cells
-from sweeps.plan.cost import Assumptions, Rate, work
+from sweeps.plan.cost import Assumptions, Capacity, Rate, work
 from sweeps.plan.planner import plan
 from tests.published import publish
 from tests.sweeps.commands.untrained import FEW, run, sweeps
@@ -93,3 +94,31 @@ def test_a_4b_cell_prints_its_batch_scripts(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
     refused = sweeps("plan", "model=4B", "--sbatch", cwd=tmp_path)
     assert "--sbatch: only hydra/launcher=slurm has scripts" in refused.stderr
+
+
+def test_what_is_queued_or_running_elsewhere_costs_nothing_here() -> None:
+    graph = plan(compose_cells(["seed=1,2,3,4", "until=pretrain", "pretrain.milestones=1"]))
+    trained = [signature for signature, run in graph.runs.items() if run.stage == "pretrain"]
+    statuses = dict.fromkeys(graph.runs, "done")
+    statuses |= dict(zip(trained, ("queued", "running", "done", "failed"), strict=True))
+    report = PlanReport(graph, statuses, Rate("core", 1.0, 1.0), Capacity(), Assumptions())
+    (line,) = [line for line in report.lines() if line.startswith("pretrain")]
+    assert line.split()[:6] == ["pretrain", "4", "4", "1", "2", "1"]  # asked for, in all, done, elsewhere, to do
+    assert report.to_json()["cost"]["stages"]["pretrain"]["stage_runs"] == 1
+
+
+@pytest.mark.parametrize(("share", "jobs"), [(0.4, 3), (1.5, 1)])
+def test_jobs_that_are_requeued_at_the_time_limit_are_counted(share: float, jobs: int) -> None:
+    graph = plan(compose_cells(["until=pretrain"]))
+    graph = graph.part(signature for signature, run in graph.runs.items() if run.stage == "pretrain")
+    (run,) = graph.runs.values()
+    hours = Rate("core", 1.0, 1.0).seconds(work(graph, run)) / 3600
+    capacity = Capacity(time_limits={"pretrain": share * hours})
+    statuses = dict.fromkeys(graph.runs, "missing")
+    lines = list(PlanReport(graph, statuses, Rate("core", 1.0, 1.0), capacity, Assumptions()).lines())
+    counted = [line for line in lines if line.startswith("The launcher's time limits")]
+    assert counted == (
+        [f"The launcher's time limits make that {jobs} jobs for 1 stage runs: the others are requeued"]
+        if jobs > 1
+        else []
+    )

@@ -40,3 +40,56 @@ def test_a_stage_run_on_another_machine_is_named_and_makes_cancel_fail(
     written = capsys.readouterr()
     assert written.out.startswith("0 stage runs stopped")
     assert written.err == ("nano/ce/seed1:pretrain: it runs on elsewhere; stop it there\n" if host else "")
+
+
+def row(signature: str, status: str, **fields: object) -> Row:
+    return replace(Row(signature, "pretrain", "nano/ce/seed1", status, {}, None, None), **fields)  # type: ignore[arg-type]
+
+
+def test_of_many_that_are_not_done_the_first_forty_are_listed_and_the_others_counted() -> None:
+    many = [row(f"{i:04d}", "failed") for i in range(45)] + [row("done", "done"), row("miss", "missing")]
+    lines = list(status._status_lines(many, every=False))
+    assert sum(line.startswith("failed") for line in lines) == 40
+    assert lines[-1] == "... and 5 more; --all lists all of them"
+    every = list(status._status_lines(many, every=True))
+    assert [sum(line.startswith(word) for line in every) for word in ("failed", "done", "missing")] == [45, 1, 1]
+    assert "more" not in every[-1]
+    few = list(status._status_lines(many[40:], every=False))
+    assert sum(line.startswith("failed") for line in few) == 5
+    assert not any(line.startswith(("done", "missing", "...")) for line in few[3:])
+
+
+def test_a_row_shows_what_is_known_of_it() -> None:
+    running = row("abcd", "running", step=5, steps=20, rate=1234.5, left=61.0, job="7_0", note="as recorded")
+    assert list(status._row_lines(running)) == [
+        "running     abcd  nano/ce/seed1:pretrain  step 5/20  1,234 tok/s  1:01 left  job 7_0",
+        "            as recorded",
+    ]
+    failed = row("abcd", "failed", seconds=5.0, job="7_0", error="no room", log="a.err")
+    assert list(status._row_lines(failed)) == [
+        "failed      abcd  nano/ce/seed1:pretrain  0:05",
+        "            no room; log: a.err",
+    ]
+
+
+def test_cancel_stops_the_jobs_that_are_active_and_records_it_for_those_that_have_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.create(tmp_path / "store")
+    rows = [
+        row("queued", "queued", job="7_1"),
+        row("running", "running", job="7_0"),
+        row("failed", "failed", job="6_0"),
+        row("done", "done", job="5_0"),
+    ]
+    for one in rows:
+        store.run("pretrain", one.signature).folder.mkdir(parents=True)
+        store.run("pretrain", one.signature).write_state(one.status)
+    commands: list[list[str]] = []
+    monkeypatch.setattr("sweeps.monitor.slurm_queue.slurm", commands.append)
+    monkeypatch.setattr(status, "rows", lambda store, filters: rows)
+    assert status.cancel(["*"], str(store.root)) == 0
+    assert commands == [["scancel", "7_0", "7_1"]]
+    recorded = {one.signature: store.run("pretrain", one.signature).state["status"] for one in rows}
+    assert recorded == {"queued": "cancelled", "running": "running", "failed": "failed", "done": "done"}
+    assert capsys.readouterr().out == "2 stage runs stopped; shaping-sweeps retry resumes them\n"

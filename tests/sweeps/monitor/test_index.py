@@ -91,3 +91,12 @@ def test_a_stage_that_cannot_be_listed_is_a_warning_and_hides_no_other(
     (record,) = caplog.records
     assert record.name == "sweeps"
     assert str(store.root / "midtrain") in record.message
+
+
+def test_a_queued_stage_run_has_the_log_of_its_job_until_an_attempt_has_one(store: Store) -> None:
+    run = store.run("pretrain", "abc")
+    run.write_state("queued", job={"id": "7_0", "log": "of the job"})
+    assert (summaries(store)["abc"].job, summaries(store)["abc"].log) == ("7_0", "of the job")
+    run.write_state("running", attempts=[{"started": 1.0, "log": "first"}, {"started": 2.0, "log": "second"}])
+    summary = summaries(store)["abc"]
+    assert (summary.log, summary.attempts, summary.started, summary.job) == ("second", 2, 2.0, "7_0")

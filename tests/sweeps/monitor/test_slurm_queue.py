@@ -3,8 +3,9 @@
 import pytest
 
 from pipelines.errors import StageFailure
+from sweeps.monitor import slurm_queue
 from sweeps.monitor.slurm_environment import without_surroundings
-from sweeps.monitor.slurm_queue import JobState, SlurmUnreachable, slurm_failure
+from sweeps.monitor.slurm_queue import JobState, SlurmUnreachable, job_states, slurm_failure
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,42 @@ def test_only_what_describes_a_surrounding_job_is_left_out() -> None:
     stays = {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "OMP_NUM_THREADS": "4", "WANDB_MODE": "offline"}
     goes = {"SLURM_NTASKS": "4", "SBATCH_TIMELIMIT": "1", "SQUEUE_USERS": "me", "RANK": "1", "PMIX_RANK": "1"}
     assert without_surroundings(stays | goes) == stays
+
+
+def test_states_are_those_of_the_queue_and_of_the_accounts_for_what_it_has_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def slurm(command: list[str]) -> str:
+        asked.append(command)
+        if command[0] == "squeue":
+            return "7_0|RUNNING|None\n7_1|PENDING|Dependency\n9|RUNNING|None\n"
+        return "7_2|CANCELLED by 1000|None\n7_3|OUT_OF_ME+|OutOfMemory\n7_4||\n8|COMPLETED|None\n"
+
+    monkeypatch.setattr(slurm_queue, "slurm", slurm)
+    monkeypatch.setattr(slurm_queue, "is_slurm_installed", lambda: True)
+    assert job_states(["7_0", "7_1", "7_2", "7_3", "7_4", "7_9"]) == {
+        "7_0": JobState("RUNNING", "None"),
+        "7_1": JobState("PENDING", "Dependency"),
+        "7_2": JobState("CANCELLED"),
+        "7_3": JobState("OUT_OF_ME", "OutOfMemory"),
+        "7_4": JobState("GONE"),
+        "7_9": JobState("GONE"),
+    }
+    assert [command[0] for command in asked] == ["squeue", "sacct"]
+    assert {"-r", "-t", "all"} <= set(asked[0])  # each task of an array, and those that have ended
+    assert asked[1][asked[1].index("-j") + 1] == "7"
+    asked.clear()
+    assert job_states([]) == {}
+    assert asked == []
+
+
+def test_a_job_that_nothing_can_start_is_blocked_and_does_not_wait() -> None:
+    blocked = JobState("PENDING", "DependencyNeverSatisfied")
+    assert (blocked.is_blocked, blocked.is_waiting, blocked.is_running) == (True, False, False)
+    assert [JobState(name).is_running for name in ("RUNNING", "COMPLETING", "PENDING", "FAILED")] == [
+        True, True, False, False
+    ]  # fmt: skip
+    assert str(JobState("FAILED", "NonZeroExitCode")) == "FAILED: its process exited with an error"
+    assert str(JobState("NODE_FAIL", "Reboot")) == "NODE_FAIL (Reboot): its node failed"
