@@ -11,6 +11,8 @@ from analysis.estimates import Estimates, Precision, seed_mean
 from analysis.measurement_grid import Checkpoint, build_grid
 from analysis.study import read_study
 from analysis.table_columns import Scores
+from sweeps.plan.graph import StageRun
+from tests.analysis.conftest import Measured, known
 
 EXACT = Precision(error=0.0, resolution=0.0, item=0.0)
 
@@ -101,3 +103,25 @@ def test_rows_and_their_stage_runs_belong_together(make_store: Callable) -> None
         for name, value in quantity._asdict().items():
             measured = measured[measured[name].fillna("") == value]
         assert set(grid.stage_runs[row]) == set(measured["stage_run"])
+
+
+@pytest.mark.parametrize("lost", [(2,), (1,), (1, 3), (1, 2)])
+def test_seeds_that_were_not_measured_leave_the_interval_of_the_others(
+    lost: tuple[int, ...], make_store: Callable
+) -> None:
+    """At one checkpoint, while the other checkpoints have all seeds."""
+
+    def is_lost(run: StageRun) -> bool:
+        return run.stage == "evaluate" and run.checkpoint == "step-000020" and run.config["seed"] in lost
+
+    study = read_study(*make_store(["objective=ce", "seed=1,2,3"], leave_out=is_lost))
+    pair = ("Chain-4", "response_length")
+    entry = Estimates.of(study).entry(Checkpoint("nano", "ce", "grpo", 20), Scores((pair,), factor=1))
+    present = [seed for seed in (1, 2, 3) if seed not in lost]
+    values = [known(Measured("ce", seed, "grpo", 20, *pair)) for seed in present]
+    assert (entry.value, entry.n) == (pytest.approx(np.mean(values)), len(present))
+    if len(present) == 1:  # its own error over items, with the resolution
+        half = 1.959964 * math.hypot(0.01, 0.01 / 8)
+    else:
+        half = stats.t.ppf(0.975, 1) * math.sqrt(np.var(values, ddof=1) / 2 + (0.01 / 8) ** 2 / 2)
+    assert entry.high == pytest.approx(entry.value * math.exp(half / entry.value), rel=1e-6)

@@ -331,3 +331,18 @@ def test_without_rl_in_the_study_there_is_no_before_and_after(make_store: Callab
     planned_only = headline(read_study(*make_store(FIVE, leave_out=lambda run: run.stage == "grpo", number=numbers)))
     assert planned_only.has_rl
     assert headline_rows(planned_only)[0][3] == "before -> after RL"
+
+
+@pytest.mark.parametrize(("value", "is_odd"), [(54.9, False), (55.1, True)])
+@pytest.mark.parametrize("resolution", [0.5, 1.0])
+def test_a_seed_among_equal_ones_is_odd_beyond_five_points(
+    value: float, resolution: float, *, is_odd: bool, make_store: Callable
+) -> None:
+    result = headline(read_study(*make_store(["objective=ce"], number=numbers)))
+    row = replace(result.rows[0], by_seed={"after": {1: 50.0, 2: 50.0, 3: 50.0, 4: value}})
+    row = replace(row, after=replace(row.after, resolution=resolution))
+    assert bool(odd_seeds(replace(result, rows=[row]))) == is_odd
+    fewer = replace(row, by_seed={"after": {1: 50.0, 2: 50.0, 4: 90.0}})
+    assert odd_seeds(replace(result, rows=[fewer])) == []  # of three none can be told
+    coarse = replace(row, after=replace(row.after, resolution=2.0))  # one of fifty problems
+    assert odd_seeds(replace(result, rows=[coarse])) == []

@@ -12,7 +12,7 @@ from analysis.claim_language import parse
 from analysis.claim_sources import StudySource
 from analysis.claims import applicable, judge, read_claims
 from analysis.figures.all_figures import build_figures
-from analysis.learning import MEASURES, reward_deviations, rl_curves, sampled
+from analysis.learning import MEASURES, RLCurve, reward_deviations, rl_curves, sampled
 from analysis.learning_table import target_reward
 from analysis.study import NotMeasured, Study, read_study
 from analysis.table_builder import build_tables
@@ -251,3 +251,39 @@ def test_rl_from_tempered_models_has_rows_and_a_figure_of_its_own(make_store: Ca
     assert set(data["objective"]) == {"precision", "ce", "ce, tempered to precision"}
     last = data[data["step"] == 20].set_index("objective")["mean"]
     assert last["precision"] - last["ce, tempered to precision"] == pytest.approx(20)
+
+
+def held_out(seed: int, rl_seed: int, *rewards: float) -> RLCurve:
+    """A curve over 10 steps, whose rewards deviate by 0.3 and 0.5 over 101 problems."""
+    ends = {"entropy": (2.0, 0.5), "response_length": (20.0, 50.0)}
+    steps, deviations = np.array([0.0, 10.0]), np.array([0.3, 0.5])
+    return RLCurve(seed, rl_seed, "", ends, steps, np.array(rewards), deviations, problems=101)
+
+
+def test_what_rl_does_to_entropy_and_length() -> None:
+    curve = held_out(1, 1, 0.2, 0.5)
+    measured = {name: measure.of(curve, 0.0) for name, measure in MEASURES.items()}
+    assert measured["entropy_fall"] == pytest.approx(0.75)
+    assert measured["length_change"] == pytest.approx(2.5)
+    assert measured["entropy_spent"] == pytest.approx(1.5)
+    assert measured["entropy_price"] == pytest.approx(1.5 / 3)  # for each ten points, of thirty
+    assert measured["gain"] == pytest.approx(30)
+    assert measured["area"] == pytest.approx(35)
+
+
+def test_a_seed_with_several_rl_seeds_counts_once_with_their_mean() -> None:
+    curves = [held_out(1, 1, 0.1, 0.2), held_out(1, 2, 0.1, 0.6), held_out(2, 1, 0.1, 0.9)]
+    found = sampled(curves, "gain")
+    assert (found.seeds, found.values.tolist()) == ((1, 2), pytest.approx([30, 80]))
+    assert (found.parts, found.resolution, found.bounds[1]) == ((), 0.0, np.inf)
+
+
+def test_the_error_over_problems_counts_where_there_is_one_seed() -> None:
+    """It is the same for all steps and RL seeds of a seed, and cancels between seeds."""
+    one = sampled([held_out(1, 1, 0.2, 0.4), held_out(1, 2, 0.4, 0.6)], "area")
+    ((_, _, errors),) = one.parts
+    assert errors == pytest.approx([100 * (0.3 + 0.5) / 2 / np.sqrt(101 - 1)])
+    assert one.values == pytest.approx([40])
+    assert (one.resolution, one.bounds) == (pytest.approx(100 / 101), (0.0, 100.0))
+    ((_, _, errors),) = sampled([held_out(1, 1, 0.2, 0.4), held_out(2, 1, 0.4, 0.6)], "area").parts
+    assert errors.tolist() == [0, 0]

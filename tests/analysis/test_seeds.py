@@ -8,7 +8,7 @@ from scipy import stats
 
 from analysis.claims import LOOK_ALPHA, LOOKS, Claim, Comparison, Verdict
 from analysis.reproduce import Options, judged
-from analysis.seeds import claim_power, needs, power_of, report, smallest
+from analysis.seeds import Need, claim_power, needs, power_of, report, seeds_lines, smallest
 from analysis.statistics import ALPHA, Estimate, holm
 from analysis.study import read_study
 from pipelines.errors import UserError
@@ -137,3 +137,62 @@ def test_between_two_looks_nothing_is_judged(make_store: Callable) -> None:
     study = read_study(*make_store(["objective=ce,precision", "seed=1,2,3"]))
     with pytest.raises(UserError, match="looks=true: the study has 3 seeds, and is judged at 5, 8, 12, 20, 32, 50"):
         judged(Options(looks=True), study)
+
+
+def compared(t: float, seeds: int, direction: str = "as claimed") -> Comparison:
+    p = float(2 * stats.t.sf(abs(t), seeds - 1))
+    return Comparison("", "nano", direction, "", estimate=Estimate(t, None, None, p, seeds))
+
+
+def undecided(name: str, comparison: Comparison, family: str = "") -> Verdict:
+    return Verdict(Claim(name, "s", "", ("x",), family), "this study", "undecided", 0.3, (comparison,))
+
+
+def test_only_claims_of_the_same_family_are_corrected_together() -> None:
+    weak = compared(1.8, 6)
+    (alone,) = needs([undecided("a", weak)])
+    first, second, third = needs([undecided("a", weak), undecided("b", weak, "own"), undecided("c", weak, "own")])
+    assert first == alone
+    assert second.new == third.new
+    assert alone.new is not None
+    assert second.new is not None
+    assert second.new > alone.new
+
+
+def test_a_look_is_at_more_seeds_than_there_are() -> None:
+    """A difference so large that any number of seeds would show it, at a look that was taken already."""
+    for seeds, look in ((4, 5), (5, 8), (8, 12), (50, None)):
+        (need,) = needs([undecided("a", compared(60.0, seeds))])
+        assert need.looking == look
+
+
+def test_one_of_several_comparisons_contradicts_at_its_share_of_the_level() -> None:
+    weak, wrong = compared(1.0, 6), compared(-2.5, 6, "the other way")
+    assert wrong.estimate is not None
+    power = claim_power(9, [weak, wrong, weak], level=0.03)
+    assert power == pytest.approx(power_of(9, wrong.estimate, level=0.01))
+    assert power < power_of(9, wrong.estimate, level=0.03) - 0.05
+    assert claim_power(9, [weak, Comparison("", "nano", "missing", "")], level=0.03) == 0.0
+
+
+def test_the_commands_are_for_all_new_seeds_and_for_the_next_look() -> None:
+    soon, late = undecided("soon", compared(4.0, 6)), undecided("late", compared(2.2, 6))
+    found = [Need(soon, 6, 4, 8), Need(late, 6, 11, 20), Need(late, 6, None, None, "its difference is too small")]
+    lines = report(found, Options(scale="micro", sweep="micro"), taken=9)
+    assert "  shaping-run -m +sweep=micro 'seed=range(10,21)'" in lines  # as many as the claim that needs most
+    assert f"  reproduce-paper-tables --claims scale=micro seeds=[{','.join(map(str, range(10, 21)))}]" in lines
+    assert "  shaping-run -m +sweep=micro 'seed=range(1,9)'" in lines
+    assert "  reproduce-paper-tables --claims scale=micro looks=true" in lines
+    assert "  about 4 new seeds by themselves, or the look with 8 seeds (80 % power)" in lines
+    assert "  no number of seeds can be given: its difference is too small" in lines
+
+
+def test_new_seeds_follow_the_largest_that_the_store_has(make_store: Callable) -> None:
+    _, store = make_store(
+        ["objective=ce,tail_penalty,precision,diversity", "seed=3,5,7"],
+        number=numbers({"tail_penalty": 0.006}, ORDERED),
+    )
+    text = "\n".join(seeds_lines("nano", str(store.root)))
+    assert "undecided with 3 seeds" in text
+    assert "'seed=range(8," in text
+    assert "seeds=[8," in text

@@ -1,6 +1,9 @@
 """Variance components against simulated data with known ones: unbiased, and intervals that cover."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ from analysis.study import read_study
 from analysis.table_builder import build_tables
 from analysis.variance import Component, _share, components
 from analysis.variance_table import variance_table
+from sweeps.plan.planner import plan
+from sweeps.store.stage_runs import Store
+from tests.analysis.conftest import composed, write_run
 from tests.analysis.test_learning import with_curves
 
 TRIALS = 400
@@ -103,3 +109,32 @@ def test_the_table_tells_luck_in_rl_from_luck_before_it(make_store: Callable) ->
 def test_without_luck_in_rl_all_of_the_variance_is_between_seeds() -> None:
     assert _share(2.0, 0.0, free=(2, 3), size=2.0) == Component(1.0, 1.0, 1.0)
     assert _share(0.0, 0.0, free=(2, 3), size=2.0) == Component(0.0, 0.0, 1.0)
+
+
+def test_luck_is_that_of_the_models_own_runs_and_not_of_its_controls(tmp_path: Path) -> None:
+    """Another model, and RL from a tempered start, have more of it."""
+    words = ["objective=ce,precision", "seed=1,2", "grpo.seed=11,12", "evaluation.controls={tempered:[grpo]}"]
+    cells = composed(tuple(words))
+    small = [replace(cell, model=replace(cell.model, name="small", ffn=32)) for cell in cells]
+    graph, store = plan([*cells, *small]), Store.create(tmp_path / "store")
+
+    def reward(run: Any, step: int) -> float:
+        size = 1 if run.labels["model"] == "nano" and not run.control else 7
+        own = {11: -0.01, 12: 0.01}[run.config["grpo"]["seed"]] * size
+        return 0.5 + {1: -0.03, 2: 0.03}[run.config["seed"]] * size + own
+
+    for run in graph.runs.values():
+        if run.stage != "grpo":
+            write_run(store, run)
+    study = with_curves(graph, store, reward)
+    for model, size in (("nano", 1), ("small", 7)):
+        table = variance_table(study, model, "")
+        assert table is not None
+        assert list(table.cells.index) == ["ce", "precision", "all settings"]
+        for setting in table.cells.index:
+            row = table.cells.loc[setting]
+            for title in ("area", "held-out reward after RL"):
+                # Within: two runs at -1 and +1. Between: means at -3 and +3, less half of the variance within.
+                assert row[title, "RL seeds (sd)"].value == pytest.approx(size * np.sqrt(2))
+                assert row[title, "seeds (sd)"].value == pytest.approx(size * np.sqrt(18 - 2 / 2))
+                assert row[title, "seeds (sd)"].n == (4 if setting == "all settings" else 2)
