@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.claim_words import decision, in_words
+from analysis.claim_words import corrected_p, decision, in_words
 from analysis.claims import Claim, Comparison, Verdict
 from analysis.statistics import Estimate
 
@@ -64,3 +64,10 @@ def test_the_weakest_decides_a_supported_claim_and_the_strongest_opposition_a_co
         judged = Verdict(claim, "this study", verdict, 0.01, comparisons)
         assert decision(judged).comparison is deciding
         assert decision(replace(judged, comparisons=comparisons[::-1])).comparison is deciding
+
+
+@pytest.mark.parametrize(
+    ("p", "words"), [(None, ""), (1.0, "p = 1"), (0.996, "p = 1"), (0.994, "p = 0.99"), (0.0123, "p = 0.012")]
+)
+def test_the_p_value_of_a_verdict_in_words(p: float | None, words: str) -> None:
+    assert corrected_p(Verdict(Claim("name", "Statement.", "", ()), "this study", "undecided", p)) == words

@@ -40,3 +40,12 @@ def test_a_seed_that_was_not_measured_is_nan(make_store: Callable) -> None:
     # The evaluations that are missing are still planned.
     assert len(grid.evaluations[quantity.checkpoint]) == 2
     assert np.isfinite(grid.values).all()
+
+
+def test_controls_are_no_evaluations_of_their_checkpoint(make_store: Callable) -> None:
+    """A number of the plain checkpoint does not wait for them."""
+    graph, store = make_store(["objective=ce,precision"])
+    evaluations = build_grid(read_study(graph, store)).evaluations
+    listed = {signature for signatures in evaluations.values() for signature in signatures}
+    assert listed == {s for s, run in graph.runs.items() if run.stage == "evaluate" and not run.control}
+    assert any(run.control for run in graph.runs.values())

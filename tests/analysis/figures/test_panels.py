@@ -21,7 +21,7 @@ from analysis.figures.further_figures import (
     temperature_control,
     theory,
 )
-from analysis.figures.headline_figure import headline_chart
+from analysis.figures.headline_figure import first_rows, headline_chart, with_seeds
 from analysis.figures.paper_figures import rl_curves, rl_scores
 from analysis.headline import (
     HIGHER,
@@ -334,3 +334,42 @@ def test_all_differences_of_the_headline_are_corrected_together() -> None:
     assert [one.word for one in with_words([found(0.03)])] == [HIGHER]
     (alone,) = with_words([found(None)])
     assert (alone.word, alone.p) == (NOT_TOLD_APART, None)
+
+
+def test_one_wide_interval_of_calibration_is_cut_at_twice_the_highest_number() -> None:
+    def curve(stage: str, scores: Any) -> pd.DataFrame:
+        rows = [("ce", 1.0, 1.0, 0.1, 0.05, 0.9, 2, None), ("a", 1.0, 1.0, 0.2, 0.1, 0.3, 2, None)]
+        names = ["objective", "step", "tokens", "mean", "low", "high", "seeds", "entry"]
+        return pd.DataFrame(rows if stage == "pretrain" else [], columns=names)
+
+    data: Any = SimpleNamespace(
+        benchmarks=lambda stage: {"Prose": Benchmark("text", ["calibration_error"])}, curve=curve, settings=["ce", "a"]
+    )
+    (panel,) = calibration(data).panels
+    assert panel["layer"][0]["encoding"]["y"]["scale"] == {"domain": [0, 0.4]}
+    assert points(panel, "objective", "low", "high") == [("ce", 0.05, 0.4), ("a", 0.1, 0.3)]
+
+
+@pytest.mark.parametrize(("seeds", "is_labelled"), [(5, True), (6, False)])
+def test_up_to_five_seeds_of_a_row_have_their_numbers(seeds: int, *, is_labelled: bool) -> None:
+    """Those that are together have one label."""
+    panel = {"layer": [{"encoding": {}}, {"encoding": {"y": {}, "x": {}, "color": {}}}]}
+    values = [1.0, 9.0, 1.1, 5.0, 20.0, 13.0][:seeds]
+    records: list[dict[str, object]] = [
+        {"row": "a", "objective": "a", "seed": seed, "value": value, "tip": ""} for seed, value in enumerate(values, 1)
+    ]
+    layers = with_seeds(panel, records, ends=np.array([[0.0, 20.0]]))["layer"]
+    labels = [row["label"] for layer in layers for row in layer.get("data", {}).get("values", []) if "label" in row]
+    assert labels == (["1,3", "4", "2", "5"] if is_labelled else [])
+
+
+def test_the_first_rows_have_the_largest_differences_of_either_sign() -> None:
+    def row(setting: str, value: float) -> HeadlineRow:
+        found = Difference(Estimate(value, None, None, None, 1), (value,), (1,))
+        nothing = Entry(None)
+        return HeadlineRow("m", setting, nothing, nothing, nothing, nothing, {"result": found})
+
+    baseline = replace(row("ce", 0.0), differences={})
+    rows = [row(f"s{i}", value) for i, value in enumerate((1.0, -9.0, 2.0, 3.0, -8.0, 4.0, 0.5, 5.0, -0.1))]
+    shown = first_rows(headline_of(baseline, *rows, baselines={"m": "ce"}))
+    assert [one.setting for one in shown] == ["ce", "s0", "s1", "s2", "s3", "s4", "s5", "s7"]

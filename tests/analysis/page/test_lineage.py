@@ -7,6 +7,7 @@ import pytest
 
 from analysis.page.lineage import lineage
 from analysis.study import read_study
+from tests.published import publish
 
 
 def test_neighbours_are_the_baseline_and_the_next_seed(make_store: Callable) -> None:
@@ -61,3 +62,29 @@ def test_a_single_seed_has_no_neighbour_in_its_setting(seeds: str, make_store: C
     indices = {signature: number for number, signature in enumerate(study.specs)}
     runs = lineage(study, indices, colours={}, folder=None)["runs"]
     assert {len(run[7]) for run in runs} == ({0} if seeds == "1" else {1})
+
+
+def test_controls_are_neighbours_of_nothing(make_store: Callable) -> None:
+    """The neighbour of an evaluation in the baseline is the plain one of the same checkpoint."""
+    study = read_study(*make_store(["objective=ce,precision", "seed=1,2"]))
+    signatures = list(study.specs)
+    indices = {signature: number for number, signature in enumerate(signatures)}
+    others = {
+        signatures[other] for run in lineage(study, indices, colours={}, folder=None)["runs"] for _, other in run[7]
+    }
+    assert others
+    assert not any(study.plan.runs[signature].control for signature in others)
+
+
+def test_a_curve_is_the_reward_of_rl_and_keeps_its_ends(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    (run,) = [run for run in graph.runs.values() if run.stage == "grpo"]
+    folder = store.run("grpo", run.signature).folder
+    rows = [{"step": step, "reward": step / 99, "entropy": 5.0, "loss": 7.0} for step in range(1, 101)]
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(folder)
+    study = read_study(graph, store)
+    indices = {signature: number for number, signature in enumerate(study.specs)}
+    curve = lineage(study, indices, colours={}, folder=None)["runs"][indices[run.signature]][8]
+    assert (len(curve), curve[0], curve[-1]) == (24, 0.0101, 1.01)
+    assert curve == sorted(curve)

@@ -1,6 +1,7 @@
 """Which samples are shown: those that differ, one wrong answer of each setting that has any, and marks of doubt."""
 
 import json
+import math
 from collections.abc import Callable
 
 import pytest
@@ -144,3 +145,24 @@ def test_tokens_of_which_the_policy_was_unsure(row: dict, parts: list[tuple[str,
 def test_without_samples_nothing_is_shown(make_store: Callable) -> None:
     assert samples(read_study(*make_store(["objective=ce"])), COLOURS) is None
     assert samples(read_study(make_store(["objective=ce"])[0], None), COLOURS) is None
+
+
+def test_the_policy_is_unsure_below_seven_tenths() -> None:
+    row = {"response": "ab", "tokens": ["a", "b"], "log_probs": [math.log(0.69), math.log(0.71)]}
+    assert marked(row) == [("a", True), ("b", False)]
+
+
+def test_of_several_rl_seeds_the_samples_of_the_first_are_shown(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce", "grpo.seed=11,12"])
+    for run in graph.runs.values():
+        if run.stage == "grpo":
+            own = run.config["grpo"]["seed"]
+            folder = store.run("grpo", run.signature).folder
+            rows = [{"step": step, "question": "q", "response": f" {own}", "reward": 1.0} for step in (0, 20)]
+            (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            publish(folder)
+    view = samples(read_study(graph, store), COLOURS)
+    assert view is not None
+    (course,) = view["courses"]
+    shown = [answer["parts"] for answer in course["questions"][0]["answers"]["ce"]]
+    assert shown == [[(" 11", False)]] * 2
