@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analysis.claim_language import parse
-from analysis.claim_sources import PaperSource, StudySource
+from analysis.claim_sources import PaperSource, StudySource, _matrix
 from analysis.claims import applicable, exit_code, judge, read_claims, sentences
-from analysis.study import read_study
+from analysis.study import NotMeasured, read_study
 from pipelines.errors import UserError
 from pipelines.evaluation.samples import SAMPLES, write_rows
-from tests.analysis.conftest import Measured, write_run
+from sweeps.plan.planner import plan
+from sweeps.store.stage_runs import Store
+from tests.analysis.conftest import Measured, composed, write_run
 from tests.published import publish
 
 SEEDS = ["+sweep=nano", "seed=1,2,3,4,5"]
@@ -190,3 +193,42 @@ def test_exit_code_and_sentences() -> None:
     assert len(lines) == 3
     assert lines[0].startswith("It supports “Precision helps more as models grow”")
     assert lines[1] == "It contradicts none of the claims."
+
+
+def test_models_are_ordered_by_their_parameters(tmp_path: Path) -> None:
+    """Whatever the order in which they are planned."""
+    cells = composed(("objective=ce",))
+    small = [replace(cell, model=replace(cell.model, name="small", ffn=32)) for cell in cells]
+    graph, store = plan([*cells, *small]), Store.create(tmp_path / "store")
+    for run in graph.runs.values():
+        parameters = 1000 if run.labels["model"] == "small" else 100_000
+        write_run(store, run, **({"metrics": {"parameters": parameters}} if run.stage == "pretrain" else {}))
+    ((parsed,),) = [parse('value("ce") > 0', "c")]
+    assert StudySource(read_study(graph, store)).models(parsed.terms[0]) == ["small", "nano"]
+
+
+def test_one_item_of_an_average_moves_it_less(make_store: Callable) -> None:
+    """Three benchmarks of 64 items: each is a third of the average."""
+    source = StudySource(read_study(*make_store(["objective=ce"])))
+    for options, expected in (('benchmark="Chain-4", ', 100 / 64), ("", 100 / 64 * 3**0.5 / 3)):
+        ((parsed,),) = [parse(f'value("ce", {options}metric="avg") > 0', "c")]
+        assert source.quantity(parsed.terms[0], "nano").resolution == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("options", ['at="first"', 'variant="matched:precision"', 'benchmark="none"', 'metric="avg"'])
+def test_the_papers_numbers_are_those_of_the_end_of_a_stage(options: str) -> None:
+    terms = [parse(f'value("precision"{more}) > 0', "c")[0].terms[0] for more in ("", f", {options}")]
+    assert PaperSource().quantity(terms[0], "4B").values.size == 1
+    with pytest.raises(NotMeasured, match="is not among the known numbers"):
+        PaperSource().quantity(terms[1], "4B")
+
+
+def test_problems_that_differ_between_seeds_are_not_resampled() -> None:
+    values = np.array([0.5, 0.5])
+    two, four = np.array([0.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0])
+    assert _matrix([two, four], values, 100) is None
+    assert _matrix([two, None], values, 100) is None
+    assert _matrix([two, 1 - two], np.array([0.5, 0.6]), 100) is None  # not what was measured
+    matrix = _matrix([two, 1 - two], values, 100)
+    assert matrix is not None
+    assert matrix.tolist() == [[0, 100], [100, 0]]

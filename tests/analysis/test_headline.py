@@ -13,8 +13,20 @@ from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
 
 from analysis.dashboard import headline_rows
+from analysis.estimates import Precision, seed_mean
 from analysis.figures.headline_figure import MOST_ROWS, first_rows, headline_chart
-from analysis.headline import HIGHER, LOWER, NOT_TOLD_APART, Headline, headline, held_out_rewards
+from analysis.headline import (
+    HIGHER,
+    LOWER,
+    NOT_TOLD_APART,
+    Difference,
+    Headline,
+    HeadlineRow,
+    Measure,
+    headline,
+    held_out_rewards,
+    sampled_entry,
+)
 from analysis.headline_words import (
     cautions,
     forecast,
@@ -25,11 +37,14 @@ from analysis.headline_words import (
 )
 from analysis.page.headline_view import headline_view
 from analysis.seed_spread import furthest_seed, odd_seeds
+from analysis.statistics import Estimate, Sampled
 from analysis.study import read_study
 from analysis.table_builder import build_tables
+from analysis.tables import Entry
 from analysis.terminal import cells, print_headline
 from sweeps.plan.graph import StageRun
 from tests.analysis.conftest import Measured, known, write_run
+from tests.analysis.test_learning import with_curves
 from tests.published import publish
 
 FIVE = ["objective=ce,precision,diversity", "seed=1,2,3,4,5"]
@@ -346,3 +361,78 @@ def test_a_seed_among_equal_ones_is_odd_beyond_five_points(
     assert odd_seeds(replace(result, rows=[fewer])) == []  # of three none can be told
     coarse = replace(row, after=replace(row.after, resolution=2.0))  # one of fifty problems
     assert odd_seeds(replace(result, rows=[coarse])) == []
+
+
+def open_row(
+    setting: str, value: float, *, half: float = 1.0, word: str = NOT_TOLD_APART, by: float = 1.0
+) -> HeadlineRow:
+    """A setting whose differences are `value`, with an interval of `half` on either side, and `by` between seeds."""
+    nothing, measured = Entry(None), Entry(1.0, n=5)
+    by_seed = tuple(value + by * z for z in (-1.5, -0.5, 0.0, 0.5, 1.5))
+    found = Difference(Estimate(value, value - half, value + half, 0.5, 5), by_seed, (1, 2, 3, 4, 5), word)
+    return HeadlineRow("m", setting, measured, nothing, measured, measured, {"entropy": found, "result": found})
+
+
+def headline_with(*rows: HeadlineRow) -> Headline:
+    ce = HeadlineRow("m", "ce", Entry(1.0, n=5), Entry(None), Entry(1.0, n=5), Entry(1.0, n=5))
+    measure = Measure("result", "reward", "reward", "percent", 1)
+    return Headline([ce, *rows], {"m": "ce"}, measure, [1, 2, 3, 4, 5], has_rl=True)
+
+
+def test_of_many_settings_that_differ_three_are_named_and_the_others_counted() -> None:
+    names = "abcdef"
+    rows = [open_row(name, 7.0 - i, word=HIGHER) for i, name in enumerate(names)]
+    text = "higher than cross-entropy’s with a (+7.00 nats [+6.00, +8.00]), b, c and 3 more"
+    assert f"entropy after pre-training is {text}" in result_sentence(headline_with(*rows))
+    four = result_sentence(headline_with(*rows[:4]))
+    assert "), b, c and 1 more" in four
+    assert "), b and c;" in result_sentence(headline_with(*rows[:3]))
+
+
+def test_a_forecast_of_no_more_seeds_than_there_are_is_none() -> None:
+    """Seeds alone would tell `sure`, and what else is uncertain does not become less with more of them."""
+    sure, near, far = open_row("sure", 9.0), open_row("near", 1.5), open_row("far", 0.8)
+    told = open_row("told", 1.6, word=LOWER)
+    result = headline_with(sure, near, far, told)
+    assert [row.differences["result"].seeds_needed for row in (sure, near)] == [3, 7]
+    nearest = nearest_to_decision(result)
+    assert nearest is not None
+    assert nearest[0] is near
+    words = forecast(result, "")
+    assert "would tell near from cross-entropy after RL" in words
+    assert "the other 2 open need more or have no forecast" in words
+    assert "the other" not in forecast(headline_with(near, told), "")
+
+
+@pytest.mark.parametrize(("wide", "narrow", "is_noisy"), [(1, 0, True), (1, 1, True), (1, 2, False), (0, 2, False)])
+def test_a_study_is_noisy_if_half_of_its_intervals_are_wider_than_their_differences(
+    wide: int, narrow: int, is_noisy: bool
+) -> None:
+    rows = [open_row(f"w{i}", 1.0, half=4.0) for i in range(wide)] + [open_row(f"n{i}", 3.0) for i in range(narrow)]
+    assert any(text.startswith("Noisy") for text in cautions(headline_with(*rows))) == is_noisy
+
+
+def test_the_temperature_of_rewards_is_named_if_all_runs_have_it(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce,precision"], number=numbers)
+    with_rewards(graph, store, lambda setting, seed, step: 0.5)
+    study = read_study(graph, store)
+    first = next(signature for signature, run in graph.runs.items() if run.stage == "grpo")
+    other = study.specs[first]["config"] | {"grpo": study.specs[first]["config"]["grpo"] | {"temperature": 0.6}}
+    mixed = replace(study, specs={**study.specs, first: study.specs[first] | {"config": other}})
+    assert headline(study).result.title == "reward on held-out problems at temperature 1"
+    assert headline(mixed).result.title == "reward on held-out problems"
+
+
+def test_rewards_of_controls_are_not_those_of_the_setting(make_store: Callable) -> None:
+    graph, store = make_store([*FIVE, "evaluation.controls={tempered:[grpo]}"], number=numbers)
+    study = with_curves(graph, store, lambda run, step: 0.9 if run.control else 0.5 + run.config["seed"] / 100)
+    assert held_out_rewards(study)["nano", "ce"][20].values == pytest.approx([51, 52, 53, 54, 55])
+
+
+def test_the_interval_of_an_average_at_its_ceiling_is_that_of_the_tables() -> None:
+    """One item of one of three benchmarks is the least that can be missing."""
+    parts = tuple((name, None, np.zeros(3)) for name in "abc")
+    average = Sampled((1, 2, 3), np.full(3, 100.0), parts, 100 / 64 / 3**0.5, (0.0, 100.0))
+    entry = sampled_entry(average, 1)
+    expected = seed_mean([100.0] * 3, Precision(0.0, 100 / 64 / 3**0.5, 100 / 64), is_share=True)
+    assert (entry.low, entry.high) == pytest.approx((expected.low, expected.high))

@@ -287,3 +287,43 @@ def test_the_error_over_problems_counts_where_there_is_one_seed() -> None:
     assert (one.resolution, one.bounds) == (pytest.approx(100 / 101), (0.0, 100.0))
     ((_, _, errors),) = sampled([held_out(1, 1, 0.2, 0.4), held_out(2, 1, 0.4, 0.6)], "area").parts
     assert errors.tolist() == [0, 0]
+
+
+def learning(study: Study) -> Any:
+    (table,) = [table for table in build_tables(study) if table.name == "learning-nano"]
+    return table.cells
+
+
+def test_a_tempered_start_is_measured_by_the_matched_control_and_by_nothing_else(make_store: Callable) -> None:
+    cells = learning(with_curves(*make_store(TEMPERED)))
+    column = ("at temperature 0.7, benchmarks", "Avg@8 before")
+    assert cells.loc["ce"][column].value is not None
+    assert cells.loc["ce, tempered to precision"][column].value is None
+    both = ["evaluation.controls={tempered:[grpo],matched:[midtrain]}"]
+    graph, store = make_store([*TEMPERED[:2], *both])
+    for run in graph.runs.values():
+        if run.control == "matched:precision":
+            write_run(store, run, lambda measured: 0.125)
+    assert learning(with_curves(graph, store)).loc["ce, tempered to precision"][column].value == pytest.approx(12.5)
+
+
+def test_a_control_that_is_missing_makes_no_setting_wait(make_store: Callable) -> None:
+    graph, store = make_store(TEMPERED)
+    study = with_curves(graph, store)
+    assert set(study.curves["variant"]) == {""}
+    assert set(study.ledgers["variant"]) == {"", "tempered:precision", "tempered:diversity"}
+    lost = next(run for run in graph.runs.values() if run.stage == "grpo" and run.control == "tempered:precision")
+    shutil.rmtree(store.run("grpo", lost.signature).folder)
+    cells = learning(read_study(graph, store))
+    assert cells.loc["ce"]["over RL", "area"].waits_for == ()
+    assert cells.loc["ce, tempered to precision"]["over RL", "area"].waits_for == (f"grpo/{lost.signature}",)
+
+
+def test_rewards_of_the_table_are_means_over_rl_seeds(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce", "seed=1,2", "grpo.seed=11,12,13"])
+    own = {11: 0.1, 12: 0.2, 13: 0.6}
+    study = with_curves(graph, store, lambda run, step: own[run.config["grpo"]["seed"]] + step / 100)
+    row = learning(study).loc["ce"]
+    for when, expected in (("before", 30), ("after", 50)):
+        entry = row["at temperature 1", f"Avg {when}"]
+        assert (entry.value, entry.n) == (pytest.approx(expected), 2)

@@ -1,13 +1,14 @@
 """Verdicts from numbers of known p-values: what supports, what contradicts, and what decides nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from analysis.claim_language import Term
-from analysis.claims import Claim, Verdict, exit_code, judge
+from analysis.claims import Claim, Verdict, applicable, exit_code, judge, with_seeds
 from analysis.statistics import Sampled, hierarchical_bootstrap
 from analysis.study import NotMeasured
 
@@ -255,3 +256,42 @@ def test_a_chain_is_a_comparison_of_each_pair_of_neighbours() -> None:
     assert [c.estimate and c.estimate.value for c in verdict.comparisons] == [-3.0, 2.0]
     assert [c.greater for c in verdict.comparisons] == [False, False]
     assert verdict.verdict == "contradicted"
+
+
+class Coarse(Numbers):
+    """Numbers that one item moves by 3."""
+
+    def quantity(self, term: Term, model: str) -> Sampled:
+        return replace(super().quantity(term, model), resolution=3.0)
+
+
+def test_more_seeds_are_only_asked_for_where_they_are_more() -> None:
+    """Equal differences that one item could make: what is known of seeds says that two are enough."""
+    values = {("a", "m"): [1.0, 1.01, 0.99, 1.0, 1.0], ("zero", "m"): [0.0] * 5}
+    (verdict,) = verdicts(Coarse(values), above("a"))
+    assert verdict.comparisons[0].seeds_needed == 2
+    assert "80 % power" not in verdict.comparisons[0].evidence
+    (verdict,) = verdicts(against_zero(a=with_p(0.2)), above("a"))
+    needed = verdict.comparisons[0].seeds_needed
+    assert needed is not None
+    assert f"needs about {needed} seeds (80 % power), {needed - 5} more" in verdict.comparisons[0].evidence
+
+
+def test_the_errors_of_chosen_seeds_are_theirs() -> None:
+    matrix, errors = np.arange(6.0).reshape(3, 2), np.array([0.1, 0.2, 0.3])
+    whole = Sampled((1, 2, 3), np.array([10.0, 20.0, 30.0]), (("a", matrix, errors), ("b", None, 2 * errors)))
+    chosen = with_seeds(whole, [3, 1])
+    assert (chosen.seeds, chosen.values.tolist()) == ((3, 1), [30.0, 10.0])
+    (first, second) = chosen.parts
+    assert first[1] is not None
+    assert (first[1].tolist(), first[2].tolist()) == ([[4.0, 5.0], [0.0, 1.0]], [0.3, 0.1])
+    assert (second[1], second[2].tolist()) == (None, [0.6, 0.2])
+
+
+def test_a_claim_of_a_named_family_is_left_out_only_if_nothing_of_it_is_measured() -> None:
+    source = against_zero(a=with_p(0.02))
+    half, none = (Claim(name, "s", "", holds, "own") for name, holds in (
+        ("half", (above("absent"), above("a"))), ("none", (above("absent"),))
+    ))  # fmt: skip
+    plain = Claim("plain", "s", "", (above("absent"),))
+    assert applicable([half, none, plain], source) == [half, plain]
