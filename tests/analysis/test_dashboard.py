@@ -14,6 +14,7 @@ from analysis import dashboard as command
 from analysis.dashboard import PANELS, VIEW_STAGES, table_rows
 from analysis.study import ledger, read_study
 from analysis.table_builder import build_tables
+from sweeps.store.stage_runs import Store
 from tests.wandb_server import wandb_server
 
 
@@ -97,3 +98,19 @@ def test_a_mistake_is_named(tmp_path: Path) -> None:
     finished = dashboard(tmp_path, "http://127.0.0.1:9", "projct=x")
     assert finished.returncode == 2
     assert "did you mean 'project'" in finished.stderr
+
+
+def test_tables_come_from_the_evaluations_that_were_sent_to_their_project(tmp_path: Path) -> None:
+    """With the entity named or not, and not from other stage runs, projects or entities."""
+    store = Store.create(tmp_path / "store")
+    options = command.Options(project="p", entity="me")
+    assert command._sent_evaluations(store, options) == []
+    (store.root / "wandb").mkdir()
+    sent = {
+        "/p": {"evaluate-b": "evaluate-b:latest", "grpo-a": "grpo-a:latest"},
+        "me/p": {"evaluate-a": "evaluate-a:latest"},
+        "other/p": {"evaluate-c": "evaluate-c:latest"},
+        "me/q": {"evaluate-d": "evaluate-d:latest"},
+    }
+    (store.root / "wandb" / "artifacts.json").write_text(json.dumps(sent))
+    assert command._sent_evaluations(store, options) == ["evaluate-a:latest", "evaluate-b:latest"]

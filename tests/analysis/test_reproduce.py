@@ -15,7 +15,10 @@ import pytest
 from rich.console import Console
 
 from analysis.figures import figure_files
-from analysis.reproduce import Options, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
+from analysis.headline import headline
+from analysis.provenance import Provenance
+from analysis.reproduce import Options, _decide, main, overlap_fact, parse, reproduce, select, show_claims, show_missing
+from analysis.study import read_study
 from analysis.table_builder import TABLE_NAMES, build_tables
 from analysis.table_files import file_name, html_table, latex, markdown
 from analysis.tables import NOT_MEASURED, NOT_RUN, Entry, Table
@@ -319,3 +322,23 @@ def test_the_command_ends_with_the_code_of_its_claims(monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seconds", "expected"),
+    [
+        ([1], None, ("One seed decides nothing; 5 seeds:", "shaping-run -m +sweep=nano seed=1,2,3,4,5")),
+        ([1], 600.0, ("One seed decides nothing; 5 seeds, about 40 minutes more:", None)),
+        ([1, 2], 600.0, ("; 5 seeds, about 30 minutes more, are a start:", None)),
+    ],
+)
+def test_what_would_decide_has_the_time_of_the_seeds_that_are_missing(
+    make_store: Callable, seeds: list[int], seconds: float | None, expected: tuple[str, str | None]
+) -> None:
+    """Two seeds whose results are equal have no forecast."""
+    words = ["objective=ce,precision", f"seed={','.join(map(str, seeds))}"]
+    study = read_study(*make_store(words, number=lambda measured: 0.5))
+    decided = _decide(Options(sweep="nano"), headline(study), Provenance({}, seconds))
+    assert decided is not None
+    assert decided["words"].endswith(expected[0])
+    assert expected[1] in (None, decided["command"])

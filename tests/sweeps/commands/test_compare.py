@@ -9,6 +9,7 @@ from pipelines.errors import UserError
 from sweeps.commands.compare import compare
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import Measured, known, planned, write_run
+from tests.published import publish
 
 
 @pytest.fixture
@@ -43,3 +44,29 @@ def test_a_name_of_several_cells_or_none_is_refused(store: Store) -> None:
         compare("nano/*/seed1", "nano/ce/seed1", store=str(store.root))
     with pytest.raises(UserError, match="no stage run"):
         compare("nano/cee/seed1", "nano/ce/seed1", store=str(store.root))
+
+
+@pytest.mark.parametrize(
+    ("second", "interval"),
+    [
+        (0.53, "[+0.0104, +0.0496] *"),
+        (0.47, "[-0.0496, -0.0104] *"),
+        (0.51, "[-0.0096, +0.0296]"),
+        (0.49, "[-0.0296, +0.0096]"),
+    ],
+)
+def test_an_interval_that_excludes_zero_on_either_side_has_a_star(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: float, interval: str
+) -> None:
+    """Errors of 0.006 and 0.008: the difference has one of 0.01."""
+    store = Store.create(tmp_path / "store")
+    for run in planned(("objective=ce,precision", "seed=1")).runs.values():
+        folder = write_run(store, run)
+        if run.stage == "evaluate":
+            value, error = (0.5, 0.006) if run.labels["objective"] == "ce" else (second, 0.008)
+            row = {"benchmark": "B", "group": "math", "metric": "accuracy", "value": value, "stderr": error, "n": 9}
+            publish(folder, measurements=[row])
+    compare("nano/ce/seed1", "nano/precision/seed1", store=str(store.root))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    B accuracy")]
+    assert len(lines) == 3  # after each stage
+    assert all(line.endswith(f"  {interval}") for line in lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.execute.display import Display
+from sweeps.execute.display import Display, amount, clock, plan_table
 from sweeps.execute.local import Outcome
 from sweeps.plan.graph import Plan, StageRun
 from sweeps.store.stage_runs import Store
@@ -47,3 +47,52 @@ def test_the_end_names_what_failed_with_its_error_as_it_is() -> None:
         "2 stage runs done in 0:10 (1.5 at a time), 1 were done before, 1 failed, 1 blocked",
         "FAILED pretrain nano/ce/seed1: data.x=[1]: no such file",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_549_000_000, "1.5 GB"), (2e15, "2.0 PB"), (5e18, "5,000.0 PB")],
+)
+def test_bytes_in_powers_of_a_thousand(count: float, text: str) -> None:
+    assert amount(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (125.9, "2:05"), (3599, "59:59"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+LABELS = {"scale": "nano", "model": "nano", "objective": "ce", "seed": 1, "sweep": ""}
+
+
+def test_the_plan_counts_what_cells_share_once() -> None:
+    graph = Plan()
+    for stage, signature in (("pretrain", "a"), ("midtrain", "b"), ("midtrain", "c")):
+        graph.add(StageRun(stage, signature, 1, {}, None, None, 1, LABELS))
+    graph.cells |= {"one": ["a", "b"], "two": ["a", "c"]}
+    output = io.StringIO()
+    Console(file=output, width=100).print(plan_table(graph, {"b"}))
+    assert [line.split() for line in output.getvalue().splitlines()[2:]] == [
+        ["pretrain", "2", "1", "0", "1"],
+        ["midtrain", "2", "2", "1", "1"],
+    ]
+
+
+def test_only_what_saved_its_state_in_this_attempt_is_counted_as_saved(tmp_path: Path) -> None:
+    store, graph = Store.create(tmp_path / "store"), Plan()
+    for name, status, resumes in (
+        ("saved", "interrupted", True),
+        ("too early", "interrupted", False),
+        ("killed", "running", True),  # the state is that of an attempt before
+        ("done", "running", False),
+    ):
+        graph.add(StageRun("pretrain", name, 1, {}, None, None, 1, LABELS))
+        run = store.run("pretrain", name)
+        (run.folder / "work-000001" / ("resume" if resumes else "else")).mkdir(parents=True)
+        run.write_state(status)
+    (store.run("pretrain", "done").folder / "result.json").touch()
+    output = io.StringIO()
+    display = Display(Console(file=output, width=200))
+    display._plan, display._store = graph, store
+    display.stopped(list(graph.runs))
+    assert output.getvalue() == "Stopped; 2 of 4 stage runs have saved their progress.\n"
