@@ -20,7 +20,8 @@ CellName = Annotated[
     str, typer.Argument(help="MODEL/SETTING/seedN, as status shows it.", autocompletion=complete_cells)
 ]
 Place = tuple[str, str]
-"""(stage, checkpoint); the checkpoint is empty for training."""
+"""(stage, what it measures); the second is empty for training, else the parent and its checkpoint: checkpoints of two
+stages may have one name."""
 
 
 @app.command()
@@ -54,7 +55,8 @@ def _runs(store: Store, name: str) -> dict[Place, Row]:
     for row in matches:
         current: Row | None = row
         while current is not None:
-            found.setdefault((current.stage, current.checkpoint or "" if current.stage == "evaluate" else ""), current)
+            measured = f"{current.parent} {current.checkpoint}" if current.stage == "evaluate" else ""
+            found.setdefault((current.stage, measured), current)
             current = every.get(current.parent or "")
     return found
 
