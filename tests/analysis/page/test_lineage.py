@@ -65,7 +65,7 @@ def test_a_single_seed_has_no_neighbour_in_its_setting(seeds: str, make_store: C
 
 
 def test_controls_are_neighbours_of_nothing(make_store: Callable) -> None:
-    """The neighbour of an evaluation is the plain one of the same checkpoint, whatever the order of a store's folders."""
+    """The neighbour of an evaluation is the plain one of its checkpoint, in whatever order a store has its folders."""
     study = read_stored(make_store(["objective=ce,precision", "seed=1,2"])[1])
     signatures = list(study.specs)
     indices = {signature: number for number, signature in enumerate(signatures)}
