@@ -66,3 +66,13 @@ def test_the_metrics_of_samples() -> None:
     }
     assert {metric.n for metric in metrics.values()} == {2}
     assert sampled_metrics(rewards, None, lengths, pass_k=[]).keys() == {"avg@4", "response_length", "sampling_error"}
+
+
+def test_the_interval_of_lengths_is_not_one_of_fractions() -> None:
+    """Of mean lengths 11, 21 and 31 tokens, in a metric whose rewards are all 1."""
+    lengths = np.array([[10.0, 12.0], [20.0, 22.0], [30.0, 32.0]])
+    metric = sampled_metrics(np.ones((3, 2)), None, lengths, pass_k=[])["response_length"]
+    assert metric.value == 21.0
+    assert metric.low is not None
+    assert metric.high is not None
+    assert 10.9 < metric.low < 21 < metric.high < 31.1

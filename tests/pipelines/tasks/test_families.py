@@ -126,3 +126,10 @@ def test_splits_cover_questions_in_their_shares() -> None:
     for name, share in SPLITS.items():
         assert abs(counts[name] / 8000 - share) < 4 * (share * (1 - share) / 8000) ** 0.5
     assert abs(sum(SPLITS.values()) - 1) < 1e-12
+
+
+def test_a_program_is_tested_below_zero_too() -> None:
+    tests = Problem("program", "f(1)=4 f(2)=5", (), "x+3", "x+4").reference
+    exec(tests, {"f": lambda x: x + 3})
+    with pytest.raises(AssertionError):
+        exec(tests, {"f": lambda x: abs(x) + 3})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.tasks import question_files
 from pipelines.tasks.question_files import LONGEST_QUESTION, check_questions, read_questions
 from sweeps.compose.cells import compose_cell
 
@@ -99,3 +100,20 @@ def test_a_cell_is_refused_before_anything_trains(tmp_path: Path, monkeypatch: p
     path.mkdir()
     with pytest.raises(UserError, match="no such file"):
         compose_cell(["grpo.tasks=[questions.jsonl]"])
+
+
+@pytest.mark.parametrize(("question", "answer", "fits"), [("12345", "1", True), ("123456", "1", False),
+                                                         ("1", "1234567", True), ("1", "12345678", False)])  # fmt: skip
+def test_a_text_may_have_as_many_characters_as_the_limit(
+    monkeypatch: pytest.MonkeyPatch, question: str, answer: str, fits: bool
+) -> None:
+    monkeypatch.setattr(question_files, "LONGEST_QUESTION", 5)
+    monkeypatch.setattr(question_files, "LONGEST_ANSWER", 7)
+    row = {"question": question, "answer": answer}
+    if fits:
+        assert question_files.checked_question(row, "a.jsonl:1", "boxed")[:2] == (question, answer)
+    else:
+        with pytest.raises(
+            UserError, match=r"^a\.jsonl:1: the (question|answer) has [68] characters; it may have [57];"
+        ):
+            question_files.checked_question(row, "a.jsonl:1", "boxed")
