@@ -248,6 +248,15 @@ def test_the_error_of_perplexity_is_that_of_its_loss_times_perplexity() -> None:
     assert metric.stderr == pytest.approx(math.exp(2) / math.sqrt(3))
 
 
+def test_the_interval_of_entropy_is_not_one_of_fractions() -> None:
+    """Row means of 1, 2 and 3 nats."""
+    table = text_table(loss=[[0.5, 1.5], [2.0, 2.0], [1.0, 5.0]])
+    metric = distribution.headline(table, 1, np.array([1, 1]))["entropy"]
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low < metric.value == 2.0 < metric.high
+
+
 def test_the_error_of_bits_per_byte_is_that_of_a_ratio() -> None:
     """2 bits in 2 bytes and 9 bits in 6: the residuals from 11/8 bits a byte are -3/4 and 3/4, for 4 bytes a row."""
     table = text_table(loss=math.log(2) * np.array([[1.0, 1.0], [4.0, 5.0]]), right=[[True] * 2, [False] * 2])

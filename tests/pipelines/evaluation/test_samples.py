@@ -4,11 +4,13 @@ import gzip
 import hashlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipelines.evaluation.samples import Responses, cast_votes, measure, read_rows, sample_rows, write_rows
-from pipelines.verifiers import Judge
+from pipelines.verifiers import Judge, Verdict
 
 
 def rows_of(answers: list[list[str | None]], references: list[str], *, verifier: str = "exact") -> list[dict]:
@@ -81,3 +83,9 @@ def test_programs_do_not_vote() -> None:
     assert "cons@2" not in measure(rows, [])
     unanswered = rows_of([[None, None]], ["a"])
     assert measure(unanswered, [])["cons@2"].value == 0
+
+
+@pytest.mark.parametrize(("reward", "votes"), [(0.5, [0, 0]), (0.49, [0, 1])])
+def test_answers_are_equal_from_half_a_reward_on(reward: float, votes: list[int]) -> None:
+    judge: Any = SimpleNamespace(rewards=lambda items: [Verdict(reward) for _ in items])
+    assert cast_votes([["a", "b"]], "math", judge) == [votes]
