@@ -69,6 +69,8 @@ class Row:
     sweeps: list[str] = field(default_factory=list)
     reference: str | None = None
     """The stage run that a control is matched to."""
+    parent_stage: str | None = None
+    """The stage of its parent, where that is known."""
 
     @property
     def needs(self) -> list[str]:
@@ -77,9 +79,14 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Cell and stage, with the checkpoint that an evaluation measures."""
-        measured = f"@{self.checkpoint}" if self.stage == "evaluate" else ""
+        """Cell and stage, with the stage and checkpoint that an evaluation measures."""
+        measured = f"@{self.measured}" if self.stage == "evaluate" else ""
         return f"{self.cell}:{self.stage}{measured}" + (f" {c}" if (c := self.labels.get("control")) else "")
+
+    @property
+    def measured(self) -> str:
+        """The checkpoint it reads: `midtrain/step-000781`; checkpoints of two stages may have one name."""
+        return f"{self.parent_stage}/{self.checkpoint}" if self.parent_stage else self.checkpoint or ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as values that JSON can hold."""
@@ -147,7 +154,8 @@ def _merge(stored: dict[str, Summary], sweeps: Iterable[SweepRecord]) -> list[Ro
             (signature, _with_plan(summary, planned.get(signature))) for signature, summary in stored.items()
         )
     ]
-    return missing + existing
+    stages = {row.signature: row.stage for row in missing + existing}
+    return [replace(row, parent_stage=stages.get(row.parent or "")) for row in missing + existing]
 
 
 def _with_plan(summary: Summary, planned: Mapping[str, Any] | None) -> Summary:
@@ -177,7 +185,7 @@ def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
                         raise UserError(f"status={word}: unknown status; {nearest(word, ORDER)}")
             selected = [row for row in selected if _matches(row, key, values.split(","))]
         else:
-            # `nano/*/seed1:evaluate@step-000128`, or a signature.
+            # `nano/*/seed1:evaluate@step-000128`, `...:evaluate@grpo/*`, or a signature.
             cell, _, stage = text.partition(":")
             stage, _, checkpoint = stage.partition("@")
             selected = [
@@ -185,7 +193,7 @@ def select(candidates: list[Row], filters: Sequence[str]) -> list[Row]:
                 for row in selected
                 if (fnmatch.fnmatchcase(row.cell, cell) or (len(cell) >= 4 and row.signature.startswith(cell)))
                 and fnmatch.fnmatchcase(row.stage, stage or "*")
-                and fnmatch.fnmatchcase(row.checkpoint or "", checkpoint or "*")
+                and any(fnmatch.fnmatchcase(name, checkpoint or "*") for name in (row.checkpoint or "", row.measured))
             ]
     return selected
 

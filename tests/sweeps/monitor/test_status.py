@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from sweeps.compose.cells import compose_cells
 from sweeps.monitor import status
+from sweeps.monitor.launched_sweeps import record
 from sweeps.monitor.slurm_queue import JobState
-from sweeps.monitor.status import Row, _updated, select
+from sweeps.monitor.status import Row, _updated, rows, select
+from sweeps.plan.planner import plan
 from sweeps.store.stage_runs import Store
 
 
@@ -67,6 +70,19 @@ def test_an_unknown_word_is_named(text: str, message: str) -> None:
 def test_titles_name_the_measured_checkpoint() -> None:
     assert [r.title for r in ROWS[1:3]] == ["nano/ce/seed1:midtrain", "nano/ce/seed1:evaluate@step-000195"]
     assert ROWS[2].to_json()["what"] == ROWS[2].title
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_their_stages(tmp_path: Path) -> None:
+    """In nano both token stages end at step 781; titles differ, and a filter selects by stage, step or both."""
+    graph, store = plan(compose_cells(["until=midtrain"])), Store.create(tmp_path / "store")
+    record(store, graph, [["until=midtrain"]], name="", launcher="local", options={})
+    found = rows(store)
+    assert len({row.title for row in found}) == len(found) == len(graph.runs)
+    last = {row.title for row in select(found, ["nano/ce/seed1:evaluate@step-000781"])}
+    assert last == {f"nano/ce/seed1:evaluate@{stage}/step-000781" for stage in ("pretrain", "midtrain")}
+    (one,) = select(found, ["*:evaluate@midtrain/*781"])
+    assert one.title == "nano/ce/seed1:evaluate@midtrain/step-000781"
+    assert select(found, [one.title]) == [one]
 
 
 def chain(*statuses: str) -> list[Row]:
