@@ -18,7 +18,7 @@ demo: $(STAMP)  ## train the five settings at nano scale, and five seeds of a ti
 	$(BIN)/reproduce-paper-tables scale=entropy
 
 test: $(STAMP)-dev  ## run all tests but those that only CI runs
-	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not ci_only" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)-dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ from pipelines.training.causal_loss import CausalLoss
 from shaping import Objective
 from tests.ranks import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci_only
 
 DENSE = {"layers": 16, "d_model": 16, "ffn": 32, "heads": 2, "kv_heads": 1, "head_dim": 8}
 SHAPES = {

@@ -12,7 +12,7 @@ def test_one_cell_is_typed_and_complete() -> None:
     assert (cell.objective.name, cell.objective.beta, cell.seed) == ("precision", -0.25, 4)
     assert cell.objective.top_k == cell.data.top_k  # scaled to the vocabulary
     assert cell.midtrain.learning_rate == cell.pretrain.learning_rate
-    assert cell.midtrain.final_learning_rate == pytest.approx(1e-4)
+    assert cell.midtrain.final_learning_rate == pytest.approx(1e-5)
     assert cell.midtrain.rope_base > cell.pretrain.rope_base
     assert cell.midtrain.sequence_length > cell.pretrain.sequence_length
     assert (cell.grpo.samples, cell.grpo.temperature, cell.grpo.clip_low, cell.grpo.clip_high) == (16, 1.0, 0.2, 0.28)

@@ -14,6 +14,7 @@ import pytest
 from pipelines.configuration import TRAINING_STAGES
 from sweeps.store.stage_runs import Store
 from tests.sweeps.cluster import FEW, NEEDS_SLURM, SLURM, Cluster
+from tests.sweeps.conftest import Start
 
 pytestmark = NEEDS_SLURM
 
@@ -81,7 +82,10 @@ def test_a_failure_blocks_only_its_descendants_and_retry_finishes(cluster: Clust
     assert "Nothing to retry" in cluster.sweeps(tmp_path, "retry").stdout
 
 
-def test_two_users_submit_at_once_and_each_stage_run_is_trained_once(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_users_submit_at_once_and_each_stage_run_is_trained_once(start: Start, tmp_path: Path) -> None:
+    """With accounting, which learns of a job later than the queue does."""
+    cluster = start("slurmdbd")
+
     def submit(objectives: str) -> subprocess.Popen[str]:
         command = [
             sys.executable,
