@@ -20,8 +20,7 @@ CellName = Annotated[
     str, typer.Argument(help="MODEL/SETTING/seedN, as status shows it.", autocompletion=complete_cells)
 ]
 Place = tuple[str, str]
-"""(stage, what it measures); the second is empty for training, else the parent and its checkpoint: checkpoints of two
-stages may have one name."""
+"""(stage, what it measures): `("evaluate", "midtrain/step-000781")`; the second is empty for training."""
 
 
 @app.command()
@@ -55,8 +54,7 @@ def _runs(store: Store, name: str) -> dict[Place, Row]:
     for row in matches:
         current: Row | None = row
         while current is not None:
-            measured = f"{current.parent} {current.checkpoint}" if current.stage == "evaluate" else ""
-            found.setdefault((current.stage, measured), current)
+            found.setdefault((current.stage, current.measured if current.stage == "evaluate" else ""), current)
             current = every.get(current.parent or "")
     return found
 
@@ -97,13 +95,10 @@ def _results(store: Store, first: dict[Place, Row], second: dict[Place, Row]) ->
     """The measurements that both have at the last checkpoint of each stage, with the difference and its interval."""
     last: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for index, runs in enumerate((first, second)):
-        for (stage, _), row in runs.items():
+        for (stage, measured), row in runs.items():
             if stage == "evaluate" and row.status == "done":
-                measured = row.parent or ""
-                stages = [place[0] for place, other in runs.items() if other.signature == measured]
                 result = store.run("evaluate", row.signature).result or {}
-                place = f"{stages[0] if stages else '?'} {row.checkpoint}"
-                last.setdefault(place, {})[str(index)] = result.get("measurements") or []
+                last.setdefault(measured.replace("/", " "), {})[str(index)] = result.get("measurements") or []
     shared = {place: both for place, both in last.items() if len(both) == 2}
     final = {place.split()[0]: place for place in sorted(shared)}  # the last checkpoint of a stage replaces the others
     for stage in TRAINING_STAGES:

@@ -390,7 +390,7 @@ def test_of_many_settings_that_differ_three_are_named_and_the_others_counted() -
 
 
 def test_a_forecast_of_no_more_seeds_than_there_are_is_none() -> None:
-    """Seeds alone would tell `sure`, and what else is uncertain does not become less with more of them."""
+    """More seeds would tell `sure` but for an error that is not of the seeds, which they do not make smaller."""
     sure, near, far = open_row("sure", 9.0), open_row("near", 1.5), open_row("far", 0.8)
     told = open_row("told", 1.6, word=LOWER)
     result = headline_with(sure, near, far, told)

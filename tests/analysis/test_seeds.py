@@ -150,13 +150,13 @@ def undecided(name: str, comparison: Comparison, family: str = "") -> Verdict:
 
 def test_only_claims_of_the_same_family_are_corrected_together() -> None:
     weak = compared(1.8, 6)
-    (alone,) = needs([undecided("a", weak)])
+    (only,) = needs([undecided("a", weak)])
     first, second, third = needs([undecided("a", weak), undecided("b", weak, "own"), undecided("c", weak, "own")])
-    assert first == alone
+    assert first == only
     assert second.new == third.new
-    assert alone.new is not None
+    assert only.new is not None
     assert second.new is not None
-    assert second.new > alone.new
+    assert second.new > only.new
 
 
 def test_a_look_is_at_more_seeds_than_there_are() -> None:

@@ -279,7 +279,7 @@ def test_transformers_4_computes_the_same_logits(tokenizer: PreTrainedTokenizerF
 
 
 def test_no_file_of_weights_is_larger_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of five tensors of 40 bytes two fit into 100; one of 120 is alone."""
+    """Of five tensors of 40 bytes two fit into 100; one of 120 has a file of its own."""
     monkeypatch.setattr(causal_lm, "FILE_BYTES", 100)
     weights = {f"w{number}": torch.full((10,), float(number)) for number in range(5)} | {"large": torch.ones(30)}
     causal_lm._write_weights(weights.items(), tmp_path / "checkpoint")
