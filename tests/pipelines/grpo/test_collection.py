@@ -338,6 +338,29 @@ def test_forking_tokens_are_the_fifth_with_the_highest_entropy(tokenizer: PreTra
     json.dumps(rows)
 
 
+@pytest.mark.parametrize("limit", [40, 16384])
+def test_forking_tokens_by_token_and_by_tenth_of_the_response(tokenizer: PreTrainedTokenizerFast, limit: int) -> None:
+    """Against a list of all tokens, however the work is cut into micro-batches."""
+    model, groups = tiny(scale=3.0), real_groups(8)
+    policy = Policy(model)
+    division = Division(policy, SINGLE_PROCESS, limit)
+    rows = forking_tokens(policy, groups, config(), tokenizer=tokenizer, step=7, division=division)
+    responses = [response for g in groups for response in g.responses]
+    tokens = [(token, i, 10 * i // len(response)) for response in responses for i, token in enumerate(response)]
+    p = distributions(model, groups)
+    entropies = -(p.exp() * p).sum(-1).numpy()
+    forking = [tokens[i] for i in np.flatnonzero(entropies > np.quantile(entropies, 0.8))]
+    by_token = {row["token"]: row for row in rows if row["by"] == "token"}
+    assert len(by_token) > 3
+    for token, row in by_token.items():
+        places = [place for other, place, _ in forking if tokenizer.decode([other]) == token]
+        assert row["count"] == len(places)
+        assert row["position"] == pytest.approx(np.mean(places))
+    shares = [row["share"] for row in rows if row["by"] == "position"]
+    expected = np.bincount([tenth for _, _, tenth in forking], minlength=10) / len(forking)
+    assert shares == pytest.approx(list(expected))
+
+
 def test_divergence_and_forking_tokens_are_of_the_distribution_at_the_temperature(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
