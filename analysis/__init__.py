@@ -4,6 +4,7 @@
     frame = analysis.load("store")       one row per measurement; analysis.COLUMNS describes the columns
     analysis.ledger("store")             metrics over training steps
     analysis.samples("store")            sampled answers
+    analysis.rl_runs("store")            one row per RL run: how soon it learns, and the entropy that it spends
 
 Commands:   `reproduce` (reproduce-paper-tables), `dashboard` (shaping-dashboard), their options `command_line`
 Numbers:    `result_cache` and `study` (store -> pandas), `measurement_grid` (arrays over seeds), `statistics`,
@@ -19,6 +20,7 @@ Page:       `page`
 Nothing here loads torch.
 """
 
+from analysis.learning import rl_runs
 from analysis.study import COLUMNS, ledger, load, samples
 
-__all__ = ["COLUMNS", "ledger", "load", "samples"]
+__all__ = ["COLUMNS", "ledger", "load", "rl_runs", "samples"]

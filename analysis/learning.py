@@ -2,20 +2,23 @@
 
 `MEASURES` lists them. Claims name them as rl(OBJECTIVE, MEASURE), and the table of learning shows them. A run with
 several RL seeds counts as one seed of pre-training, with the mean over its RL seeds; `analysis.variance` separates the
-two.
+two. `rl_runs("store")` has every run with its measures.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.published_files import COURSE_COLUMNS, CURVE_ENDS
 from analysis.statistics import UNBOUNDED, Floats, Sampled
-from analysis.study import NotMeasured, Study
+from analysis.study import SETTING, NotMeasured, Study, read_stored
 from pipelines.evaluation.learning import area, area_weights, price, steps_to
+from sweeps.store.stage_runs import Store
 
 Key = tuple[str, str, str]
 """(model, objective, variant); the variant is empty, or `tempered:SETTING` for RL from a tempered start."""
@@ -125,6 +128,33 @@ def rl_curves(study: Study) -> dict[Key, list[RLCurve]]:
     for of_setting in curves.values():
         of_setting.sort(key=lambda curve: (curve.seed, curve.rl_seed))
     return curves
+
+
+def rl_runs(store: str | Path) -> pd.DataFrame:
+    """Returns the finished RL runs of a store as `run_table` has them. Raises `UserError` if it is not a store."""
+    return run_table(read_stored(Store.open(store)))
+
+
+def run_table(study: Study) -> pd.DataFrame:
+    """Returns one row per finished RL run: its setting, held-out rewards in percent, and the `MEASURES` of its course.
+
+    A measure that the run does not have is empty; those that need a reward are left out.
+    """
+    labels = ["scale", *SETTING, "rl_seed", "variant", "stage_run"]
+    measures = {name: measure for name, measure in MEASURES.items() if not measure.needs_reward}
+    settings: dict[str, dict[Any, Any]] = {run["stage_run"]: run for run in study.runs[labels].to_dict("records")}
+    rows: list[dict[Any, Any]] = []
+    for curve in (curve for curves in rl_curves(study).values() for curve in curves):
+        before, after = 100 * curve.rewards[[0, -1]] if len(curve.rewards) else (None, None)
+        rows.append(
+            {
+                **settings[curve.stage_run],
+                "held_out_before": before,
+                "held_out_after": after,
+                **{name: measure.of(curve, 0.0) for name, measure in measures.items()},
+            }
+        )
+    return pd.DataFrame(rows, columns=[*labels, "held_out_before", "held_out_after", *measures])
 
 
 def _curve(run: Mapping[Any, Any], rows: list[dict[str, Any]], config: Mapping[str, Any]) -> RLCurve:

@@ -2,8 +2,8 @@
 
     reproduce-paper-tables scale=nano
 
-plans the sweep of that name, reads its results from the store, and writes tables, figures, claims, `measurements.csv`
-and `report.html` to `results/<scale>/`. It trains nothing.
+plans the sweep of that name, reads its results from the store, and writes tables, figures, claims, `measurements.csv`,
+`rl_runs.csv` and `report.html` to `results/<scale>/`. It trains nothing.
 
     reproduce-paper-tables tables=[3,15] models=[4B] format=latex      some tables, in one format
     reproduce-paper-tables --missing                                  the missing stage runs and the command for them
@@ -33,6 +33,7 @@ from analysis.figures.figure_files import FigureFiles
 from analysis.figures.headline_figure import headline_chart
 from analysis.headline import Headline, headline
 from analysis.headline_words import seeds_that_decide
+from analysis.learning import run_table
 from analysis.page.comparison_page import render_comparison
 from analysis.page.headline_view import decide_view
 from analysis.page.report import Content, render
@@ -391,6 +392,7 @@ def _write(folder: Path, content: Content, figure_files: FigureFiles) -> None:
             for table in content.tables:
                 write_table(table, temporary / "tables", formats=list(FORMATS), command=content.command)
             (temporary / "measurements.csv").write_bytes(csv_bytes(content.study.measurements))
+            (temporary / "rl_runs.csv").write_bytes(csv_bytes(run_table(content.study)))
             (temporary / "claims.json").write_text(json.dumps(claims, indent=1) + "\n")
             (temporary / "report.html").write_bytes(page.encode(errors="replace"))
             figure_files.write(temporary / "figures")

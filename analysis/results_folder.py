@@ -7,7 +7,7 @@ from analysis.table_builder import TABLE_NAMES
 from analysis.table_files import FORMATS
 from pipelines.errors import UserError
 
-RESULTS = {"tables", "figures", "measurements.csv", "claims.json", "report.html"}
+RESULTS = {"tables", "figures", "measurements.csv", "rl_runs.csv", "claims.json", "report.html"}
 """What this command writes to results/<scale>, besides `selection`."""
 
 

@@ -41,12 +41,9 @@ CELLS = [
              "print('\\n'.join(sentences(judge(applicable(read_claims(), source), source))))"),
     ("text", "## 6. Who learns sooner in RL, and what does it cost in entropy?\n\n"
              "`area` is the mean reward on held-out problems over the course of RL, in percent."),
-    ("code", "from analysis.learning import MEASURES, rl_curves\n\n"
-             "names = ['area', 'gain', 'entropy_spent', 'entropy_price']\n"
-             "rows = [{'objective': f'{objective} {variant}'.strip(), 'seed': curve.seed, 'RL seed': curve.rl_seed,\n"
-             "         **{name: MEASURES[name].of(curve, 0) for name in names}}\n"
-             "        for (_, objective, variant), curves in rl_curves(study).items() for curve in curves]\n"
-             "pd.DataFrame(rows).groupby('objective')[names].agg(['mean', 'std'])"),
+    ("code", "runs = analysis.rl_runs(STORE)\n"
+             "runs['setting'] = (runs['objective'] + ' ' + runs['variant']).str.strip()\n"
+             "runs.groupby('setting')[['area', 'gain', 'entropy_spent', 'entropy_price']].agg(['mean', 'std'])"),
 ]  # fmt: skip
 
 

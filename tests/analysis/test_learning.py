@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.claim_language import parse
 from analysis.claim_sources import StudySource
 from analysis.claims import applicable, judge, read_claims
 from analysis.figures.all_figures import build_figures
-from analysis.learning import MEASURES, RLCurve, reward_deviations, rl_curves, sampled
+from analysis.learning import MEASURES, RLCurve, reward_deviations, rl_curves, run_table, sampled
 from analysis.learning_table import target_reward
 from analysis.study import NotMeasured, Study, read_study
 from analysis.table_builder import build_tables
@@ -194,6 +195,33 @@ def test_every_measure_has_a_title_and_a_number(make_store: Callable) -> None:
     for name, measure in MEASURES.items():
         assert measure.title
         assert np.isfinite(measure.of(curve, 60)) or name == "length_change"
+
+
+def test_every_rl_run_is_a_row_with_its_setting_and_measures(make_store: Callable) -> None:
+    runs = run_table(with_curves(*make_store([*FOUR, "grpo.seed=7,8"])))
+    assert len(runs) == 3 * 4 * 2
+    assert set(runs["rl_seed"]) == {7, 8}
+    row = runs.query("objective == 'precision' and seed == 3 and rl_seed == 8").iloc[0]
+    first, middle, last = (100 * reward("precision", 3, step) for step in (0, 10, 20))
+    assert (row["scale"], row["model"], row["beta"], row["variant"]) == ("nano", "nano", -0.25, "")
+    assert (row["held_out_before"], row["held_out_after"]) == (pytest.approx(first), pytest.approx(last))
+    assert row["area"] == pytest.approx((first + 2 * middle + last) / 4)
+    assert (row["gain"], row["entropy_spent"], row["entropy_price"]) == pytest.approx((40, 0.5, 0.125))
+    assert np.isnan(row["length_change"])  # these ledgers have no lengths
+    assert runs["stage_run"].is_unique
+
+
+def test_runs_without_held_out_questions_are_rows_with_empty_cells(make_store: Callable) -> None:
+    graph, store = make_store(["objective=ce"])
+    for run in graph.runs.values():
+        if run.stage == "grpo":
+            folder = write_run(store, run)
+            (folder / "ledger.jsonl").write_text("".join(f'{{"step": {i}, "entropy": {2 - i}}}\n' for i in (0, 1)))
+            publish(folder)
+    (row,) = run_table(read_study(graph, store)).to_dict("records")
+    assert row["entropy_spent"] == 1
+    assert all(pd.isna(row[name]) for name in ("held_out_before", "held_out_after", "area", "gain"))
+    assert run_table(read_study(graph, None)).empty
 
 
 TEMPERED = ["objective=ce,precision,diversity", "seed=1,2,3,4", "evaluation.controls={tempered:[grpo]}"]

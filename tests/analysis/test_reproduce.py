@@ -70,6 +70,8 @@ def test_every_format_has_the_numbers(finished: Path) -> None:
         "objective == 'ce' and stage == 'grpo' and step == '10' and benchmark == 'Chain-5' and metric == 'avg@8'"
     )["value"]
     assert float(value) == pytest.approx(exact / 100)
+    runs = pd.read_csv(folder / "rl_runs.csv", keep_default_na=False)
+    assert runs["objective"].tolist() == ["ce", "precision", "diversity", "tail_penalty", "head_reward"]
     for name in ("pretraining-nano", "rl-nano", "rl-scores-nano", "maps-nano"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
