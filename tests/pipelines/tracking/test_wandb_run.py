@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from pipelines.configuration.tracking import TrackingConfig
 from pipelines.files import write_sealed
 from pipelines.ledger import Ledger
 from pipelines.tracking.start import start_trackers
-from pipelines.tracking.wandb_run import _arguments
+from pipelines.tracking.wandb_run import _arguments, _remove_earlier
 from sweeps.monitor.wandb_sync import _tracked, add_evaluations, send_runs
 from sweeps.store.stage_runs import Store
 from tests.pipelines.tracking.specs import EVALUATE, PRETRAIN
@@ -270,3 +271,18 @@ def test_tags_and_names_are_as_long_as_wandb_accepts(monkeypatch: pytest.MonkeyP
     arguments = _arguments(spec, TrackingConfig())
     assert arguments["tags"] == ["o" * 64, "nano", "s" * 64, "t" * 64]
     assert (len(arguments["group"]), len(arguments["name"])) == (128, 128)
+
+
+def test_what_cannot_be_removed_of_an_earlier_attempt_does_not_end_the_next(tmp_path: Path) -> None:
+    now, earlier, other = (tmp_path / f"offline-run-{name}" for name in ("2-abc", "1-abc", "1-xyz"))
+    now.mkdir()
+    other.mkdir()
+    earlier.touch()  # a folder's tree cannot be removed where there is a file
+    _remove_earlier(SimpleNamespace(id="abc"), now)  # type: ignore[arg-type]
+    assert all(path.exists() for path in (now, earlier, other))
+    earlier.unlink()
+    earlier.mkdir()
+    _remove_earlier(SimpleNamespace(id="abc"), now)  # type: ignore[arg-type]
+    assert not earlier.exists()
+    assert now.exists()
+    assert other.exists()

@@ -64,6 +64,7 @@ KINDS = {
     "output": ("def f(): print('hi')", "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    f()\nassert out.getvalue() == 'hi\\n'"),
     "input": ("def f(): return int(input()) + 1", "import io, sys\nsys.stdin = io.StringIO('3\\n')\nassert f() == 4"),
     "functions as arguments": ("def apply(g, xs): return [g(x) for x in xs]", "assert apply(lambda x: x * 2, [1, 2]) == [2, 4] and apply(abs, [-1]) == [1]"),
+    "objects for a function of the tests": ("class P:\n    def __init__(self, x): self.x = x\ndef f(g): return g(P(2), q=P(3))", "assert f(lambda p, q: p.x - q.x) == -1"),
     "a raising argument": ("def f(g):\n    try: return g(0)\n    except ZeroDivisionError: return 'no'", "assert f(lambda x: 1 / x) == 'no'"),
     "a decorated function": ("import functools\n@functools.lru_cache\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)", "assert f(80) == 23416728348467685"),
     "arrays": ("import numpy as np\ndef f(n): return np.arange(n) * 1.5\ndef m(x): return x.mean()", "assert (f(3) == np.array([0, 1.5, 3])).all() and m(np.ones((2, 2))) == 1"),

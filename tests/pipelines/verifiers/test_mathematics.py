@@ -1,8 +1,9 @@
 """Answers that math-verify gets wrong, found in its issues and by trying it: what is refused and accepted."""
 
 import pytest
+import sympy
 
-from pipelines.verifiers.mathematics import equivalent
+from pipelines.verifiers.mathematics import _numerically_equal, equivalent
 from tests.pipelines.verifiers.test_judge import MATH
 
 REFUSED = [
@@ -66,6 +67,12 @@ def test_equal_answers_in_other_forms_are_accepted(answer: str, reference: str) 
 def test_the_worker_adds_nothing_to_the_comparison(answer: str, reference: str, reward: float) -> None:
     """Those that `test_judge` has judged by workers."""
     assert equivalent(answer, reference) == reward
+
+
+@pytest.mark.parametrize(("digits", "equal"), [(49, False), (51, True)])
+def test_exact_expressions_agree_to_fifty_digits(digits: int, equal: bool) -> None:
+    root = sympy.sqrt(2)
+    assert _numerically_equal(root, root + sympy.Rational(1, 10**digits)) == equal
 
 
 def test_an_empty_reference_is_refused() -> None:

@@ -57,10 +57,10 @@ def test_a_file_of_the_folder_needs_the_folder(own: Path, monkeypatch: pytest.Mo
 
 
 def test_init_names_a_new_folder(tmp_path: Path, shaping_run: Command) -> None:
-    written = shaping_run("--init", "studies/mine", cwd=tmp_path)
+    written = shaping_run("--init", "my/studies/mine", cwd=tmp_path)
     assert written.returncode == 0, written.stderr
-    assert "export SHAPING_CONFIG_DIR=studies/mine" in written.stdout
-    for words in (["--init", "studies/mine"], ["--init"], ["--init=a", "b"], ["--init=studies/mine/README.md"]):
+    assert "export SHAPING_CONFIG_DIR=my/studies/mine" in written.stdout
+    for words in (["--init", "my/studies/mine"], ["--init"], ["--init=a", "b"], ["--init=my/studies/mine/README.md"]):
         refused = shaping_run(*words, cwd=tmp_path)
         assert refused.returncode == 2
         assert len(refused.stderr.splitlines()) == 1
