@@ -6,7 +6,8 @@ values are sent. The tests, and what they expect, never enter this process.
 The first message is {"program": text}; after it the program has run, or has raised. Each further request names an
 operation of `_OPERATIONS` and its arguments. A reply is {"value": ...} or {"raised": [names of classes, text]};
 "printed" is what the program printed since the last one. A function that returns None, as functions that change their
-arguments do, sends its arguments back as "changed".
+arguments do, sends its arguments back as "changed". Where the program calls a function of the tests, it sends
+{"function": number, "arguments": ...} instead, and answers requests until the reply comes.
 """
 
 import builtins
@@ -18,6 +19,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipelines.verifiers.plain_values import Closed, NotPlain, decoded, encoded, receive, send
@@ -77,10 +79,11 @@ class _Program:
         return lambda *args, **kwargs: self.call_back(content, args, kwargs)
 
     def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that the tests have passed as an argument."""
+        """Call a function that the tests have passed as an argument, and answer what it asks meanwhile."""
         content = [encoded(list(args), self.encode), encoded(kwargs, self.encode)]
         send(self.writer, {"function": number, "arguments": content})
-        reply = receive(self.reader)
+        while "do" in (reply := receive(self.reader)):
+            self.reply(partial(self.answer, reply))
         if "raised" in reply:
             raise getattr(builtins, reply["raised"][0][0])(reply["raised"][1])
         return decoded(reply["value"], self.decode)

@@ -50,5 +50,5 @@ VERIFIERS: dict[str, Verifier] = {
         longest=4096,
     ),
     # Processor time decides, so `seconds` is only for what should never happen on a busy machine.
-    "code": Verifier("pipelines.verifiers.code:passes", seconds=600.0, compares_answers=False, version=2),
+    "code": Verifier("pipelines.verifiers.code:passes", seconds=600.0, compares_answers=False, version=3),
 }

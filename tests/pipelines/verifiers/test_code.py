@@ -64,7 +64,9 @@ KINDS = {
     "output": ("def f(): print('hi')", "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    f()\nassert out.getvalue() == 'hi\\n'"),
     "input": ("def f(): return int(input()) + 1", "import io, sys\nsys.stdin = io.StringIO('3\\n')\nassert f() == 4"),
     "functions as arguments": ("def apply(g, xs): return [g(x) for x in xs]", "assert apply(lambda x: x * 2, [1, 2]) == [2, 4] and apply(abs, [-1]) == [1]"),
-    "objects for a function of the tests": ("class P:\n    def __init__(self, x): self.x = x\ndef f(g): return g(P(2), q=P(3))", "assert f(lambda p, q: p.x - q.x) == -1"),
+    "functions that look into arguments": ("class P:\n    def __init__(self, x): self.x = x\n    def twice(self): return 2 * self.x\ndef add(a, b): return a + b\ndef rank(xs, key): return [key(x) for x in sorted(xs, key=key)]\ndef f(g, p): return g(1, q=p)",
+                                           "assert rank([P(1), P(5), P(2)], key=lambda p: p.x) == [1, 2, 5] and rank([P(3), P(2)], key=P.twice) == [4, 6]\n"
+                                           "assert f(lambda x, q: add(x, rank([q], lambda y: y.twice())[0]), P(3)) == 7\nassert f(lambda x, q: q.x, P(4)) == 4"),
     "a raising argument": ("def f(g):\n    try: return g(0)\n    except ZeroDivisionError: return 'no'", "assert f(lambda x: 1 / x) == 'no'"),
     "a decorated function": ("import functools\n@functools.lru_cache\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)", "assert f(80) == 23416728348467685"),
     "arrays": ("import numpy as np\ndef f(n): return np.arange(n) * 1.5\ndef m(x): return x.mean()", "assert (f(3) == np.array([0, 1.5, 3])).all() and m(np.ones((2, 2))) == 1"),
