@@ -53,6 +53,11 @@ def test_rows_hold_the_documents_in_order(corpus: Corpus) -> None:
     assert text.startswith("<|endoftext|>" + first.prompt)
 
 
+def test_rows_of_other_texts_are_made_like_those_of_the_corpus(corpus: Corpus) -> None:
+    texts = [document.training_text for document in corpus.documents("validation")]
+    assert np.array_equal(corpus.rows_of_texts(texts, 24), corpus.rows("text", "validation", 24))
+
+
 def test_a_document_begins_with_the_token_that_begins_it(corpus: Corpus) -> None:
     """The number of the document goes up by one there, and nowhere else; the last row may end with an end of text."""
     rows, documents = corpus.rows_with_documents("chain3", "train", 48)
