@@ -1,6 +1,6 @@
 """The headline in the terminal: the sentence, the table of settings, and what hides differences."""
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,12 +29,16 @@ def headline_table(headline: Headline) -> Table:
     title = f"before -> after RL: {headline.result.title}, percent" if headline.has_rl else "after pre-training, nats"
     table = Table(box=None, title=title, title_justify="left")
     of_rl = ["before -> after"] if headline.has_rl else []
+    # Names that are made of parameters have no spaces to break at.
+    settings = [headline.name(row).replace(",", ", ") for row in headline.rows]
+    longest = max((len(word) for name in settings for word in name.split()), default=0)
     for name in ("setting", "entropy", "perplexity", *of_rl, "minus baseline", ""):
-        # In a narrow terminal the interval and the word take a second line.
-        is_last = name in ("minus baseline", "")
-        table.add_column(name, justify="left" if name in ("setting", "") else "right", no_wrap=not is_last)
-    for row in headline.rows:
-        table.add_row(escape(headline.name(row)), *map(escape, cells(headline, row)))
+        # In a narrow terminal a long name, the interval and the word take further lines.
+        narrowest = {"setting": longest, "minus baseline": len("[−10.0,"), "": len("baseline")}.get(name)
+        justify: JustifyMethod = "left" if name in ("setting", "") else "right"
+        table.add_column(name, justify=justify, no_wrap=narrowest is None, min_width=narrowest)
+    for name, row in zip(settings, headline.rows, strict=True):
+        table.add_row(escape(name), *map(escape, cells(headline, row)))
     return table
 
 

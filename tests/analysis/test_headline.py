@@ -41,7 +41,7 @@ from analysis.statistics import Estimate, Sampled
 from analysis.study import read_study
 from analysis.table_builder import build_tables
 from analysis.tables import Entry
-from analysis.terminal import cells, print_headline
+from analysis.terminal import cells, headline_table, print_headline
 from sweeps.plan.graph import StageRun
 from tests.analysis.conftest import Measured, known, write_run
 from tests.analysis.test_learning import with_curves
@@ -346,6 +346,17 @@ def test_without_rl_in_the_study_there_is_no_before_and_after(make_store: Callab
     planned_only = headline(read_study(*make_store(FIVE, leave_out=lambda run: run.stage == "grpo", number=numbers)))
     assert planned_only.has_rl
     assert headline_rows(planned_only)[0][3] == "before -> after RL"
+
+
+def test_long_names_leave_the_numbers_room(make_store: Callable) -> None:
+    """In a terminal of 80 columns nothing is cut short: the name wraps where its parameters end."""
+    heads = ["objective.lam_head=0,0.1", "objective.lam_tail=-0.1", "objective.top_k=64", "seed=1,2,3"]
+    result = headline(read_study(*make_store(["objective=ce", *heads], number=numbers)))
+    out = StringIO()
+    Console(file=out, width=80).print(headline_table(result))
+    assert "…" not in out.getvalue()
+    words = out.getvalue().split()
+    assert {"lam_head=0.1,", "lam_tail=-0.1,", "k=64"} <= set(words)
 
 
 @pytest.mark.parametrize(("value", "is_odd"), [(54.9, False), (55.1, True)])
