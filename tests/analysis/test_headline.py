@@ -350,7 +350,7 @@ def test_without_rl_in_the_study_there_is_no_before_and_after(make_store: Callab
 
 def test_long_names_leave_the_numbers_room(make_store: Callable) -> None:
     """In a terminal of 80 columns nothing is cut short: the name wraps where its parameters end."""
-    heads = ["objective.lam_head=0.1", "objective.lam_tail=-0.1", "objective.top_k=64", "seed=1,2"]
+    heads = ["objective.lam_head=0,0.1", "objective.lam_tail=-0.1,0", "objective.top_k=64", "seed=1,2"]
     result = headline(read_study(*make_store(heads, number=lambda _: 0.5)))
     out = StringIO()
     Console(file=out, width=80).print(headline_table(result))
