@@ -128,6 +128,9 @@ def test_damaged_files_are_named_with_their_position(tmp_path: Path) -> None:
             with pytest.raises(StageFailure, match=r"damaged at or before byte [\d,]+ of") as error:
                 read(SourceConfig("jsonl", str(tmp_path / name)))
             assert str(tmp_path / name) in str(error.value)
+            assert "(None)" not in str(error.value)
+            if content == whole[:cut] and name.endswith(".gz"):
+                assert "(Compressed file ended before the end-of-stream marker was reached)" in str(error.value)
             found = re.search(r"byte ([\d,]+) of", str(error.value))
             assert found
             assert at <= int(found[1].replace(",", "")) <= at + 1_200_000
@@ -135,8 +138,19 @@ def test_damaged_files_are_named_with_their_position(tmp_path: Path) -> None:
     with pytest.raises(StageFailure, match=r"no\.jsonl: the line at byte 14 is not JSON"):
         read(SourceConfig("jsonl", str(tmp_path / "no.jsonl")))
     (tmp_path / "no.parquet").write_text("text")
-    with pytest.raises(UserError, match=r"no\.parquet: it is no Parquet file"):
+    with pytest.raises(UserError, match=r"no\.parquet: it is no Parquet file \(.*[Pp]arquet.*\); write"):
         parts_of("web", SourceConfig("parquet", str(tmp_path / "no.parquet")))
+
+
+def test_a_damaged_row_group_is_named_with_what_the_library_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": TEXTS}), path, row_group_size=400, compression="gzip", use_dictionary=False)
+    page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[page + 100 : page + 400] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(StageFailure, match=r"a\.parquet: row group 1 cannot be read \(.*GZip.*\); copy it again"):
+        read(SourceConfig("parquet", str(path)))
 
 
 def test_mistakes_are_found_before_anything_is_prepared(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_plugin_that_cannot_work_is_refused_in_one_sentence(folder: Path, adde
         ("plugins: rewards", "{folder}/plugins.yaml: it has one key, a list of modules; write plugins: [NAME]"),
         ("plugins: [rewards.py/]", "a plugin is the name of a module"),
         ("plugins: [rewards, rewards]", "plugins=[rewards] in {folder}/plugins.yaml: it is listed twice"),
-        ("plugins: [", "{folder}/plugins.yaml: it cannot be read"),
+        ("plugins: [", "{folder}/plugins.yaml: it cannot be read (while parsing a flow node"),
     ],
 )
 def test_the_list_of_plugins_is_checked(folder: Path, content: str, message: str) -> None:

@@ -41,7 +41,7 @@ def test_a_parquet_file_is_read_and_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"questions\.parquet: row 2: answer=.*: it must be text or a number"):
         read_questions(path, "boxed")
     path.write_bytes(b"no parquet")
-    with pytest.raises(UserError, match=r"questions\.parquet: it is no Parquet file"):
+    with pytest.raises(UserError, match=r"questions\.parquet: it is no Parquet file \(.*magic bytes.*\); write"):
         read_questions(path, "boxed")
 
 

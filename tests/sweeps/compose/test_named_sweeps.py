@@ -104,6 +104,10 @@ def test_several_sweeps_are_all_run(write: Write) -> None:
         ("name: 'mine\n", r"sweep/mine\.yaml:2: .*quoted scalar"),
         ("name: mine\ngrid: *nothing\n", r"sweep/mine\.yaml:2: found undefined alias"),
         ("name: mine\nname: mine\n", r"sweep/mine\.yaml:2: .*duplicate key name"),
+        (
+            "name: mine\n# \x01\n",
+            r"unacceptable character #x0001: special characters are not allowed.*correct this YAML",
+        ),
         ("- seed: 1\n", r"\+sweep=mine: its file is no mapping; give it the keys name, points, grid, zip"),
         ("name: mine\ngird: {seed: [1]}\n", r"gird: unknown key; did you mean 'grid'"),
         ("name: mine\ngrid: {seed: 3}\n", r"grid\.seed=3: it is a list: seed: \[3\]"),
