@@ -318,7 +318,7 @@ class _Statistics:
     def row(self, communicator: Communicator) -> dict[str, float]:
         """The ledger's columns, over the tokens of all ranks."""
         local = torch.cat([torch.empty(6, 0), *self.micro_batches], 1)
-        columns = local if communicator.ranks == 1 else communicator.concatenated(local.T.contiguous()).T.contiguous()
+        columns = communicator.concatenated(local.T.contiguous()).T.contiguous()
         ratio, low, high, mismatch, entropies, slopes = columns
         percentiles = np.percentile(ratio.numpy(), [1, 50, 99])
         forking = entropies > np.quantile(entropies.numpy(), 1 - FORKING_SHARE)

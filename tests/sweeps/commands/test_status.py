@@ -59,6 +59,23 @@ def test_of_many_that_are_not_done_the_first_forty_are_listed_and_the_others_cou
     assert not any(line.startswith(("done", "missing", "...")) for line in few[3:])
 
 
+def test_only_stages_that_have_stage_runs_are_counted() -> None:
+    some = [row("a", "done"), replace(row("b", "failed"), stage="grpo"), replace(row("c", "done"), stage="grpo")]
+    table = [line.split() for line in list(status._status_lines(some, every=False))[:3]]
+    assert table == [["stage", "failed", "done"], ["pretrain", "1"], ["grpo", "1", "1"]]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_watching_lists_finished_stage_runs_on_request(
+    every: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(status, "rows", lambda store, filters: [row("abcd", "done")])
+    monkeypatch.setattr(status.Live, "update", lambda self, text, refresh: shown.append(text.plain))
+    status._watch(Store.create(tmp_path / "store"), [], every=every)
+    assert ("abcd" in shown[-1]) == every
+
+
 def test_a_row_shows_what_is_known_of_it() -> None:
     running = row("abcd", "running", step=5, steps=20, rate=1234.5, left=61.0, job="7_0", note="as recorded")
     assert list(status._row_lines(running)) == [
