@@ -36,6 +36,7 @@ def test_layout_does_not_hide_a_copy_and_texts_do_not_run_together() -> None:
     again = question.upper().replace(" ", "\n  ")
     assert overlap({"x": [question]}, ["before " + again])["x"]["contaminated"] == 1
     assert overlap({"x": [question]}, [question[:45], question[45:]])["x"]["contaminated"] == 0
+    assert overlap({"x": [question]}, ["", " \n"])["x"]["contaminated"] is None
 
 
 def test_training_text_is_streamed(monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.execute import worker
-from sweeps.execute.worker import _Attempt, package_versions, processor
+from sweeps.execute.worker import _Attempt, _name_job, package_versions, processor
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,23 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 def test_results_are_recorded_with_the_commit_where_git_tells_one(git: Callable[[str], dict[str, str]]) -> None:
     assert git("echo 0123456789ab-dirty")["commit"] == "0123456789ab-dirty"
     assert "commit" not in git("exit 128")  # a repository of another user, or without a commit
+
+
+def test_a_task_of_a_mixed_array_is_named_by_its_cell_and_fails_with_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"stage": "grpo", "labels": {"model": "nano", "objective": "ce", "seed": 3}}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_NAME", "nano/*/seed1:pretrain")
+    _name_job("7_2", spec)  # a node without scontrol
+    scontrol = tmp_path / "scontrol"
+    for code in (1, 0):
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit {code}\n')
+        scontrol.chmod(0o755)
+        _name_job("7_2", spec)
+    monkeypatch.setenv("SLURM_JOB_NAME", "nano/ce/seed1:pretrain")
+    _name_job("7_2", spec)
+    assert (tmp_path / "asked").read_text() == "update JobId=7_2 JobName=nano/ce/seed3:grpo\n" * 2
 
 
 def test_a_full_disk_is_recorded_with_the_file_that_did_not_fit(tmp_path: Path) -> None:
