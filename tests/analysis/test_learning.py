@@ -13,6 +13,7 @@ from analysis.claim_language import parse
 from analysis.claim_sources import StudySource
 from analysis.claims import applicable, judge, read_claims
 from analysis.figures.all_figures import build_figures
+from analysis.headline import held_out_rewards
 from analysis.learning import MEASURES, RLCurve, reward_deviations, rl_curves, run_table, sampled
 from analysis.learning_table import target_reward
 from analysis.study import NotMeasured, Study, read_study
@@ -246,6 +247,12 @@ def test_whether_beta_is_a_temperature_is_judged_by_rl_from_tempered_models(
     verdicts = {v.claim.name: v.verdict for v in judge(applicable(read_claims(), source), source)}
     assert verdicts["beta-is-a-temperature"] == verdict
     assert verdicts["precision-learns-faster"] == "supported"  # ce's own curve is without those of the controls
+
+
+def test_the_headline_has_no_reward_of_a_tempered_start(make_store: Callable) -> None:
+    rewards = held_out_rewards(with_curves(*make_store(TEMPERED), tempered_like(-0.2)))
+    assert set(rewards) == {("nano", "ce"), ("nano", "precision"), ("nano", "diversity")}
+    assert rewards["nano", "ce"][20].values == pytest.approx([100 * reward("ce", seed, 20) for seed in (1, 2, 3, 4)])
 
 
 def test_rl_from_tempered_models_has_rows_and_a_figure_of_its_own(make_store: Callable) -> None:

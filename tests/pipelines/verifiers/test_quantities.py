@@ -37,6 +37,37 @@ def test_a_number_has_its_exact_value(text: str, value: Fraction, *, decimal: bo
     assert plain_number(text) == (value, decimal)
 
 
+def test_words_for_numbers() -> None:
+    small = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+    ]
+    assert [plain_number(word) for word in small] == [(F(number), False) for number in range(21)]
+    tens = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    assert [plain_number(f"{word} one") for word in tens] == [(F(number), False) for number in range(21, 100, 10)]
+    factors = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+    assert {word: measured(f"3 {word}").factor for word in factors} == factors
+
+
 @pytest.mark.parametrize("text", ["", "x", "1,23", "1/0", "2 5/3", "one two", "1.2.3", "--2"])
 def test_what_is_no_number_has_none(text: str) -> None:
     assert plain_number(text) is None
