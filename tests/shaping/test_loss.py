@@ -352,7 +352,7 @@ def test_statistics_are_returned_with_the_loss() -> None:
     [
         ({"logits": torch.zeros(2, 4, dtype=torch.long)}, "logits has type"),
         ({"targets": torch.zeros(2)}, "targets has type"),
-        ({"targets": torch.zeros(3, dtype=torch.long)}, "shapes must be"),
+        ({"targets": torch.zeros(3, dtype=torch.long)}, r"the shapes must be \[N, V\] and \[N\], or \[B, T, V\]"),
         ({"targets": torch.tensor([0, 4])}, "targets contain 4"),
         ({"objective": Objective(lam_tail=1, top_k=5)}, "top_k=5"),
         ({"weight": torch.ones(3)}, "weight"),
