@@ -85,6 +85,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "_READ_RIGHTS": 12,
         "_ARCHITECTURE": {"x86_64": 0xC000003E, "aarch64": 0xC00000B7},
     },
+    "analysis.result_cache": {"CACHE_VERSION": 3},
     "pipelines.verifiers.judge": {
         "KEPT_VARIABLES": ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
         "FAILURES": ("timeout", "error", "too_long"),

@@ -4,10 +4,13 @@ import json
 import os
 import resource
 import struct
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from pipelines.verifiers.confinement import confine, filter_program
+from pipelines.verifiers.confinement import confine, drop_capabilities, filter_program
+from tests.forked import forked
 
 ALLOW, DENY, KILL = 0x7FFF0000, 0x00050001, 0x80000000
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -135,6 +138,23 @@ def test_limits_are_those_of_the_documents_and_the_environment_is_gone(monkeypat
         "environment": {},
         "folder": "/",
     }
+
+
+def capabilities() -> dict[str, str]:
+    """The sets of capabilities of a process that has given them up, by the kernel."""
+    drop_capabilities()
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {words[0]: words[1] for words in lines if words[0].startswith(("Cap", "NoNewPrivs"))}
+
+
+def test_no_capability_is_left_and_none_can_be_regained() -> None:
+    with ProcessPoolExecutor(1, forked) as pool:
+        found = pool.submit(capabilities).result()
+    assert found.pop("NoNewPrivs:") == "1"
+    if os.geteuid():  # only root can empty the set of what a program with privileges could get
+        del found["CapBnd:"]
+    assert len(found) >= 4
+    assert {int(bits, 16) for bits in found.values()} == {0}
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)

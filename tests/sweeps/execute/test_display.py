@@ -34,6 +34,23 @@ def test_an_evaluation_shows_its_steps_and_the_time_left(tmp_path: Path, termina
     assert "9:4" in output.getvalue() or "9:5" in output.getvalue()  # 6 benchmarks of 100 s, less 10 s
 
 
+def test_each_step_of_rl_is_a_line_once(tmp_path: Path) -> None:
+    """Where the output is not a terminal."""
+    store = Store.create(tmp_path / "store")
+    run = StageRun("grpo", "abc", 1, {}, ("midtrain", "def"), None, 20, LABELS)
+    folder = store.run("grpo", "abc").folder
+    folder.mkdir(parents=True)
+    store.run("grpo", "abc").write_state("running", attempts=[{"started": time.time()}])
+    output = io.StringIO()
+    display = Display(Console(file=output, width=200))
+    display.start(Plan({"abc": run}, {"nano/ce/seed1": ["abc"]}), store, Outcome())
+    for steps in (1, 1, 2, 2, 2, 3):
+        (folder / "ledger.jsonl").write_text("".join(json.dumps({"step": i + 1}) + "\n" for i in range(steps)))
+        display.refresh(["abc"])
+    of_steps = [line for line in output.getvalue().splitlines() if "] grpo nano/ce/seed1 step" in line]
+    assert [line.split("step ")[1].split()[0] for line in of_steps] == ["1/20", "2/20", "3/20"]
+
+
 def test_the_end_names_what_failed_with_its_error_as_it_is() -> None:
     labels = {"scale": "nano", "model": "nano", "objective": "ce", "seed": 1, "sweep": ""}
     run = StageRun("pretrain", "abc", 1, {}, None, None, 9, labels)
