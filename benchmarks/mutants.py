@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,16 @@ def _outcomes(mutations: list[Mutation], limit: float, end: float, jobs: int) ->
         tempfile.TemporaryDirectory(prefix="mutants-") as folder,
         ProcessPoolExecutor(jobs, get_context("fork"), initializer=_copy_repository, initargs=(folder,)) as pool,
     ):
-        for done in as_completed([pool.submit(_outcomes_of_file, file, limit, end) for file in files]):
-            for outcome in done.result():
-                outcomes.append(outcome)
-                _print_outcome(outcome)
+        try:
+            for done in as_completed([pool.submit(_outcomes_of_file, file, limit, end) for file in files]):
+                for outcome in done.result():
+                    outcomes.append(outcome)
+                    _print_outcome(outcome)
+        except BaseException:  # Ctrl-C, or a signal to end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
     if len(outcomes) < len(mutations):
         print(f"out of time: {len(mutations) - len(outcomes)} mutants were not tried")
     return sorted(outcomes, key=lambda outcome: (outcome["path"], outcome["line"]))
