@@ -1,11 +1,14 @@
 """Planned stage runs, run outside a worker."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipelines import stages
 from pipelines.configuration.tracking import TrackingConfig
 from pipelines.data.corpus import prepare
 from pipelines.models.causal_lm import build_model, save_checkpoint
@@ -95,3 +98,21 @@ def test_the_position_limit_of_a_model_is_the_length_of_its_training_rows(
     run_stage(spec, folder=tmp_path / "run", root=tmp_path, tracking=OFF, parent=tmp_path / "parent")
     assert limits == [getattr(cell, key).sequence_length]
     assert cell.pretrain.sequence_length < cell.midtrain.sequence_length
+
+
+def test_pre_training_a_start_balances_its_experts_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def train(*_: object, balance_rate: float, **__: object) -> dict[str, float]:
+        rates.append(balance_rate)
+        return {"loss": 2.0}
+
+    monkeypatch.setattr(stages, "train", train)
+    for name, value in (("load_model", "a model"), ("parameter_count", 7), ("_objective", None), ("_deferred", False)):
+        monkeypatch.setattr(stages, name, lambda *_, value=value, **__: value)
+    config = {"pretrain": asdict(compose_cell([]).pretrain), "start": {}}
+    for balance in ({"balance_rate": 0.25}, {}):
+        context = SimpleNamespace(config=config | balance, corpus=SimpleNamespace(tokenizer=None), source=None)
+        outcome = stages._pretrain(context)  # type: ignore[arg-type]
+        assert outcome == {"metrics": {"loss": 2.0, "parameters": 7}, "measurements": []}
+    assert rates == [0.25, 0.0]

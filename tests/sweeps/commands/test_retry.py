@@ -1,6 +1,8 @@
 """What `retry` and `dismiss` choose, and how it is launched again; nothing is run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,28 @@ def test_only_what_ended_without_a_result_can_be_dismissed(store: Store, monkeyp
     retry.dismiss(["*"], str(store.root))
     dismissed = [s for s in STATUSES if store.run("pretrain", s).state["status"] == "dismissed"]
     assert dismissed == ["failed", "interrupted", "cancelled", "dismissed"]
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_only_the_chosen_stage_runs_are_launched_again(
+    launcher: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the options of the first launch, in its folder, and into the store that was named."""
+    calls: list[tuple[str, Any, Any, dict[str, Any]]] = []
+
+    def launch(name: str) -> Callable[..., None]:
+        return lambda cells, jobs, **options: calls.append((name, cells, jobs, options | {"folder": Path.cwd()}))
+
+    monkeypatch.setattr("sweeps.execute.launch.launch_locally", launch("local"))
+    monkeypatch.setattr("sweeps.execute.launch.launch_on_slurm", launch("slurm"))
+    options = {"workers": 3} if launcher == "local" else {"partition": "big"}
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    record(store, Plan(), [["seed=5"]], name="one", launcher=launcher, options=options)
+    monkeypatch.chdir(tmp_path)
+    (only,) = launched_sweeps.records(store)
+    retry._launch(only, store, {"a", "b"})
+    ((name, (cell,), jobs, given),) = calls
+    assert (name, jobs, given["only"], given["folder"]) == (launcher, [["seed=5"]], {"a", "b"}, tmp_path / "first")
+    assert (cell.seed, cell.store) == (5, str(store.root))
+    assert (given["workers"] if launcher == "local" else given["options"].partition) == options.popitem()[1]
