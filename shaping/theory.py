@@ -7,6 +7,7 @@ Setting the expected gradient over targets x ~ q to zero gives, for every token 
 where A is the one number for which p sums to 1. For lambda = 0 that is p_j proportional to q_j (1 - p_j)^beta.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,8 @@ def _shared_lambdas(q: Tensor, objective: Objective, level: Tensor) -> Tensor:
     head. The shares fall as t rises; t is the probability at which they add up to k.
     """
     span = objective.lam_tail - objective.lam_head
-    left, right = torch.full_like(level, -100.0), torch.zeros_like(level)  # of log t
+    # Of log t. Tokens that share a place are at most 1/2; beyond it the share of one with beta < 0 rises again.
+    left, right = torch.full_like(level, -100.0), torch.full_like(level, math.log(0.5))
     for _ in range(STEPS):
         middle = (left + right) / 2
         t = middle.exp()

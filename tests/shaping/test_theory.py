@@ -93,8 +93,24 @@ def test_the_gradient_vanishes_at_the_fixed_point(
     objective = Objective(beta, lam_head, lam_tail, draw.draw(st.integers(1, vocabulary)))
     p = stationary_distribution(q, objective)
     assert (p.sum(-1) - 1).abs().max() < 1e-9
-    if lam_head >= lam_tail or objective.top_k == vocabulary:  # otherwise tokens share the k-th place
-        assert expected_gradient(p, q, objective).abs().max() < 1e-10
+    gradient = expected_gradient(p, q, objective)
+    if lam_head >= lam_tail or objective.top_k == vocabulary:
+        assert gradient.abs().max() < 1e-10
+    else:  # where tokens share the k-th place the gradient jumps
+        ranked = p.sort(dim=-1, descending=True).values
+        unshared = ranked[:, objective.top_k - 1] - ranked[:, objective.top_k] > 1e-6
+        assert gradient[unshared].abs().sum() < 1e-9
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("beta", [-0.6, -0.2, 0.7])
+def test_a_tail_that_earns_much_more(beta: float, top_k: int) -> None:
+    q, objective = data(200, 5, seed=3), Objective(beta, -2.5, 0.9, top_k)
+    p = stationary_distribution(q, objective)
+    ranked = p.sort(dim=-1, descending=True).values
+    unshared = ranked[:, top_k - 1] - ranked[:, top_k] > 1e-6
+    assert unshared.sum() > 5
+    assert expected_gradient(p, q, objective)[unshared].abs().max() < 1e-9
 
 
 def test_the_effect_of_the_lambdas() -> None:

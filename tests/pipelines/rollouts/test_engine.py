@@ -30,6 +30,11 @@ def test_a_new_engine_is_one_entry_and_its_file(tmp_path: Path, monkeypatch: pyt
     assert (type(engine).__name__, engine.exact, vars(engine)) == ("RemoteEngine", False, {"longest": 7})
 
 
+def test_a_model_on_one_rank_samples_by_itself() -> None:
+    """Only a sharded one needs a whole copy."""
+    assert type(load_engine("transformers", tiny(), no_tokens_needed)) is TransformersEngine
+
+
 def test_an_unknown_engine_is_a_mistake_of_the_configuration() -> None:
     with pytest.raises(UserError, match=r"grpo\.engine=transformer: did you mean 'transformers'"):
         GRPOConfig(steps=1, tasks=["t"], milestones=1, engine="transformer")

@@ -2,15 +2,21 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.configuration.tracking import TrackingConfig
+from pipelines.files import write_sealed
+from pipelines.tracking.wandb_run import TRACKING
 from sweeps.monitor import wandb_sync
 from sweeps.monitor.wandb_sync import send_artifacts, send_runs
 from sweeps.store.stage_runs import Store
 from tests.analysis.conftest import planned, write_run
+from tests.pipelines.tracking.specs import EVALUATE
+from tests.published import publish
 
 
 def quiet(line: str) -> None:
@@ -124,3 +130,27 @@ def test_a_batch_of_which_nothing_arrives_is_the_last(store: Store, monkeypatch:
     found = send_runs(store, project=None, entity=None, report=quiet)
     assert calls == [names[:25], names[25:50]]
     assert (found.runs, found.failed) == (names[:25], names[25:])
+
+
+@pytest.mark.parametrize(
+    ("project", "entity", "place"),
+    [(None, None, ("first", "ours")), ("second", None, ("second", "ours")), (None, "others", ("first", "others"))],
+)
+def test_evaluations_go_where_their_run_is_or_to_the_project_that_is_named(
+    project: str | None, entity: str | None, place: tuple[str, str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, evaluation = store.root / "wandb" / "run-20261128_010203-abc123", store.root / "evaluate" / "eee999"
+    for folder in (run, evaluation):
+        folder.mkdir(parents=True)
+    write_sealed(run / TRACKING, asdict(TrackingConfig("offline", project="first", entity="ours")))
+    write_sealed(evaluation / "spec.json", {"format": 2, "version": 1, **EVALUATE})
+    publish(evaluation)
+    sent: list[tuple[str | None, str | None, str]] = []
+
+    def send(evaluations: object, root: Path, tracking: TrackingConfig) -> None:
+        sent.append((tracking.project, tracking.entity, tracking.mode))
+
+    monkeypatch.setattr(wandb_sync, "send_evaluations", send)
+    for _ in range(2):  # the second time it has been sent
+        wandb_sync.add_evaluations(store, project=project, entity=entity, report=quiet)
+    assert sent == [(*place, "online")]
