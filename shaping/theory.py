@@ -29,9 +29,12 @@ def stationary_distribution(q: Tensor, objective: Objective, tolerance: float = 
     With lam_head >= lam_tail the head is that of q, since p has q's order. With lam_head < lam_tail a token that enters
     the head is pushed out of it again, so at the fixed point several tokens share one probability at the k-th place.
     Each is in the head for a share of the time; the shares add up to k. Gradient descent oscillates about that point.
+    Where a wrong token may earn more than the true one (a lambda of 2^(1 - beta) or more), p can have another order;
+    such a fixed point is not looked for.
 
     Raises `ValueError` for a q that is not a distribution, and `ArithmeticError` where no fixed point is found to
-    `tolerance` (largest expected gradient of a logit).
+    `tolerance`: the largest expected gradient of a logit, relative to the largest reward q (1 - p)^beta if that is
+    above 1.
     """
     q = q.double()
     if bool((q < 0).any()) or bool(((q.sum(-1) - 1).abs() > 1e-6).any()):
@@ -39,7 +42,8 @@ def stationary_distribution(q: Tensor, objective: Objective, tolerance: float = 
     rows = (q / q.sum(-1, keepdim=True)).reshape(-1, q.shape[-1])
     p, lam = _solve(rows, objective)
     residual = _gradient(p, rows, lam, beta=objective.beta).abs().amax()
-    if not residual <= tolerance:
+    largest = (rows * (1 - p).clamp(min=1e-300) ** objective.beta).amax()
+    if not residual <= tolerance * largest.clamp(min=1):
         raise ArithmeticError(
             f"no fixed point was found for {objective!r}: the gradient there is {float(residual):.1e}"
         )

@@ -100,6 +100,12 @@ def test_the_position_limit_of_a_model_is_the_length_of_its_training_rows(
     assert cell.pretrain.sequence_length < cell.midtrain.sequence_length
 
 
+def test_a_measured_model_is_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "use_attention_by_blocks", lambda model: None)
+    monkeypatch.setattr(stages, "on_device", lambda model, rank=0: (model, rank))
+    assert stages._measurable("a model", 3) == ("a model", 3)  # type: ignore[arg-type, comparison-overlap]
+
+
 def test_pre_training_a_start_balances_its_experts_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
 
