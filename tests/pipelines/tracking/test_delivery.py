@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.configuration.tracking import TrackingConfig
 from pipelines.ledger import Ledger
+from pipelines.tracking import start
 from pipelines.tracking.delivery import Delivery
 from tests.pipelines.contexts import captured_log
 
@@ -92,3 +94,17 @@ def test_a_stage_that_fails_waits_less(tmp_path: Path) -> None:
     ledger.log({"step": 0})
     ledger.__exit__(ValueError, ValueError("broken"), None)
     assert time.monotonic() - started < 2
+
+
+def test_a_tracker_of_ones_own_gets_what_ours_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, ...]] = []
+
+    def make(*arguments: object) -> object:
+        made.append(arguments)
+        return "a tracker"
+
+    monkeypatch.setitem(start.OTHER_TRACKERS, "mine", "somewhere:make")
+    monkeypatch.setattr(start.pkgutil, "resolve_name", {"somewhere:make": make}.__getitem__)
+    tracking = TrackingConfig("off", others=["mine"])
+    assert start._other({"stage": "grpo"}, tmp_path, tracking, name="mine") == "a tracker"
+    assert made == [({"stage": "grpo"}, tmp_path, tracking)]

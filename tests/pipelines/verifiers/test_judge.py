@@ -1,12 +1,14 @@
 """The judge: verifiers that are right, wrong, slow or dying, and the processes that they run in."""
 
+import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines.errors import StageFailure
-from pipelines.verifiers import VERIFIERS, Judge, Verifier
+from pipelines.verifiers import VERIFIERS, Judge, Verdict, Verifier, judge
 
 MISBEHAVING = "tests.pipelines.verifiers.misbehaving:verify"
 
@@ -135,3 +137,15 @@ def test_a_folder_named_pipelines_in_the_working_directory_does_not_hide_the_pac
     (tmp_path / "pipelines" / "__init__.py").write_text("raise ImportError('the wrong package')\n")
     monkeypatch.chdir(tmp_path)
     assert rewards("code", [("x = 1", "assert x == 1")]) == [1]
+
+
+def test_only_the_first_failure_of_a_verifier_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    team = judge._Team("mine", Verifier("m:f"))
+    worker = SimpleNamespace(ask=lambda answer, reference: Verdict(0.0, "error"), reason="ValueError: no")
+    monkeypatch.setattr(team, "_taken", lambda: worker)
+    with caplog.at_level(logging.WARNING, logger="pipelines"):
+        assert [team.ask(str(i), "1").failure for i in range(3)] == ["error"] * 3
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["the verifier mine failed on an answer: ValueError: no; failures are counted"]
