@@ -87,6 +87,20 @@ def fingerprint(model: Qwen3ForCausalLM) -> str:
     return hashlib.sha256(save(weights)).hexdigest()
 
 
+def test_measuring_the_divergence_from_the_start_changes_nothing_else(
+    corpus: Corpus, weights: Path, tmp_path: Path
+) -> None:
+    """Without it and without a KL term no second model is kept."""
+    models, ledgers = [], []
+    for measured in (True, False):
+        model, folder = start_model(corpus, weights), tmp_path / str(measured)
+        run(model, settings(steps=2, start_divergence=measured), corpus=corpus, folder=folder)
+        models.append(fingerprint(model))
+        ledgers.append([row for row in rows(folder) if row["step"]])
+    assert models[0] == models[1]
+    assert ["kl_start" in row for row in (*ledgers[0], *ledgers[1])] == [True, True, False, False]
+
+
 @pytest.mark.slow
 def test_rl_improves_a_model(corpus: Corpus, weights: Path, tmp_path: Path) -> None:
     """A model that often breaks the format learns to answer, and to be right, on held-out questions too."""
