@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run in parallel; tor
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; Triton reads it at import
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a hub that cannot be reached is asked again for a minute
 
-# Background jobs of a shell ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
+# Background jobs of a shell ignore Ctrl-C, and those of nohup a closed terminal; what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Imported objects stay alive: collecting garbage among them would take a fifth of the time of imports and tests.
