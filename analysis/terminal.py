@@ -30,7 +30,7 @@ def headline_table(headline: Headline) -> Table:
     table = Table(box=None, title=title, title_justify="left")
     of_rl = ["before -> after"] if headline.has_rl else []
     # Names that are made of parameters have no spaces to break at.
-    settings = [headline.name(row).replace(",", ", ") for row in headline.rows]
+    settings = [", ".join(part.strip() for part in headline.name(row).split(",")) for row in headline.rows]
     longest = max((len(word) for name in settings for word in name.split()), default=0)
     for name in ("setting", "entropy", "perplexity", *of_rl, "minus baseline", ""):
         # In a narrow terminal a long name, the interval and the word take further lines.
