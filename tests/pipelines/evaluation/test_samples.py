@@ -46,12 +46,11 @@ def test_a_row_holds_the_sample_and_its_verdict() -> None:
 
 def test_questions_vote_each_by_its_own_verifier() -> None:
     """Consecutive questions of one verifier vote together; the votes stay those of their question."""
-    answers, verifiers = [["a", "A"], ["b", "b"], ["C", "c"], ["d", "e"]], ["upper", "exact", "exact", "upper"]
+    answers, verifiers = [["a", "A"], ["b", "b"], ["C", "c"], ["d", "e"]], ["math", "exact", "exact", "math"]
     judge: Any = SimpleNamespace(
         rewards=lambda items: [Verdict(float(a == b or (v == "math" and a.upper() == b.upper()))) for v, a, b in items]
     )
-    names = ["math" if verifier == "upper" else verifier for verifier in verifiers]
-    judged = [(name, answer, "x") for name, row in zip(names, answers, strict=True) for answer in row]
+    judged = [(verifier, answer, "x") for verifier, row in zip(verifiers, answers, strict=True) for answer in row]
     texts = [answer for row in answers for answer in row]
     responses = Responses(texts, judged, [Verdict(0.0)] * 8, [-1.0] * 8, [3] * 8, [True] * 8)
     rows = sample_rows([(f"Q{i}", f"{i}?") for i in range(4)], responses, judge, first_item=0)
